@@ -1,0 +1,51 @@
+# make demo   ten tasks learned one after the other, none forgotten (a bare checkout is enough)
+# make test   the tests
+# make bench  the measurements
+# make lint   ruff
+# make clean  removes what the others made, runs excepted
+#
+# PYTHON is the interpreter (3.10 or newer) the environment is made from, VENV where it is made.
+
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+
+.PHONY: demo test bench lint clean
+
+demo: $(STAMPS)/run
+	$(BIN)/eidetic train demo $(ARGS)
+
+# One thread a process: the processes already share the cores among themselves.
+test: $(STAMPS)/test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+bench: $(STAMPS)/test
+	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
+
+lint: $(STAMPS)/test
+	$(BIN)/python -m ruff check .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	find eidetic_kernels python tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is `$(PYTHON) -V 2>&1`; Python 3.10 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+# Installed again when the dependencies may have changed; the install is editable, so code changes need nothing.
+$(STAMPS)/run: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[data,plots]"
+	touch $@
+
+$(STAMPS)/test: $(STAMPS)/venv pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
+	touch $@ $(STAMPS)/run
