@@ -1,0 +1,1 @@
+"""The driver of eidetic networks: models, data, training, run folders, plots and the command."""

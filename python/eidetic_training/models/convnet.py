@@ -1,0 +1,43 @@
+"""The plain convolutional network of the paper's experiments (section 6.1)."""
+
+from torch import Tensor, nn
+
+import eidetic_kernels as ek
+
+
+class ConvNet(ek.EideticNetwork):
+    """Blocks of 3x3 convolution, BatchNorm, dropout and ReLU, in stages `width` times 1, 4, 8 and 32 wide.
+
+    The first stage is one block, each of the others `num_layers`. A 2x2 max pooling follows the first block
+    of every stage but the second, so an image needs 8 pixels a side.
+
+    Input `[N, in_channels, H, W]`; features `[N, 32 * width]`, each the maximum of a channel over the image.
+    """
+
+    def __init__(
+        self, in_channels: int = 3, width: int = 32, num_layers: int = 2, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        blocks = _block(in_channels, width, dropout, pool=True)
+        channels = width
+        for factor, pool in ((4, False), (8, True), (32, True)):
+            for index in range(num_layers):
+                blocks += _block(channels, factor * width, dropout, pool=pool and index == 0)
+                channels = factor * width
+        self.body = nn.Sequential(*blocks, nn.AdaptiveMaxPool2d(1), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)
+
+
+def _block(in_channels: int, out_channels: int, dropout: float, pool: bool) -> list[nn.Module]:
+    layers: list[nn.Module] = [
+        ek.EideticConv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        ek.EideticBatchNorm2d(out_channels),
+    ]
+    if dropout:
+        layers.append(ek.EideticDropout(dropout))
+    layers.append(nn.ReLU())
+    if pool:
+        layers.append(nn.MaxPool2d(2))
+    return layers

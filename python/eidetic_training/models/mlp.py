@@ -1,0 +1,29 @@
+"""The multilayer perceptron of the paper's permuted-MNIST experiments (section 6.1)."""
+
+from torch import Tensor, nn
+
+import eidetic_kernels as ek
+
+
+class MLP(ek.EideticNetwork):
+    """`depth` hidden layers of `width` units: linear, BatchNorm, ReLU and, when asked for, dropout.
+
+    The linear layers have no bias, since BatchNorm's shift follows. The paper's network has two hidden layers
+    of 2,000 units.
+
+    Input `[N, ...]` of `in_features` numbers a sample, flattened; features `[N, width]`.
+    """
+
+    def __init__(
+        self, in_features: int = 784, width: int = 2000, depth: int = 2, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Flatten()]
+        for fan_in in [in_features] + [width] * (depth - 1):
+            layers += [ek.EideticLinear(fan_in, width, bias=False), ek.EideticBatchNorm1d(width), nn.ReLU()]
+            if dropout:
+                layers.append(ek.EideticDropout(dropout))
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(x)

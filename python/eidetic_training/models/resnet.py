@@ -1,0 +1,127 @@
+"""Residual networks (He et al., 2016) for small and for 224-pixel images (the paper's section 6.1)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+import eidetic_kernels as ek
+
+
+class ResNet(ek.EideticNetwork):
+    """Four stages of residual blocks, `blocks[i]` in stage i, `width * 2**i` units wide (four times that at a
+    bottleneck's end).
+
+    `small=True` begins with a 3x3 convolution of stride 1, for images around 32 pixels; `small=False` with
+    the 7x7 convolution of stride 2 and the max pooling made for 224 pixels.
+
+    Skips are identities, and 1x1 convolutions with BatchNorm where the shape changes. All blocks of a stage
+    then add to the same units, which are kept or pruned together. `skip_convolution=True` puts the 1x1
+    convolution on every block, as the paper does: each block's units are then kept or pruned by themselves.
+
+    Input `[N, in_channels, H, W]`; features `[N, 8 * width]`, `[N, 32 * width]` with bottlenecks.
+    """
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        bottleneck: bool,
+        in_channels: int = 3,
+        width: int = 64,
+        small: bool = True,
+        skip_convolution: bool = False,
+    ) -> None:
+        super().__init__()
+        if small:
+            self.stem = nn.Sequential(*_conv_norm(in_channels, width, kernel=3), nn.ReLU())
+        else:
+            self.stem = nn.Sequential(
+                *_conv_norm(in_channels, width, kernel=7, stride=2),
+                nn.ReLU(),
+                nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
+            )
+        stages, channels = [], width
+        for index, count in enumerate(blocks):
+            middle = width * 2**index
+            out = 4 * middle if bottleneck else middle
+            for position in range(count):
+                stride = 2 if index > 0 and position == 0 else 1
+                if bottleneck:
+                    body = _bottleneck(channels, middle, out, stride)
+                else:
+                    body = _basic(channels, out, stride)
+                project = skip_convolution or stride != 1 or channels != out
+                skip = _conv_norm(channels, out, kernel=1, stride=stride) if project else []
+                stages.append(_Residual(body, skip))
+                channels = out
+        self.blocks = nn.Sequential(*stages)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.blocks(self.stem(x)))
+
+
+def resnet18(
+    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
+) -> ResNet:
+    """ResNet-18: features `[N, 8 * width]`. Arguments as `ResNet`."""
+    return ResNet([2, 2, 2, 2], False, in_channels, width, small, skip_convolution)
+
+
+def resnet34(
+    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
+) -> ResNet:
+    """ResNet-34: features `[N, 8 * width]`. Arguments as `ResNet`."""
+    return ResNet([3, 4, 6, 3], False, in_channels, width, small, skip_convolution)
+
+
+def resnet50(
+    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
+) -> ResNet:
+    """ResNet-50: features `[N, 32 * width]`. Arguments as `ResNet`."""
+    return ResNet([3, 4, 6, 3], True, in_channels, width, small, skip_convolution)
+
+
+def resnet101(
+    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
+) -> ResNet:
+    """ResNet-101: features `[N, 32 * width]`. Arguments as `ResNet`."""
+    return ResNet([3, 4, 23, 3], True, in_channels, width, small, skip_convolution)
+
+
+class _Residual(nn.Module):
+    """ReLU of the sum of a body and a skip that read the same input; an empty skip is the identity."""
+
+    def __init__(self, body: list[nn.Module], skip: list[nn.Module]) -> None:
+        super().__init__()
+        self.body = nn.Sequential(*body)
+        self.skip = nn.Sequential(*skip) if skip else nn.Identity()
+        self.activation = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.activation(self.body(x) + self.skip(x))
+
+
+def _basic(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    return [
+        *_conv_norm(in_channels, out_channels, kernel=3, stride=stride),
+        nn.ReLU(),
+        *_conv_norm(out_channels, out_channels, kernel=3),
+    ]
+
+
+def _bottleneck(in_channels: int, middle: int, out_channels: int, stride: int) -> list[nn.Module]:
+    # The stride is the 3x3 convolution's, as in everyone's ResNet-50 since torch's.
+    return [
+        *_conv_norm(in_channels, middle, kernel=1),
+        nn.ReLU(),
+        *_conv_norm(middle, middle, kernel=3, stride=stride),
+        nn.ReLU(),
+        *_conv_norm(middle, out_channels, kernel=1),
+    ]
+
+
+def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> list[nn.Module]:
+    convolution = ek.EideticConv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+    )
+    return [convolution, ek.EideticBatchNorm2d(out_channels)]
