@@ -1,0 +1,102 @@
+"""Small files that survive a killed process: typed CSV tables that grow, JSON replaced in one move."""
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
+
+from eidetic_kernels.errors import InputError
+
+Row = TypeVar("Row", bound=NamedTuple)
+
+
+class Table(Generic[Row]):
+    """A CSV file whose columns are the fields of a NamedTuple of int, float and str.
+
+    Floats are written so that they read back as the same bits; None among them is written empty and reads
+    back as NaN. Every append reaches the operating system before it returns. A last line without its end,
+    which a killed process may leave, is no row: reading ignores it and the next append removes it.
+    """
+
+    def __init__(self, path: Path, row_type: type[Row]) -> None:
+        self.path = path
+        self.row_type = row_type
+        self._types = get_type_hints(row_type)
+
+    def append(self, row: Row) -> None:
+        """Add one row, and the header before the first."""
+        keep = _complete_bytes(self.path)
+        with open(self.path, "r+b" if keep else "wb") as file:
+            file.truncate(keep)
+            file.seek(keep)
+            file.write(self._lines([row], header=keep == 0))
+
+    def read(self) -> list[Row]:
+        """All complete rows; none when the file does not exist yet. Raises `InputError` naming a bad line."""
+        if not self.path.exists():
+            return []
+        text = self.path.read_bytes()[: _complete_bytes(self.path)].decode()
+        lines = list(csv.reader(io.StringIO(text)))
+        if not lines:
+            return []
+        columns = list(self.row_type._fields)
+        if lines[0] != columns:
+            given, expected = ",".join(lines[0]), ",".join(columns)
+            raise InputError(f"{self.path} has the columns {given}; expected {expected}")
+        return [self._parse(line, number) for number, line in enumerate(lines[1:], start=2)]
+
+    def keep(self, wanted: Callable[[Row], bool]) -> None:
+        """Drop every row that is not `wanted`, in one move."""
+        if self.path.exists():
+            write_bytes(self.path, self._lines(filter(wanted, self.read()), header=True))
+
+    def _parse(self, line: list[str], number: int) -> Row:
+        try:
+            values = {
+                name: float(cell or "nan") if kind is float else kind(cell)
+                for (name, kind), cell in zip(self._types.items(), line, strict=True)
+            }
+        except ValueError as error:
+            raise InputError(f"{self.path}, line {number} is damaged ({','.join(line)}): {error}") from error
+        return self.row_type(**values)
+
+    def _lines(self, rows, header: bool) -> bytes:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if header:
+            writer.writerow(self.row_type._fields)
+        for row in rows:
+            writer.writerow(
+                "" if value is None else kind(value) for kind, value in zip(self._types.values(), row)
+            )
+        return text.getvalue().encode()
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds. Raises `InputError` when it is damaged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not valid JSON: {error}") from error
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON; the file is the old one or the new one, never a part of either."""
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a whole file by way of a temporary one beside it."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
+def _complete_bytes(path: Path) -> int:
+    """How many bytes of the file are complete lines."""
+    if not path.exists():
+        return 0
+    return path.read_bytes().rfind(b"\n") + 1
