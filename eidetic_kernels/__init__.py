@@ -1,0 +1,49 @@
+"""Drop-in layers and networks that learn task after task and forget nothing."""
+
+from .capacity import Capacity, CapacityRow
+from .certificate import Certificate
+from .errors import (
+    CapacityError,
+    CheckpointError,
+    ConversionError,
+    EideticError,
+    ForgettingError,
+    InputError,
+    NonFiniteLossError,
+    RouterError,
+    StaleOptimizerError,
+    TaskError,
+)
+from .layers import EideticBatchNorm1d, EideticBatchNorm2d, EideticConv2d, EideticDropout, EideticLinear
+from .network import EideticNetwork, Snapshot
+from .optimizers import default_optimizer
+from .pruning import PruningPlan
+from .routing import Prediction
+from .version import __version__
+
+__all__ = [
+    "Capacity",
+    "CapacityError",
+    "CapacityRow",
+    "Certificate",
+    "CheckpointError",
+    "ConversionError",
+    "EideticBatchNorm1d",
+    "EideticBatchNorm2d",
+    "EideticConv2d",
+    "EideticDropout",
+    "EideticError",
+    "EideticLinear",
+    "EideticNetwork",
+    "ForgettingError",
+    "InputError",
+    "NonFiniteLossError",
+    "Prediction",
+    "PruningPlan",
+    "RouterError",
+    "Snapshot",
+    "StaleOptimizerError",
+    "TaskError",
+    "__version__",
+    "default_optimizer",
+]

@@ -1,0 +1,185 @@
+"""Proof that nothing was forgotten: what each task was when it was finished, against what it is now (P6)."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import ForgettingError
+
+if TYPE_CHECKING:
+    from .network import EideticNetwork
+
+PROBES = 8
+PROBE_SEED = 20250213
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What is written down when a task is finished.
+
+    units: by unit group, how many units the task kept. fingerprints: by layer, SHA-256 of its frozen tensors.
+    logits: SHA-256 of the logits of the network's probe inputs, None if the network never saw an input.
+    environment: where the logits were computed; bits can be compared on an equal one only.
+    """
+
+    task: int
+    units: dict[str, int]
+    fingerprints: dict[str, str]
+    logits: str | None
+    environment: dict[str, str | int]
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The outcome of checking every finished task. ``problems`` is empty when nothing was forgotten."""
+
+    tasks: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def check(self) -> None:
+        """Raise ForgettingError unless every finished task is what it was."""
+        if self.problems:
+            raise ForgettingError(str(self))
+
+    def __str__(self) -> str:
+        verdict = f"{self.tasks} finished tasks: " + ("nothing was forgotten." if self.ok else "NOT what they were.")
+        return "\n".join([verdict, *self.problems, *self.notes])
+
+
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of the tensors."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous()
+        sha.update(f"{values.dtype}{tuple(values.shape)}".encode())
+        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def record(network: EideticNetwork, task: int) -> TaskRecord:
+    """Write down what ``task``, just finished, is."""
+    if network.probe is None and network.input_shape is not None:
+        generator = torch.Generator().manual_seed(PROBE_SEED)
+        like = network.heads[task].frozen_weight
+        probe = torch.randn(PROBES, *network.input_shape, generator=generator)
+        network.probe = probe.to(device=like.device, dtype=like.dtype)
+    return TaskRecord(
+        task,
+        {group.name: group.segments.size(task) for group in network.groups},
+        {path: digest(*tensors) for path, tensors in _frozen_tensors(network, task)},
+        _probe_digest(network, task),
+        _environment(network),
+    )
+
+
+def certify(network: EideticNetwork) -> Certificate:
+    """Compare every finished task with its record."""
+    problems, notes = [], []
+    if len(network.records) != network.finished_tasks:
+        problems.append(f"- {len(network.records)} records for {network.finished_tasks} finished tasks.")
+    problems += _structure_problems(network)
+    if not problems:  # fingerprints and logits can be computed only where the structure holds
+        for entry in network.records:
+            problems += _task_problems(network, entry, notes)
+    return Certificate(network.finished_tasks, tuple(problems), tuple(dict.fromkeys(notes)))
+
+
+def _task_problems(network: EideticNetwork, entry: TaskRecord, notes: list[str]) -> Iterator[str]:
+    for path, tensors in _frozen_tensors(network, entry.task):
+        if entry.fingerprints.get(path) != digest(*tensors):
+            yield f"- task {entry.task}: {path}: its frozen tensors are not the ones that were recorded."
+    if entry.logits is None:
+        notes.append(f"- task {entry.task}: no input had been seen when it was finished, so no logits were recorded.")
+    elif entry.environment != (here := _environment(network)):
+        notes.append(
+            f"- logits were recorded on {_words(entry.environment)} and cannot be compared bit for bit on "
+            f"{_words(here)}; structure and fingerprints were checked."
+        )
+    elif entry.logits != _probe_digest(network, entry.task):
+        yield f"- task {entry.task}: its logits of the probe inputs are not the ones that were recorded."
+
+
+def _structure_problems(network: EideticNetwork) -> list[str]:
+    problems = []
+    for group in network.groups:
+        for entry in network.records:
+            size = group.segments.frozen[entry.task] if entry.task < group.segments.tasks else None
+            if size != entry.units.get(group.name):
+                problems.append(
+                    f"- task {entry.task}: {group.name} has {size} units where {entry.units.get(group.name)} were kept."
+                )
+    producers = [(path, layer) for group in network.groups for path, layer in group.producers.items()]
+    producers += [(f"heads.{task}", network.heads[task]) for task in range(network.finished_tasks)]
+    for path, layer in producers:
+        kernel = layer.weight.shape[2:].numel()
+        needed = sum(stair.rows * stair.columns for stair in layer.staircase().frozen) * kernel
+        if layer.frozen_weight.numel() != needed:
+            problems.append(
+                f"- {path}: {layer.frozen_weight.numel()} frozen weights, but its staircase has {needed}."
+            )
+    for group in network.groups:
+        for path, norm in group.norms.items():
+            if len(norm.frozen_scale) != group.segments.frozen_total:
+                problems.append(
+                    f"- {path}: {len(norm.frozen_scale)} frozen scales for {group.segments.frozen_total} frozen units."
+                )
+    return problems
+
+
+def _frozen_tensors(network: EideticNetwork, task: int) -> Iterator[tuple[str, list[Tensor]]]:
+    """Each layer's tensors that belong to ``task``, the head's included."""
+    for group in network.groups:
+        rows = slice(group.segments.start(task), group.segments.stop(task))
+        for path, layer in group.producers.items():
+            yield path, [tensor for tensor in layer.frozen_rows_of(task) if tensor is not None]
+        for path, norm in group.norms.items():
+            yield path, [norm.frozen_scale[rows], norm.frozen_shift[rows]]
+    yield f"heads.{task}", [tensor for tensor in network.heads[task].frozen_rows_of(task) if tensor is not None]
+
+
+@torch.no_grad()
+def _probe_digest(network: EideticNetwork, task: int) -> str | None:
+    if network.probe is None:
+        return None
+    training = network.training
+    network.eval()
+    try:
+        return digest(network(network.probe, task=task))
+    finally:
+        network.train(training)
+
+
+def _environment(network: EideticNetwork) -> dict[str, str | int]:
+    like = network.heads[0].frozen_weight
+    device = torch.cuda.get_device_name(like.device) if like.is_cuda else torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": f"{like.device.type} {device}",
+        "machine": platform.machine(),
+        "dtype": str(like.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _words(environment: dict[str, str | int]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in environment.items())
+
+
+def to_json(entry: TaskRecord) -> dict:
+    return asdict(entry)
+
+
+def from_json(values: dict) -> TaskRecord:
+    return TaskRecord(**values)

@@ -1,0 +1,190 @@
+"""Saving and loading: one safetensors file, the structure as JSON in its header, no pickle."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from . import certificate
+from .errors import CheckpointError, EideticError
+from .layout import Segments
+from .routing import Router
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .network import EideticNetwork
+
+FORMAT = 1
+
+
+def save(network: EideticNetwork, path: str | Path) -> None:
+    """Write ``network`` to ``path``; a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    header = _structure(network) | {"content": _content(tensors)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"eidetic": json.dumps(header)})
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def load(cls: type, path: str | Path, network: EideticNetwork | None = None) -> EideticNetwork:
+    """Read what :func:`save` wrote. A ``network`` that is given serves as the architecture and is not changed."""
+    path = Path(path)
+    header, tensors = _read(path)
+    if header["content"] != _content(tensors):
+        raise CheckpointError(f"{path} is damaged: its tensors are not the ones that were saved. Use another copy.")
+    fresh = _construct(cls, header, path) if network is None else copy.deepcopy(network)
+    if fresh.current_task is not None or fresh.finished_tasks:
+        raise CheckpointError("load needs a fresh network, one that has not begun a task; construct a new one.")
+    expected = {group.name: group.built_width for group in fresh.groups}
+    saved = {entry["name"]: entry["built_width"] for entry in header["groups"]}
+    if expected != saved:
+        raise CheckpointError(
+            f"{path} holds another architecture: its unit groups and widths are {saved}, the network's {expected}."
+        )
+    try:
+        _build(fresh, header, tensors)
+        fresh.load_state_dict(tensors, strict=True)
+    except (EideticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit {type(fresh).__name__}: {error}") from error
+    return fresh
+
+
+def _structure(network: EideticNetwork) -> dict[str, Any]:
+    args, kwargs = network.constructor_arguments
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "class": _class_name(type(network)),
+        "arguments": _json_or_none({"args": list(args), "kwargs": kwargs}),
+        "current_task": network.current_task,
+        "input_shape": network.input_shape,
+        "groups": [
+            {
+                "name": group.name,
+                "built_width": group.built_width,
+                "width": group.segments.width,
+                "frozen": group.segments.frozen,
+                "live": group.segments.live,
+            }
+            for group in network.groups
+        ],
+        "forward_transfer": {
+            path: layer.forward_transfer for group in network.groups for path, layer in group.producers.items()
+        },
+        "heads": [
+            {"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads
+        ],
+        "router_tasks": None if network.router is None else network.router.tasks,
+        "records": [certificate.to_json(entry) for entry in network.records],
+    }
+
+
+def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Give a fresh ``network`` the saved structure, its tensors allocated but not yet filled."""
+    transfer = header["forward_transfer"]
+    for group, saved in zip(network.groups, header["groups"], strict=True):
+        group.segments.widen(saved["width"])
+        group.segments.assign(tuple(saved["frozen"]), saved["live"])
+    for group in network.groups:
+        for path, layer in group.producers.items():
+            layer.forward_transfer = tuple(transfer[path])
+    for group in network.groups:
+        for path, layer in group.producers.items():
+            layer.allocate_frozen()
+            layer.renew_live(transfer[path][-1])
+        for layer in group.norms.values():
+            layer.allocate_frozen()
+            layer.renew_live()
+    network.current_task = header["current_task"]
+    for task, saved in enumerate(header["heads"]):
+        segments = Segments(saved["classes"], frozen=(0,) * task)
+        head = network.make_head(segments, (*(True,) * task, saved["forward_transfer"][task]))
+        if task != network.current_task:
+            segments.assign((*(0,) * task, saved["classes"]), 0)
+            head.forward_transfer = tuple(saved["forward_transfer"])
+            head.close_live()
+        head.allocate_frozen()
+        network.heads.append(head)
+    network.input_shape = None if header["input_shape"] is None else tuple(header["input_shape"])
+    if header["router_tasks"] is not None:
+        network.router = Router(*(torch.empty_like(tensors[f"router.{name}"]) for name in ("weight", "bias")))
+    if "probe" in tensors:
+        network.probe = torch.empty_like(tensors["probe"])
+    network.records = [certificate.from_json(entry) for entry in header["records"]]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            header = json.loads((file.metadata() or {})["eidetic"])
+            # Copies: a mapped file could change, or be unaligned, under the network.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not a network saved by this package, or is damaged ({type(error).__name__}: {error})."
+        ) from error
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')!r}, written by version {header.get('version')}; this version "
+            f"({__version__}) reads format {FORMAT}."
+        )
+    return header, tensors
+
+
+def _construct(cls: type, header: dict[str, Any], path: Path) -> EideticNetwork:
+    from .network import EideticNetwork
+
+    if cls is EideticNetwork:
+        cls = next((each for each in _subclasses(EideticNetwork) if _class_name(each) == header["class"]), cls)
+    if cls is EideticNetwork:
+        raise CheckpointError(
+            f"{path} holds a network of class {header['class']!r}, which is not defined here. Import it first (no code "
+            "is taken from the file), call load on the class itself, or pass a fresh instance: load(path, network=...)."
+        )
+    if header["arguments"] is None:
+        raise CheckpointError(
+            f"{cls.__name__} was built with arguments that JSON cannot hold. Pass a fresh instance: "
+            "load(path, network=...)."
+        )
+    try:
+        return cls(*header["arguments"]["args"], **header["arguments"]["kwargs"])
+    except TypeError as error:
+        raise CheckpointError(f"{cls.__name__} cannot be built with the saved arguments: {error}") from error
+
+
+def _content(tensors: dict[str, torch.Tensor]) -> str:
+    return certificate.digest(*(tensors[name] for name in sorted(tensors)))
+
+
+def _json_or_none(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return None
+
+
+def _subclasses(cls: type):
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _class_name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"

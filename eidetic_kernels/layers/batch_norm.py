@@ -1,0 +1,138 @@
+"""EideticBatchNorm1d and 2d: BatchNorm that keeps each task's normalisation for ever."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import InputError
+from ..parameters import cut, empty_like, replace, select
+from .segmented import SegmentedLayer
+
+
+class EideticBatchNorm(SegmentedLayer):
+    """Abstract. ``weight``, ``bias``, ``running_mean``, ``running_var`` [L] belong to the live units.
+
+    When a task is finished, its units' normalisation becomes two frozen numbers each (paper, section 3.3):
+    ``frozen_scale = weight / sqrt(running_var + eps)`` and ``frozen_shift = bias - running_mean * frozen_scale``.
+    A frozen unit's output is therefore the same in training and in evaluation (P5).
+    """
+
+    frozen_names = ("frozen_scale", "frozen_shift")
+    dims: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        activation: str = "none",
+    ):
+        super().__init__(num_features)
+        if not track_running_stats:
+            raise InputError(
+                "track_running_stats=False has no statistics to freeze: a finished task's answers would depend on "
+                "the test batch. Leave it True."
+            )
+        if activation not in ops.ACTIVATIONS:
+            raise InputError(f"activation must be one of {', '.join(ops.ACTIVATIONS)}; got {activation!r}.")
+        self.num_features, self.eps, self.momentum = num_features, eps, momentum
+        self.affine, self.track_running_stats, self.activation = affine, track_running_stats, activation
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
+        self.bias = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(num_features, **factory))
+        self.register_buffer("running_var", torch.ones(num_features, **factory))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))
+        self.register_buffer("frozen_scale", torch.empty(0, **factory), persistent=False)
+        self.register_buffer("frozen_shift", torch.empty(0, **factory), persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Live units start as torch's: scale 1, shift 0, mean 0, variance 1."""
+        self.running_mean.zero_()
+        self.running_var.fill_(1)
+        self.num_batches_tracked.zero_()
+        if self.affine:
+            nn.init.ones_(self.weight) if self.weight.numel() else None
+            nn.init.zeros_(self.bias) if self.bias.numel() else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        present = self.segments.present(self.scope.task)
+        if x.dim() not in self.dims or x.shape[1] != present:
+            ranks = " or ".join(f"{dim}-dimensional" for dim in self.dims)
+            raise InputError(f"{self} expects {ranks} input with {present} channels, got {list(x.shape)}.")
+        live = self.segments.live if self.scope.task is None else 0
+        training = self.training and live > 0
+        if training and x.numel() == x.shape[1]:
+            raise InputError(
+                f"{self} needs more than one value per channel in training, got a batch of shape {list(x.shape)}: "
+                "batch statistics of one sample are meaningless. Use drop_last=True or a larger batch."
+            )
+        frozen = present - live
+        # Running statistics move in float32 or better under autocast too; x keeps its dtype.
+        return ops.segmented_batch_norm(
+            x, self.weight, self.bias, self.running_mean, self.running_var,
+            self.frozen_scale[:frozen], self.frozen_shift[:frozen],
+            training, self._momentum() if training else 0.0, self.eps, self.activation, self.scope.exact or (
+                not self.owned and x.requires_grad
+            ),
+        )  # fmt: skip
+
+    def cut_live(self, keep: Tensor) -> None:
+        if self.affine:
+            self.weight, self.bias = cut(self.weight, keep), cut(self.bias, keep)
+        self.running_mean = select(self.running_mean, keep)
+        self.running_var = select(self.running_var, keep)
+
+    def freeze_live(self) -> None:
+        scale = 1 / torch.sqrt(self.running_var + self.eps)
+        if self.affine:
+            scale = scale * self.weight.detach()
+        shift = -self.running_mean * scale
+        if self.affine:
+            shift = shift + self.bias.detach()
+        self.frozen_scale = torch.cat([self.frozen_scale, scale])
+        self.frozen_shift = torch.cat([self.frozen_shift, shift])
+
+    def allocate_frozen(self) -> None:
+        self.frozen_scale = empty_like(self.running_mean, self.segments.frozen_total)
+        self.frozen_shift = empty_like(self.running_mean, self.segments.frozen_total)
+
+    def renew_live(self) -> None:
+        if self.affine:
+            self.weight = replace(self.weight, empty_like(self.weight, self.segments.live))
+            self.bias = replace(self.bias, empty_like(self.bias, self.segments.live))
+        self.running_mean = empty_like(self.running_mean, self.segments.live)
+        self.running_var = empty_like(self.running_var, self.segments.live)
+        self.reset_parameters()
+
+    def _momentum(self) -> float:
+        self.num_batches_tracked.add_(1)
+        return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+
+    def extra_repr(self) -> str:
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
+
+
+class EideticBatchNorm1d(EideticBatchNorm):
+    """Drop-in for :class:`torch.nn.BatchNorm1d` over [N, C] or [N, C, L].
+
+    Args:
+        num_features, eps, momentum, affine, device, dtype: as in torch; ``track_running_stats`` must be True.
+        activation: "none" or "relu", applied in the same pass.
+    """
+
+    dims = (2, 3)
+
+
+class EideticBatchNorm2d(EideticBatchNorm):
+    """Drop-in for :class:`torch.nn.BatchNorm2d` over [N, C, H, W]; arguments as :class:`EideticBatchNorm1d`."""
+
+    dims = (4,)

@@ -1,0 +1,83 @@
+"""EideticConv2d: torch.nn.Conv2d whose output channels belong to tasks."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.modules.utils import _pair
+
+from .. import ops
+from ..errors import InputError
+from .staircase import StaircaseLayer
+
+PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+class EideticConv2d(StaircaseLayer):
+    """Drop-in for :class:`torch.nn.Conv2d` with ``groups=1``: the same arguments, initialisation and names.
+
+    Args:
+        in_channels: channels of the input [N, in_channels, H, W] as long as nothing is pruned.
+        out_channels: the layer's width: how many channels all tasks together may own.
+        kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in torch.
+
+    Raises InputError for ``groups`` other than 1, and for an input of another shape or dtype than the weights'.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+    ):
+        if groups != 1:
+            raise InputError(f"EideticConv2d supports groups=1, got groups={groups}.")
+        if padding_mode not in PADDING_MODES:
+            raise InputError(f"padding_mode must be one of {', '.join(PADDING_MODES)}; got {padding_mode!r}.")
+        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
+        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
+        self.padding, self.padding_mode = padding, padding_mode
+        before_after = _before_after(padding, self.kernel_size, self.stride, self.dilation)
+        symmetric = all(before == after for before, after in before_after)
+        self._pad_apart = padding_mode != "zeros" or not symmetric
+        # F.pad counts from the last dimension backwards.
+        self._pads = [side for pair in reversed(before_after) for side in pair]
+        inside = (0, 0) if self._pad_apart else (before_after[0][0], before_after[1][0])
+        self.geometry = ops.Geometry(self.stride, inside, self.dilation)
+        super().__init__(in_channels, out_channels, self.kernel_size, bias, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stairs = self.staircase(self.scope.task)
+        (x, *weights), exact = self._arguments(x)
+        self.check_input(x, stairs.columns, dims=4)
+        if self._pad_apart:
+            x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
+        return ops.staircase_conv2d(x, *weights, stairs, self.geometry, exact)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
+            f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}"
+        )
+
+
+def _before_after(padding, kernel, stride, dilation) -> list[tuple[int, int]]:
+    """Pixels added (before, after) in the vertical and the horizontal."""
+    if padding == "valid":
+        return [(0, 0), (0, 0)]
+    if padding == "same":
+        if stride != (1, 1):
+            raise InputError(f"padding='same' needs stride 1, got stride {stride}.")
+        totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    if isinstance(padding, str):
+        raise InputError(f"padding must be a number, a pair, 'same' or 'valid'; got {padding!r}.")
+    return [(side, side) for side in _pair(padding)]

@@ -1,0 +1,42 @@
+"""EideticLinear: torch.nn.Linear whose units belong to tasks."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .. import ops
+from ..errors import InputError
+from .staircase import StaircaseLayer
+
+
+class EideticLinear(StaircaseLayer):
+    """Drop-in for :class:`torch.nn.Linear`: the same arguments, initialisation and state_dict names.
+
+    Args:
+        in_features: columns of the input [*, in_features] as long as nothing is pruned.
+        out_features: the layer's width: how many units all tasks together may own.
+        bias, device, dtype: as in torch.
+
+    With nothing frozen or pruned it computes what torch computes. ``forward`` returns the frozen units first,
+    then the live ones. Raises InputError for an input of another shape or dtype than the weights'.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+        self.in_features, self.out_features = in_features, out_features
+        super().__init__(in_features, out_features, (), bias, device, dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stairs = self.staircase(self.scope.task)
+        if self.owned and x.dim() != 2:
+            raise InputError(
+                f"{self} is part of a network and expects [N, {stairs.columns}], got {list(x.shape)}: units are "
+                "counted in dimension 1. Flatten the input (x.flatten(1))."
+            )
+        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.dim() else x
+        tensors, exact = self._arguments(flat)
+        self.check_input(tensors[0], stairs.columns, dims=2)
+        y = ops.staircase_linear(*tensors, stairs, exact)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], stairs.rows)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

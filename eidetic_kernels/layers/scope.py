@@ -1,0 +1,25 @@
+"""Which part of the network a forward pass runs. One object, shared by all layers of a network."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+
+class Scope:
+    """``task`` None: everything present (training); k: the prefix of finished task k (recall).
+
+    ``exact``: the network's input asks for a gradient, so backward owes all of it, frozen paths included.
+    """
+
+    def __init__(self):
+        self.task: int | None = None
+        self.exact = False
+
+    @contextmanager
+    def running(self, task: int | None, exact: bool):
+        before = self.task, self.exact
+        self.task, self.exact = task, exact
+        try:
+            yield
+        finally:
+            self.task, self.exact = before

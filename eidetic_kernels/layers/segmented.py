@@ -1,0 +1,116 @@
+"""What every segmented layer shares: its unit group, and the life of that group when the layer is used alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CapacityError, InputError, TaskError
+from ..layout import Segments
+from .scope import Scope
+
+
+class SegmentedLayer(nn.Module):
+    """Abstract. A layer whose units belong to segments: those of finished tasks, then the live one.
+
+    Alone, a layer owns its ``segments`` and offers ``prune``, ``freeze`` and ``recycle``. Inside an
+    :class:`~eidetic_kernels.EideticNetwork` the network owns them, since units are shared with other layers.
+
+    Subclasses implement three steps on their tensors, which leave ``segments`` untouched:
+    ``cut_live`` (keep some live units), ``freeze_live`` (append the live tensors to the frozen ones) and
+    ``renew_live`` (fresh live tensors for the sizes that ``segments`` now states). A fourth,
+    ``allocate_frozen``, makes room for a saved layer's frozen tensors.
+    """
+
+    frozen_names: tuple[str, ...] = ()
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.segments = Segments(width)
+        self.scope = Scope()
+        self.owned = False
+
+    def join(self, segments: Segments, scope: Scope) -> None:
+        """Hand the layer's units to a network: from now on they are pruned, frozen and recycled there."""
+        if self.segments.tasks or self.segments.live != segments.live:
+            raise TaskError(
+                f"{self} already has a life of its own ({self.segments}); only a fresh layer can join a network."
+            )
+        self.segments, self.scope, self.owned = segments, scope, True
+
+    def cut_live(self, keep: Tensor) -> None:
+        raise NotImplementedError
+
+    def freeze_live(self) -> None:
+        raise NotImplementedError
+
+    def renew_live(self) -> None:
+        raise NotImplementedError
+
+    def allocate_frozen(self) -> None:
+        raise NotImplementedError
+
+    def prune(self, keep: Sequence[int] | Tensor) -> None:
+        """Keep only the live units with these indices (ascending, counted from the first live unit)."""
+        self._require_alone("prune")
+        keep = torch.as_tensor(keep, dtype=torch.long)
+        if keep.dim() != 1 or (len(keep) and (keep.diff() <= 0).any()):
+            raise InputError("keep must be a list of ascending unit indices without repetition.")
+        if len(keep) and not (0 <= keep[0] and keep[-1] < self.segments.live):
+            raise InputError(f"keep names units outside 0..{self.segments.live - 1}, the live units present.")
+        self.cut_live(keep)
+        self.segments.prune(len(keep))
+
+    def freeze(self) -> None:
+        """The live units become the segment of the task just learned: buffers, out of any optimizer's reach."""
+        self._require_alone("freeze")
+        self.freeze_live()
+        self.segments.freeze()
+        self.renew_live()
+
+    def recycle(self, live: int | None = None) -> None:
+        """``live`` fresh units (all free ones by default) for the next task."""
+        self._require_alone("recycle")
+        if self.segments.live:
+            raise TaskError(f"{self.segments.live} live units are in training; freeze them before recycling.")
+        if live is None and not self.segments.free:
+            raise CapacityError(f"all {self.segments.width} units are frozen; nothing is left to recycle.")
+        self.segments.recycle(self.segments.free if live is None else live)
+        self.renew_live()
+
+    def _require_alone(self, call: str) -> None:
+        if self.owned:
+            raise TaskError(f"this layer shares its units with others of its network: call net.{_ON_NETWORK[call]}.")
+
+    # A fresh layer's state_dict has torch's names only, so torch's weights load into it and the other way round;
+    # frozen tensors appear once a task is finished.
+
+    def _frozen_tensors(self) -> dict[str, Tensor]:
+        if not self.segments.tasks:
+            return {}
+        return {name: getattr(self, name) for name in self.frozen_names if getattr(self, name) is not None}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for name, tensor in self._frozen_tensors().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        frozen = self._frozen_tensors()
+        super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+        for name, tensor in frozen.items():
+            key = prefix + name
+            if key not in state_dict:
+                missing.append(key)
+                continue
+            if key in unexpected:
+                unexpected.remove(key)
+            if state_dict[key].shape != tensor.shape:
+                errors.append(f"{key} has shape {tuple(state_dict[key].shape)}, expected {tuple(tensor.shape)}")
+            else:
+                tensor.copy_(state_dict[key])
+
+
+_ON_NETWORK = {"prune": "prune", "freeze": "finish_task", "recycle": "prepare_for_task"}

@@ -1,0 +1,150 @@
+"""What EideticLinear and EideticConv2d share: live weight rows as parameters, frozen blocks as one flat buffer."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from .. import ops
+from ..errors import InputError
+from ..layout import Fixed, Segments, Source, Staircase, staircase
+from ..ops.staircase import frozen_blocks
+from ..parameters import cut, empty_like, replace
+from .scope import Scope
+from .segmented import SegmentedLayer
+
+
+class StaircaseLayer(SegmentedLayer):
+    """Abstract. ``weight`` [L, K_l, *kernel] and ``bias`` [L] are the live rows over the columns they read.
+
+    ``frozen_weight`` holds the frozen segments' blocks [rows, columns, *kernel] end to end, ``frozen_bias`` [F]
+    their biases. ``forward_transfer`` says for each frozen segment, and lastly for the live one, whether it reads
+    nested (every earlier unit) or disjoint (its own task's units only).
+    """
+
+    frozen_names = ("frozen_weight", "frozen_bias")
+
+    def __init__(self, columns: int, width: int, kernel: tuple[int, ...], bias: bool, device, dtype):
+        super().__init__(width)
+        self.sources: tuple[Source, ...] = (Source(Fixed(columns)),)
+        self.forward_transfer: tuple[bool, ...] = (True,)
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(width, columns, *kernel, **factory))
+        self.bias = nn.Parameter(torch.empty(width, **factory)) if bias else None
+        self.register_buffer("frozen_weight", torch.empty(0, **factory), persistent=False)
+        self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
+        self.reset_parameters()
+
+    def wire(self, segments: Segments, sources: tuple[Source, ...], scope: Scope) -> None:
+        """Join a network: fill ``segments``, read ``sources``."""
+        columns = sum(source.columns(None) for source in sources)
+        if columns != self.weight.shape[1]:
+            raise InputError(f"{self} reads {self.weight.shape[1]} columns, but its inputs have {columns}.")
+        self.join(segments, scope)
+        self.sources = sources
+
+    def staircase(self, task: int | None = None) -> Staircase:
+        """The layer's structure in training (None) or in the recall of a finished task."""
+        return staircase(self.segments, self.sources, self.forward_transfer, task)
+
+    def mask(self, task: int | None = None) -> Tensor:
+        """The paper's mask [rows, columns], bool: a view for people and tests."""
+        stairs = self.staircase(task)
+        return torch.tensor(stairs.mask(), dtype=torch.bool).view(stairs.rows, stairs.columns)
+
+    def dense_weight(self, task: int | None = None) -> Tensor:
+        """The weight as one dense tensor [rows, columns, *kernel], zero where the mask is false."""
+        return ops.dense_weight(self.weight.detach(), self.frozen_weight, self.staircase(task))
+
+    def frozen_rows_of(self, task: int) -> tuple[Tensor, Tensor | None]:
+        """Weight [rows, columns, *kernel] and bias [rows] of finished task ``task``'s segment."""
+        block = frozen_blocks(self.frozen_weight, self.staircase().frozen, self.weight.shape[2:])[task]
+        rows = slice(self.segments.start(task), self.segments.stop(task))
+        return block, None if self.frozen_bias is None else self.frozen_bias[rows]
+
+    def reset_parameters(self) -> None:
+        """Initialise the live rows as torch does: uniform in +-1/sqrt(fan in), the fan being what they read."""
+        if self.weight.numel():
+            nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None and self.bias.numel():
+            fan_in = math.prod(self.weight.shape[1:])
+            bound = 1 / math.sqrt(fan_in) if fan_in else 0.0
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def cut_live(self, keep: Tensor) -> None:
+        self.weight = cut(self.weight, keep)
+        if self.bias is not None:
+            self.bias = cut(self.bias, keep)
+
+    def cut_columns(self, keep: dict[Segments, Tensor]) -> None:
+        """Drop the columns of live units that their groups are about to lose; ``keep`` names those that stay."""
+        if any(source.group in keep for source in self.sources):
+            self.weight = cut(self.weight, None, self._columns_kept(keep))
+
+    def freeze_live(self) -> None:
+        self.frozen_weight = torch.cat([self.frozen_weight, self.weight.detach().flatten()])
+        if self.bias is not None:
+            self.frozen_bias = torch.cat([self.frozen_bias, self.bias.detach()])
+        self.forward_transfer = (*self.forward_transfer, True)
+
+    def allocate_frozen(self) -> None:
+        stairs = self.staircase().frozen
+        size = sum(stair.rows * stair.columns for stair in stairs) * math.prod(self.weight.shape[2:])
+        self.frozen_weight = empty_like(self.weight, size)
+        if self.bias is not None:
+            self.frozen_bias = empty_like(self.bias, sum(stair.rows for stair in stairs))
+
+    def renew_live(self, forward_transfer: bool = True) -> None:
+        self.forward_transfer = (*self.forward_transfer[:-1], forward_transfer)
+        live = self.staircase().live
+        self.weight = replace(self.weight, empty_like(self.weight, live.rows, live.columns, *self.weight.shape[2:]))
+        if self.bias is not None:
+            self.bias = replace(self.bias, empty_like(self.bias, live.rows))
+        self.reset_parameters()
+
+    def close_live(self) -> None:
+        """After the layer's last task: no live row will come again."""
+        self.weight = replace(self.weight, empty_like(self.weight, 0, 0, *self.weight.shape[2:]))
+        if self.bias is not None:
+            self.bias = replace(self.bias, empty_like(self.bias, 0))
+
+    def check_input(self, x: Tensor, columns: int, dims: int) -> None:
+        if x.dim() != dims or x.shape[1] != columns:
+            shape = ["N", str(columns), *["H", "W"][: dims - 2]]
+            raise InputError(
+                f"{self} expects an input of shape [{', '.join(shape)}], got {list(x.shape)}."
+            )
+        if x.dtype != self.weight.dtype:
+            raise InputError(
+                f"{self} holds {self.weight.dtype} and was given {x.dtype}: convert the input "
+                f"(x.to({self.weight.dtype})), or the network (net.to({x.dtype})) if that is a floating type."
+            )
+
+    def _arguments(self, x: Tensor) -> tuple[tuple[Tensor | None, ...], bool]:
+        """The op's tensors, in the dtype that autocast asks for, and whether the input gradient is owed in full."""
+        exact = self.scope.exact or (x.requires_grad and any(isinstance(s.group, Fixed) for s in self.sources))
+        tensors = (x, self.weight, self.bias, self.frozen_weight, self.frozen_bias)
+        if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(x.device.type)
+            tensors = tuple(None if t is None else t.to(dtype) for t in tensors)
+        return tensors, exact
+
+    def _columns_kept(self, keep: dict[Segments, Tensor]) -> Tensor:
+        """Indices into the live weight's columns: all of the frozen units', and the kept live units' blocks."""
+        spans = self.staircase().live.spans
+        kept, offset = [], 0
+        for source in self.sources:
+            present = source.columns(None)
+            columns = torch.arange(offset, offset + present)
+            if source.group in keep:
+                first = source.trainable().start
+                blocks = keep[source.group].view(-1, 1) * source.block + torch.arange(source.block)
+                columns = torch.cat([columns[:first], offset + first + blocks.flatten()])
+            kept.append(columns)
+            offset += present
+        wanted = torch.zeros(offset, dtype=torch.bool)
+        wanted[torch.cat(kept)] = True
+        read = torch.cat([wanted[start:stop] for start, stop in spans]) if spans else wanted[:0]
+        return read.nonzero().flatten()

@@ -1,0 +1,256 @@
+"""The staircase as plain integers: who owns which units, and what each segment may read.
+
+A unit group keeps its units sorted by owner, ``[task 0 | task 1 | ... | live]``. A segment that reads *nested*
+sees every unit up to its own end (forward transfer); one that reads *disjoint* sees its own units only. Both
+are spans of columns, so the paper's structured mask (sections 3.1 and 3.2, Figure 5) needs no mask tensor.
+No torch here, and nothing of ours but the errors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from .errors import CapacityError, InputError
+
+
+class Span(NamedTuple):
+    """The half-open range ``[start, stop)`` of units or columns."""
+
+    start: int
+    stop: int
+
+
+class Segments:
+    """How the units of one group are owned: frozen segment sizes in task order, then the live ones.
+
+    This is the only record of a group's sizes and these methods are its only writers. ``width`` is how many
+    units the group may hold; sizes of zero are normal.
+    """
+
+    def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = ()):
+        self.width = _count("width", width)
+        self.frozen = tuple(_count("frozen segment", size) for size in frozen)
+        self.live = _count("live", self.width - sum(self.frozen) if live is None else live)
+        if self.total > self.width:
+            raise CapacityError(f"{self.total} units were given to a group of width {self.width}; widen it first.")
+
+    @property
+    def tasks(self) -> int:
+        """How many finished tasks have a segment here (possibly empty)."""
+        return len(self.frozen)
+
+    @property
+    def frozen_total(self) -> int:
+        return sum(self.frozen)
+
+    @property
+    def total(self) -> int:
+        return self.frozen_total + self.live
+
+    @property
+    def free(self) -> int:
+        """Units not owned by a finished task: what the task in training may use."""
+        return self.width - self.frozen_total
+
+    def size(self, task: int) -> int:
+        return self.frozen[task] if task < self.tasks else self.live
+
+    def start(self, task: int) -> int:
+        return sum(self.frozen[:task])
+
+    def stop(self, task: int) -> int:
+        return self.start(task) + self.size(task)
+
+    def span(self, task: int, nested: bool) -> Span:
+        """The units that segment ``task`` of a reader may see; ``task == tasks`` is the live segment."""
+        return Span(0 if nested else self.start(task), self.stop(task))
+
+    def present(self, task: int | None) -> int:
+        """How many units an activation holds: all of them in training (None), the prefix of ``task`` in recall."""
+        return self.total if task is None else self.stop(task)
+
+    def trainable(self) -> Span:
+        return Span(self.frozen_total, self.total)
+
+    def prune(self, kept: int) -> None:
+        """The live segment shrinks to ``kept`` units."""
+        if not 0 <= kept <= self.live:
+            raise InputError(f"cannot keep {kept} of {self.live} live units.")
+        self.live = kept
+
+    def freeze(self) -> None:
+        """The live segment becomes the segment of the task just learned; no unit is live afterwards."""
+        self.frozen = (*self.frozen, self.live)
+        self.live = 0
+
+    def recycle(self, live: int) -> None:
+        """``live`` fresh units for the next task."""
+        if not 0 <= live <= self.free:
+            raise CapacityError(
+                f"{live} live units were asked for, but {self.frozen_total} of {self.width} are frozen and only "
+                f"{self.free} are free; ask for fewer or widen the group."
+            )
+        self.live = live
+
+    def widen(self, width: int) -> None:
+        if width < self.width:
+            raise CapacityError(f"a group of width {self.width} cannot become {width}: units are never taken away.")
+        self.width = width
+
+    def assign(self, frozen: tuple[int, ...], live: int) -> None:
+        """Take over the sizes of a saved group."""
+        if sum(frozen) + live > self.width:
+            raise CapacityError(f"{sum(frozen) + live} units do not fit a group of width {self.width}.")
+        self.frozen, self.live = frozen, live
+
+    def __repr__(self) -> str:
+        return f"Segments(width={self.width}, frozen={list(self.frozen)}, live={self.live})"
+
+
+class Fixed:
+    """Units that belong to no task: the network's own input. Every segment may read all of them."""
+
+    tasks = 0
+
+    def __init__(self, count: int):
+        self.count = _count("count", count)
+
+    def span(self, task: int, nested: bool) -> Span:
+        return Span(0, self.count)
+
+    def present(self, task: int | None) -> int:
+        return self.count
+
+    def trainable(self) -> Span:
+        return Span(0, 0)
+
+    def __repr__(self) -> str:
+        return f"Fixed({self.count})"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One group as a layer reads it; each unit covers ``block`` neighbouring columns (a flattened channel's pixels)."""
+
+    group: Segments | Fixed
+    block: int = 1
+
+    def columns(self, task: int | None) -> int:
+        return self.group.present(task) * self.block
+
+    def span(self, task: int, nested: bool) -> Span:
+        span = self.group.span(task, nested)
+        return Span(span.start * self.block, span.stop * self.block)
+
+    def trainable(self) -> Span:
+        span = self.group.trainable()
+        return Span(span.start * self.block, span.stop * self.block)
+
+
+@dataclass(frozen=True)
+class Stair:
+    """One segment of a layer: ``rows`` units that read the columns ``spans`` of the layer's present input."""
+
+    rows: int
+    spans: tuple[Span, ...]
+    live: bool = False
+
+    @property
+    def columns(self) -> int:
+        return sum(stop - start for start, stop in self.spans)
+
+
+@dataclass(frozen=True)
+class Staircase:
+    """A layer's structure for one forward pass: its segments in order, the live one (if present) last.
+
+    ``columns`` is the width of the input that is present, ``trainable`` the spans of it that lead to something
+    trainable: the only columns for which a backward pass owes a gradient.
+    """
+
+    stairs: tuple[Stair, ...]
+    columns: int
+    trainable: tuple[Span, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return sum(stair.rows for stair in self.stairs)
+
+    @property
+    def frozen_rows(self) -> int:
+        return sum(stair.rows for stair in self.stairs if not stair.live)
+
+    @property
+    def frozen(self) -> tuple[Stair, ...]:
+        return tuple(stair for stair in self.stairs if not stair.live)
+
+    @property
+    def live(self) -> Stair | None:
+        return self.stairs[-1] if self.stairs and self.stairs[-1].live else None
+
+    def mask(self) -> tuple[tuple[bool, ...], ...]:
+        """The paper's mask, row by row: a view for people and tests; no computation uses it."""
+        rows = []
+        for stair in self.stairs:
+            seen = [False] * self.columns
+            for start, stop in stair.spans:
+                seen[start:stop] = [True] * (stop - start)
+            rows.extend([tuple(seen)] * stair.rows)
+        return tuple(rows)
+
+    def multiply_adds(self) -> int:
+        """Products per sample and output position: rows times the columns they read, summed over segments."""
+        return sum(stair.rows * stair.columns for stair in self.stairs)
+
+
+def staircase(
+    output: Segments, sources: tuple[Source, ...], nested: tuple[bool, ...], task: int | None
+) -> Staircase:
+    """The structure of a layer that fills ``output`` from the concatenation of ``sources``.
+
+    Args:
+        nested: for each frozen segment, and lastly the live one, whether it reads nested or disjoint.
+        task: None in training (every segment and the live one), k when recalling task k (segments 0..k).
+
+    Raises:
+        InputError: ``nested`` does not name every segment.
+    """
+    if len(nested) != output.tasks + 1:
+        raise InputError(f"{len(nested)} choices of reading were given for {output.tasks + 1} segments.")
+    last = output.tasks if task is None else task
+    stairs = tuple(
+        Stair(output.size(s), _spans(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
+    )
+    return Staircase(stairs, sum(source.columns(task) for source in sources), _trainable(sources, task))
+
+
+def _spans(sources: tuple[Source, ...], segment: int, nested: bool, task: int | None) -> tuple[Span, ...]:
+    return _joined((source.columns(task), source.span(segment, nested)) for source in sources)
+
+
+def _trainable(sources: tuple[Source, ...], task: int | None) -> tuple[Span, ...]:
+    if task is not None:
+        return ()
+    return _joined((source.columns(None), source.trainable()) for source in sources)
+
+
+def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:
+    """Spans of concatenated sources, given with each source's width: empty ones dropped, touching ones merged."""
+    spans: list[Span] = []
+    offset = 0
+    for width, (start, stop) in parts:
+        if start < stop:
+            if spans and spans[-1].stop == offset + start:
+                spans[-1] = Span(spans[-1].start, offset + stop)
+            else:
+                spans.append(Span(offset + start, offset + stop))
+        offset += width
+    return tuple(spans)
+
+
+def _count(name: str, value: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InputError(f"{name} must be a whole number of units, zero or more; got {value!r}.")
+    return value

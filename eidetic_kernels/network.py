@@ -1,0 +1,596 @@
+"""EideticNetwork: the life of tasks in one network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from . import capacity, certificate, checkpoint, graph, optimizers, pruning, routing
+from .errors import CapacityError, InputError, RouterError, TaskError
+from .layers import EideticDropout, EideticLinear, Scope, SegmentedLayer
+from .layout import Segments
+from .parameters import replace, retire
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of everything live: what pruning and training can change, and what ``restore`` brings back."""
+
+    task: int
+    live: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Any]] | None
+
+
+class EideticNetwork(nn.Module):
+    """A network that learns task after task and forgets nothing. Subclass it and write a normal forward.
+
+    ``forward`` takes one input [N, ...] and returns features, a tensor whose dimension 1 holds units; the task
+    heads are the network's own. Layers with weights must be this package's. The paper's Listing 1 is the pattern::
+
+        for t, loader in enumerate(loaders):
+            net.prepare_for_task(t, num_classes=10)
+            net.train_task(loader, optimizer=torch.optim.AdamW(net.parameters()))
+        net.train_router(loaders)
+        net.predict(x)
+    """
+
+    def __new__(cls, *args, **kwargs):
+        network = super().__new__(cls)
+        network.__dict__["constructor_arguments"] = (args, kwargs)
+        return network
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList()
+        self.router: routing.Router | None = None
+        self.register_buffer("probe", None)
+        self.records: list[certificate.TaskRecord] = []
+        self.current_task: int | None = None
+        self.input_shape: tuple[int, ...] | None = None
+        self._scope = Scope()
+        self._wiring: graph.Wiring | None = None
+
+    # ---- what is there
+
+    def connections(self) -> dict[str, str | tuple[str, ...]] | None:
+        """Override where ``forward`` cannot be traced: which layer reads which.
+
+        Returns a mapping from each layer's path, in order of execution, to what it reads: "input", another layer's
+        path, or a tuple of paths that are added together; "output" names the features. For a residual block::
+
+            {"conv1": "input", "bn1": "conv1", "conv2": "bn1", "bn2": "conv2", "output": ("bn1", "bn2")}
+
+        None (the default) traces ``forward`` with torch.fx.
+        """
+        return None
+
+    @property
+    def wiring(self) -> graph.Wiring:
+        """The unit groups and who reads them; found when first needed. Raises ConversionError."""
+        if self._wiring is None:
+            connections = self.connections()
+            wiring = graph.trace(self) if connections is None else graph.declare(self, connections)
+            for path, layer in self._layers():
+                if path not in wiring.sources and not any(path in group.norms for group in wiring.groups):
+                    raise graph.ConversionError(
+                        f"{path!r} is not on the way from the input to the features, so its units have no readers: "
+                        "use it in forward (or name it in connections()), or remove it."
+                    )
+                if layer.owned or layer.segments.tasks or layer.segments.live != layer.segments.width:
+                    raise TaskError(f"{path!r} already has a life of its own; only fresh layers can join a network.")
+            self._wire(wiring)
+        return self._wiring
+
+    @property
+    def groups(self) -> tuple[graph.Group, ...]:
+        return self.wiring.groups
+
+    @property
+    def finished_tasks(self) -> int:
+        return len(self.heads) - (self.current_task is not None and len(self.heads) > self.current_task)
+
+    @property
+    def num_classes(self) -> list[int]:
+        """Classes of each task that has a head."""
+        return [head.out_features for head in self.heads]
+
+    @property
+    def head(self) -> EideticLinear:
+        """The head of the task in training."""
+        if self.current_task is None or len(self.heads) <= self.current_task:
+            raise TaskError("no head is in training: call prepare_for_task(t, num_classes=...) first.")
+        return self.heads[self.current_task]
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Live parameters and the head in training: all that an optimizer may see. Empty segments are left out."""
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if parameter.numel():
+                yield name, parameter
+
+    def capacity(self) -> capacity.Capacity:
+        """Units frozen by task, live and free, a unit group a row; prints as a table."""
+        return capacity.capacity_of(self.groups)
+
+    # ---- the life of a task
+
+    def prepare_for_task(
+        self,
+        t: int,
+        num_classes: int | None = None,
+        forward_transfer: bool | Mapping[str, bool] = True,
+        max_units: int | float | Mapping[str, int | float] | None = None,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        """Make task ``t`` the one in training, finishing the task before it if need be.
+
+        Args:
+            t: the next task's index; tasks come in order, from 0.
+            num_classes: size of the task's head; None leaves it to ``train_task``, which reads it off the labels.
+            forward_transfer: whether new units may read earlier tasks' (nested) or not (disjoint), for all layers or
+                by layer path, "head" being the task's head; layers not named may.
+            max_units: caps each unit group's new units: a count, a share of the width (a float up to 1.0), or either
+                by group name. None: all free units.
+            optimizer: an optimizer to carry over; it is pointed to the new parameters.
+
+        Raises:
+            TaskError: ``t`` is out of order.
+            CapacityError: a count over what is free, or a disjoint layer with no free units to read.
+        """
+        expected = self.finished_tasks + (self.current_task is not None)
+        if t != expected:
+            raise TaskError(
+                f"prepare_for_task({t}) is out of order: "
+                + (f"task {self.current_task} is in training and " if self.current_task is not None else "")
+                + f"the next task is {expected}."
+            )
+        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
+            raise InputError(f"num_classes must be a positive whole number, got {num_classes!r}.")
+        transfer = self._transfer_choices(forward_transfer)
+        freed = [group.segments.live if t == 0 else group.segments.free for group in self.groups]
+        if self.current_task is not None:
+            freed = [group.segments.free - group.segments.live for group in self.groups]
+        live = [_cap(group, free, max_units) for group, free in zip(self.groups, freed)]
+        self._check_disjoint(transfer, live)
+        if self.current_task is not None:
+            self.finish_task()
+        if not any(live):
+            warnings.warn(
+                f"no layer has a free unit for task {t}: only its head will learn, on frozen features. "
+                "Widen the network, or cap what earlier tasks take (max_units).",
+                stacklevel=2,
+            )
+        for group, units in zip(self.groups, live):
+            if t == 0:  # the weights at hand (torch's initialisation, or pre-trained ones) are task 0's
+                self._cut_group(group, torch.arange(units))
+            else:
+                group.segments.recycle(units)
+        for path, layer in self._layers():
+            if path in self.wiring.sources:
+                if t == 0:
+                    layer.forward_transfer = (transfer[path],)
+                else:
+                    layer.renew_live(transfer[path])
+            elif t:
+                layer.renew_live()
+        self.current_task = t
+        self._head_transfer = transfer["head"]
+        if num_classes is not None:
+            self.add_head(num_classes)
+        if optimizer is not None:
+            self.adopt(optimizer)
+
+    def add_head(self, num_classes: int) -> None:
+        """Create the head of the task in training, where ``prepare_for_task`` was not told its classes."""
+        t = self.current_task
+        if t is None or len(self.heads) > t:
+            raise TaskError("a head can be added once, to a task that is in training.")
+        segments = Segments(num_classes, frozen=(0,) * t)
+        head = self.make_head(segments, (True,) * t + (self._head_transfer,))
+        head.train(self.training)
+        if t:  # an optimizer that is kept finds the new head where it held the last one
+            retire(self.heads[-1].weight, head.weight)
+            retire(self.heads[-1].bias, head.bias)
+        self.heads.append(head)
+
+    def make_head(self, segments: Segments, forward_transfer: tuple[bool, ...]) -> EideticLinear:
+        """A head for ``segments`` on the features, not yet among ``heads``; used by ``add_head`` and by loading."""
+        columns = sum(source.columns(None) for source in self.wiring.features)
+        like = next(layer for _, layer in self._layers() if hasattr(layer, "frozen_weight")).weight
+        head = EideticLinear(columns, segments.width, device=like.device, dtype=like.dtype)
+        head.wire(segments, self.wiring.features, self._scope)
+        head.forward_transfer = forward_transfer
+        if not forward_transfer[-1]:
+            head.renew_live(False)
+        return head
+
+    def finish_task(self) -> None:
+        """Freeze the task in training: its units, statistics and head become buffers, for ever (Persistence).
+
+        Raises TaskError when no task is in training, or when a live tensor is not finite.
+        """
+        if self.current_task is None:
+            raise TaskError("no task is in training: call prepare_for_task first.")
+        head = self.head
+        for path, layer in [*self._layers(), ("the head", head)]:
+            for name, tensor in _live_tensors(layer):
+                if not torch.isfinite(tensor).all():
+                    raise TaskError(
+                        f"{path}.{name} holds NaN or infinity; task {self.current_task} would be frozen with it. "
+                        "Restore a snapshot (net.restore) and train with a lower learning rate."
+                    )
+        for _, layer in self._layers():
+            layer.freeze_live()
+        head.freeze_live()
+        for group in self.groups:
+            group.segments.freeze()
+        head.segments.freeze()
+        for _, layer in self._layers():
+            layer.renew_live()
+        head.close_live()
+        task, self.current_task = self.current_task, None
+        self.records.append(certificate.record(self, task))
+
+    def widen(self, width: int | Mapping[str, int]) -> None:
+        """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on."""
+        for group in self.groups:
+            wanted = width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
+            if wanted < group.segments.width:
+                raise CapacityError(
+                    f"{group.name} cannot shrink from {group.segments.width} to {wanted} units; give a larger width."
+                )
+        _check_names(width, [group.name for group in self.groups], "unit group")
+        for group in self.groups:
+            group.segments.widen(width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width)
+
+    # ---- forward
+
+    def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Logits [N, classes]: of the task in training, or in evaluation mode of any task.
+
+        Recalling finished task k runs only the units that k may read, with the same shapes for ever, so the same
+        batch gives the same bits on the same device, whatever was learned since (P1).
+
+        Raises TaskError for a task that is not there, InputError for an input the network cannot take.
+        """
+        task, scope = self._resolve(task)
+        features = self.features(x, scope)
+        with self._scope.running(scope, features.requires_grad and x.requires_grad):
+            return self.heads[task](features)
+
+    def features(self, x: Tensor, task: int | None = None) -> Tensor:
+        """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
+        self._check_input(x)
+        wiring = self.wiring
+        with self._scope.running(task, x.requires_grad):
+            features = super().__call__(x)
+        columns = sum(source.columns(task) for source in wiring.features)
+        if features.dim() != 2 or features.shape[1] != columns:
+            raise InputError(
+                f"forward returned features of shape {list(features.shape)} where [N, {columns}] was expected. "
+                "Does the input have the size the network was built for?"
+            )
+        self.input_shape = tuple(x.shape[1:])
+        return features
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> routing.Prediction:
+        """Route each sample to a task and answer with that task's head: one pass of the body, no task id needed.
+
+        Runs in evaluation mode and leaves the mode as it was. Raises RouterError when there is no router or it does
+        not know every finished task.
+        """
+        tasks = self.finished_tasks
+        if tasks == 0:
+            raise RouterError("no task is finished, so there is nothing to route to.")
+        if tasks > 1 and (self.router is None or self.router.tasks != tasks):
+            known = 0 if self.router is None else self.router.tasks
+            raise RouterError(
+                f"the router knows {known} of {tasks} finished tasks: call net.train_router(loaders) with a loader for "
+                "each finished task."
+            )
+        training = self.training
+        self.eval()
+        try:
+            features = self.features(x, tasks - 1)
+            logits = []
+            for task in range(tasks):
+                with self._scope.running(task, False):
+                    prefix = sum(source.columns(task) for source in self.wiring.features)
+                    logits.append(self.heads[task](features[:, :prefix]))
+            scores = features.new_zeros(len(features), 1) if tasks == 1 else self.router(features)
+            return routing.route(scores, logits)
+        finally:
+            self.train(training)
+
+    # ---- pruning
+
+    def plan_pruning(
+        self,
+        fraction: float,
+        importance: str | Mapping[str, Tensor] = "l2",
+        *,
+        of: str = "live",
+        data: Iterable | None = None,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        keep_at_least: int = 0,
+        generator: torch.Generator | None = None,
+    ) -> pruning.PruningPlan:
+        """Which live units would go. Nothing changes until the plan is applied.
+
+        Args:
+            fraction: in [0, 1], of the live units present (``of="live"``) or of each layer's width (``of="width"``,
+                as the paper counts).
+            importance: "l1", "l2", "taylor", "hybrid" (these two need ``data``), "random", or scores [live] by group
+                name.
+            data: (x, y) batches of the task in training.
+            keep_at_least: units each group keeps at least.
+        """
+        if self.current_task is None:
+            raise TaskError("only the live units of a task in training can be pruned: call prepare_for_task first.")
+        if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
+            raise InputError(f"fraction must lie in [0, 1], got {fraction!r}.")
+        if of not in ("live", "width"):
+            raise InputError(f'of must be "live" or "width", got {of!r}.')
+        name, scores = self._scores(importance, data, loss, generator)
+        return pruning.make_plan(self.groups, scores, name, fraction, of, keep_at_least)
+
+    def apply_plan(self, plan: pruning.PruningPlan, optimizer: Optimizer | None = None) -> None:
+        """Remove the plan's units: rows of their producers, their normalisation, and the columns of their readers.
+
+        Parameters are replaced by smaller ones; ``optimizer`` follows, its state cut along with them.
+        """
+        by_name = {group.name: group for group in self.groups}
+        for part in plan.groups:
+            if part.name not in by_name or by_name[part.name].segments.live != part.live:
+                raise TaskError(f"the plan is out of date: {part.name} no longer has {part.live} live units.")
+        for part in plan.groups:
+            if part.removed:
+                self._cut_group(by_name[part.name], part.keep)
+        if optimizer is not None:
+            self.adopt(optimizer)
+
+    def prune(self, fraction: float, importance: str | Mapping[str, Tensor] = "l2", *,
+              optimizer: Optimizer | None = None, **options) -> pruning.PruningPlan:  # fmt: skip
+        """Plan and apply in one call; arguments as :meth:`plan_pruning`. Returns the plan that was applied."""
+        plan = self.plan_pruning(fraction, importance, **options)
+        self.apply_plan(plan, optimizer)
+        return plan
+
+    def snapshot(self, optimizer: Optimizer | None = None) -> Snapshot:
+        """A copy of everything live (and of ``optimizer``'s state), for :meth:`restore`."""
+        if self.current_task is None:
+            raise TaskError("no task is in training, so nothing is live.")
+        state = None
+        if optimizer is not None:
+            names = {id(parameter): name for name, parameter in super().named_parameters()}
+            state = {
+                names[id(parameter)]: {key: _copy(value) for key, value in entry.items()}
+                for parameter, entry in optimizer.state.items()
+                if id(parameter) in names
+            }
+        tensors = {f"{path}.{name}": tensor.detach().clone() for path, name, _, tensor in self._all_live()}
+        return Snapshot(self.current_task, tuple(g.segments.live for g in self.groups), tensors, state)
+
+    def restore(self, snapshot: Snapshot, optimizer: Optimizer | None = None) -> None:
+        """Bring back everything live as it was, undoing pruning and training since.
+
+        ``optimizer`` follows; its per-parameter state comes back too if it was part of the snapshot. Raises TaskError
+        for a snapshot of another task.
+        """
+        if snapshot.task != self.current_task:
+            raise TaskError(
+                f"the snapshot was taken of task {snapshot.task}, but "
+                + ("no task" if self.current_task is None else f"task {self.current_task}") + " is in training."
+            )  # fmt: skip
+        for group, live in zip(self.groups, snapshot.live):
+            group.segments.recycle(live)
+        for path, name, layer, tensor in self._all_live():
+            saved = snapshot.tensors[f"{path}.{name}"]
+            if tensor.shape == saved.shape:
+                with torch.no_grad():
+                    tensor.copy_(saved)
+            elif isinstance(tensor, nn.Parameter):
+                setattr(layer, name, replace(tensor, saved.clone()))
+            else:
+                setattr(layer, name, saved.clone())
+        if optimizer is not None:
+            self.adopt(optimizer)
+            if snapshot.optimizer is not None:
+                for name, parameter in super().named_parameters():
+                    optimizer.state.pop(parameter, None)
+                    if name in snapshot.optimizer:
+                        optimizer.state[parameter] = {k: _copy(v) for k, v in snapshot.optimizer[name].items()}
+
+    def adopt(self, optimizer: Optimizer) -> None:
+        """Point ``optimizer`` to the current parameters, moving and cutting the state it holds for earlier ones."""
+        optimizers.follow(optimizer, self.parameters())
+
+    # ---- training (one line each: the driver is imported when it is called)
+
+    def train_task(self, loader: Iterable, optimizer: Optimizer | None = None, **settings):
+        """Train, prune and finish the task in training; see :func:`eidetic_training.train_task`."""
+        from eidetic_training import train_task
+
+        return train_task(self, loader, optimizer, **settings)
+
+    def train_router(self, loaders: Iterable[Iterable], **settings):
+        """Train the task classifier on a loader a task; see :func:`eidetic_training.train_router`."""
+        from eidetic_training import train_router
+
+        return train_router(self, loaders, **settings)
+
+    # ---- keeping and proving
+
+    def save(self, path: str | Path) -> None:
+        """Write the network to one safetensors file, its structure as JSON in the header; atomic."""
+        checkpoint.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | Path, network: EideticNetwork | None = None) -> EideticNetwork:
+        """Read a network written by :meth:`save`.
+
+        The saved class must be defined (imported) already, since no code is ever taken from the file; or pass a fresh
+        ``network`` of the same architecture. Raises CheckpointError for a damaged or foreign file.
+        """
+        return checkpoint.load(cls, path, network)
+
+    def certify(self) -> certificate.Certificate:
+        """Check every finished task: structure, fingerprints of frozen tensors, and logits of stored probe inputs."""
+        return certificate.certify(self)
+
+    # ---- inside
+
+    def _layers(self) -> list[tuple[str, SegmentedLayer]]:
+        """The body's segmented layers by path; heads are apart."""
+        heads = set(self.heads)
+        return [
+            (path, module)
+            for path, module in self.named_modules()
+            if isinstance(module, SegmentedLayer) and module not in heads
+        ]
+
+    def _wire(self, wiring: graph.Wiring) -> None:
+        modules = dict(self.named_modules())
+        for group in wiring.groups:
+            for path, layer in group.producers.items():
+                layer.wire(group.segments, wiring.sources[path], self._scope)
+            for layer in group.norms.values():
+                layer.join(group.segments, self._scope)
+        for path, source in wiring.dropouts.items():
+            module = modules[path]
+            if not isinstance(module, EideticDropout):
+                aware = EideticDropout(module.p, channels=not isinstance(module, nn.Dropout))
+                aware.train(module.training)
+                self.set_submodule(path, aware)
+                module = aware
+            module.wire(source, self._scope)
+        self._wiring = wiring
+
+    def _cut_group(self, group: graph.Group, keep: Tensor) -> None:
+        """Keep only the live units ``keep`` of a group, in every layer that produces, normalises or reads them."""
+        if len(keep) == group.segments.live:
+            return
+        for layer in group.layers:
+            layer.cut_live(keep)
+        readers = [layer for path, layer in self._layers() if path in self.wiring.sources]
+        if self.current_task is not None and len(self.heads) > self.current_task:
+            readers.append(self.head)
+        for layer in readers:
+            layer.cut_columns({group.segments: keep})
+        group.segments.prune(len(keep))
+
+    def _all_live(self) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
+        layers = self._layers()
+        if len(self.heads) > self.current_task:
+            layers.append((f"heads.{self.current_task}", self.head))
+        return [(path, name, layer, tensor) for path, layer in layers for name, tensor in _live_tensors(layer)]
+
+    def _resolve(self, task: int | None) -> tuple[int, int | None]:
+        """Which head answers, and which prefix runs (None: everything present)."""
+        current, finished = self.current_task, self.finished_tasks
+        if task is None:
+            if current is None:
+                raise TaskError(
+                    f"no task is in training: name one of the {finished} finished tasks (net(x, task=k)), let the router "
+                    "choose (net.predict(x)), or call prepare_for_task first."
+                )
+            task = current
+        if task == current:
+            self.head  # noqa: B018  raises while the task has no head
+            return task, None
+        if not isinstance(task, int) or not 0 <= task < finished:
+            raise TaskError(f"task {task!r} is unknown: finished tasks are 0..{finished - 1}" if finished else
+                            f"task {task!r} is unknown: no task is finished.")  # fmt: skip
+        if self.training:
+            raise TaskError(f"task {task} is finished; recalling it needs evaluation mode: call net.eval() first.")
+        return task, task
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise InputError(f"the input must be a tensor, got {type(x).__name__}.")
+        if not x.is_floating_point():
+            raise InputError(
+                f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
+            )
+
+    def _transfer_choices(self, forward_transfer: bool | Mapping[str, bool]) -> dict[str, bool]:
+        names = [*self.wiring.sources, "head"]
+        _check_names(forward_transfer, names, "layer")
+        if isinstance(forward_transfer, Mapping):
+            return {name: bool(forward_transfer.get(name, True)) for name in names}
+        return dict.fromkeys(names, bool(forward_transfer))
+
+    def _check_disjoint(self, transfer: dict[str, bool], live: list[int]) -> None:
+        units = {group.segments: count for group, count in zip(self.groups, live)}
+        for path, sources in [*self.wiring.sources.items(), ("head", self.wiring.features)]:
+            counts = [units[s.group] for s in sources if isinstance(s.group, Segments)]
+            if not transfer[path] and counts and not any(counts):
+                raise CapacityError(
+                    f"{path} is to read this task's own units only (forward_transfer=False), but its input has no free "
+                    "unit left. Allow forward transfer there, widen the network, or cap what tasks take (max_units)."
+                )
+
+    def _scores(self, importance, data, loss, generator) -> tuple[str, dict[str, Tensor]]:
+        if isinstance(importance, Mapping):
+            _check_names(importance, [group.name for group in self.groups], "unit group")
+            for group in self.groups:
+                live = group.segments.live
+                if group.name not in importance or len(importance[group.name]) != live:
+                    raise InputError(f"scores for {group.name} must be given, one for each of its {live} live units.")
+            return "given", dict(importance)
+        if importance in ("l1", "l2"):
+            norm = int(importance[1])
+            return importance, {group.name: pruning.weight_scores(group, norm) for group in self.groups}
+        if importance == "random":
+            return importance, {group.name: pruning.random_scores(group, generator) for group in self.groups}
+        if importance in ("taylor", "hybrid"):
+            if data is None:
+                raise InputError(f'importance "{importance}" needs data: an iterable of (x, y) batches of the task.')
+            scores = pruning.taylor_scores(self, self.groups, data, loss)
+            return importance, pruning.layer_normalised(scores) if importance == "hybrid" else scores
+        raise InputError(f"importance must be one of {', '.join(pruning.IMPORTANCES)}; got {importance!r}.")
+
+
+def _live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
+    buffers = [(n, b) for n, b in layer.named_buffers(recurse=False) if n not in layer.frozen_names]
+    return [*layer.named_parameters(recurse=False), *buffers]
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _cap(group: graph.Group, free: int, max_units: int | float | Mapping[str, int | float] | None) -> int:
+    """How many new units a group gets, of ``free`` ones."""
+    limit = max_units.get(group.name) if isinstance(max_units, Mapping) else max_units
+    if limit is None:
+        return free
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0:
+        raise InputError(f"max_units must be a count or a share in [0, 1], got {limit!r}.")
+    if isinstance(limit, float):
+        if limit > 1:
+            raise InputError(f"max_units as a float is a share of the width in [0, 1], got {limit}; a count is an int.")
+        return min(free, round(limit * group.segments.width))
+    if limit > free and isinstance(max_units, Mapping):
+        raise CapacityError(
+            f"{group.name}: {limit} new units were asked for, but only {free} of {group.segments.width} are free. Ask for "
+            "fewer, or widen the network (net.widen)."
+        )
+    return min(free, limit)
+
+
+def _check_names(given: Any, known: list[str], kind: str) -> None:
+    unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else []
+    if unknown:
+        raise InputError(f"unknown {kind} {', '.join(map(repr, unknown))}; there are: {', '.join(known)}.")

@@ -1,0 +1,61 @@
+"""Parameters that are replaced, never resized: who succeeds whom, and what of the old one was kept.
+
+Resizing ``.data`` under a live autograd graph breaks the next backward, so pruning makes new parameters. The old
+one remembers its successor; an optimizer that still holds it is stale (see :mod:`.optimizers`).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Succession(NamedTuple):
+    """What became of a retired parameter: its successor, and the rows and columns that were kept (None: all).
+
+    ``cut`` is None when nothing of it lives on (a fresh segment, a restored snapshot).
+    """
+
+    successor: nn.Parameter
+    cut: tuple[Tensor | None, Tensor | None] | None
+
+
+def retire(old: nn.Parameter | None, new: nn.Parameter | None, cut=None) -> None:
+    """Record that ``new`` stands where ``old`` stood."""
+    if old is not None and old is not new:
+        old.eidetic_succession = Succession(new, cut)
+        old.grad = None
+
+
+def succession(parameter: nn.Parameter) -> Succession | None:
+    """The record left by :func:`retire`; None while the parameter is in use."""
+    return getattr(parameter, "eidetic_succession", None)
+
+
+def select(tensor: Tensor, rows: Tensor | None, columns: Tensor | None = None) -> Tensor:
+    """The given rows (dimension 0) and columns (dimension 1) of ``tensor``; None keeps all."""
+    if rows is not None:
+        tensor = tensor.index_select(0, rows.to(tensor.device))
+    if columns is not None and tensor.dim() > 1:
+        tensor = tensor.index_select(1, columns.to(tensor.device))
+    return tensor
+
+
+def cut(parameter: nn.Parameter, rows: Tensor | None, columns: Tensor | None = None) -> nn.Parameter:
+    """A new parameter with the kept rows and columns; the old one is retired in its favour."""
+    new = nn.Parameter(select(parameter.detach(), rows, columns), requires_grad=parameter.requires_grad)
+    retire(parameter, new, (rows, columns))
+    return new
+
+
+def replace(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
+    """A new parameter holding ``values``, of any shape; the old one is retired."""
+    new = nn.Parameter(values.detach(), requires_grad=parameter.requires_grad)
+    retire(parameter, new)
+    return new
+
+
+def empty_like(parameter: nn.Parameter, *shape: int) -> Tensor:
+    return torch.empty(shape, dtype=parameter.dtype, device=parameter.device)

@@ -1,0 +1,171 @@
+"""Which live units to remove: importance scores, and the plan made of them.
+
+Scores are per unit group, so tied producers (a residual addition) are scored together. Sources: `l1`, `l2` are the
+row norms of the paper's section 3.1; `taylor` is Molchanov et al. (2017), mean |activation x gradient|; `hybrid` is
+the paper's future work, Taylor bounded per layer, since Taylor alone empties late layers first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from math import ceil, floor
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .graph import Group
+
+IMPORTANCES = ("l1", "l2", "taylor", "random", "hybrid")
+
+# hybrid: a layer loses between half and twice the share that a uniform cut would take from it.
+HYBRID_FLOOR, HYBRID_CEILING = 0.5, 2.0
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What one unit group would lose: of ``live`` units, those with the indices ``keep`` (ascending) stay."""
+
+    name: str
+    live: int
+    keep: Tensor
+
+    @property
+    def removed(self) -> int:
+        return self.live - len(self.keep)
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Units to remove, a group each; print it to look before ``net.apply_plan`` changes anything."""
+
+    importance: str
+    groups: tuple[GroupPlan, ...]
+
+    @property
+    def removed(self) -> int:
+        return sum(group.removed for group in self.groups)
+
+    def __str__(self) -> str:
+        width = max([len(group.name) for group in self.groups] + [5])
+        lines = [f"{'group':{width}}  live  remove  keep   (importance {self.importance})"]
+        for group in self.groups:
+            lines.append(f"{group.name:{width}}  {group.live:4}  {group.removed:6}  {len(group.keep):4}")
+        return "\n".join(lines)
+
+
+def make_plan(
+    groups: Iterable[Group], scores: Mapping[str, Tensor], importance: str, fraction: float, of: str, keep_at_least: int
+) -> PruningPlan:
+    """Choose the units with the lowest scores.
+
+    Args:
+        scores: for each group's name, a score [live] per unit; higher means more important.
+        fraction: how much to remove, in [0, 1], of the live units now present (``of="live"``) or of the layer's
+            width (``of="width"``, as the paper counts). At least one unit where the fraction is not zero.
+        keep_at_least: units that each group keeps at least, where it has them.
+    """
+    groups = list(groups)
+    removable = [max(0, group.segments.live - keep_at_least) for group in groups]
+    uniform = [
+        _count(fraction, group.segments.live if of == "live" else group.segments.width, limit)
+        for group, limit in zip(groups, removable)
+    ]
+    if importance == "taylor":
+        counts = _global(groups, scores, sum(uniform), [0] * len(groups), removable)
+    elif importance == "hybrid":
+        low = [floor(HYBRID_FLOOR * count) for count in uniform]
+        high = [min(ceil(HYBRID_CEILING * count), limit) for count, limit in zip(uniform, removable)]
+        counts = _global(groups, scores, sum(uniform), low, high)
+    else:
+        counts = uniform
+    plans = []
+    for group, count in zip(groups, counts):
+        order = torch.argsort(scores[group.name].cpu(), stable=True)
+        plans.append(GroupPlan(group.name, group.segments.live, order[count:].sort().values))
+    return PruningPlan(importance, tuple(plans))
+
+
+def weight_scores(group: Group, norm: int) -> Tensor:
+    """Norm [live] of each live unit's weights, over all layers that produce the unit."""
+    total = 0
+    for layer in group.producers.values():
+        total = total + layer.weight.detach().flatten(1).abs().pow(norm).sum(1)
+    return total ** (1 / norm)
+
+
+def random_scores(group: Group, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(group.segments.live, generator=generator)
+
+
+def taylor_scores(
+    network: nn.Module, groups: Iterable[Group], data: Iterable, loss: Callable[[Tensor, Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Mean over samples (and pixels) of |activation x gradient| [live] of every live unit, over ``data``.
+
+    Runs in evaluation mode, so live statistics stay as they are, and leaves no gradient behind.
+    Raises InputError when ``data`` is empty.
+    """
+    groups = list(groups)
+    scores = {group.name: torch.zeros(group.segments.live) for group in groups}
+    samples = 0
+
+    def hook(group: Group):
+        def forward(layer, inputs, output):
+            live = output[:, group.segments.frozen_total :]
+            if live.requires_grad and live.shape[1]:
+                activation = live.detach()
+                live.register_hook(lambda gradient: accumulate(group, activation, gradient))
+                # The slice itself must lie on the path of the gradient.
+                return torch.cat([output[:, : group.segments.frozen_total], live], 1)
+            return None
+
+        return forward
+
+    def accumulate(group: Group, activation: Tensor, gradient: Tensor) -> None:
+        products = (activation * gradient).abs()
+        pixels = products[0, 0].numel()
+        # The loss is a mean over the batch: undo that, so that batches of any size count sample by sample.
+        scores[group.name] += (products.transpose(0, 1).flatten(1).sum(1) * len(products) / pixels).cpu()
+
+    handles = [
+        layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()
+    ]
+    training, parameters = network.training, list(network.parameters())
+    network.eval()
+    try:
+        device = parameters[0].device if parameters else None
+        for x, y in data:
+            with torch.enable_grad():
+                value = loss(network(x.to(device)), y.to(device))
+            torch.autograd.grad(value, parameters, allow_unused=True)
+            samples += len(x)
+    finally:
+        network.train(training)
+        for handle in handles:
+            handle.remove()
+    if not samples:
+        raise InputError("taylor importance needs data: an iterable of (x, y) batches; the one given was empty.")
+    return {name: score / samples for name, score in scores.items()}
+
+
+def layer_normalised(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores divided by their group's mean, so that layers can be compared (Molchanov et al., section 2.2)."""
+    return {name: score / score.mean().clamp_min(1e-30) if len(score) else score for name, score in scores.items()}
+
+
+def _count(fraction: float, base: int, limit: int) -> int:
+    return min(limit, max(1, round(fraction * base))) if fraction > 0 else 0
+
+
+def _global(groups: list[Group], scores: Mapping[str, Tensor], total: int, low: list[int], high: list[int]):
+    """How many units each group loses when the ``total`` lowest-scored go, each group losing ``low`` to ``high``."""
+    counts = list(low)
+    candidates = []
+    for index, group in enumerate(groups):
+        order = scores[group.name].sort().values.tolist()
+        candidates += [(score, index) for score in order[low[index] : high[index]]]
+    for _, index in sorted(candidates)[: max(0, total - sum(counts))]:
+        counts[index] += 1
+    return counts
