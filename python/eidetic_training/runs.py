@@ -23,6 +23,7 @@ import numpy
 import torch
 
 import eidetic_kernels
+from eidetic_kernels.capacity import Capacity
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.version import __version__
 
@@ -203,7 +204,7 @@ class RunFolder:
             )
         self._tests.append(TaskScore(learned, task, float(accuracy)))
 
-    def record_capacity(self, task: int, capacity) -> None:
+    def record_capacity(self, task: int, capacity: Capacity) -> None:
         """Record what task `task` kept, from a network's `capacity()` after the task was finished."""
         for row in capacity.rows:
             self._capacity.append(CapacityEntry(task, row.name, row.width, row.frozen[task]))

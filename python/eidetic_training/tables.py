@@ -6,11 +6,11 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, get_type_hints
 
 from eidetic_kernels.errors import InputError
 
-Row = TypeVar("Row", bound=NamedTuple)
+Row = TypeVar("Row", bound=tuple)  # a NamedTuple
 
 
 class Table(Generic[Row]):

@@ -1,9 +1,8 @@
 """A made-up run, small enough to know every number of it by heart."""
 
-from types import SimpleNamespace
-
 import pytest
 
+from eidetic_kernels.capacity import Capacity, CapacityRow
 from eidetic_training.runs import RunFolder
 
 WIDTH = 30  # of both layers together: "first" has 20 units, "second" 10
@@ -14,11 +13,12 @@ ROUTER_SECONDS = 5.0
 
 def capacity_after(task):
     """What a network's `capacity()` says once `task` is finished."""
-    rows = [
-        SimpleNamespace(name=name, width=width, frozen=tuple(kept[layer] for kept in KEPT[: task + 1]))
-        for layer, (name, width) in enumerate((("first", 20), ("second", 10)))
-    ]
-    return SimpleNamespace(rows=rows)
+    return Capacity(
+        tuple(
+            CapacityRow(name, width, frozen=tuple(kept[layer] for kept in KEPT[: task + 1]), live=0)
+            for layer, (name, width) in enumerate((("first", 20), ("second", 10)))
+        )
+    )
 
 
 def record_task(run, task):

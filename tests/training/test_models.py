@@ -75,6 +75,7 @@ def test_images_from_96_pixels_on_get_the_large_stem():
 
 
 def test_an_mlp_with_nothing_frozen_equals_plain_torch():
+    torch.manual_seed(0)
     network = models.MLP(in_features=12, width=9, depth=2)
     network.prepare_for_task(0, num_classes=4)
     twin = nn.Sequential(
@@ -87,8 +88,9 @@ def test_an_mlp_with_nothing_frozen_equals_plain_torch():
         nn.ReLU(),
         nn.Linear(9, 4),
     )
+    parameters = [*network.body.parameters(), *network.head.parameters()]
     with torch.no_grad():
-        for mine, plain in zip(network.parameters(), twin.parameters(), strict=True):
+        for mine, plain in zip(parameters, twin.parameters(), strict=True):
             plain.copy_(mine.normal_())
     x = torch.randn(16, 3, 4)
     for training in (True, False):  # the first pass moves the running statistics that the second one uses
@@ -105,7 +107,7 @@ def test_an_mlp_with_nothing_frozen_equals_plain_torch():
         ("resnet50", (3, 8, 8), {"width": 4}),
     ],
 )
-def test_every_model_learns_a_second_task_and_keeps_the_first(name, shape, options):
+def test_every_model_learns_a_second_task_and_keeps_the_first(name, shape, options, tmp_path):
     torch.manual_seed(0)
     network = models.build(name, shape, **options)
     x, y = torch.randn(8, *shape), torch.arange(8) % 3
@@ -121,8 +123,12 @@ def test_every_model_learns_a_second_task_and_keeps_the_first(name, shape, optio
         network.eval()
         with torch.no_grad():
             logits.append(network(x, task=task))
+    network.save(tmp_path / "network.safetensors")
+    loaded = ek.EideticNetwork.load(tmp_path / "network.safetensors").eval()
     with torch.no_grad():
         assert torch.equal(network(x, task=0), logits[0])
+        assert torch.equal(loaded(x, task=0), logits[0])
+        assert torch.equal(loaded(x, task=1), logits[1])
     assert not torch.equal(logits[0], logits[1])
 
 
