@@ -113,9 +113,13 @@ class EideticNetwork(nn.Module):
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Live parameters and the head in training: all that an optimizer may see. Empty segments are left out."""
+        """Live parameters and the head in training: all that an optimizer may see.
+
+        Segments without live units are among them as empty tensors, so that an optimizer finds their successors.
+        """
+        finished = {id(p) for task in range(self.finished_tasks) for p in self.heads[task].parameters()}
         for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            if parameter.numel():
+            if id(parameter) not in finished:
                 yield name, parameter
 
     def capacity(self) -> capacity.Capacity:
@@ -373,7 +377,7 @@ class EideticNetwork(nn.Module):
             raise TaskError("no task is in training, so nothing is live.")
         state = None
         if optimizer is not None:
-            names = {id(parameter): name for name, parameter in super().named_parameters()}
+            names = {id(parameter): name for name, parameter in self.named_parameters()}
             state = {
                 names[id(parameter)]: {key: _copy(value) for key, value in entry.items()}
                 for parameter, entry in optimizer.state.items()
@@ -407,14 +411,19 @@ class EideticNetwork(nn.Module):
         if optimizer is not None:
             self.adopt(optimizer)
             if snapshot.optimizer is not None:
-                for name, parameter in super().named_parameters():
+                for name, parameter in self.named_parameters():
                     optimizer.state.pop(parameter, None)
                     if name in snapshot.optimizer:
                         optimizer.state[parameter] = {k: _copy(v) for k, v in snapshot.optimizer[name].items()}
 
     def adopt(self, optimizer: Optimizer) -> None:
-        """Point ``optimizer`` to the current parameters, moving and cutting the state it holds for earlier ones."""
-        optimizers.follow(optimizer, self.parameters())
+        """Point ``optimizer`` to the current parameters, moving and cutting the state it holds for earlier ones.
+
+        Of parameters it never held only the head's are added, since a head is made after many an optimizer. Raises
+        StaleOptimizerError when it holds nothing of this network.
+        """
+        optimizers.check_current(optimizer, self.parameters())
+        optimizers.follow(optimizer, self.head.parameters() if len(self.heads) > (self.current_task or 0) else ())
 
     # ---- training (one line each: the driver is imported when it is called)
 
@@ -502,8 +511,8 @@ class EideticNetwork(nn.Module):
         if task is None:
             if current is None:
                 raise TaskError(
-                    f"no task is in training: name one of the {finished} finished tasks (net(x, task=k)), let the router "
-                    "choose (net.predict(x)), or call prepare_for_task first."
+                    f"no task is in training: name one of the {finished} finished tasks (net(x, task=k)), let the "
+                    "router choose (net.predict(x)), or call prepare_for_task first."
                 )
             task = current
         if task == current:
@@ -584,8 +593,8 @@ def _cap(group: graph.Group, free: int, max_units: int | float | Mapping[str, in
         return min(free, round(limit * group.segments.width))
     if limit > free and isinstance(max_units, Mapping):
         raise CapacityError(
-            f"{group.name}: {limit} new units were asked for, but only {free} of {group.segments.width} are free. Ask for "
-            "fewer, or widen the network (net.widen)."
+            f"{group.name}: {limit} new units were asked for, but only {free} of {group.segments.width} are free. "
+            "Ask for fewer, or widen the network (net.widen)."
         )
     return min(free, limit)
 

@@ -14,14 +14,12 @@ from .errors import StaleOptimizerError
 from .parameters import Succession, select, succession
 
 
-def follow(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
-    """Make ``optimizer`` train ``parameters``: exactly these, of those that belong to the same network.
+def follow(optimizer: Optimizer, newcomers: Iterable[nn.Parameter]) -> None:
+    """Bring ``optimizer`` up to date.
 
     A retired parameter is replaced, in its own parameter group, by its successor, and its state is cut along with
-    it; a parameter the optimizer never saw (a new head) joins the first group. Parameters of other networks are
-    left alone.
+    it. ``newcomers`` that the optimizer does not hold yet (a new head) join the first group. All else is left alone.
     """
-    current = {id(p): p for p in parameters}
     held: set[int] = set()
     for group in optimizer.param_groups:
         followed = []
@@ -31,7 +29,7 @@ def follow(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
                 held.add(id(new))
                 followed.append(new)
         group["params"] = followed
-    optimizer.param_groups[0]["params"].extend(p for key, p in current.items() if key not in held)
+    optimizer.param_groups[0]["params"].extend(p for p in newcomers if id(p) not in held)
 
 
 def check_current(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
