@@ -1,0 +1,158 @@
+"""A whole labelled image set as two tensors, and how its pixels become network inputs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from eidetic_kernels.errors import InputError
+
+
+def check_labels(labels: Tensor, rows: int, classes: int | None, what: str = "labels") -> None:
+    """Raise `InputError` unless `labels` is int64 `[rows]` with values in `0..classes-1` (`classes` may be
+    unknown: None)."""
+    if not isinstance(labels, Tensor):
+        raise InputError(
+            f"{what} must be a torch.Tensor, got {type(labels).__name__}. Convert with torch.as_tensor(...)."
+        )
+    if labels.dtype != torch.int64:
+        raise InputError(f"{what} have dtype {labels.dtype}, expected torch.int64. Convert with .long().")
+    if labels.ndim != 1:
+        raise InputError(
+            f"{what} have shape {list(labels.shape)}, expected one class index a row: [{rows}]. "
+            "One-hot labels convert with .argmax(1)."
+        )
+    if labels.shape[0] != rows:
+        raise InputError(
+            f"{rows} images but {labels.shape[0]} {what}: expected one label an image. "
+            "Check that both come from the same split."
+        )
+    if rows == 0:
+        raise InputError("The set is empty (0 rows), expected at least one. Check the split, folder or filter.")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or (classes is not None and high >= classes):
+        expected = "values of at least 0" if classes is None else f"values in 0..{classes - 1}"
+        raise InputError(
+            f"{what} range over {low}..{high}, expected {expected}. "
+            "Remap labels to 0..n-1 for each task, or give the right number of classes."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A labelled set of images, whole, as tensors.
+
+    images: `[N, C, H, W]`, uint8 (0..255) or floating point; labels: int64 `[N]` in `0..classes-1`, on the
+    images' device. Raises `InputError` for anything else, and for an empty set.
+    """
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+    def __post_init__(self) -> None:
+        images = self.images
+        if not isinstance(images, Tensor):
+            raise InputError(
+                f"images must be a torch.Tensor, got {type(images).__name__}. Convert with torch.as_tensor(...)."
+            )
+        if images.ndim != 4:
+            raise InputError(
+                f"images have shape {list(images.shape)}, expected [N, C, H, W]. "
+                "Add a channel dimension to grey images with .unsqueeze(1)."
+            )
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise InputError(
+                f"images have dtype {images.dtype}, expected torch.uint8 (0..255) or a floating point type. "
+                "Convert with .to(torch.uint8) or .float()."
+            )
+        if self.classes < 1:
+            raise InputError(f"classes is {self.classes}, expected at least 1.")
+        check_labels(self.labels, images.shape[0], self.classes)
+        if 0 in images.shape:
+            raise InputError(f"images have shape {list(images.shape)}, expected no dimension of size 0.")
+        if self.labels.device != images.device:
+            raise InputError(
+                f"images are on {images.device} but labels on {self.labels.device}. Move both to one device."
+            )
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one image."""
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """The same set on `device`; itself when it is there already."""
+        if self.images.device == torch.device(device):
+            return self
+        return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
+
+    def __repr__(self) -> str:
+        return (
+            f"ImageSet({len(self):,} x {list(self.shape)} {str(self.images.dtype).removeprefix('torch.')}, "
+            f"{self.classes} classes, {self.images.device})"
+        )
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel mean and standard deviation of pixels on the scale 0..1 (float images: on their own scale).
+
+    Plain numbers, so that a run folder or a checkpoint can keep them: images seen later must be normalised
+    with the numbers the network was trained with.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, images: Tensor) -> Normalisation:
+        """Measured on `[N, C, ...]` images, exactly for uint8 (by counting values), in float64 otherwise.
+
+        A constant channel gets the deviation 1: it is centred and not blown up.
+        """
+        channels = images.shape[1]
+        if images.dtype == torch.uint8:
+            values = torch.arange(256, dtype=torch.float64) / 255
+            planes = [images[:, c].reshape(-1) for c in range(channels)]
+            counts = torch.stack([torch.bincount(p, minlength=256).cpu().double() for p in planes])
+            weights = counts / counts.sum(1, keepdim=True)
+            mean = weights @ values
+            std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
+        else:
+            planes = images.transpose(0, 1).reshape(channels, -1).double()
+            mean, std = planes.mean(1), planes.std(1, correction=0)
+        std = torch.where(std > 0, std, 1.0)
+        return cls(tuple(mean.tolist()), tuple(std.tolist()))
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """float32 of `images` `[N, C, ...]`, scaled and centred: `(x / 255 - mean) / std` for uint8."""
+        return self.apply(images, 255.0 if images.dtype == torch.uint8 else 1.0)
+
+    def apply(self, images: Tensor, full_scale: float) -> Tensor:
+        """As a call, for pixels whose white is `full_scale` whatever their dtype (resampled uint8 images are
+        float by then)."""
+        if len(self.mean) != images.shape[1]:
+            raise InputError(
+                f"Images have {images.shape[1]} channels, the normalisation was measured on "
+                f"{len(self.mean)}. "
+                "Give images with the channels the network was trained with."
+            )
+        scale, shift = _affine(self, full_scale, images.device, images.ndim)
+        return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
+
+
+@functools.lru_cache(maxsize=64)
+def _affine(norm: Normalisation, full_scale: float, device: torch.device, ndim: int) -> tuple[Tensor, Tensor]:
+    """(scale, shift), float32 `[1, C, 1, ...]`, kept on the device so that a batch copies nothing to it."""
+    std = torch.tensor(norm.std, dtype=torch.float64)
+    scale = 1 / (std * full_scale)
+    shift = -torch.tensor(norm.mean, dtype=torch.float64) / std
+    shape = (1, -1) + (1,) * (ndim - 2)
+    return tuple(v.float().view(shape).to(device) for v in (scale, shift))

@@ -1,0 +1,227 @@
+"""Sequences of tasks made from image sets: permuted pixels, split classes, several sets (pape."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eidetic_kernels.errors import InputError
+
+from ._seeds import generator
+from .augment import Augmentation
+from .image_set import ImageSet, Normalisation
+from .loader import TensorLoader
+from .sources import Source, as_source
+
+SourceLike = str | Source | tuple[ImageSet, ImageSet]
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """One task of a sequence; labels run over `0..num_classes-1` of its own.
+
+    labels: the source's label of each of the task's classes. permutation: for permuted pixels, int64 [H*W]:
+    pixel i of the task is pixel `permutation[i]` of the source. normalisation: one for the whole sequence,
+    so that an input can be prepared before it is known which task it belongs to.
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    num_classes: int
+    normalisation: Normalisation
+    augment: Augmentation | None = None
+    labels: tuple[int, ...] = ()
+    permutation: Tensor | None = None
+
+    def train_loader(self, batch_size: int, seed: int = 0, device: torch.device | str | None = None) -> TensorLoader:
+        """Shuffled, augmented batches of the training set, on `device`."""
+        return self._loader(self.train, batch_size, device, shuffle=True, seed=seed, augment=self.augment)
+
+    def test_loader(self, batch_size: int, device: torch.device | str | None = None) -> TensorLoader:
+        """Batches of the test set in its own order, on `device`."""
+        return self._loader(self.test, batch_size, device, shuffle=False)
+
+    def _loader(self, images: ImageSet, batch_size: int, device: torch.device | str | None, **options) -> TensorLoader:
+        images = images if device is None else images.to(device)
+        return TensorLoader(
+            images.images,
+            images.labels,
+            batch_size,
+            normalisation=self.normalisation,
+            num_classes=self.num_classes,
+            **options,
+        )
+
+
+def permuted(
+    source: SourceLike,
+    tasks: int,
+    seed: int = 0,
+    *,
+    identity_first: bool = True,
+    folder: str | Path | None = None,
+    resolution: int | None = None,
+) -> list[Task]:
+    """`tasks` tasks, each the whole of `source` with its pixels in an order of its own.
+
+    The order of task t depends on (seed, t) only; task 0 keeps the original one, unless `identity_first` is
+    False. All channels of a pixel move together. Each task holds a permuted copy of dtype uint8 (task 0 the
+    source's own tensors): measured on 60,000 MNIST images, 0.1 s and 47 MB once, against 0.4 ms a batch for
+    gathering pixels batch by batch. Never augmented: neighbours mean nothing after a permutation.
+    """
+    _check_count("tasks", tasks)
+    source = as_source(source, folder, resolution)
+    normalisation = Normalisation.of(source.train.images)
+    made = []
+    for t in range(tasks):
+        train, test, order = source.train, source.test, None
+        if t > 0 or not identity_first:
+            pixels = source.train.shape[1] * source.train.shape[2]
+            order = torch.randperm(pixels, generator=generator(seed, t, "pixels"))
+            train, test = _permute(train, order), _permute(test, order)
+        labels = tuple(range(train.classes))
+        name = f"{source.name} permutation {t}"
+        made.append(Task(name, train, test, train.classes, normalisation, None, labels, order))
+    return made
+
+
+def split_classes(
+    source: SourceLike,
+    tasks: int,
+    order: Sequence[int] | None = None,
+    *,
+    augment: Augmentation | None | str = "usual",
+    folder: str | Path | None = None,
+    resolution: int | None = None,
+) -> list[Task]:
+    """The classes of `source` dealt to `tasks` tasks, in turn, as evenly as they go (the first tasks get the
+    remainder).
+
+    order: the classes in the order in which they are dealt, each once (default: 0, 1, ...). Within a task
+    labels are 0.. in that order. augment: "usual" is the source's own. Raises `InputError` when there are
+    fewer classes than tasks, or a class has no image in one of the splits.
+    """
+    _check_count("tasks", tasks)
+    source = as_source(source, folder, resolution)
+    classes = source.train.classes
+    if tasks > classes:
+        raise InputError(
+            f"{source.name} has {classes} classes, not enough for {tasks} tasks. Ask for at most {classes}."
+        )
+    order = list(range(classes)) if order is None else [int(c) for c in order]
+    if sorted(order) != list(range(classes)):
+        raise InputError(f"order is {order}, expected every class 0..{classes - 1} exactly once.")
+    augment = _augmentation(augment, source)
+    normalisation = Normalisation.of(source.train.images)
+    each, rest = divmod(classes, tasks)
+    made, start = [], 0
+    for t in range(tasks):
+        labels = tuple(order[start : start + each + (t < rest)])
+        start += len(labels)
+        name = f"{source.name} classes {', '.join(map(str, labels))}"
+        train, test = (_only(s, labels, name) for s in (source.train, source.test))
+        made.append(Task(name, train, test, len(labels), normalisation, augment, labels))
+    return made
+
+
+def several(
+    sources: Sequence[SourceLike],
+    shape: tuple[int, int, int] | None = None,
+    *,
+    augment: Augmentation | None | str = "usual",
+    folder: str | Path | None = None,
+) -> list[Task]:
+    """One data set after another, a task each.
+
+    shape: (C, H, W) that all images are brought to: grey is repeated over channels, the shorter side is
+    resized (bilinear) and the centre cut out. folder: for sources given by name, the parent of a folder of
+    each. All tasks are normalised with the first source's numbers: what is known when it is learned. Raises
+    `InputError` when shapes differ and `shape` is not given, or colour would become grey.
+    """
+    if isinstance(sources, str) or not sources:
+        raise InputError(f"sources is {sources!r}, expected a list of at least one data set.")
+    loaded = [as_source(s, folder if isinstance(s, str) and s != "digits" else None) for s in sources]
+    if shape is None and len({s.train.shape for s in loaded}) > 1:
+        given = ", ".join(f"{s.name} {list(s.train.shape)}" for s in loaded)
+        raise InputError(
+            f"Images differ in shape: {given}; expected one. Pass shape=(C, H, W) to bring them to a common one."
+        )
+    made, normalisation = [], None
+    for source in loaded:
+        train, test = source.train, source.test
+        if shape is not None:
+            train, test = (_reshape(s, tuple(shape), source.name) for s in (train, test))
+        normalisation = normalisation or Normalisation.of(train.images)
+        labels = tuple(range(train.classes))
+        usual = _augmentation(augment, source)
+        made.append(Task(source.name, train, test, train.classes, normalisation, usual, labels))
+    return made
+
+
+def _check_count(what: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{what} is {value!r}, expected an integer of at least 1.")
+
+
+def _augmentation(augment: Augmentation | None | str, source: Source) -> Augmentation | None:
+    if augment == "usual":
+        return source.augment
+    if augment is None or isinstance(augment, Augmentation):
+        return augment
+    raise InputError(f'augment is {augment!r}, expected "usual", None or an Augmentation.')
+
+
+def _permute(images: ImageSet, order: Tensor) -> ImageSet:
+    # As a matrix: gathering columns of [N, C, H*W] takes three times as long.
+    planes = images.images.reshape(-1, len(order))
+    pixels = planes[:, order.to(planes.device)].view(images.images.shape)
+    return ImageSet(pixels, images.labels, images.classes)
+
+
+def _only(images: ImageSet, labels: Sequence[int], name: str) -> ImageSet:
+    """The rows of these labels, relabelled by their place among `labels`."""
+    table = torch.full((images.classes,), -1, device=images.labels.device)
+    table[list(labels)] = torch.arange(len(labels), device=table.device)
+    remapped = table[images.labels]
+    rows = (remapped >= 0).nonzero().flatten()
+    missing = set(range(len(labels))) - set(remapped[rows].unique().tolist())
+    if missing:
+        absent = ", ".join(str(labels[i]) for i in sorted(missing))
+        raise InputError(
+            f"{name}: no image of class {absent} in one of the splits, "
+            "expected some of every class in train and test. Leave the class out of the data set."
+        )
+    return ImageSet(images.images.index_select(0, rows), remapped[rows], len(labels))
+
+
+def _reshape(images: ImageSet, shape: tuple[int, int, int], name: str) -> ImageSet:
+    if len(shape) != 3 or any(not isinstance(s, int) or s < 1 for s in shape):
+        raise InputError(f"shape is {shape}, expected (C, H, W), each at least 1.")
+    channels, height, width = shape
+    pixels = images.images
+    if pixels.shape[1] not in (1, channels):
+        raise InputError(
+            f"{name} has {pixels.shape[1]} channels, shape asks for {channels}. "
+            "Only grey images can be given more channels; ask for the largest count among the sources."
+        )
+    if pixels.shape[2:] != (height, width):
+        pixels = torch.cat([_fit(part, height, width) for part in pixels.split(1024)])
+    if pixels.shape[1] != channels:
+        pixels = pixels.repeat(1, channels, 1, 1)
+    return ImageSet(pixels, images.labels, images.classes)
+
+
+def _fit(pixels: Tensor, height: int, width: int) -> Tensor:
+    """Scaled until both sides cover (height, width), then cut in the centre; keeps the dtype."""
+    scale = max(height / pixels.shape[2], width / pixels.shape[3])
+    size = (max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale)))
+    resized = F.interpolate(pixels.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (size[0] - height) // 2, (size[1] - width) // 2
+    window = resized[:, :, top : top + height, left : left + width]
+    return window.round().clamp(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else window.to(pixels.dtype)

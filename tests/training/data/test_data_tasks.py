@@ -1,0 +1,148 @@
+"""Task sequences: permuted pixels, split classes, several sets; the source is never touched."""
+
+import pytest
+import torch
+
+from eidetic_kernels.errors import InputError
+from eidetic_training.data import (
+    Augmentation,
+    ImageSet,
+    Normalisation,
+    Source,
+    permuted,
+    several,
+    split_classes,
+)
+
+
+def make(classes=5, per_class=4, shape=(3, 4, 4), name="made", seed=0, augment=None):
+    g = torch.Generator().manual_seed(seed)
+    splits = []
+    for _ in range(2):
+        images = torch.randint(0, 256, (classes * per_class, *shape), dtype=torch.uint8, generator=g)
+        splits.append(ImageSet(images, torch.arange(classes).repeat(per_class), classes))
+    return Source(name, *splits, augment)
+
+
+def test_permuted_tasks_are_permutations_of_pixels_with_channels_together():
+    source = make()
+    before = source.train.images.clone()
+    tasks = permuted(source, 4, seed=7)
+    assert torch.equal(source.train.images, before)
+    assert tasks[0].train.images is source.train.images, "task 0 is the source itself, no copy"
+    for t, task in enumerate(tasks):
+        assert task.num_classes == 5 and task.train.images.dtype == torch.uint8
+        assert task.train.shape == source.train.shape
+        assert torch.equal(task.train.labels, source.train.labels)
+        if t:
+            for mine, theirs in ((task.train, source.train), (task.test, source.test)):
+                assert torch.equal(mine.images.flatten(2), theirs.images.flatten(2)[:, :, task.permutation])
+    assert len({tuple(t.permutation.tolist()) for t in tasks[1:]}) == 3
+
+
+def test_a_permutation_depends_on_seed_and_task_only():
+    a, b, c = permuted(make(), 3, seed=1), permuted(make(seed=5), 5, seed=1), permuted(make(), 3, seed=2)
+    assert torch.equal(a[2].permutation, b[2].permutation)
+    assert not torch.equal(a[2].permutation, c[2].permutation)
+    assert permuted(make(), 1, identity_first=False)[0].permutation is not None
+
+
+@pytest.mark.parametrize(("tasks", "sizes"), [(1, [5]), (2, [3, 2]), (3, [2, 2, 1]), (5, [1] * 5)])
+def test_classes_are_dealt_evenly_and_relabelled(tasks, sizes):
+    source = make()
+    before = source.train.images.clone(), source.train.labels.clone()
+    made = split_classes(source, tasks)
+    assert [t.num_classes for t in made] == sizes
+    assert sorted(c for t in made for c in t.labels) == list(range(5))
+    for task in made:
+        for mine, theirs in ((task.train, source.train), (task.test, source.test)):
+            assert mine.classes == task.num_classes
+            rows = torch.isin(theirs.labels, torch.tensor(task.labels))
+            assert torch.equal(mine.images, theirs.images[rows])
+            assert torch.equal(torch.tensor(task.labels)[mine.labels], theirs.labels[rows])
+    assert torch.equal(source.train.images, before[0]) and torch.equal(source.train.labels, before[1])
+
+
+def test_classes_in_an_order_of_ones_own():
+    made = split_classes(make(), 2, order=[4, 0, 2, 1, 3])
+    assert [t.labels for t in made] == [(4, 0, 2), (1, 3)]
+    source = make()
+    first = split_classes(source, 2, order=[4, 0, 2, 1, 3])[0].train
+    assert torch.equal(first.images[first.labels == 0], source.train.images[source.train.labels == 4])
+
+
+def test_one_normalisation_for_a_whole_sequence():
+    source = make()
+    expected = Normalisation.of(source.train.images)
+    for tasks in (permuted(source, 3), split_classes(source, 3)):
+        assert {t.normalisation for t in tasks} == {expected}
+    other = make(name="other", seed=8)
+    assert {t.normalisation for t in several([source, other])} == {expected}
+
+
+def test_loaders_of_a_task():
+    augment = Augmentation(flip=True)
+    task = split_classes(make(augment=augment), 2)[1]
+    train, test = task.train_loader(4, seed=2), task.test_loader(4)
+    assert train.num_classes == 2 == test.num_classes
+    assert train.has_augmentation and not test.has_augmentation
+    assert torch.equal(torch.cat([y for _, y in test]), task.test.labels)
+    assert torch.equal(torch.cat([x for x, _ in test]), task.normalisation(task.test.images))
+    assert split_classes(make(augment=augment), 2, augment=None)[0].augment is None
+    assert permuted(make(augment=augment), 2)[0].augment is None, "neighbours mean nothing once permuted"
+
+
+def test_several_sets_one_after_another():
+    grey, colour = make(3, shape=(1, 4, 4), name="grey"), make(5, shape=(3, 8, 6), name="colour")
+    with pytest.raises(InputError, match=r"grey \[1, 4, 4\], colour \[3, 8, 6\].*shape="):
+        several([grey, colour])
+    tasks = several([grey, colour], shape=(3, 4, 4))
+    assert [t.num_classes for t in tasks] == [3, 5]
+    assert torch.equal(tasks[0].train.images, grey.train.images.repeat(1, 3, 1, 1))
+    assert tasks[1].train.shape == (3, 4, 4) and tasks[1].train.images.dtype == torch.uint8
+    assert tasks[0].normalisation == tasks[1].normalisation == Normalisation.of(tasks[0].train.images)
+    with pytest.raises(InputError, match="channels"):
+        several([grey, colour], shape=(1, 4, 4))
+
+
+def test_resizing_keeps_what_is_there():
+    flat = ImageSet(torch.full((2, 1, 10, 6), 77, dtype=torch.uint8), torch.tensor([0, 1]), 2)
+    (task,) = several([(flat, flat)], shape=(1, 4, 4))
+    assert torch.equal(task.train.images, torch.full((2, 1, 4, 4), 77, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s: permuted(s, 0),
+        lambda s: permuted(s, True),
+        lambda s: split_classes(s, 6),
+        lambda s: split_classes(s, 0),
+        lambda s: split_classes(s, 2, order=[0, 1, 2, 3]),
+        lambda s: split_classes(s, 2, order=[0, 1, 2, 3, 3]),
+        lambda s: split_classes(s, 2, augment="strong"),
+        lambda s: several([]),
+        lambda s: several("digits"),
+        lambda s: several([s], shape=(3, 0, 4)),
+        lambda s: permuted(s, 2, folder="somewhere"),
+        lambda s: permuted(17, 2),
+        lambda s: permuted("no such set", 2),
+    ],
+)
+def test_bad_requests_are_refused(call):
+    with pytest.raises(InputError):
+        call(make())
+
+
+def test_a_class_without_images_is_named():
+    source = make()
+    keep = source.test.labels != 3
+    test = ImageSet(source.test.images[keep], source.test.labels[keep], 5)
+    with pytest.raises(InputError, match="no image of class 3"):
+        split_classes((source.train, test), 2)
+
+
+def test_splits_must_fit_each_other():
+    a, b = make(), make(shape=(1, 4, 4))
+    with pytest.raises(InputError, match="equal image shapes"):
+        Source("x", a.train, b.test)
