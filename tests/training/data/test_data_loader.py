@@ -180,3 +180,10 @@ def test_moving_keeps_everything():
     loader = TensorLoader(*numbered(20), 4, seed=9)
     list(loader)
     assert rows_of(loader.to("cpu")) == rows_of(loader)
+
+
+def test_floats_keep_their_scale():
+    x, y = torch.tensor([[2.0], [4.0]]), torch.tensor([0, 1])
+    assert next(iter(TensorLoader(x, y, 2, shuffle=False)))[0].tolist() == [[2.0], [4.0]]
+    given = TensorLoader(x, y, 2, shuffle=False, normalisation=Normalisation((3.0,), (0.5,)))
+    assert next(iter(given))[0].tolist() == [[-2.0], [2.0]]
