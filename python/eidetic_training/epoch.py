@@ -1,0 +1,120 @@
+"""One pass over the data: training, and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from eidetic_kernels import EideticNetwork
+from eidetic_kernels.errors import EideticError, InputError
+
+
+class EpochResult(NamedTuple):
+    """Mean loss, and accuracy in [0, 1], over the samples of an epoch."""
+
+    loss: float
+    accuracy: float
+
+
+class NotFinite(EideticError):
+    """The loss of an epoch, or what it left in the parameters, is NaN or infinite."""
+
+
+class Evaluation(NamedTuple):
+    """Accuracy in [0, 1] of a task, and SHA-256 of its logits batch after batch."""
+
+    accuracy: float
+    digest: str
+
+
+def train_epoch(
+    network: EideticNetwork, loader: Iterable, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor, Tensor], Tensor]
+) -> EpochResult:
+    """Train the task in training for one epoch over batches (x, y).
+
+    Accuracy is that of the training steps themselves, as the paper's stopping rules read it. Sums stay on the device
+    until the epoch's end. Raises InputError for an empty loader or wrong labels, NotFinite as its name says.
+    """
+    network.train()
+    device = device_of(network)
+    classes = network.head.out_features
+    samples, losses, correct = 0, torch.zeros((), device=device), torch.zeros((), device=device)
+    for x, y in _pairs(loader):
+        _check_labels(x, y, classes)
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        optimizer.zero_grad(set_to_none=True)
+        logits = network(x)
+        value = loss(logits, y)
+        value.backward()
+        optimizer.step()
+        with torch.no_grad():
+            losses += value.detach() * len(x)
+            correct += (logits.argmax(1) == y).sum()
+        samples += len(x)
+    if not samples:
+        raise InputError("the loader gave no batch: its data set is empty, or drop_last=True dropped all of it.")
+    mean = losses.item() / samples
+    if not math.isfinite(mean) or not all(torch.isfinite(p).all() for p in network.parameters()):
+        raise NotFinite(f"loss {mean}")
+    return EpochResult(mean, correct.item() / samples)
+
+
+@torch.no_grad()
+def evaluate(network: EideticNetwork, loader: Iterable, task: int | None = None) -> Evaluation:
+    """Recall ``task`` (None: the one in training) on all batches of ``loader``; the network's mode is kept."""
+    training = network.training
+    network.eval()
+    device, samples, correct, sha = device_of(network), 0, 0, hashlib.sha256()
+    try:
+        for x, y in _pairs(loader):
+            logits = network(x.to(device), task=task)
+            _check_labels(x, y, logits.shape[1])
+            correct += int((logits.argmax(1) == y.to(device)).sum())
+            sha.update(logits.cpu().contiguous().numpy().tobytes())
+            samples += len(x)
+    finally:
+        network.train(training)
+    if not samples:
+        raise InputError("the loader gave no batch, so there is nothing to evaluate.")
+    return Evaluation(correct / samples, sha.hexdigest())
+
+
+def device_of(network: EideticNetwork) -> torch.device:
+    """Where the network's tensors are."""
+    return next(network.buffers()).device
+
+
+def count_classes(loader: Iterable) -> int:
+    """The loader's own ``num_classes``, or one more than the largest label in it."""
+    known = getattr(loader, "num_classes", None)
+    if known is not None:
+        return int(known)
+    largest = max((int(y.max()) for _, y in _pairs(loader) if y.numel()), default=-1)
+    if largest < 0:
+        raise InputError("the loader gave no batch, so the number of classes cannot be read off its labels.")
+    return largest + 1
+
+
+def _pairs(loader: Iterable):
+    for batch in loader:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave a {type(batch).__name__}.")
+        yield batch
+
+
+def _check_labels(x: Tensor, y: Tensor, classes: int) -> None:
+    if y.dim() != 1 or len(y) != len(x):
+        raise InputError(f"labels must be a tensor [N] beside inputs [N, ...]; got {list(y.shape)} and {list(x.shape)}.")
+    if y.dtype != torch.long:
+        raise InputError(f"labels must be class indices of dtype torch.int64, got {y.dtype}: use y.long().")
+    # On a GPU this would wait for the device at every step; data sets held there are checked when they are made.
+    if not y.is_cuda and len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+        raise InputError(
+            f"labels lie in {int(y.min())}..{int(y.max())}, but the task's head has {classes} classes (0..{classes - 1}): "
+            "relabel them from 0, or give prepare_for_task another num_classes."
+        )

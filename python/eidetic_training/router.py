@@ -1,0 +1,136 @@
+"""Training the router: the last head, on the meta task (paper, section 3.4)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eidetic_kernels import EideticNetwork, default_optimizer
+from eidetic_kernels.errors import InputError, TaskError
+from eidetic_kernels.routing import Router
+
+from .data import MetaLoader, TensorLoader
+from .epoch import device_of
+from .events import Callback, Event, units_of
+
+
+def train_router(
+    network: EideticNetwork,
+    loaders: Iterable[Iterable],
+    *,
+    max_epochs: int = 30,
+    patience: int = 3,
+    lr: float = 1e-3,
+    batch_size: int = 256,
+    seed: int = 0,
+    max_cached_bytes: int = 2**31,
+    callbacks: Sequence[Callback] = (),
+) -> float:
+    """Train the task classifier on all tasks' data, relabelled by task. Returns its training accuracy in [0, 1].
+
+    The body is frozen, so its features are computed once and kept, as long as they need no more than
+    ``max_cached_bytes`` and no loader augments; else they are computed anew every epoch. The network changes only
+    when training is done.
+
+    Args:
+        loaders: one for each finished task, in order, of batches (x, y); the labels y are not looked at.
+        max_epochs, patience: training stops when accuracy has not improved for ``patience`` epochs, or is 1.
+
+    Raises TaskError while a task is in training or when loaders and finished tasks differ in number.
+    """
+    loaders = list(loaders)
+    if network.current_task is not None:
+        raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
+    if len(loaders) != network.finished_tasks:
+        raise TaskError(
+            f"{len(loaders)} loaders were given for {network.finished_tasks} finished tasks: the router needs data of each."
+        )
+    started = time.perf_counter()
+    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), max_cached_bytes)
+    mean, deviation = _moments(data)
+    tasks, columns = len(loaders), len(mean)
+    weight = torch.zeros(tasks, columns, device=mean.device, requires_grad=True)
+    bias = torch.zeros(tasks, device=mean.device, requires_grad=True)
+    optimizer = default_optimizer([weight, bias], lr)
+    best, since, kept = -1.0, 0, (weight, bias)
+    for epoch in range(1, max_epochs + 1):
+        samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
+        for features, task in data:
+            scores = F.linear((features - mean) / deviation, weight, bias)
+            loss = F.cross_entropy(scores, task)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            samples += len(task)
+            with torch.no_grad():
+                correct += (scores.argmax(1) == task).sum()
+                losses += loss * len(task)
+        accuracy = correct.item() / samples
+        event = Event(
+            time.perf_counter() - started, tasks, "router", epoch, 0, losses.item() / samples, accuracy, **units_of(network)
+        )
+        for callback in callbacks:
+            callback(event)
+        if accuracy > best:
+            best, since, kept = accuracy, 0, (weight.detach().clone(), bias.detach().clone())
+        else:
+            since += 1
+        if accuracy == 1 or since >= patience:
+            break
+    # The standardisation becomes part of the map, so that inference is one product.
+    scaled = kept[0].detach() / deviation
+    dtype = network.heads[0].frozen_weight.dtype
+    network.router = Router(scaled.to(dtype), (kept[1].detach() - scaled @ mean).to(dtype))
+    return best
+
+
+class _Computed:
+    """Batches (features, task index), computed anew every epoch."""
+
+    def __init__(self, network: EideticNetwork, meta: MetaLoader):
+        self.network, self.meta = network, meta
+
+    def __iter__(self):
+        device = device_of(self.network)
+        training = self.network.training
+        self.network.eval()
+        try:
+            for x, task in self.meta:
+                with torch.no_grad():
+                    features = self.network.features(x.to(device), self.network.finished_tasks - 1)
+                yield features.float(), task.to(device)
+        finally:
+            self.network.train(training)
+
+
+def _features(network: EideticNetwork, meta: MetaLoader, max_bytes: int) -> Iterable[tuple[Tensor, Tensor]]:
+    computed = _Computed(network, meta)
+    if meta.has_augmentation:
+        return computed
+    features, tasks, used = [], [], 0
+    for each, task in computed:
+        used += each.numel() * each.element_size()
+        if used > max_bytes:
+            return computed
+        features.append(each)
+        tasks.append(task)
+    if not features:
+        raise InputError("the loaders gave no batch.")
+    return TensorLoader(torch.cat(features), torch.cat(tasks), meta.batch_size, seed=meta.seed)
+
+
+def _moments(data: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [columns] of the features, in float64 and back."""
+    count, total, squares = 0, 0, 0
+    for features, _ in data:
+        values = features.double()
+        count, total, squares = count + len(values), total + values.sum(0), squares + values.square().sum(0)
+    mean = total / count
+    deviation = (squares / count - mean.square()).clamp_min(0).sqrt()
+    # A unit that never fires carries nothing; dividing by its deviation would only blow up rounding.
+    deviation = torch.where(deviation > 1e-6, deviation, torch.ones_like(deviation))
+    return mean.float(), deviation.float()

@@ -1,0 +1,71 @@
+"""How one task is trained and pruned: every knob, with the paper's meaning and our default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from eidetic_kernels.errors import InputError
+from eidetic_kernels.pruning import IMPORTANCES
+
+SEARCHES = ("backoff", "linear", "none")
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """Settings of :func:`eidetic_training.train_task` (paper, sections 3 and 4).
+
+    max_epochs: upper bound on epochs before pruning.
+    patience: epochs without a better training accuracy before pruning begins.
+    halve_learning_rate: halve it then, and train one more epoch ("settle"), before pruning.
+    search: "backoff" (ours), "linear" (the paper's), "none" (train only; the last task of a known sequence).
+    importance: "l1", "l2", "taylor", "random" or "hybrid".
+    step: the share of units that one step of "linear" removes, and the smallest share that "backoff" tries.
+    of: whether shares are counted of the "live" units now present or of each layer's "width" (as the paper counts).
+    first_step: the share that "backoff" removes first.
+    tolerance: how far training accuracy may fall below its best, as a share of the best.
+    max_recovery_epochs: epochs in which a pruned network may recover to that.
+    keep_at_least: live units that each layer keeps at least.
+    seed: of random importance.
+    """
+
+    max_epochs: int = 50
+    patience: int = 3
+    halve_learning_rate: bool = False
+    search: str = "backoff"
+    importance: str = "l2"
+    step: float = 0.05
+    of: str = "live"
+    first_step: float = 0.5
+    tolerance: float = 0.01
+    max_recovery_epochs: int = 2
+    keep_at_least: int = 0
+    seed: int = 0
+
+    def __post_init__(self):
+        _require(self.max_epochs >= 1, "max_epochs must be 1 or more", self.max_epochs)
+        _require(self.patience >= 1, "patience must be 1 or more", self.patience)
+        _require(self.search in SEARCHES, f"search must be one of {', '.join(SEARCHES)}", self.search)
+        _require(
+            self.importance in IMPORTANCES, f"importance must be one of {', '.join(IMPORTANCES)}", self.importance
+        )
+        _require(self.of in ("live", "width"), 'of must be "live" or "width"', self.of)
+        _require(0 < self.step <= 1, "step must lie in (0, 1]", self.step)
+        _require(self.step <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
+        _require(0 <= self.tolerance < 1, "tolerance must lie in [0, 1)", self.tolerance)
+        _require(self.max_recovery_epochs >= 1, "max_recovery_epochs must be 1 or more", self.max_recovery_epochs)
+        _require(self.keep_at_least >= 0, "keep_at_least must be 0 or more", self.keep_at_least)
+
+    @classmethod
+    def of_dict(cls, values: dict[str, Any]) -> TaskSettings:
+        """Settings from a configuration; raises InputError for a name that is none, listing those there are."""
+        known = [field.name for field in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise InputError(f"unknown setting {', '.join(map(repr, unknown))}; there are: {', '.join(known)}.")
+        return cls(**values)
+
+
+def _require(holds: bool, expected: str, given: Any) -> None:
+    if not holds:
+        raise InputError(f"{expected}; got {given!r}.")
