@@ -1,0 +1,65 @@
+"""P5: what a frozen unit puts out is the same in training and evaluation, bit for bit, dropout or not."""
+
+import pytest
+import torch
+from life import READINGS, batch, learn, reading, train
+from small_networks import NETWORKS, MLP
+
+
+@pytest.fixture(params=NETWORKS)
+def net(request):
+    return NETWORKS[request.param]()
+
+
+def outputs_of(net, x):
+    """What each producer, normalisation and dropout puts out, in one pass: {path: (its segments, output)}."""
+    found, handles = {}, []
+    segments = {path: layer.segments for g in net.groups for path, layer in [*g.producers.items(), *g.norms.items()]}
+    for path in segments:
+        layer = net.get_submodule(path)
+        handles.append(layer.register_forward_hook(lambda _m, _i, y, path=path: found.__setitem__(path, y.detach())))
+    with torch.no_grad():
+        features = net.features(x)
+    for handle in handles:
+        handle.remove()
+    return {path: output[:, : segments[path].frozen_total] for path, output in found.items()}, features
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_frozen_units_put_out_the_same_bits_in_training_and_evaluation(net, how):
+    for task in range(2):
+        learn(net, task, how)
+    net.prepare_for_task(2, 3, reading(net, how, 2))
+    train(net, torch.optim.SGD(net.parameters(), 0.1), 2)
+    x = batch(net, 16)[0]
+    in_evaluation, features = outputs_of(net.eval(), x)
+    in_training, dropped = outputs_of(net.train(), x)
+    for path, output in in_evaluation.items():
+        assert output.numel() and torch.equal(output, in_training[path]), path
+    assert not torch.equal(features, dropped), "dropout or batch statistics must be at work on live units"
+
+
+def test_dropout_drops_live_units_at_its_rate_and_scales_the_rest():
+    net = MLP(widths=(400,), norm=False, dropout=0.5)
+    learn(net, 0, fraction=0.5)
+    net.prepare_for_task(1, 3)
+    x = batch(net, 64)[0]
+    with torch.no_grad():
+        before, after = net.eval().features(x), net.train().features(x)
+    live = slice(net.groups[0].segments.frozen_total, None)
+    alive = before[:, live] > 0
+    kept = after[:, live] > 0
+    assert torch.equal(after[:, live][kept], 2 * before[:, live][kept])
+    assert abs(kept[alive].float().mean() - 0.5) < 0.03
+
+
+def test_dropout_is_plain_dropout_as_long_as_nothing_is_frozen():
+    net = MLP(widths=(50,), norm=False, dropout=0.3)
+    net.prepare_for_task(0, 3)
+    x = batch(net, 32)[0]
+    with torch.no_grad():
+        before = net.eval().features(x)
+        torch.manual_seed(5)
+        after = net.train().features(x)
+        torch.manual_seed(5)
+        assert torch.equal(after, torch.nn.functional.dropout(before, 0.3))

@@ -1,0 +1,223 @@
+"""P6: certify() proves recall on a network at hand, and names layer and task of anything tampered with."""
+
+import pytest
+import torch
+from life import READINGS, batch, learn, train
+from small_networks import MLP, NETWORKS, ConvNet, Residual
+
+import eidetic_kernels as ek
+
+TASKS = 3
+
+
+@pytest.fixture(params=NETWORKS)
+def net(request):
+    return NETWORKS[request.param]()
+
+
+def learned(net, how="nested"):
+    for task in range(TASKS):
+        learn(net, task, how, max_units=0.5)
+    return net
+
+
+def flip(tensor, index):
+    """Flip the lowest bit of one element, in place."""
+    tensor.view(-1)[index : index + 1].view(torch.int32).bitwise_xor_(1)
+
+
+def owners_of(layer, name):
+    """Which task owns each element of a frozen tensor."""
+    owners = []
+    for task in range(layer.segments.tasks):
+        if name == "frozen_weight":
+            owners += [task] * layer.frozen_rows_of(task)[0].numel()
+        else:
+            owners += [task] * layer.segments.size(task)
+    return owners
+
+
+def frozen_tensors(net):
+    return [
+        (path, module, name, buffer)
+        for path, module in net.named_modules()
+        for name, buffer in module.named_buffers(recurse=False)
+        if name.startswith("frozen")
+    ]
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_what_nobody_touched_is_certified(net, how, tmp_path):
+    assert net.certify().ok
+    learned(net, how)
+    assert net.certify().ok, str(net.certify())
+    assert net.certify().tasks == TASKS and net.certify().notes == ()
+    net.prepare_for_task(TASKS, 3)
+    train(net, torch.optim.AdamW(net.parameters(), 10.0))
+    net.prune(0.5)
+    assert net.certify().ok, str(net.certify())
+    net.save(tmp_path / "net")
+    again = ek.EideticNetwork.load(tmp_path / "net")
+    assert again.certify().ok, str(again.certify())
+    again.certify().check()
+
+
+def test_a_bit_flipped_anywhere_is_reported_by_layer_and_task(net):
+    learned(net)
+    tampered = 0
+    for path, module, name, buffer in frozen_tensors(net):
+        owners = owners_of(module, name)
+        assert len(owners) == buffer.numel()
+        for index in {0, len(owners) // 2, len(owners) - 1} if owners else ():
+            flip(buffer, index)
+            certificate = net.certify()
+            assert not certificate.ok, f"{path}.{name}[{index}]"
+            task = owners[index]
+            assert any(path in line and f"task {task}" in line for line in certificate.problems), str(certificate)
+            flip(buffer, index)
+            tampered += 1
+    assert tampered >= 3 * len(net.groups) * 2
+    assert net.certify().ok, "flipped back, all is well"
+
+
+def test_every_single_bit_of_a_tiny_network_is_covered():
+    net = MLP(widths=(3,), dropout=0.0)
+    learn(net, 0)
+    for path, _, name, buffer in frozen_tensors(net):
+        for index in range(buffer.numel()):
+            flip(buffer, index)
+            assert not net.certify().ok, f"{path}.{name}[{index}]"
+            flip(buffer, index)
+
+
+def test_a_bit_flipped_after_loading_is_reported(net, tmp_path):
+    learned(net).save(tmp_path / "net")
+    for number in range(len(frozen_tensors(net))):
+        again = ek.EideticNetwork.load(tmp_path / "net")
+        path, module, name, buffer = frozen_tensors(again)[number]
+        if buffer.numel():
+            flip(buffer, 0)
+            task, certificate = owners_of(module, name)[0], again.certify()
+            assert any(path in line and f"task {task}" in line for line in certificate.problems), str(certificate)
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_a_changed_segment_size_is_reported(net, change):
+    learned(net)
+    for group in net.groups:
+        for task in range(TASKS):
+            sizes = list(group.segments.frozen)
+            group.segments.frozen = tuple(s + change * (t == task) for t, s in enumerate(sizes))
+            certificate = net.certify()
+            group.segments.frozen = tuple(sizes)
+            assert any(group.name in line and f"task {task}" in line for line in certificate.problems), str(certificate)
+
+
+def test_a_unit_moved_from_one_task_to_another_is_reported(net):
+    """Totals stay, so that only the record of who owns what can tell."""
+    learned(net)
+    segments = net.groups[0].segments
+    first, second, third = segments.frozen
+    segments.frozen = (first - 1, second + 1, third)
+    certificate = net.certify()
+    assert any("task 0" in line for line in certificate.problems)
+    assert any("task 1" in line for line in certificate.problems)
+
+
+@pytest.mark.parametrize("how", ["nested", "disjoint"])
+def test_changed_reads_are_reported(net, how):
+    learned(net, how)
+    for group in net.groups:
+        for path, layer in group.producers.items():
+            if not hasattr(layer.sources[0].group, "frozen"):
+                continue  # it reads the network's input, which is the same either way
+            before = layer.forward_transfer
+            layer.forward_transfer = (before[0], not before[1], *before[2:])
+            certificate = net.certify()
+            layer.forward_transfer = before
+            assert any(path in line for line in certificate.problems), str(certificate)
+
+
+def test_a_swapped_head_is_reported(net):
+    learned(net)
+    first, second = net.heads[0], net.heads[1]
+    first.frozen_bias, second.frozen_bias = second.frozen_bias, first.frozen_bias
+    problems = net.certify().problems
+    assert any("heads.0" in line and "task 0" in line for line in problems)
+    assert any("heads.1" in line and "task 1" in line for line in problems)
+
+
+def test_changed_probe_inputs_are_reported():
+    net = learned(MLP())
+    net.probe.neg_()
+    assert any("logits" in problem for problem in net.certify().problems)
+
+
+def test_missing_records_are_reported():
+    net = learned(ConvNet())
+    net.records.pop()
+    certificate = net.certify()
+    assert not certificate.ok and "2 records for 3 finished tasks" in str(certificate)
+
+
+def test_check_raises_forgetting_error_with_the_report():
+    net = learned(Residual())
+    net.certify().check()
+    flip(net.conv1.frozen_weight, 0)
+    with pytest.raises(ek.ForgettingError, match=r"task 0: conv1"):
+        net.certify().check()
+
+
+def test_certify_changes_nothing_and_keeps_the_mode():
+    net = learned(MLP())
+    net.prepare_for_task(TASKS, 3)
+    for mode in (True, False):
+        net.train(mode)
+        before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+        net.certify()
+        assert net.training == mode
+        assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+
+def test_a_task_finished_before_any_input_was_seen_is_noted_and_its_tensors_still_guarded():
+    net = MLP()
+    net.prepare_for_task(0, 3)
+    net.finish_task()
+    certificate = net.certify()
+    assert certificate.ok and any("task 0: no input had been seen" in note for note in certificate.notes)
+    flip(net.body[0].frozen_weight, 0)
+    assert not net.certify().ok
+
+
+def test_logits_of_another_environment_are_noted_not_compared():
+    net = learned(MLP())
+    net.records = [
+        type(record)(record.task, record.units, record.fingerprints, "0" * 64, record.environment | {"torch": "0.0"})
+        for record in net.records
+    ]
+    certificate = net.certify()
+    assert certificate.ok and len(certificate.notes) == 1 and "torch 0.0" in certificate.notes[0]
+
+
+def test_forged_logit_digests_are_reported():
+    net = learned(MLP())
+    record = net.records[1]
+    net.records[1] = type(record)(1, record.units, record.fingerprints, "0" * 64, record.environment)
+    (problem,) = net.certify().problems
+    assert "task 1" in problem and "logits" in problem
+
+
+def test_the_certificate_prints_its_verdict():
+    net = learned(MLP())
+    assert str(net.certify()) == "3 finished tasks: nothing was forgotten."
+    flip(net.heads[2].frozen_bias, 0)
+    assert "NOT what they were" in str(net.certify()) and "heads.2" in str(net.certify())
+
+
+def test_a_batch_of_the_network_is_not_needed(tmp_path):
+    """A loaded network carries its probe inputs: no data is needed to prove it."""
+    net = learned(ConvNet())
+    net.save(tmp_path / "net")
+    again = ek.EideticNetwork.load(tmp_path / "net")
+    assert again.probe is not None and torch.equal(again.probe, net.probe)
+    assert again.probe.shape == (8, *batch(net)[0].shape[1:])

@@ -1,0 +1,101 @@
+"""Small networks, one a topology that the promises must hold for. Arguments are JSON, so all can be saved."""
+
+from torch import nn
+from torch.nn import functional as F
+
+import eidetic_kernels as ek
+
+
+class MLP(ek.EideticNetwork):
+    """Hidden linear layers of the given widths, with BatchNorm and dropout between them on request."""
+
+    example = (6,)
+
+    def __init__(self, widths=(10, 8), norm=True, dropout=0.5):
+        super().__init__()
+        layers, columns = [], self.example[0]
+        for width in widths:
+            layers.append(ek.EideticLinear(columns, width, bias=not norm))
+            if norm:
+                layers.append(ek.EideticBatchNorm1d(width))
+            layers += [nn.ReLU(), nn.Dropout(dropout)]
+            columns = width
+        self.body = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return self.body(x)
+
+
+class ConvNet(ek.EideticNetwork):
+    """Two convolutions (the second with stride 2), flattened into a linear layer."""
+
+    example = (2, 4, 4)
+
+    def __init__(self, widths=(6, 5, 7), norm=True, dropout=0.5):
+        super().__init__()
+        first, second, third = widths
+        self.conv1 = ek.EideticConv2d(2, first, 3, padding=1, bias=not norm)
+        self.bn1 = ek.EideticBatchNorm2d(first) if norm else nn.Identity()
+        self.drop1 = nn.Dropout(dropout)
+        self.conv2 = ek.EideticConv2d(first, second, 3, stride=2, padding=1)
+        self.bn2 = ek.EideticBatchNorm2d(second) if norm else nn.Identity()
+        self.drop2 = nn.Dropout(dropout)
+        self.fc = ek.EideticLinear(second * 4, third)
+        self.bn3 = ek.EideticBatchNorm1d(third) if norm else nn.Identity()
+
+    def forward(self, x):
+        x = self.drop1(F.relu(self.bn1(self.conv1(x))))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.fc(self.drop2(x.flatten(1)))))
+
+
+class Residual(ek.EideticNetwork):
+    """A stem and a block around which an identity skips: stem and the block's last layer share one unit group."""
+
+    example = (2, 4, 4)
+
+    def __init__(self, width=6, inner=5, norm=True, dropout=0.5):
+        super().__init__()
+        self.stem = ek.EideticConv2d(2, width, 3, padding=1, bias=not norm)
+        self.conv1 = ek.EideticConv2d(width, inner, 3, padding=1)
+        self.conv2 = ek.EideticConv2d(inner, width, 3, padding=1)
+        self.bn0 = ek.EideticBatchNorm2d(width) if norm else nn.Identity()
+        self.bn1 = ek.EideticBatchNorm2d(inner) if norm else nn.Identity()
+        self.bn2 = ek.EideticBatchNorm2d(width) if norm else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        x = F.relu(self.bn0(self.stem(x)))
+        y = self.drop(F.relu(self.bn1(self.conv1(x))))
+        x = F.relu(self.bn2(self.conv2(y)) + x)
+        return self.pool(x).flatten(1)
+
+
+class FlatResidual(ek.EideticNetwork):
+    """The same with linear layers."""
+
+    example = (6,)
+
+    def __init__(self, width=8, inner=5, norm=True, dropout=0.5):
+        super().__init__()
+        self.stem = ek.EideticLinear(6, width)
+        self.inner = ek.EideticLinear(width, inner)
+        self.outer = ek.EideticLinear(inner, width)
+        self.bn = ek.EideticBatchNorm1d(inner) if norm else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        return F.relu(x + self.outer(self.drop(F.relu(self.bn(self.inner(x))))))
+
+
+NETWORKS = {
+    "mlp": MLP,
+    "mlp-without-norm": lambda: MLP(norm=False),
+    "conv": ConvNet,
+    "conv-without-norm": lambda: ConvNet(norm=False),
+    "residual": Residual,
+    "residual-without-norm": lambda: Residual(norm=False),
+    "flat-residual": FlatResidual,
+}
