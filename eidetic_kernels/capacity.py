@@ -50,8 +50,10 @@ class Capacity:
         for row in self.rows:
             table.append([row.name, row.width, *row.frozen, row.live, row.free])
         widths = [max(len(str(cells[i])) for cells in table) for i in range(len(header))]
-        lines = ["  ".join(f"{str(cell):>{w}}" if i else f"{cell:<{w}}" for i, (cell, w) in enumerate(zip(cells, widths)))
-                 for cells in table]  # fmt: skip
+        lines = []
+        for name, *counts in table:
+            cells = [f"{name:<{widths[0]}}", *(f"{count:>{w}}" for count, w in zip(counts, widths[1:]))]
+            lines.append("  ".join(cells))
         forecast = self.forecast()
         used = f"{100 * self.frozen_share:.1f} % of the units are frozen"
         lines.append(used + (f"; about {forecast} more tasks of this size fit." if forecast is not None else "."))

@@ -293,7 +293,8 @@ PASSING_FUNCTIONS = {
     torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.neg, torch.clamp, torch.square, torch.sqrt, operator.neg,
 }  # fmt: skip
 PASSING_METHODS = {
-    "relu", "relu_", "sigmoid", "tanh", "abs", "exp", "neg", "clamp", "clamp_min", "square", "contiguous", "float", "to",
+    "relu", "relu_", "sigmoid", "tanh", "abs", "exp", "neg", "clamp", "clamp_min", "square",
+    "contiguous", "float", "to",
 }  # fmt: skip
 COMBINING = {
     operator.add, operator.iadd, operator.sub, operator.isub, operator.mul, operator.imul, operator.truediv,

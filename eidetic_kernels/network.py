@@ -327,7 +327,7 @@ class EideticNetwork(nn.Module):
         of: str = "live",
         data: Iterable | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
-        keep_at_least: int = 0,
+        keep_at_least: int | float = 0,
         generator: torch.Generator | None = None,
     ) -> pruning.PruningPlan:
         """Which live units would go. Nothing changes until the plan is applied.
@@ -338,7 +338,7 @@ class EideticNetwork(nn.Module):
             importance: "l1", "l2", "taylor", "hybrid" (these two need ``data``), "random", or scores [live] by group
                 name.
             data: (x, y) batches of the task in training.
-            keep_at_least: units each group keeps at least.
+            keep_at_least: units each group keeps at least: a count, or a share of its width (a float up to 1.0).
         """
         if self.current_task is None:
             raise TaskError("only the live units of a task in training can be pruned: call prepare_for_task first.")
@@ -346,6 +346,9 @@ class EideticNetwork(nn.Module):
             raise InputError(f"fraction must lie in [0, 1], got {fraction!r}.")
         if of not in ("live", "width"):
             raise InputError(f'of must be "live" or "width", got {of!r}.')
+        share = isinstance(keep_at_least, float)
+        if isinstance(keep_at_least, bool) or keep_at_least < 0 or (share and keep_at_least > 1):
+            raise InputError(f"keep_at_least must be a count or a share in [0, 1], got {keep_at_least!r}.")
         name, scores = self._scores(importance, data, loss, generator)
         return pruning.make_plan(self.groups, scores, name, fraction, of, keep_at_least)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from math import ceil, floor
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -56,7 +56,12 @@ class PruningPlan:
 
 
 def make_plan(
-    groups: Iterable[Group], scores: Mapping[str, Tensor], importance: str, fraction: float, of: str, keep_at_least: int
+    groups: Iterable[Group],
+    scores: Mapping[str, Tensor],
+    importance: str,
+    fraction: float,
+    of: str,
+    keep_at_least: int | float,
 ) -> PruningPlan:
     """Choose the units with the lowest scores.
 
@@ -64,10 +69,14 @@ def make_plan(
         scores: for each group's name, a score [live] per unit; higher means more important.
         fraction: how much to remove, in [0, 1], of the live units now present (``of="live"``) or of the layer's
             width (``of="width"``, as the paper counts). At least one unit where the fraction is not zero.
-        keep_at_least: units that each group keeps at least, where it has them.
+        keep_at_least: units that each group keeps at least, where it has them: a count, or a share of its width.
     """
     groups = list(groups)
-    removable = [max(0, group.segments.live - keep_at_least) for group in groups]
+    floors = [
+        round(keep_at_least * group.segments.width) if isinstance(keep_at_least, float) else keep_at_least
+        for group in groups
+    ]
+    removable = [max(0, group.segments.live - floor) for group, floor in zip(groups, floors)]
     uniform = [
         _count(fraction, group.segments.live if of == "live" else group.segments.width, limit)
         for group, limit in zip(groups, removable)
@@ -75,7 +84,7 @@ def make_plan(
     if importance == "taylor":
         counts = _global(groups, scores, sum(uniform), [0] * len(groups), removable)
     elif importance == "hybrid":
-        low = [floor(HYBRID_FLOOR * count) for count in uniform]
+        low = [int(HYBRID_FLOOR * count) for count in uniform]
         high = [min(ceil(HYBRID_CEILING * count), limit) for count, limit in zip(uniform, removable)]
         counts = _global(groups, scores, sum(uniform), low, high)
     else:

@@ -33,7 +33,10 @@ class Evaluation(NamedTuple):
 
 
 def train_epoch(
-    network: EideticNetwork, loader: Iterable, optimizer: torch.optim.Optimizer, loss: Callable[[Tensor, Tensor], Tensor]
+    network: EideticNetwork,
+    loader: Iterable,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor],
 ) -> EpochResult:
     """Train the task in training for one epoch over batches (x, y).
 
@@ -109,12 +112,12 @@ def _pairs(loader: Iterable):
 
 def _check_labels(x: Tensor, y: Tensor, classes: int) -> None:
     if y.dim() != 1 or len(y) != len(x):
-        raise InputError(f"labels must be a tensor [N] beside inputs [N, ...]; got {list(y.shape)} and {list(x.shape)}.")
+        raise InputError(f"labels must be [N] beside inputs [N, ...]; got {list(y.shape)} and {list(x.shape)}.")
     if y.dtype != torch.long:
         raise InputError(f"labels must be class indices of dtype torch.int64, got {y.dtype}: use y.long().")
     # On a GPU this would wait for the device at every step; data sets held there are checked when they are made.
     if not y.is_cuda and len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
         raise InputError(
-            f"labels lie in {int(y.min())}..{int(y.max())}, but the task's head has {classes} classes (0..{classes - 1}): "
-            "relabel them from 0, or give prepare_for_task another num_classes."
+            f"labels lie in {int(y.min())}..{int(y.max())}, but the task's head has {classes} classes, "
+            f"0..{classes - 1}: relabel them from 0, or give prepare_for_task another num_classes."
         )

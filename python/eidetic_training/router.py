@@ -47,7 +47,8 @@ def train_router(
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
         raise TaskError(
-            f"{len(loaders)} loaders were given for {network.finished_tasks} finished tasks: the router needs data of each."
+            f"{len(loaders)} loaders were given for {network.finished_tasks} finished tasks: the router needs data of "
+            "each."
         )
     started = time.perf_counter()
     data = _features(network, MetaLoader(loaders, batch_size, seed=seed), max_cached_bytes)
@@ -70,9 +71,8 @@ def train_router(
                 correct += (scores.argmax(1) == task).sum()
                 losses += loss * len(task)
         accuracy = correct.item() / samples
-        event = Event(
-            time.perf_counter() - started, tasks, "router", epoch, 0, losses.item() / samples, accuracy, **units_of(network)
-        )
+        mean_loss, seconds = losses.item() / samples, time.perf_counter() - started
+        event = Event(seconds, tasks, "router", epoch, 0, mean_loss, accuracy, **units_of(network))
         for callback in callbacks:
             callback(event)
         if accuracy > best:

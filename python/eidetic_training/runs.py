@@ -1,5 +1,6 @@
 """The run folder: what a run leaves behind, and the one place that knows its files.
 
+    inputs.json            what the network expects at its input (`inputs.Inputs`)
     config.json            {"config": the complete configuration, "environment": versions, threads and commit}
     metrics.csv            a row an epoch and a row an event (`Metric`)
     tests.csv              test accuracy of every finished task after each task learned (`TaskScore`)
@@ -27,6 +28,7 @@ from eidetic_kernels.capacity import Capacity
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.version import __version__
 
+from .inputs import Inputs
 from .tables import Table, read_json, write_json
 
 # Phases whose rows stand for an epoch of training a task. The others are events ("prune", "restore",
@@ -167,6 +169,14 @@ class RunFolder:
         return {int(task): digest for task, digest in read_json(path).items()} if path.exists() else {}
 
     @property
+    def inputs(self) -> Inputs:
+        """What the network expects at its input. Raises `InputError` before the run has begun."""
+        path = self.path / "inputs.json"
+        if not path.exists():
+            raise InputError(f"{self.path} has no inputs.json: the run has not begun a task")
+        return Inputs.from_json(read_json(path))
+
+    @property
     def router(self) -> RouterScore | None:
         """The router's scores; None before it is trained."""
         path = self.path / "router.json"
@@ -208,6 +218,10 @@ class RunFolder:
         """Record what task `task` kept, from a network's `capacity()` after the task was finished."""
         for row in capacity.rows:
             self._capacity.append(CapacityEntry(task, row.name, row.width, row.frozen[task]))
+
+    def record_inputs(self, inputs: Inputs) -> None:
+        """Write inputs.json."""
+        write_json(self.path / "inputs.json", inputs.to_json())
 
     def record_digest(self, task: int, digest: str) -> None:
         """Record the digest of a finished task's logits. Raises `InputError` when another one is there."""

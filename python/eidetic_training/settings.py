@@ -25,7 +25,8 @@ class TaskSettings:
     first_step: the share that "backoff" removes first.
     tolerance: how far training accuracy may fall below its best, as a share of the best.
     max_recovery_epochs: epochs in which a pruned network may recover to that.
-    keep_at_least: live units that each layer keeps at least.
+    keep_at_least: live units that each layer keeps at least, a count or a share of its width. Training accuracy alone
+        would let a task shrink until test accuracy suffers (measured: bench/results/pruning.md).
     seed: of random importance.
     """
 
@@ -39,7 +40,7 @@ class TaskSettings:
     first_step: float = 0.5
     tolerance: float = 0.01
     max_recovery_epochs: int = 2
-    keep_at_least: int = 0
+    keep_at_least: int | float = 0.025
     seed: int = 0
 
     def __post_init__(self):

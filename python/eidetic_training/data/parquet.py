@@ -218,6 +218,20 @@ def _decode(data: bytes, mode: str, resolution: int | None) -> np.ndarray | Exce
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
+def decode_file(path: str | Path, grey: bool, resolution: int) -> np.ndarray:
+    """An image file as uint8 `[1 or 3, resolution, resolution]`, resized and cut as a data set's images are.
+
+    Raises `InputError` when it cannot be read.
+    """
+    try:
+        pixels = _decode(Path(path).read_bytes(), "L" if grey else "RGB", resolution)
+    except OSError as error:
+        pixels = error
+    if isinstance(pixels, Exception):
+        raise InputError(f"{path} cannot be read as an image: {pixels}")
+    return pixels
+
+
 def _fit(picture, resolution: int):
     """Shorter side to `resolution` (bilinear, area-aware when shrinking), central square."""
     width, height = picture.size

@@ -1,0 +1,144 @@
+"""The command ``eidetic``: train, predict, report, plot, certify."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from eidetic_kernels import EideticNetwork
+from eidetic_kernels.errors import EideticError, ForgettingError, InputError
+from eidetic_kernels.version import __version__
+
+from . import config as configuration
+from . import models, plots, report
+from .callbacks import TensorBoard
+from .experiment import make_tasks, prove, run_experiment
+from .runs import RunFolder
+
+EXIT_FORGOTTEN, EXIT_ERROR = 1, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; returns its exit status: 0, 1 when something was forgotten, 2 for any other error."""
+    arguments = _parser().parse_args(argv)
+    try:
+        arguments.run_command(arguments)
+    except EideticError as error:
+        print(f"eidetic {arguments.command}: {error}", file=sys.stderr)
+        return EXIT_FORGOTTEN if isinstance(error, ForgettingError) else EXIT_ERROR
+    except KeyboardInterrupt:
+        print("\nstopped; the same command continues after the last finished task.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="eidetic", description="Learn task after task and forget nothing.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="learn a sequence of tasks", description=(
+        "Learn the tasks of a configuration one after another, train the router, prove that nothing was forgotten, and "
+        "print what came of it. The same command again continues a run that was cut short."))  # fmt: skip
+    train.add_argument("config", help=f"a TOML file, or one of: {', '.join(configuration.built_in())}")
+    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                       help="override a value, e.g. --set task.search=linear --set data.tasks=5")  # fmt: skip
+    train.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
+    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars to the run folder")
+    train.set_defaults(run_command=_train)
+
+    predict = commands.add_parser("predict", help="classify images, no task id needed", description=(
+        "Route images to a task and classify them. Without images, a few of every task's test set."))  # fmt: skip
+    predict.add_argument("run", type=Path)
+    predict.add_argument("images", nargs="*", type=Path, help="image files")
+    predict.add_argument("--task", type=int, help="ask this task's head instead of the router")
+    predict.set_defaults(run_command=_predict)
+
+    for name, action, text in (
+        ("report", _report, "print a run's table"),
+        ("plot", _plot, "draw a run's figures (the paper's figures 1, 3 and 4)"),
+        ("certify", _certify, "prove that every finished task is what it was"),
+    ):
+        command = commands.add_parser(name, help=text, description=text.capitalize() + ".")
+        command.add_argument("run", type=Path)
+        command.set_defaults(run_command=action)
+        if name == "plot":
+            command.add_argument("--out", type=Path, help="folder for the figures (default: figures/ in the run)")
+        if name == "certify":
+            command.add_argument("--no-data", action="store_true", help="do not recompute the test logits")
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    config = configuration.load(arguments.config, arguments.overrides)
+    folder = arguments.run or Path("runs") / config["name"]
+    callbacks = (TensorBoard(folder / "tensorboard"),) if arguments.tensorboard else ()
+    run = run_experiment(config, folder, callbacks)
+    print(f"\n{report.table(run)}\n")
+    try:
+        plots.all_figures(run)
+    except InputError as error:
+        print(error)
+    print(f"Everything is in {folder}: eidetic predict {folder}, eidetic certify {folder}, eidetic plot {folder}")
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    run = RunFolder(arguments.run)
+    network, inputs = load_network(run), run.inputs
+    if arguments.images:
+        names = [str(path) for path in arguments.images]
+        batch = torch.stack([inputs.read_image(path) for path in arguments.images])
+    else:
+        names, rows = [], []
+        for t, task in enumerate(make_tasks(run.config["data"], run.config["seed"])[: network.finished_tasks]):
+            loader = task.test_loader(3)
+            x, y = next(iter(loader))
+            rows.append(x)
+            names += [f"task {t}, class {inputs.labels[t][int(label)]}" for label in y]
+        batch = torch.cat(rows)
+    print(f"{'image':30}  task  class  confidence")
+    network.eval()
+    if arguments.task is None:
+        guess = network.predict(batch)
+        tasks, logits = guess.task.tolist(), guess.logits
+    else:
+        with torch.no_grad():
+            logits = network(batch, task=arguments.task)
+        tasks = [arguments.task] * len(batch)
+    confidence, label = logits.softmax(1).max(1)
+    for name, task, index, sure in zip(names, tasks, label.tolist(), confidence.tolist()):
+        print(f"{name:30}  {task:4}  {inputs.labels[task][index]:5}  {sure:10.1%}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    print(report.table(arguments.run))
+
+
+def _plot(arguments: argparse.Namespace) -> None:
+    for path in plots.all_figures(arguments.run, arguments.out):
+        print(path)
+
+
+def _certify(arguments: argparse.Namespace) -> None:
+    run = RunFolder(arguments.run)
+    network = load_network(run)
+    certificate = network.certify()
+    certificate.check()
+    print(certificate)
+    if not arguments.no_data:
+        prove(run, network, make_tasks(run.config["data"], run.config["seed"]))
+        print(f"{len(run.digests)} tasks' test logits have the SHA-256 they had when they were learned.")
+
+
+def load_network(run: RunFolder) -> EideticNetwork:
+    """The latest network of a run folder, on the CPU."""
+    arguments = {key: value for key, value in run.config["model"].items() if key != "name"}
+    fresh = models.build(run.config["model"]["name"], run.inputs.shape, **arguments)
+    return EideticNetwork.load(run.network_path, network=fresh)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

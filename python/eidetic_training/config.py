@@ -1,0 +1,133 @@
+"""Configurations of the command: TOML files, checked against what there is, with single values overridden."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from eidetic_kernels.errors import InputError
+
+from .optimizers import OPTIMIZERS
+from .settings import TaskSettings
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Every table and value a configuration may have, with its default; None stands for "not given".
+DEFAULTS: dict[str, Any] = {
+    "name": "run",
+    "seed": 0,
+    "device": "auto",  # "auto" is the GPU where there is one
+    "data": {
+        "sequence": "permuted",  # "permuted" pixels, "split" classes, or "several" data sets one after another
+        "source": "digits",  # a data set; for "several" a list of them
+        "tasks": 10,  # how many; "several" has one a source
+        "folder": None,  # of Parquet files; None is the hub
+        "resolution": None,
+        "batch_size": 128,
+    },
+    "model": {"name": "mlp"},  # and any argument of that model
+    "optimizer": {"name": "adamw", "lr": 1e-3},  # and any argument of that optimizer
+    "task": {},  # see TaskSettings
+    "capacity": {
+        # Caps a task's new units: a share of each layer's width, or "even": what is free over the tasks to come.
+        "share": None,
+        "forward_transfer": True,
+        "prune_last": True,  # False: the last task takes all that is free
+    },
+    "router": {"train": True, "max_epochs": 30, "patience": 3, "lr": 1e-3, "batch_size": 256},
+}
+OPEN_TABLES = ("model", "optimizer", "task")
+
+
+def load(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
+    """The complete configuration of a TOML file, or of a built-in one by name, with ``key=value`` overrides.
+
+    Overrides name a value by its dotted key ("task.tolerance=0.02"); values are read as TOML, or else as text.
+    Raises InputError for a file that is not there or not TOML, and for keys and values that are not known.
+    """
+    given = _read(name)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise InputError(f"an override has the form key=value, e.g. task.tolerance=0.02; got {override!r}.")
+        _set(given, key.strip(), _value(text.strip()))
+    return complete(given)
+
+
+def complete(given: Mapping[str, Any]) -> dict[str, Any]:
+    """``given`` with every default filled in; raises InputError for what is unknown."""
+    config = _merged(DEFAULTS, given, "")
+    TaskSettings.of_dict(config["task"])
+    data, capacity, optimizer = config["data"], config["capacity"], config["optimizer"]
+    if data["sequence"] not in ("permuted", "split", "several"):
+        raise InputError(f'data.sequence must be "permuted", "split" or "several"; got {data["sequence"]!r}.')
+    share = capacity["share"]
+    if share is not None and share != "even" and not (isinstance(share, float) and 0 < share <= 1):
+        raise InputError(f'capacity.share must be a share in (0, 1], such as 0.1, or "even"; got {share!r}.')
+    if optimizer["name"] not in OPTIMIZERS:
+        raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
+    return config
+
+
+def built_in() -> list[str]:
+    """Names of the configurations that come with the package."""
+    files = resources.files(__package__).joinpath("configs").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def _read(name: str | Path) -> dict[str, Any]:
+    path = Path(name)
+    try:
+        if path.suffix == ".toml":
+            text = path.read_text(encoding="utf-8")
+        elif str(name) in built_in():
+            text = resources.files(__package__).joinpath("configs", f"{name}.toml").read_text(encoding="utf-8")
+        else:
+            raise InputError(
+                f"there is no configuration {str(name)!r}; built in are {', '.join(built_in())}, or give a .toml file."
+            )
+        return tomllib.loads(text)
+    except OSError as error:
+        raise InputError(f"the configuration {path} cannot be read: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path} is not TOML: {error}.") from error
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        config = config.setdefault(table, {})
+        if not isinstance(config, dict):
+            raise InputError(f"{key!r}: {table!r} is a value, not a table.")
+    config[last] = value
+
+
+def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    merged = {}
+    for key, default in defaults.items():
+        value = given.get(key, default)
+        if isinstance(default, dict):
+            if not isinstance(value, Mapping):
+                raise InputError(f"{prefix}{key} is a table of the configuration; got {value!r}.")
+            value = {**default, **value} if key in OPEN_TABLES else _merged(default, value, f"{prefix}{key}.")
+        merged[key] = value
+    for key in given:
+        if key not in defaults:
+            close = difflib.get_close_matches(key, defaults, 1)
+            hint = f" Did you mean {prefix}{close[0]}?" if close else ""
+            raise InputError(f"unknown key {prefix}{key}; there are: {', '.join(prefix + k for k in defaults)}.{hint}")
+    return merged

@@ -1,0 +1,190 @@
+"""A whole run from a configuration: every task in turn, the router, and the proof that nothing was forgotten."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eidetic_kernels import EideticNetwork
+from eidetic_kernels.errors import ForgettingError, InputError
+
+from . import models
+from .callbacks import Progress, Recorder
+from .data import Task, TensorLoader, permuted, several, split_classes
+from .epoch import evaluate
+from .events import Callback
+from .inputs import Inputs
+from .optimizers import make_optimizer
+from .report import duration
+from .router import train_router
+from .runs import RunFolder
+from .settings import TaskSettings
+from .trainer import train_task
+
+EVALUATION_BATCH = 500
+
+
+def run_experiment(
+    config: dict[str, Any], folder: str | Path, callbacks: tuple[Callback, ...] = (), say: Callable[[str], None] = print
+) -> RunFolder:
+    """Learn the configuration's tasks one after another, then train the router; everything is kept in ``folder``.
+
+    A run that was cut short goes on after its last finished task, and ends with the same weights as one that was not:
+    each task draws from its own random stream. Raises ForgettingError if any finished task's test logits differ, in
+    a single bit, from those taken when it was learned.
+    """
+    tasks = make_tasks(config["data"], config["seed"])
+    run = RunFolder.create(folder, config)
+    network, done = _begin(config, run, tasks)
+    progress = Progress(len(tasks), done)
+    recorder = Recorder(run)
+    if done:
+        progress.say(f"{run.path}: continuing after task {done - 1}")
+    try:
+        for t in range(done, len(tasks)):
+            _learn(config, run, network, tasks, t, (progress, recorder, *callbacks))
+            scores = [row for row in run.tests if row.learned == t]
+            progress.task_done(_line(run, network, tasks[t], t, scores[-1].accuracy))
+            recorder.next_task()
+        if config["router"]["train"] and len(tasks) > 1 and run.router is None:
+            _route(config, run, network, tasks, (progress, recorder, *callbacks))
+    finally:
+        progress.close()
+    prove(run, network, tasks)
+    say(f"{len(tasks)} of {len(tasks)} tasks: the test logits' SHA-256 equals the one taken when the task was learned.")
+    return run
+
+
+def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
+    """The sequence of tasks that a configuration's table ``data`` describes."""
+    common = {"folder": data["folder"]}
+    if data["sequence"] == "several":
+        sources = data["source"]
+        if not isinstance(sources, list):
+            raise InputError(f'data.source must be a list of data sets for "several"; got {sources!r}.')
+        return several(sources, shape=_common_shape(data), **common)
+    common["resolution"] = data["resolution"]
+    if data["sequence"] == "permuted":
+        return permuted(data["source"], data["tasks"], seed, **common)
+    return split_classes(data["source"], data["tasks"], **common)
+
+
+def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
+    """Recall every finished task's test set and compare its logits with the digests taken when it was learned."""
+    wrong = []
+    for t, expected in run.digests.items():
+        if evaluate(network, _test_loader(network, tasks[t]), t).digest != expected:
+            wrong.append(str(t))
+    if wrong:
+        raise ForgettingError(f"the test logits of task {', '.join(wrong)} are not those taken when it was learned.")
+
+
+def _begin(config, run: RunFolder, tasks: list[Task]) -> tuple[EideticNetwork, int]:
+    """The network as it was after the last task that is complete in the run folder, and how many tasks it knows."""
+    done = 0
+    while done < len(tasks) and done in run.digests and run.checkpoint_path(done).is_file():
+        done += 1
+    complete = done == len(tasks) and run.router is not None
+    if not complete:
+        run.truncate_after(done - 1)
+    torch.manual_seed(config["seed"])
+    arguments = {key: value for key, value in config["model"].items() if key != "name"}
+    network = models.build(config["model"]["name"], tasks[0].train.shape, **arguments)
+    if done:
+        path = run.network_path if complete else run.checkpoint_path(done - 1)
+        network = EideticNetwork.load(path, network=network)
+    else:
+        run.record_inputs(Inputs.of(tasks))
+    return network.to(_device(config["device"])), done
+
+
+def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t: int, callbacks) -> None:
+    data, optimizer = config["data"], config["optimizer"]
+    torch.manual_seed((config["seed"] << 16) + t)
+    settings = dict(config["task"])
+    if t == len(tasks) - 1 and not config["capacity"]["prune_last"]:
+        settings["search"] = "none"
+    network.prepare_for_task(
+        t,
+        tasks[t].num_classes,
+        forward_transfer=config["capacity"]["forward_transfer"],
+        max_units=_units(config["capacity"]["share"], network, len(tasks) - t),
+    )
+    arguments = {key: value for key, value in optimizer.items() if key != "name"}
+    train_task(
+        network,
+        tasks[t].train_loader(data["batch_size"], config["seed"], _device(config["device"])),
+        make_optimizer(optimizer["name"], network.parameters(), **arguments),
+        settings=TaskSettings.of_dict(settings),
+        callbacks=callbacks,
+    )
+    run.record_capacity(t, network.capacity())
+    for past in range(t + 1):
+        result = evaluate(network, _test_loader(network, tasks[past]), past)
+        run.record_test(t, past, result.accuracy)
+        if past == t:
+            run.checkpoint_path(t).parent.mkdir(exist_ok=True)
+            network.save(run.checkpoint_path(t))
+            run.record_digest(t, result.digest)
+        elif result.digest != run.digests[past]:
+            raise ForgettingError(f"learning task {t} changed the test logits of task {past}.")
+    network.save(run.network_path)
+
+
+def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], callbacks) -> None:
+    options = {key: value for key, value in config["router"].items() if key != "train"}
+    size = options["batch_size"]
+    loaders = [task.train_loader(size, config["seed"], _device(config["device"])) for task in tasks]
+    torch.manual_seed((config["seed"] << 16) + len(tasks))
+    train_router(network, loaders, seed=config["seed"], callbacks=callbacks, **options)
+    hits = samples = 0
+    oracle, routed = [], []
+    for t, task in enumerate(tasks):
+        right = named = total = 0
+        for x, y in _test_loader(network, task):
+            guess = network.predict(x)
+            named += int((guess.task == t).sum())
+            right += int(((guess.task == t) & (guess.label == y)).sum())
+            total += len(y)
+        oracle.append(evaluate(network, _test_loader(network, task), t).accuracy)
+        routed.append(right / total)
+        hits, samples = hits + named, samples + total
+    run.record_router(hits / samples, oracle, routed)
+    network.save(run.network_path)
+
+
+def _test_loader(network: EideticNetwork, task: Task) -> TensorLoader:
+    return task.test_loader(EVALUATION_BATCH, next(network.buffers()).device)
+
+
+def _units(share: float | str | None, network: EideticNetwork, remaining: int) -> dict[str, int] | float | None:
+    """The cap on a task's new units: none, a share of the width, or an even share of what is free."""
+    if share == "even":
+        segments = {group.name: group.segments for group in network.groups}
+        return {name: math.ceil(s.free / remaining) for name, s in segments.items()}
+    return share
+
+
+def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy: float) -> str:
+    kept = ", ".join(str(row.frozen[t]) for row in network.capacity().rows[:6])
+    more = ", ..." if len(network.capacity().rows) > 6 else ""
+    so_far = duration(run.seconds)
+    return f"task {t} ({task.name}): test accuracy {accuracy:.2%}, kept {kept}{more} units, {so_far} so far"
+
+
+def _common_shape(data: dict[str, Any]) -> tuple[int, int, int] | None:
+    side = data["resolution"]
+    return None if side is None else (3, side, side)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device {name!r} is unknown: {error}") from error
