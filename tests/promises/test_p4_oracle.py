@@ -82,7 +82,8 @@ def test_a_training_run_stays_equal_to_the_dense_one_with_frozen_gradients_zeroe
     net.prepare_for_task(2, 3, reading(net, how, 2))
     net.train()
     twin = DenseTwin(net)
-    frozen = {path: module.weight[: module.frozen].clone() for path, module in twin.named_modules() if hasattr(module, "mask")}  # fmt: skip
+    masked = {path: module for path, module in twin.named_modules() if hasattr(module, "mask")}
+    frozen = {path: module.weight[: module.frozen].clone() for path, module in masked.items()}
     ours = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     theirs = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9)
     for step in range(6):

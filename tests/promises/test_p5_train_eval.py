@@ -3,7 +3,7 @@
 import pytest
 import torch
 from life import READINGS, batch, learn, reading, train
-from small_networks import NETWORKS, MLP
+from small_networks import MLP, NETWORKS
 
 
 @pytest.fixture(params=NETWORKS)

@@ -11,7 +11,7 @@ from dense_twin import DenseTwin
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from life import Memory, batch, digest, loss_of, poison, train
+from life import Memory, batch, digest, learn, loss_of, poison, train
 from small_networks import MLP, ConvNet, FlatResidual, Residual
 from torch.nn import functional as F
 
@@ -37,12 +37,23 @@ class Life(RuleBasedStateMachine):
     """Any order of events. After each: finished tasks give the same bits, also with everything live poisoned, and
     the task in training equals the dense masked network, forward and backward."""
 
-    @initialize(net=networks, optimizer=st.sampled_from(sorted(OPTIMIZERS)), seed=st.integers(0, 99))
-    def begin(self, net, optimizer, seed):
+    @initialize(
+        net=networks,
+        optimizer=st.sampled_from(sorted(OPTIMIZERS)),
+        seed=st.integers(0, 99),
+        fractions=st.lists(st.sampled_from([0.0, 0.4, 0.7, 1.0]), max_size=3),
+    )
+    def begin(self, net, optimizer, seed, fractions):
+        """A network that may have learned tasks already, each pruned by a fraction of its units."""
         torch.manual_seed(seed)
         self.net, self.make, self.optimizer, self.saved = net.double(), OPTIMIZERS[optimizer], None, None
         self.memory = Memory(self.net, sizes=(3,))
-        self.event = "construction"
+        self.event = f"construction, then tasks pruned by {fractions}"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "no layer has a free unit")
+            for task, fraction in enumerate(fractions):
+                learn(self.net, task, fraction=fraction, steps=1, max_units=0.6)
+                self.memory.note(self.net)
 
     def in_training(self):
         return self.net.current_task is not None
@@ -117,6 +128,7 @@ class Life(RuleBasedStateMachine):
     def copy_or_save_and_load(self, copying):
         """In float64, which the saved class does not know of, so that the architecture is handed to load."""
         self.event = "deepcopy" if copying else "save and load"
+        self.net.zero_grad()
         before = digest(self.net.train())
         if copying:
             self.net = copy.deepcopy(self.net)
@@ -162,7 +174,7 @@ def digest_of_live(net):
 
 
 Life.TestCase.settings = settings(
-    max_examples=60,
+    max_examples=80,
     stateful_step_count=14,
     derandomize=True,
     deadline=None,

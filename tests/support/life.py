@@ -108,6 +108,7 @@ def poison(net, value=float("nan")):
 def digest(net, optimizer=None):
     """SHA-256 of the network's whole state: tensors, structure, modes, records; and the optimizer's."""
     sha = hashlib.sha256()
+    net.wiring  # noqa: B018  found when first needed, and not part of what is compared
 
     def add(name, tensor):
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {bits(tensor)}".encode())
@@ -131,5 +132,8 @@ def digest(net, optimizer=None):
             sha.update(f"{[id(parameter) for parameter in group['params']]}".encode())
             for parameter in group["params"]:
                 for name, value in sorted(optimizer.state.get(parameter, {}).items()):
-                    add(f"{number} {name}", value) if isinstance(value, torch.Tensor) else sha.update(repr(value).encode())
+                    if isinstance(value, torch.Tensor):
+                        add(f"{number} {name}", value)
+                    else:
+                        sha.update(f"{number} {name} {value!r}".encode())
     return sha.hexdigest()
