@@ -167,7 +167,8 @@ class _TaskRun:
             rate = self.optimizer.param_groups[0]["lr"]
             raise NonFiniteLossError(
                 f"task {self.task}, epoch {self.epochs} ({phase}): {error} at learning rate {rate}. Training stopped, "
-                "and the network is back at the end of the last good epoch. Lower the learning rate, or check the inputs."
+                "and the network is back at the end of the last good epoch. Lower the learning rate, or check the "
+                "inputs."
             ) from None
         except InputError:
             self.network.restore(self.good, self.optimizer)
