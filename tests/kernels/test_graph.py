@@ -399,7 +399,7 @@ def two_flat(middle, **layers):
 REFUSED = {
     "plain linear": (
         lambda: two_flat(lambda s, x: s.plain(x), plain=nn.Linear(4, 4)),
-        ["node 'plain' [call_module plain]", "a plain Linear would be trained by every task and forget: use ek.Eidetic"],
+        ["node 'plain' [call_module plain]", "a plain Linear would be trained by every task and forget: use"],
     ),
     "plain convolution": (
         lambda: two_images(lambda s, x: s.plain(x), plain=nn.Conv2d(4, 4, 1)), ["use ek.EideticConv2d"]
