@@ -1,0 +1,284 @@
+"""The router: what it learns, that its standardisation is folded in, and that the network is otherwise untouched."""
+
+import pytest
+import torch
+from blobs import CLASSES, blobs, loader, network, state_of
+from torch.nn import functional as F
+
+from eidetic_kernels.errors import InputError, RouterError, TaskError
+from eidetic_training import evaluate, train_router, train_task
+from eidetic_training import router as router_module
+from eidetic_training.data import TensorLoader
+from eidetic_training.data.augment import Augmentation
+
+SHIFT = 8.0  # a task's inputs lie this far from the next one's
+
+
+def inputs(task, samples=120):
+    x, y = blobs(task, samples=samples)
+    return x + SHIFT * task, y
+
+
+def tensors(task, **options):
+    return TensorLoader(*inputs(task), 20, **options)
+
+
+def learned(tasks=3):
+    """A network that has finished `tasks` tasks whose inputs lie apart, and their loaders."""
+    net = network((24, 16))
+    loaders = [tensors(t) for t in range(tasks)]
+    for t, data in enumerate(loaders):
+        if t:
+            net.prepare_for_task(t, CLASSES)
+        train_task(net, data, torch.optim.Adam(net.parameters(), 0.02), max_epochs=8, keep_at_least=5)
+    return net, loaders
+
+
+def without_router(net):
+    return {name: value for name, value in state_of(net).items() if not name.startswith("router.")}
+
+
+def test_it_learns_tasks_that_lie_apart():
+    net, loaders = learned()
+    accuracy = train_router(net, loaders, lr=0.02)
+    assert accuracy > 0.95
+    for t in range(3):
+        answer = net.predict(inputs(t)[0])
+        assert (answer.task == t).double().mean() > 0.95
+
+
+def test_predict_asks_the_head_of_the_task_that_was_picked():
+    net, loaders = learned()
+    train_router(net, loaders, lr=0.02)
+    x = torch.cat([inputs(t)[0] for t in range(3)])
+    answer = net.predict(x)
+    net.eval()
+    for t in range(3):
+        rows = answer.task == t
+        assert rows.any()
+        with torch.no_grad():
+            expected = net(x, task=t)[rows]
+        torch.testing.assert_close(answer.logits[rows], expected)
+        assert torch.equal(answer.label[rows], expected.argmax(1))
+
+
+@pytest.mark.parametrize("max_bytes", [2**31, 0], ids=["cached", "computed anew"])
+def test_the_standardisation_is_folded_into_one_product(monkeypatch, max_bytes):
+    """The router's scores are those of the trained map on standardised features, computed here unfolded."""
+    net, loaders = learned()
+    seen = {}
+
+    def optimizer(parameters, lr):
+        seen["parameters"] = parameters
+        return torch.optim.Adam(parameters, lr)
+
+    def moments(data):
+        seen["moments"] = original(data)
+        return seen["moments"]
+
+    original = router_module._moments
+    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_moments", moments)
+    train_router(net, loaders, max_epochs=1, lr=0.05, max_cached_bytes=max_bytes)
+    net.eval()
+    x = torch.cat([inputs(t)[0] for t in range(3)])
+    with torch.no_grad():
+        features = net.features(x, 2)
+    mean, deviation = seen["moments"]
+    torch.testing.assert_close(mean, features.mean(0), rtol=1e-4, atol=1e-5)
+    spread = features.std(0, correction=0)
+    torch.testing.assert_close(deviation[spread > 1e-3], spread[spread > 1e-3], rtol=1e-3, atol=1e-5)
+    weight, bias = seen["parameters"]
+    unfolded = F.linear((features - mean) / deviation, weight, bias).detach()
+    torch.testing.assert_close(net.router(features), unfolded, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net.predict(x).router_logits, unfolded, rtol=1e-4, atol=1e-4)
+
+
+def test_a_feature_that_never_changes_does_not_blow_up():
+    net, loaders = learned(2)
+    for layer in (net.body[1], net.body[5]):
+        layer.frozen_scale[0], layer.frozen_shift[0] = 0.0, -1.0  # ReLU makes it zero everywhere
+    train_router(net, loaders)
+    assert net.router.weight.isfinite().all() and net.router.weight.abs().max() < 100
+
+
+def test_cached_and_uncached_features_give_the_same_router_up_to_the_order_of_batches():
+    net, loaders = learned()
+    x = torch.cat([inputs(t)[0] for t in range(3)])
+    answers, accuracies = [], []
+    for max_bytes in (2**31, 0):
+        accuracies.append(train_router(net, loaders, lr=0.01, patience=30, max_cached_bytes=max_bytes))
+        answers.append(net.predict(x))
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.03)
+    assert (answers[0].task == answers[1].task).double().mean() > 0.97
+    torch.testing.assert_close(answers[0].router_logits, answers[1].router_logits, rtol=0.1, atol=0.5)
+
+
+def test_features_are_computed_once_unless_they_need_more_than_the_cap(monkeypatch):
+    net, loaders = learned(2)
+    samples, columns = 240, sum(source.columns(1) for source in net.wiring.features)
+    needed = samples * columns * 4
+    calls = []
+    features = net.features
+    monkeypatch.setattr(net, "features", lambda x, task=None: calls.append(len(x)) or features(x, task))
+    options = {"max_epochs": 3, "patience": 3, "batch_size": 60, "lr": 0.0}
+    train_router(net, loaders, max_cached_bytes=needed, **options)
+    assert sum(calls) == samples
+    calls.clear()
+    train_router(net, loaders, max_cached_bytes=needed - 1, **options)
+    assert sum(calls) == samples * (1 + 1 + 3)  # to the cap, for the moments, and every epoch
+
+
+def test_augmented_inputs_are_computed_anew_every_epoch(monkeypatch):
+    from eidetic_training.models import MLP
+
+    net = MLP(16, 8, 1)
+    y = torch.arange(24) % 2
+    image = torch.randint(0, 256, (24, 1, 4, 4), dtype=torch.uint8)
+    for t in range(2):
+        net.prepare_for_task(t, 2)
+        train_task(net, TensorLoader(image, y, 12), max_epochs=1, keep_at_least=2)
+    loaders = [TensorLoader(image, y, 12, augment=Augmentation(flip=True)), TensorLoader(255 - image, y, 12)]
+    calls = []
+    features = net.features
+    monkeypatch.setattr(net, "features", lambda x, task=None: calls.append(len(x)) or features(x, task))
+    train_router(net, loaders, max_epochs=2, patience=9, lr=0.0)
+    assert sum(calls) == 48 * (1 + 2)
+
+
+def test_any_loaders_will_do():
+    net, _ = learned(2)
+    generic = [[inputs(0)], [inputs(1)]]
+    assert train_router(net, generic, lr=0.05, patience=10, batch_size=40) > 0.9
+
+
+def test_nothing_but_the_router_changes_and_p1_holds():
+    net, loaders = learned()
+    before, answers = without_router(net), [evaluate(net, [inputs(t)], t) for t in range(3)]
+    for training in (True, False):
+        net.train(training)
+        train_router(net, loaders, max_epochs=2)
+        assert net.training is training
+    assert without_router(net) == before
+    assert [evaluate(net, [inputs(t)], t) for t in range(3)] == answers
+    assert net.certify().ok
+
+
+def test_training_the_next_task_cannot_move_the_router():
+    net, loaders = learned(2)
+    train_router(net, loaders, max_epochs=2)
+    before = {name: value for name, value in state_of(net).items() if name.startswith("router.")}
+    assert len(before) == 2
+    net.prepare_for_task(2, CLASSES)
+    train_task(net, tensors(2), torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.5), max_epochs=2)
+    assert {name: value for name, value in state_of(net).items() if name.startswith("router.")} == before
+
+
+def test_the_same_seed_gives_the_same_router_another_one_another():
+    net, loaders = learned(2)
+    routers = []
+    for seed in (0, 0, 1):
+        train_router(net, loaders, max_epochs=2, seed=seed)
+        routers.append(net.router.weight.clone())
+    assert torch.equal(routers[0], routers[1])
+    assert not torch.equal(routers[0], routers[2])
+
+
+def test_a_router_is_stale_after_one_more_task():
+    net, loaders = learned(2)
+    train_router(net, loaders)
+    net.predict(inputs(0)[0])
+    net.prepare_for_task(2, CLASSES)
+    net.predict(inputs(0)[0])  # the task in training is none of its business
+    train_task(net, tensors(2), max_epochs=1, keep_at_least=2)
+    with pytest.raises(RouterError, match="the router knows 2 of 3 finished tasks: call net.train_router"):
+        net.predict(inputs(0)[0])
+    train_router(net, [*loaders, tensors(2)])
+    assert net.predict(inputs(0)[0]).router_logits.shape == (120, 3)
+
+
+def test_patience_stops_it:
+    """At learning rate 0 no epoch is better than the first one."""
+    net, loaders = learned(2)
+    events = []
+    best = train_router(net, loaders, lr=0.0, patience=4, max_epochs=30, callbacks=[events.append])
+    assert len(events) == 1 + 4
+    assert best == events[0].train_accuracy
+    events.clear()
+    train_router(net, loaders, lr=0.0, patience=40, max_epochs=7, callbacks=[events.append])
+    assert len(events) == 7
+
+
+def test_events_are_the_router_s():
+    net, loaders = learned(2)
+    events = []
+    train_router(net, loaders, max_epochs=3, callbacks=[events.append])
+    frozen = sum(sum(row.frozen) for row in net.capacity().rows)
+    assert [(e.phase, e.task, e.step, e.frozen_units) for e in events] == [("router", 2, 0, frozen)] * len(events)
+    assert [e.epoch for e in events] == [*range(1, len(events) + 1)]
+    assert events[-1].loss < events[0].loss
+
+
+def test_one_task_needs_no_router_but_may_have_one():
+    net, loaders = learned(1)
+    assert (net.predict(inputs(0)[0]).task == 0).all()
+    assert train_router(net, loaders) == 1.0
+    assert (net.predict(inputs(0)[0]).task == 0).all()
+
+
+# ---- errors: told, and the network is untouched
+
+
+@pytest.mark.parametrize(
+    "loaders, error, message",
+    [
+        (lambda good: good[:1], TaskError, "1 loaders were given for 2 finished tasks"),
+        (lambda good: [*good, good[0]], TaskError, "3 loaders were given for 2 finished tasks"),
+        (lambda good: [], TaskError, "0 loaders were given for 2"),
+        (lambda good: [good[0], []], InputError, "Task 1's loader is empty"),
+        (lambda good: [good[0], iter([inputs(1)])], InputError, "not an iterator"),
+        (lambda good: [good[0], [inputs(1)[0]]], InputError, "Task 1's loader gave a Tensor"),
+        (lambda good: [good[0], [(inputs(1)[0][:, :4], inputs(1)[1])]], InputError, "Task 1's inputs have shape"),
+        (lambda good: [[(x[:, :4], y)] for x, y in map(inputs, range(2))], InputError, "6"),
+    ],
+)
+def test_wrong_loaders_are_refused_and_change_nothing(loaders, error, message):
+    net, good = learned(2)
+    train_router(net, good, max_epochs=1)
+    before = state_of(net)
+    with pytest.raises(error, match=message):
+        train_router(net, loaders(good))
+    assert state_of(net) == before
+
+
+def test_a_callback_that_stops_it_leaves_the_old_router():
+    net, loaders = learned(2)
+    train_router(net, loaders, max_epochs=1)
+    before = state_of(net)
+
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_router(net, loaders, callbacks=[stop])
+    assert state_of(net) == before
+
+
+def test_it_waits_for_the_task_in_training():
+    net, loaders = learned(2)
+    net.prepare_for_task(2, CLASSES)
+    with pytest.raises(TaskError, match="task 2 is in training: finish it"):
+        train_router(net, loaders)
+
+
+def test_the_network_s_method_is_the_same_call():
+    net, loaders = learned(2)
+    first = net.train_router(loaders, max_epochs=3)
+    weight = net.router.weight.clone()
+    assert train_router(net, loaders, max_epochs=3) == first
+    assert torch.equal(net.router.weight, weight)
+
+
+def test_generic_loaders_of_torch_learn_too():
+    net, _ = learned(2)
+    assert 0 < train_router(net, [loader(0), loader(1)], max_epochs=2) <= 1
