@@ -197,7 +197,7 @@ def test_a_router_is_stale_after_one_more_task():
     assert net.predict(inputs(0)[0]).router_logits.shape == (120, 3)
 
 
-def test_patience_stops_it:
+def test_patience_stops_it():
     """At learning rate 0 no epoch is better than the first one."""
     net, loaders = learned(2)
     events = []
