@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .errors import ForgettingError
+from .modes import evaluating
 
 if TYPE_CHECKING:
     from .network import EideticNetwork
@@ -153,12 +154,8 @@ def _frozen_tensors(network: EideticNetwork, task: int) -> Iterator[tuple[str, l
 def _probe_digest(network: EideticNetwork, task: int) -> str | None:
     if network.probe is None:
         return None
-    training = network.training
-    network.eval()
-    try:
+    with evaluating(network):
         return digest(network(network.probe, task=task))
-    finally:
-        network.train(training)
 
 
 def _environment(network: EideticNetwork) -> dict[str, str | int]:

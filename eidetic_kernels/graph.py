@@ -8,6 +8,8 @@ of its operands into one, so ordinary residual connections need no extra convolu
 from __future__ import annotations
 
 import operator
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -115,6 +117,10 @@ def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -
         value = values[names[0]]
         for name in names[1:]:
             value = builder.tie(value, values[name], f"connections()[{path!r}]")
+        flat = path == "output" or not isinstance(builder.modules.get(path), (EideticConv2d, *SPATIAL))
+        if flat and isinstance(value, Units) and value.spatial:
+            # Pooling and flattening may be left out; the network's own check of its features stands guard.
+            value = replace(_flattened(value), pixels=value.pixels or (1 if path == "output" else None))
         if path != "output":
             value = builder.layer(path, value, f"connections()[{path!r}]")
         values[path] = value
@@ -150,6 +156,8 @@ class _Builder:
         module = self.modules.get(path)
         if module is None:
             raise ConversionError(f"{where}: the network has no module {path!r}.")
+        if not isinstance(value, (Units, Input)):
+            raise ConversionError(f"{where}: {path!r} reads something that is not a tensor of the network.")
         if isinstance(module, SegmentedLayer) and path in (*self.reads, *self._normed()):
             raise ConversionError(
                 f"{where}: {path!r} is called twice. A layer shared between two places has two sets of inputs; "
@@ -184,6 +192,16 @@ class _Builder:
             draft.norms[path] = module
             return value
         if isinstance(module, (*DROPOUTS, EideticDropout)):
+            if value is INPUT:
+                raise ConversionError(
+                    f"{where}: {path!r} drops out the network's input, which frozen units read: they would not behave "
+                    "the same in training and in evaluation. Drop out after the first layer, or augment the data."
+                )
+            if path in self.dropped:
+                raise ConversionError(
+                    f"{where}: {path!r} is called twice. Each place has frozen units of its own to leave alone; give "
+                    "each place its own dropout."
+                )
             self.dropped[path] = value
         return value
 
@@ -208,7 +226,7 @@ class _Builder:
             left.producers.update(right.producers)
             left.norms.update(right.norms)
             self.drafts.remove(right)
-        return Units(left, a.spatial, a.flat, a.pixels or b.pixels)
+        return Units(left, a.spatial, a.flat, a.pixels if a.pixels == b.pixels else None)
 
     def source(self, value: Any, columns: int, where: str) -> Source | None:
         """How a layer with ``columns`` input columns reads ``value``; None while groups are being found."""
@@ -252,8 +270,8 @@ class _Builder:
 
     def _dropout_source(self, value: Units) -> Source:
         draft = value.group.root()
-        if not value.flat:
-            return Source(draft.final.segments)
+        if not value.flat or value.pixels is not None:
+            return Source(draft.final.segments, value.pixels if value.flat else 1)
         readers = [p for p, read in self.reads.items() if isinstance(read, Units) and read.group.root() is draft]
         blocks = {self.modules[p].weight.shape[1] // draft.width for p in readers if self.reads[p].flat}
         if len(blocks) != 1:
@@ -283,15 +301,17 @@ DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 PASSING_MODULES = (
     nn.Identity, nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish, nn.Hardswish,
     nn.Hardsigmoid, nn.Hardtanh, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Softsign, nn.Tanhshrink, nn.LogSigmoid,
-    nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d, *DROPOUTS, EideticDropout,
+    *DROPOUTS, EideticDropout,
+)  # fmt: skip
+# The same, for images only: over flat units these would mix neighbours.
+SPATIAL = (
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
 )  # fmt: skip
 PASSING_FUNCTIONS = {
     F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid,
-    F.hardtanh, F.sigmoid, F.tanh, F.softplus, F.softsign, F.logsigmoid, F.max_pool2d, F.avg_pool2d,
-    F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.max_pool1d, F.avg_pool1d, F.interpolate, torch.relu,
-    torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.neg, torch.clamp, torch.square, torch.sqrt, operator.neg,
+    F.hardtanh, F.sigmoid, F.tanh, F.softplus, F.softsign, F.logsigmoid, torch.relu, torch.sigmoid, torch.tanh, torch.abs, torch.exp, torch.neg, torch.clamp, torch.square, torch.sqrt, operator.neg,
 }  # fmt: skip
+SPATIAL_FUNCTIONS = {F.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d, F.interpolate}
 PASSING_METHODS = {
     "relu", "relu_", "sigmoid", "tanh", "abs", "exp", "neg", "clamp", "clamp_min", "square",
     "contiguous", "float", "to",
@@ -328,15 +348,17 @@ class _Step:
 
     def _call_module(self) -> Any:
         module = self.builder.modules[self.node.target]
-        value = self._of(self.node.args[0]) if self.node.args else None
+        value = self._first()
         if isinstance(module, SegmentedLayer):
             return self.builder.layer(self.node.target, value, self._where())
         if isinstance(module, nn.Flatten):
             return self._flatten(value, module.start_dim, module.end_dim)
-        if isinstance(module, PASSING_MODULES) and type(module).__module__.split(".")[0] in ("torch", _OURS):
-            value = self.builder.layer(self.node.target, value, self._where())
-            return _resized(value, type(module).__name__, getattr(module, "output_size", None))
-        if value is INPUT and not any(True for _ in module.parameters()):
+        if type(module).__module__.split(".")[0] in ("torch", _OURS):
+            if isinstance(module, PASSING_MODULES):
+                return self.builder.layer(self.node.target, value, self._where())
+            if isinstance(module, SPATIAL):
+                return self._resized(value, type(module).__name__, getattr(module, "output_size", None))
+        if value is INPUT and not module.state_dict():
             return INPUT
         self._refuse(_remedy(module))
 
@@ -347,13 +369,15 @@ class _Step:
         if target in COMBINING:
             return self._combine()
         if target is torch.flatten:
-            return self._flatten(self._of(self.node.args[0]), *self._rest(("start_dim", 0), ("end_dim", -1)))
+            return self._flatten(self._first(), *self._rest(("start_dim", 0), ("end_dim", -1)))
         if target is torch.mean:
             return self._mean()
         if target is F.dropout:
             self._refuse("F.dropout does not know which units are frozen: use a torch.nn.Dropout module.")
         if target in PASSING_FUNCTIONS:
-            return _resized(self._of(self.node.args[0]), target.__name__, self._rest(("output_size", None))[0])
+            return self._first()
+        if target in SPATIAL_FUNCTIONS:
+            return self._resized(self._first(), target.__name__, self._rest(("output_size", None))[0])
         return self._unknown()
 
     def _call_method(self) -> Any:
@@ -361,7 +385,7 @@ class _Step:
         if target in COMBINING:
             return self._combine()
         if target == "flatten":
-            return self._flatten(self._of(self.node.args[0]), *self._rest(("start_dim", 0), ("end_dim", -1)))
+            return self._flatten(self._first(), *self._rest(("start_dim", 0), ("end_dim", -1)))
         if target in ("view", "reshape"):
             return self._reshape()
         if target == "mean":
@@ -369,7 +393,7 @@ class _Step:
         if target in SIZES:
             return None
         if target in PASSING_METHODS:
-            return self._of(self.node.args[0])
+            return self._first()
         return self._unknown()
 
     def _attribute(self, target: Callable) -> Any:
@@ -379,8 +403,8 @@ class _Step:
         return self._unknown()
 
     def _combine(self) -> Any:
-        operands = [self._of(arg) for arg in self.node.args[:2] if isinstance(arg, fx.Node)]
-        operands = [value for value in operands if value is not None]
+        given = [*self.node.args[:2], *(self.node.kwargs.get(name) for name in ("input", "other"))]
+        operands = [value for value in map(self._of, given) if value is not None]
         if not operands:
             return None
         if len(operands) == 1:
@@ -395,7 +419,7 @@ class _Step:
         return _flattened(value)
 
     def _reshape(self) -> Any:
-        value = self._of(self.node.args[0])
+        value = self._first()
         if value is INPUT:
             return INPUT
         shape = self.node.args[1:]
@@ -406,19 +430,19 @@ class _Step:
         self._refuse("only x.view(x.size(0), -1) is understood: it folds pixels into units. Use x.flatten(1).")
 
     def _mean(self) -> Any:
-        value = self._of(self.node.args[0])
+        value = self._first()
         dims = self._rest(("dim", None))[0]
         dims = {dims} if isinstance(dims, int) else set(dims or ())
         if value is INPUT:
             return INPUT
         if not dims or dims & {0, 1, -3, -4}:
             self._refuse(f"a mean over dimensions {sorted(dims) or 'all'} mixes units; only space may be averaged.")
-        if dims not in ({2, 3}, {-1, -2}):
+        if dims not in ({2, 3}, {-1, -2}) or not value.spatial:
             self._refuse("a mean over one side of an image is not understood: average over both.")
         return replace(value, spatial=bool(self._rest(("dim", None), ("keepdim", False))[1]), pixels=1)
 
     def _unknown(self) -> Any:
-        known = [self._of(arg) for arg in self.node.args if isinstance(arg, fx.Node)]
+        known = [self.values[node] for node in self.node.all_input_nodes]
         if all(value is None for value in known):
             return None
         if all(value is None or value is INPUT for value in known):
@@ -433,12 +457,30 @@ class _Step:
             for i, (name, default) in enumerate(named)
         ]
 
+    def _resized(self, value: Any, operation: str, output_size: Any) -> Any:
+        """``value`` after an operation that changes an image's size; the size is known of adaptive pooling only."""
+        if value is INPUT:
+            return INPUT
+        if not value.spatial:
+            self._refuse(f"{operation} over units without pixels would mix neighbouring units.")
+        if "adaptive" not in operation.lower():
+            return replace(value, pixels=None)
+        sides = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        return replace(value, pixels=None if None in sides else sides[0] * sides[1])
+
+    def _first(self) -> Any:
+        """The value operated on: the first argument, or the one named ``input`` or ``x``."""
+        named = [self.node.kwargs[name] for name in ("input", "x") if name in self.node.kwargs]
+        return self._of((*self.node.args, *named, None)[0])
+
     def _of(self, arg: Any) -> Any:
         return self.values[arg] if isinstance(arg, fx.Node) else None
 
     def _where(self) -> str:
-        lines = (self.node.stack_trace or "").strip().splitlines()
-        place = f" ({' '.join(line.strip() for line in lines[-2:])})" if lines else ""
+        # The innermost frame that is the user's, not torch's.
+        frames = re.findall(r'(File "([^"]+)".*\n.*)', self.node.stack_trace or "")
+        frames = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]
+        place = f" ({' '.join(frames[-1].split())})" if frames else ""
         return f"node {self.node.name!r} [{self.node.op} {self.node.target}]{place}"
 
     def _refuse(self, reason: str) -> None:
@@ -450,18 +492,6 @@ class _Step:
 
 def _flattened(value: Units) -> Units:
     return replace(value, flat=value.spatial or value.flat, spatial=False)
-
-
-def _resized(value: Any, operation: str, output_size: Any) -> Any:
-    """``value`` after an operation that may change the number of pixels."""
-    if not isinstance(value, Units) or not value.spatial:
-        return value
-    if "adaptive" in operation.lower():
-        sides = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
-        return replace(value, pixels=None if None in sides else sides[0] * sides[1])
-    if any(word in operation.lower() for word in ("pool", "upsample", "interpolate", "pad")):
-        return replace(value, pixels=None)
-    return value
 
 
 _OURS = __name__.split(".")[0]

@@ -17,6 +17,7 @@ from . import capacity, certificate, checkpoint, graph, optimizers, pruning, rou
 from .errors import CapacityError, InputError, RouterError, TaskError
 from .layers import EideticDropout, EideticLinear, Scope, SegmentedLayer
 from .layout import Segments
+from .modes import evaluating
 from .parameters import replace, retire
 
 
@@ -303,9 +304,7 @@ class EideticNetwork(nn.Module):
                 f"the router knows {known} of {tasks} finished tasks: call net.train_router(loaders) with a loader for "
                 "each finished task."
             )
-        training = self.training
-        self.eval()
-        try:
+        with evaluating(self):
             features = self.features(x, tasks - 1)
             logits = []
             for task in range(tasks):
@@ -314,8 +313,6 @@ class EideticNetwork(nn.Module):
                     logits.append(self.heads[task](features[:, :prefix]))
             scores = features.new_zeros(len(features), 1) if tasks == 1 else self.router(features)
             return routing.route(scores, logits)
-        finally:
-            self.train(training)
 
     # ---- pruning
 

@@ -28,8 +28,10 @@ def follow(optimizer: Optimizer, newcomers: Iterable[nn.Parameter]) -> None:
             if new is not None and id(new) not in held:
                 held.add(id(new))
                 followed.append(new)
-        group["params"] = followed
+        group["params"][:] = followed  # in place: LBFGS keeps the list itself
     optimizer.param_groups[0]["params"].extend(p for p in newcomers if id(p) not in held)
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer._numel_cache = None  # it counts its numbers once
 
 
 def check_current(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from .errors import InputError
 from .graph import Group
+from .modes import evaluating
 
 IMPORTANCES = ("l1", "l2", "taylor", "random", "hybrid")
 
@@ -141,17 +142,15 @@ def taylor_scores(
     handles = [
         layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()
     ]
-    training, parameters = network.training, list(network.parameters())
-    network.eval()
+    parameters = list(network.parameters())
+    device = parameters[0].device
     try:
-        device = parameters[0].device if parameters else None
-        for x, y in data:
-            with torch.enable_grad():
+        with evaluating(network), torch.enable_grad():
+            for x, y in data:
                 value = loss(network(x.to(device)), y.to(device))
-            torch.autograd.grad(value, parameters, allow_unused=True)
-            samples += len(x)
+                torch.autograd.grad(value, parameters, allow_unused=True)
+                samples += len(x)
     finally:
-        network.train(training)
         for handle in handles:
             handle.remove()
     if not samples:

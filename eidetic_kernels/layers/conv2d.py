@@ -56,8 +56,8 @@ class EideticConv2d(StaircaseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         stairs = self.staircase(self.scope.task)
-        (x, *weights), exact = self._arguments(x)
         self.check_input(x, stairs.columns, dims=4)
+        (x, *weights), exact = self._arguments(x)
         if self._pad_apart:
             x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
         return ops.staircase_conv2d(x, *weights, stairs, self.geometry, exact)

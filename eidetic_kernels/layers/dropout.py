@@ -12,6 +12,8 @@ from .scope import Scope
 class EideticDropout(nn.Module):
     """Drops live units only, so what frozen units read and produce is the same in training and evaluation (P5).
 
+    Live units see frozen features undropped: measured, that is also the more accurate (bench/results/dropout.md).
+
     Takes the place of :class:`torch.nn.Dropout` (elements) or, with ``channels=True``, of Dropout1d/2d/3d (whole
     channels) when a network's unit groups are found. Not wired, or with nothing frozen, it is torch's dropout.
     """
@@ -38,7 +40,7 @@ class EideticDropout(nn.Module):
         return torch.cat([x[:, :frozen], self._drop(x[:, frozen:])], 1)
 
     def _drop(self, x: Tensor) -> Tensor:
-        return nn.functional.feature_dropout(x, self.p, True) if self.channels else self.inner(x)
+        return torch.feature_dropout(x, self.p, True) if self.channels else self.inner(x)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, channels={self.channels}"

@@ -34,7 +34,7 @@ class EideticLinear(StaircaseLayer):
             )
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.dim() else x
         tensors, exact = self._arguments(flat)
-        self.check_input(tensors[0], stairs.columns, dims=2)
+        self.check_input(flat, stairs.columns, dims=2)
         y = ops.staircase_linear(*tensors, stairs, exact)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], stairs.rows)
 

@@ -55,7 +55,9 @@ class SegmentedLayer(nn.Module):
     def prune(self, keep: Sequence[int] | Tensor) -> None:
         """Keep only the live units with these indices (ascending, counted from the first live unit)."""
         self._require_alone("prune")
-        keep = torch.as_tensor(keep, dtype=torch.long)
+        keep = torch.as_tensor(keep) if len(keep) else torch.empty(0, dtype=torch.long)
+        if keep.dtype != torch.long:
+            raise InputError(f"keep must be unit indices (whole numbers), got {keep.dtype}: mask.nonzero().flatten()?")
         if keep.dim() != 1 or (len(keep) and (keep.diff() <= 0).any()):
             raise InputError("keep must be a list of ascending unit indices without repetition.")
         if len(keep) and not (0 <= keep[0] and keep[-1] < self.segments.live):

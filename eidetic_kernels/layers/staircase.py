@@ -116,7 +116,7 @@ class StaircaseLayer(SegmentedLayer):
             raise InputError(
                 f"{self} expects an input of shape [{', '.join(shape)}], got {list(x.shape)}."
             )
-        if x.dtype != self.weight.dtype:
+        if x.dtype != self.weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise InputError(
                 f"{self} holds {self.weight.dtype} and was given {x.dtype}: convert the input "
                 f"(x.to({self.weight.dtype})), or the network (net.to({x.dtype})) if that is a floating type."

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Staircase
-from .staircase import frozen_blocks, oracle_input, oracle_rows, positions, read, write
+from .staircase import canonical, frozen_blocks, oracle_input, oracle_rows, positions, read, write
 
 
 class Geometry(NamedTuple):
@@ -60,14 +60,13 @@ class _StaircaseConv2d(torch.autograd.Function):
         ctx.staircase, ctx.geometry, ctx.exact, ctx.has_bias = staircase, geometry, exact, bias is not None
         blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
         parts, row = [], 0
-        for index, stair in enumerate(staircase.stairs):
-            block, its_bias = weight, bias
-            if not stair.live:
-                block = blocks[index]
-                its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
+        for stair, block in zip(staircase.frozen, blocks):
             if stair.rows:
-                parts.append(_convolve(read(x, stair.spans), block, its_bias, geometry))
+                its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
+                parts.append(_convolve(canonical(read(x, stair.spans)), block, its_bias, geometry))
             row += stair.rows
+        if staircase.live is not None and staircase.live.rows:
+            parts.append(_convolve(read(x, staircase.live.spans), weight, bias, geometry))
         if len(parts) == 1:
             return parts[0]
         return torch.cat(parts, 1) if parts else x.new_empty(output_shape(x, 0, weight.shape[2:], geometry))

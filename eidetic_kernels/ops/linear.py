@@ -15,7 +15,8 @@ Backward writes: the gradients of ``weight`` and ``bias``; the gradient of ``x``
 live rows cause it, and zeros elsewhere. Frozen rows reach nothing trainable, so nothing is computed for them. With
 ``exact=True`` the gradient of ``x`` is complete instead: all rows, all columns (saliency, adversarial inputs).
 
-A segment's product has the same shape in training, in recall and for ever after, which keeps its bits (P1).
+A frozen segment's product has the same shape, and an input that lies the same way in memory, in training, in recall
+and for ever after: that keeps its bits (P1).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Staircase
-from .staircase import frozen_blocks, oracle_input, oracle_rows, positions, read, write
+from .staircase import canonical, frozen_blocks, oracle_input, oracle_rows, positions, read, write
 
 
 def staircase_linear(
@@ -58,22 +59,17 @@ class _StaircaseLinear(torch.autograd.Function):
     def forward(ctx, x, weight, bias, frozen_weight, frozen_bias, staircase, exact):
         ctx.save_for_backward(x, weight, frozen_weight)
         ctx.staircase, ctx.exact, ctx.has_bias = staircase, exact, bias is not None
-        y = x.new_empty(x.shape[0], staircase.rows)
-        blocks = frozen_blocks(frozen_weight, staircase.frozen)
-        row = 0
-        for index, stair in enumerate(staircase.stairs):
-            block, its_bias = weight, bias
-            if not stair.live:
-                block = blocks[index]
-                its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
+        parts, row = [], 0
+        for stair, block in zip(staircase.frozen, frozen_blocks(frozen_weight, staircase.frozen)):
             if stair.rows:
-                out = y.narrow(1, row, stair.rows)
-                if its_bias is None:
-                    torch.mm(read(x, stair.spans), block.t(), out=out)
-                else:
-                    torch.addmm(its_bias, read(x, stair.spans), block.t(), out=out)
+                its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
+                parts.append(F.linear(canonical(read(x, stair.spans)), block, its_bias))
             row += stair.rows
-        return y
+        if staircase.live is not None and staircase.live.rows:
+            parts.append(F.linear(read(x, staircase.live.spans), weight, bias))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts, 1) if parts else x.new_empty(x.shape[0], 0)
 
     @staticmethod
     @once_differentiable

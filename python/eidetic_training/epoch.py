@@ -12,6 +12,7 @@ from torch import Tensor
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import EideticError, InputError
+from eidetic_kernels.modes import evaluating
 
 
 class EpochResult(NamedTuple):
@@ -70,18 +71,14 @@ def train_epoch(
 @torch.no_grad()
 def evaluate(network: EideticNetwork, loader: Iterable, task: int | None = None) -> Evaluation:
     """Recall ``task`` (None: the one in training) on all batches of ``loader``; the network's mode is kept."""
-    training = network.training
-    network.eval()
     device, samples, correct, sha = device_of(network), 0, 0, hashlib.sha256()
-    try:
+    with evaluating(network):
         for x, y in _pairs(loader):
             logits = network(x.to(device), task=task)
             _check_labels(x, y, logits.shape[1])
             correct += int((logits.argmax(1) == y.to(device)).sum())
             sha.update(logits.cpu().contiguous().numpy().tobytes())
             samples += len(x)
-    finally:
-        network.train(training)
     if not samples:
         raise InputError("the loader gave no batch, so there is nothing to evaluate.")
     return Evaluation(correct / samples, sha.hexdigest())

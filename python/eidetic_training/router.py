@@ -11,6 +11,7 @@ from torch import Tensor
 
 from eidetic_kernels import EideticNetwork, default_optimizer
 from eidetic_kernels.errors import InputError, TaskError
+from eidetic_kernels.modes import evaluating
 from eidetic_kernels.routing import Router
 
 from .data import MetaLoader, TensorLoader
@@ -96,15 +97,10 @@ class _Computed:
 
     def __iter__(self):
         device = device_of(self.network)
-        training = self.network.training
-        self.network.eval()
-        try:
-            for x, task in self.meta:
-                with torch.no_grad():
-                    features = self.network.features(x.to(device), self.network.finished_tasks - 1)
-                yield features.float(), task.to(device)
-        finally:
-            self.network.train(training)
+        for x, task in self.meta:
+            with torch.no_grad(), evaluating(self.network):
+                features = self.network.features(x.to(device), self.network.finished_tasks - 1)
+            yield features.float(), task.to(device)
 
 
 def _features(network: EideticNetwork, meta: MetaLoader, max_bytes: int) -> Iterable[tuple[Tensor, Tensor]]:
