@@ -94,11 +94,13 @@ class TestScores:
 
     def test_taylor_compares_all_units_of_the_network(self):
         net = prepared(MLP(widths=(10, 8)))
+        with torch.no_grad():  # units whose activations hardly matter
+            net.body[0].weight[:7].mul_(1e-4)
         data = [batch(net, 20)]
         scores = taylor_by_loop(net, data)
         threshold = torch.cat(list(scores.values())).sort().values[9]  # 5 + 4 units go, wherever they are
         plan = net.plan_pruning(0.5, "taylor", data=data)
-        assert plan.removed == 9
+        assert plan.removed == 9 and plan.groups[0].removed >= 7
         for name, keep in kept(plan).items():
             assert keep == (scores[name] >= threshold).nonzero().flatten().tolist()
 

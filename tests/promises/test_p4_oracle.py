@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_twin import DenseTwin
+from dense_twin import DenseTwin, assert_masks_are_the_papers
 from life import READINGS, batch, learn, loss_of, reading, recall, train
 from small_networks import MLP, ConvNet, FlatResidual, Residual
 from torch.nn import functional as F
@@ -145,22 +145,4 @@ def test_masks_are_what_the_paper_says(net, how):
         learn(net, task, how)
     net.prepare_for_task(3, 3, (last := reading(net, how, 3)))
     choices.append(last)
-    for group in net.groups:
-        for path, layer in group.producers.items():
-            (source,) = layer.sources
-            mask = layer.mask()
-            readers = owners(layer.segments)
-            read = owners(source.group).repeat_interleave(source.block) if hasattr(source.group, "frozen") else None
-            for row, reader in enumerate(readers.tolist()):
-                nested = choices[reader][path] if isinstance(choices[reader], dict) else choices[reader]
-                if read is None:
-                    expected = torch.ones(mask.shape[1], dtype=torch.bool)
-                else:
-                    expected = read <= reader if nested else read == reader
-                assert torch.equal(mask[row], expected), (path, row)
-
-
-def owners(segments):
-    """The paper's owner tensor [units]: which task each unit belongs to."""
-    sizes = torch.tensor([*segments.frozen, segments.live])
-    return torch.arange(len(sizes)).repeat_interleave(sizes)
+    assert_masks_are_the_papers(net, choices)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_twin import DenseTwin
+from dense_twin import DenseTwin, assert_masks_are_the_papers
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -54,6 +54,7 @@ class Life(RuleBasedStateMachine):
             for task, fraction in enumerate(fractions):
                 learn(self.net, task, fraction=fraction, steps=1, max_units=0.6)
                 self.memory.note(self.net)
+        self.transfers = [True] * len(fractions)
 
     def in_training(self):
         return self.net.current_task is not None
@@ -77,6 +78,7 @@ class Life(RuleBasedStateMachine):
             assert digest(net, self.optimizer) == before
             return
         self.optimizer, self.saved = optimizer or self.make(net.parameters()), None
+        self.transfers.append(transfer)
         assert [group.segments.live for group in net.groups] == list(units.values())
         self.memory.note(net)
 
@@ -149,6 +151,8 @@ class Life(RuleBasedStateMachine):
             poison(poisoned)
             self.memory.check(poisoned, f"{self.event}, everything live poisoned")
             assert self.net.certify().ok, str(self.net.certify())
+            if self.transfers:
+                assert_masks_are_the_papers(self.net, self.transfers)
 
     @invariant()
     def the_task_in_training_equals_the_dense_masked_network(self):

@@ -130,3 +130,26 @@ def _twin(module):
         return nn.Identity()
     assert not any(True for _ in module.parameters()) and not any(True for _ in module.children())
     return module
+
+
+def owners(segments):
+    """The paper's owner tensor [units]: which task each unit belongs to."""
+    sizes = torch.tensor([*segments.frozen, segments.live])
+    return torch.arange(len(sizes)).repeat_interleave(sizes)
+
+
+def assert_masks_are_the_papers(net, choices):
+    """Every mask entry, from owners alone: a nested unit reads units of its own and earlier tasks, a disjoint one
+    those of its own. ``choices``: for each task, ``forward_transfer`` as it was given to prepare_for_task."""
+    for group in net.groups:
+        for path, layer in group.producers.items():
+            (source,) = layer.sources
+            mask = layer.mask()
+            read = owners(source.group).repeat_interleave(source.block) if hasattr(source.group, "frozen") else None
+            for row, reader in enumerate(owners(layer.segments).tolist()):
+                nested = choices[reader][path] if isinstance(choices[reader], dict) else choices[reader]
+                if read is None:
+                    expected = torch.ones(mask.shape[1], dtype=torch.bool)
+                else:
+                    expected = read <= reader if nested else read == reader
+                assert torch.equal(mask[row], expected), (path, row)
