@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import os
-import tempfile
+import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from .routing import Router
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .layers import StaircaseLayer
     from .network import EideticNetwork
 
 FORMAT = 1
@@ -29,24 +31,23 @@ def save(network: EideticNetwork, path: str | Path) -> None:
     """Write ``network`` to ``path``; a reader sees the old file or the new one, never half of one."""
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    header = _structure(network) | {"content": _content(tensors)}
+    header = json.dumps(_structure(network))
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
     try:
-        save_file(tensors, temporary, metadata={"eidetic": json.dumps(header)})
+        temporary.touch()
+        mode = temporary.stat().st_mode  # that of any new file; the library would make it the owner's only
+        save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
+        temporary.chmod(mode)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def load(cls: type, path: str | Path, network: EideticNetwork | None = None) -> EideticNetwork:
     """Read what :func:`save` wrote. A ``network`` that is given serves as the architecture and is not changed."""
     path = Path(path)
     header, tensors = _read(path)
-    if header["content"] != _content(tensors):
-        raise CheckpointError(f"{path} is damaged: its tensors are not the ones that were saved. Use another copy.")
     fresh = _construct(cls, header, path) if network is None else copy.deepcopy(network)
     if fresh.current_task is not None or fresh.finished_tasks:
         raise CheckpointError("load needs a fresh network, one that has not begun a task; construct a new one.")
@@ -57,6 +58,7 @@ def load(cls: type, path: str | Path, network: EideticNetwork | None = None) -> 
             f"{path} holds another architecture: its unit groups and widths are {saved}, the network's {expected}."
         )
     try:
+        fresh.to(getattr(torch, header["dtype"]))
         _build(fresh, header, tensors)
         fresh.load_state_dict(tensors, strict=True)
     except (EideticError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -72,7 +74,9 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
         "class": _class_name(type(network)),
         "arguments": _json_or_none({"args": list(args), "kwargs": kwargs}),
         "current_task": network.current_task,
+        "head_forward_transfer": network.head_forward_transfer,
         "input_shape": network.input_shape,
+        "dtype": str(_first_layer(network).weight.dtype).removeprefix("torch."),
         "groups": [
             {
                 "name": group.name,
@@ -120,6 +124,7 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
             head.close_live()
         head.allocate_frozen()
         network.heads.append(head)
+    network.head_forward_transfer = header["head_forward_transfer"]
     network.input_shape = None if header["input_shape"] is None else tuple(header["input_shape"])
     if header["router_tasks"] is not None:
         network.router = Router(*(torch.empty_like(tensors[f"router.{name}"]) for name in ("weight", "bias")))
@@ -133,13 +138,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         raise CheckpointError(f"there is no file {path}.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = json.loads((file.metadata() or {})["eidetic"])
+            metadata = file.metadata() or {}
             # Copies: a mapped file could change, or be unaligned, under the network.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        intact = metadata["sha256"] == _content(metadata["eidetic"], tensors)
+        header = json.loads(metadata["eidetic"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a network saved by this package, or is damaged ({type(error).__name__}: {error})."
         ) from error
+    if not intact:
+        raise CheckpointError(f"{path} is damaged: its contents are not what was saved. Use another copy.")
     if header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has format {header.get('format')!r}, written by version {header.get('version')}; this version "
@@ -169,8 +178,12 @@ def _construct(cls: type, header: dict[str, Any], path: Path) -> EideticNetwork:
         raise CheckpointError(f"{cls.__name__} cannot be built with the saved arguments: {error}") from error
 
 
-def _content(tensors: dict[str, torch.Tensor]) -> str:
-    return certificate.digest(*(tensors[name] for name in sorted(tensors)))
+def _content(header: str, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the header and every tensor with its name."""
+    sha = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        sha.update(f"{name} {certificate.digest(tensors[name])}".encode())
+    return sha.hexdigest()
 
 
 def _json_or_none(value: Any) -> Any:
@@ -184,6 +197,10 @@ def _subclasses(cls: type):
     for each in cls.__subclasses__():
         yield each
         yield from _subclasses(each)
+
+
+def _first_layer(network: EideticNetwork) -> StaircaseLayer:
+    return next(iter(network.groups[0].producers.values()))
 
 
 def _class_name(cls: type) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,19 @@ class EideticNetwork(nn.Module):
         self.register_buffer("probe", None)
         self.records: list[certificate.TaskRecord] = []
         self.current_task: int | None = None
+        self.head_forward_transfer = True
         self.input_shape: tuple[int, ...] | None = None
         self._scope = Scope()
         self._wiring: graph.Wiring | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = isinstance(value, (routing.Router, nn.ModuleList)) and name in ("router", "heads")
+        if isinstance(value, (nn.Module, Tensor)) and name in _reserved() and not own and name != "probe":
+            raise InputError(
+                f"{name!r} is a name of EideticNetwork itself and cannot name a layer: call it something else, such as "
+                f"{name}_layer."
+            )
+        super().__setattr__(name, value)
 
     # ---- what is there
 
@@ -105,7 +117,7 @@ class EideticNetwork(nn.Module):
         return [head.out_features for head in self.heads]
 
     @property
-    def head(self) -> EideticLinear:
+    def live_head(self) -> EideticLinear:
         """The head of the task in training."""
         if self.current_task is None or len(self.heads) <= self.current_task:
             raise TaskError("no head is in training: call prepare_for_task(t, num_classes=...) first.")
@@ -159,22 +171,27 @@ class EideticNetwork(nn.Module):
                 + (f"task {self.current_task} is in training and " if self.current_task is not None else "")
                 + f"the next task is {expected}."
             )
-        if num_classes is not None and (not isinstance(num_classes, int) or num_classes < 1):
-            raise InputError(f"num_classes must be a positive whole number, got {num_classes!r}.")
+        if num_classes is not None:
+            _check_classes(num_classes)
+        if optimizer is not None:
+            optimizers.check_current(optimizer, self.parameters())
         transfer = self._transfer_choices(forward_transfer)
         freed = [group.segments.live if t == 0 else group.segments.free for group in self.groups]
         if self.current_task is not None:
             freed = [group.segments.free - group.segments.live for group in self.groups]
+        _check_names(max_units, [group.name for group in self.groups], "unit group")
         live = [_cap(group, free, max_units) for group, free in zip(self.groups, freed)]
         self._check_disjoint(transfer, live)
         if self.current_task is not None:
-            self.finish_task()
+            self._check_finishable()
         if not any(live):
             warnings.warn(
                 f"no layer has a free unit for task {t}: only its head will learn, on frozen features. "
                 "Widen the network, or cap what earlier tasks take (max_units).",
                 stacklevel=2,
             )
+        if self.current_task is not None:
+            self.finish_task()
         for group, units in zip(self.groups, live):
             if t == 0:  # the weights at hand (torch's initialisation, or pre-trained ones) are task 0's
                 self._cut_group(group, torch.arange(units))
@@ -189,7 +206,7 @@ class EideticNetwork(nn.Module):
             elif t:
                 layer.renew_live()
         self.current_task = t
-        self._head_transfer = transfer["head"]
+        self.head_forward_transfer = transfer["head"]
         if num_classes is not None:
             self.add_head(num_classes)
         if optimizer is not None:
@@ -200,8 +217,9 @@ class EideticNetwork(nn.Module):
         t = self.current_task
         if t is None or len(self.heads) > t:
             raise TaskError("a head can be added once, to a task that is in training.")
+        _check_classes(num_classes)
         segments = Segments(num_classes, frozen=(0,) * t)
-        head = self.make_head(segments, (True,) * t + (self._head_transfer,))
+        head = self.make_head(segments, (True,) * t + (self.head_forward_transfer,))
         head.train(self.training)
         if t:  # an optimizer that is kept finds the new head where it held the last one
             retire(self.heads[-1].weight, head.weight)
@@ -226,14 +244,8 @@ class EideticNetwork(nn.Module):
         """
         if self.current_task is None:
             raise TaskError("no task is in training: call prepare_for_task first.")
-        head = self.head
-        for path, layer in [*self._layers(), ("the head", head)]:
-            for name, tensor in _live_tensors(layer):
-                if not torch.isfinite(tensor).all():
-                    raise TaskError(
-                        f"{path}.{name} holds NaN or infinity; task {self.current_task} would be frozen with it. "
-                        "Restore a snapshot (net.restore) and train with a lower learning rate."
-                    )
+        self._check_finishable()
+        head = self.live_head
         for _, layer in self._layers():
             layer.freeze_live()
         head.freeze_live()
@@ -248,15 +260,20 @@ class EideticNetwork(nn.Module):
 
     def widen(self, width: int | Mapping[str, int]) -> None:
         """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on."""
-        for group in self.groups:
-            wanted = width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
-            if wanted < group.segments.width:
-                raise CapacityError(
-                    f"{group.name} cannot shrink from {group.segments.width} to {wanted} units; give a larger width."
-                )
         _check_names(width, [group.name for group in self.groups], "unit group")
-        for group in self.groups:
-            group.segments.widen(width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width)
+        wanted = [
+            width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
+            for group in self.groups
+        ]
+        for group, units in zip(self.groups, wanted):
+            if isinstance(units, bool) or not isinstance(units, int):
+                raise InputError(f"a width is a whole number of units; got {units!r} for {group.name}.")
+            if units < group.segments.width:
+                raise CapacityError(
+                    f"{group.name} cannot shrink from {group.segments.width} to {units} units; give a larger width."
+                )
+        for group, units in zip(self.groups, wanted):
+            group.segments.widen(units)
 
     # ---- forward
 
@@ -269,15 +286,17 @@ class EideticNetwork(nn.Module):
         Raises TaskError for a task that is not there, InputError for an input the network cannot take.
         """
         task, scope = self._resolve(task)
-        features = self.features(x, scope)
+        features = self.compute_features(x, scope)
         with self._scope.running(scope, features.requires_grad and x.requires_grad):
             return self.heads[task](features)
 
-    def features(self, x: Tensor, task: int | None = None) -> Tensor:
+    def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
         """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
         self._check_input(x)
         wiring = self.wiring
-        with self._scope.running(task, x.requires_grad):
+        if task is not None and not 0 <= task < self.finished_tasks:
+            raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
+        with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = super().__call__(x)
         columns = sum(source.columns(task) for source in wiring.features)
         if features.dim() != 2 or features.shape[1] != columns:
@@ -305,7 +324,7 @@ class EideticNetwork(nn.Module):
                 "each finished task."
             )
         with evaluating(self):
-            features = self.features(x, tasks - 1)
+            features = self.compute_features(x, tasks - 1)
             logits = []
             for task in range(tasks):
                 with self._scope.running(task, False):
@@ -355,6 +374,8 @@ class EideticNetwork(nn.Module):
         Parameters are replaced by smaller ones; ``optimizer`` follows, its state cut along with them.
         """
         by_name = {group.name: group for group in self.groups}
+        if optimizer is not None:
+            optimizers.check_current(optimizer, self.parameters())
         for part in plan.groups:
             if part.name not in by_name or by_name[part.name].segments.live != part.live:
                 raise TaskError(f"the plan is out of date: {part.name} no longer has {part.live} live units.")
@@ -397,6 +418,10 @@ class EideticNetwork(nn.Module):
                 f"the snapshot was taken of task {snapshot.task}, but "
                 + ("no task" if self.current_task is None else f"task {self.current_task}") + " is in training."
             )  # fmt: skip
+        if (f"heads.{snapshot.task}.weight" in snapshot.tensors) != (len(self.heads) > snapshot.task):
+            raise TaskError("the snapshot was taken before the task's head was added; take snapshots after it.")
+        if optimizer is not None:
+            optimizers.check_current(optimizer, self.parameters())
         for group, live in zip(self.groups, snapshot.live):
             group.segments.recycle(live)
         for path, name, layer, tensor in self._all_live():
@@ -423,7 +448,7 @@ class EideticNetwork(nn.Module):
         StaleOptimizerError when it holds nothing of this network.
         """
         optimizers.check_current(optimizer, self.parameters())
-        optimizers.follow(optimizer, self.head.parameters() if len(self.heads) > (self.current_task or 0) else ())
+        optimizers.follow(optimizer, self.live_head.parameters() if len(self.heads) > (self.current_task or 0) else ())
 
     # ---- training (one line each: the driver is imported when it is called)
 
@@ -494,7 +519,7 @@ class EideticNetwork(nn.Module):
             layer.cut_live(keep)
         readers = [layer for path, layer in self._layers() if path in self.wiring.sources]
         if self.current_task is not None and len(self.heads) > self.current_task:
-            readers.append(self.head)
+            readers.append(self.live_head)
         for layer in readers:
             layer.cut_columns({group.segments: keep})
         group.segments.prune(len(keep))
@@ -502,7 +527,7 @@ class EideticNetwork(nn.Module):
     def _all_live(self) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
         layers = self._layers()
         if len(self.heads) > self.current_task:
-            layers.append((f"heads.{self.current_task}", self.head))
+            layers.append((f"heads.{self.current_task}", self.live_head))
         return [(path, name, layer, tensor) for path, layer in layers for name, tensor in _live_tensors(layer)]
 
     def _resolve(self, task: int | None) -> tuple[int, int | None]:
@@ -516,7 +541,7 @@ class EideticNetwork(nn.Module):
                 )
             task = current
         if task == current:
-            self.head  # noqa: B018  raises while the task has no head
+            self.live_head  # noqa: B018  raises while the task has no head
             return task, None
         if not isinstance(task, int) or not 0 <= task < finished:
             raise TaskError(f"task {task!r} is unknown: finished tasks are 0..{finished - 1}" if finished else
@@ -528,10 +553,28 @@ class EideticNetwork(nn.Module):
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):
             raise InputError(f"the input must be a tensor, got {type(x).__name__}.")
+        if x.dim() == 0 or not len(x):
+            raise InputError(f"the input must hold at least one sample, [N, ...]; got shape {list(x.shape)}.")
         if not x.is_floating_point():
             raise InputError(
                 f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
             )
+
+    @contextmanager
+    def _statistics_kept_on_error(self, x: Tensor) -> Iterator[None]:
+        """An input that some layer refuses must not leave the running statistics of the layers before it moved.
+
+        Only an input unlike the last one that went through can be refused, so only then is a copy taken.
+        """
+        known = self.input_shape == tuple(x.shape[1:]) and len(x) > 1
+        norms = [] if known or not self.training else [norm for group in self.groups for norm in group.norms.values()]
+        copies = [(buffer, buffer.clone()) for norm in norms for _, buffer in norm.named_buffers(recurse=False)]
+        try:
+            yield
+        except Exception:
+            for buffer, copy in copies:
+                buffer.copy_(copy)
+            raise
 
     def _transfer_choices(self, forward_transfer: bool | Mapping[str, bool]) -> dict[str, bool]:
         names = [*self.wiring.sources, "head"]
@@ -539,6 +582,15 @@ class EideticNetwork(nn.Module):
         if isinstance(forward_transfer, Mapping):
             return {name: bool(forward_transfer.get(name, True)) for name in names}
         return dict.fromkeys(names, bool(forward_transfer))
+
+    def _check_finishable(self) -> None:
+        for path, layer in [*self._layers(), ("the head", self.live_head)]:
+            for name, tensor in _live_tensors(layer):
+                if not torch.isfinite(tensor).all():
+                    raise TaskError(
+                        f"{path}.{name} holds NaN or infinity; task {self.current_task} would be frozen with it. "
+                        "Restore a snapshot (net.restore) and train with a lower learning rate."
+                    )
 
     def _check_disjoint(self, transfer: dict[str, bool], live: list[int]) -> None:
         units = {group.segments: count for group, count in zip(self.groups, live)}
@@ -554,9 +606,12 @@ class EideticNetwork(nn.Module):
         if isinstance(importance, Mapping):
             _check_names(importance, [group.name for group in self.groups], "unit group")
             for group in self.groups:
-                live = group.segments.live
-                if group.name not in importance or len(importance[group.name]) != live:
-                    raise InputError(f"scores for {group.name} must be given, one for each of its {live} live units.")
+                live, scores = group.segments.live, importance.get(group.name)
+                if not isinstance(scores, Tensor) or scores.shape != (live,) or not torch.isfinite(scores).all():
+                    raise InputError(
+                        f"scores for {group.name} must be a tensor of finite numbers, one for each of its {live} "
+                        "live units."
+                    )
             return "given", dict(importance)
         if importance in ("l1", "l2"):
             norm = int(importance[1])
@@ -569,6 +624,13 @@ class EideticNetwork(nn.Module):
             scores = pruning.taylor_scores(self, self.groups, data, loss)
             return importance, pruning.layer_normalised(scores) if importance == "hybrid" else scores
         raise InputError(f"importance must be one of {', '.join(pruning.IMPORTANCES)}; got {importance!r}.")
+
+
+@functools.cache
+def _reserved() -> frozenset[str]:
+    """Names that a subclass cannot give to its layers, since the network's own attributes would hide them."""
+    public = {name for name in vars(EideticNetwork) if not name.startswith("__")}
+    return frozenset(public | {"heads", "router", "probe", "records"})
 
 
 def _live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
@@ -597,6 +659,11 @@ def _cap(group: graph.Group, free: int, max_units: int | float | Mapping[str, in
             "Ask for fewer, or widen the network (net.widen)."
         )
     return min(free, limit)
+
+
+def _check_classes(num_classes: int) -> None:
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise InputError(f"num_classes must be a positive whole number, got {num_classes!r}.")
 
 
 def _check_names(given: Any, known: list[str], kind: str) -> None:

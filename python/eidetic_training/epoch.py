@@ -46,7 +46,7 @@ def train_epoch(
     """
     network.train()
     device = device_of(network)
-    classes = network.head.out_features
+    classes = network.live_head.out_features
     samples, losses, correct = 0, torch.zeros((), device=device), torch.zeros((), device=device)
     for x, y in _pairs(loader):
         _check_labels(x, y, classes)

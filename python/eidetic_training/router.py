@@ -99,7 +99,7 @@ class _Computed:
         device = device_of(self.network)
         for x, task in self.meta:
             with torch.no_grad(), evaluating(self.network):
-                features = self.network.features(x.to(device), self.network.finished_tasks - 1)
+                features = self.network.compute_features(x.to(device), self.network.finished_tasks - 1)
             yield features.float(), task.to(device)
 
 

@@ -112,7 +112,7 @@ class TestRoundTrip:
         net.save(path)
         again = ek.EideticNetwork.load(path)
         assert digest(again) == digest(net)
-        assert again.head.forward_transfer == (True, False)
+        assert again.live_head.forward_transfer == (True, False)
 
     def test_tasks_without_units(self, path):
         net = MLP()

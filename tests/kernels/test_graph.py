@@ -231,7 +231,7 @@ def test_frozen_units_are_the_same_in_training_with_dropout(make):
     net.prepare_for_task(2, num_classes=3)
     frozen = net.groups[-1].segments.frozen_total
     assert frozen
-    given = [getattr(net, mode)().features(x)[:, :frozen].detach() for mode in ("eval", "train")]
+    given = [getattr(net, mode)().compute_features(x)[:, :frozen].detach() for mode in ("eval", "train")]
     assert_same_bits("frozen features", *given)
 
 
@@ -270,7 +270,7 @@ def _same_as_plain(net, x):
     expected = net.eval().forward(x)
     assert groups(net) == [("a",), ("b",)]
     net.prepare_for_task(0, num_classes=2)
-    assert_same_bits("features", net.eval().features(x), expected)
+    assert_same_bits("features", net.eval().compute_features(x), expected)
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda m: type(m).__name__)

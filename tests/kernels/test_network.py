@@ -50,7 +50,7 @@ class TestPaperListing:
         )  # fmt: skip
         twin.load_state_dict(net.body.state_dict())
         x = batch(net)[0]
-        torch.testing.assert_close(net.features(x), twin(x))
+        torch.testing.assert_close(net.compute_features(x), twin(x))
         torch.testing.assert_close(net.body[1].running_mean, twin[1].running_mean)
 
 
@@ -74,7 +74,7 @@ class TestParameters:
             for layer in group.layers
             for p in layer.parameters(recurse=False)
         )  # fmt: skip
-        expected += net.head.weight.numel() + net.head.bias.numel()
+        expected += net.live_head.weight.numel() + net.live_head.bias.numel()
         assert sum(p.numel() for p in net.parameters()) == expected
 
     def test_a_pruned_unit_costs_nothing(self):
@@ -132,7 +132,7 @@ class TestOrder:
             "finish_task": net.finish_task,
             "prune": lambda: net.prune(0.5),
             "snapshot": net.snapshot,
-            "head": lambda: net.head,
+            "head": lambda: net.live_head,
             "add_head": lambda: net.add_head(3),
         }
         with pytest.raises(ek.TaskError, match=r"prepare_for_task|in training"):
@@ -155,7 +155,7 @@ class TestOrder:
             net = ConvNet()
             net.prepare_for_task(0, 3)
             with torch.no_grad():
-                net.get_buffer(path).fill_(float("inf")) if "running" in path else net.head.bias.fill_(float("inf"))
+                net.get_buffer(path).fill_(float("inf")) if "running" in path else net.live_head.bias.fill_(float("inf"))
             with pytest.raises(ek.TaskError, match="holds NaN or infinity"):
                 net.finish_task()
 
@@ -179,7 +179,7 @@ class TestHead:
         net.prepare_for_task(1, forward_transfer=False)
         net.prune(0.5)
         net.add_head(3)
-        assert net.head.weight.shape == (3, 2)
+        assert net.live_head.weight.shape == (3, 2)
         train(net, sgd(net))
         net.finish_task()
         assert net.certify().ok
@@ -197,7 +197,7 @@ class TestHead:
         net = MLP()
         learn(net, 0)
         net.prepare_for_task(1, 3, forward_transfer={"head": nested})
-        assert net.head.weight.shape == (3, columns)
+        assert net.live_head.weight.shape == (3, columns)
 
     @pytest.mark.parametrize("classes", [0, -1, 2.0, "3"])
     def test_num_classes_must_be_a_positive_count(self, classes):
@@ -231,7 +231,7 @@ class TestForwardTransfer:
         first, second = net.conv1.segments, net.conv2.segments
         assert net.conv2.weight.shape[1] == first.live
         assert net.fc.weight.shape[1] == 4 * second.total
-        assert net.head.weight.shape[1] == net.fc.segments.total
+        assert net.live_head.weight.shape[1] == net.fc.segments.total
 
     def test_unknown_layers_are_named_with_those_there_are(self):
         net = ConvNet()
@@ -317,9 +317,9 @@ class TestTasksWithoutNewUnits:
         net.finish_task()
         with pytest.warns(UserWarning, match=r"no layer has a free unit for task 1.*max_units"):
             net.prepare_for_task(1, 3)
-        before = net.head.weight.detach().clone()
+        before = net.live_head.weight.detach().clone()
         train(net, sgd(net))
-        assert not torch.equal(net.head.weight, before)
+        assert not torch.equal(net.live_head.weight, before)
         net.finish_task()
         assert frozen(net) == [(10, 0), (8, 0)] and net.certify().ok
 
@@ -373,9 +373,9 @@ class TestForward:
         net.prepare_for_task(2, 3)
         net.eval()
         x = batch(net)[0]
-        assert [net.features(x, task).shape[1] for task in (0, 1, None)] == [4, 6, 8]
+        assert [net.compute_features(x, task).shape[1] for task in (0, 1, None)] == [4, 6, 8]
         with net._scope.running(1, False):
-            torch.testing.assert_close(net.heads[1](net.features(x, 1)), net(x, task=1))
+            torch.testing.assert_close(net.heads[1](net.compute_features(x, 1)), net(x, task=1))
 
     def test_recall_runs_only_the_prefix_of_its_task(self):
         net = MLP(norm=False)
@@ -522,7 +522,7 @@ def test_new_units_start_as_torch_starts_them():
     net = MLP(widths=(400, 300), norm=False)
     learn(net, 0)
     net.prepare_for_task(1, 3)
-    for layer in (net.body[0], net.body[3], net.head):
+    for layer in (net.body[0], net.body[3], net.live_head):
         bound = 1 / layer.weight.shape[1] ** 0.5
         for tensor in (layer.weight, layer.bias):
             assert tensor.abs().max() <= bound

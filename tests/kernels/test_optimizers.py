@@ -140,9 +140,9 @@ def test_empty_segments_take_part_in_every_step(make, empty):
     train(net, optimizer, 1)
     net.prune(1.0, keep_at_least=0, optimizer=optimizer)
     assert [group.segments.live for group in net.groups] == [0, 0]
-    before = net.head.bias.detach().clone()
+    before = net.live_head.bias.detach().clone()
     train(net, optimizer, 2)
-    assert not torch.equal(net.head.bias, before)
+    assert not torch.equal(net.live_head.bias, before)
     net.prepare_for_task(2, 3, optimizer=optimizer)  # units come back where there were none
     assert all(group.segments.live for group in net.groups)
     weights = [parameter.detach().clone() for parameter in net.parameters()]
@@ -265,8 +265,8 @@ class TestParameterGroups:
         def check():
             body, head = optimizer.param_groups
             assert (body["lr"], body["momentum"], head["lr"], head["momentum"]) == (0.1, 0.9, 0.7, 0.5)
-            assert {id(p) for p in head["params"]} == {id(p) for p in net.head.parameters()}
-            others = {id(p) for p in net.parameters()} - {id(p) for p in net.head.parameters()}
+            assert {id(p) for p in head["params"]} == {id(p) for p in net.live_head.parameters()}
+            others = {id(p) for p in net.parameters()} - {id(p) for p in net.live_head.parameters()}
             assert {id(p) for p in body["params"]} == others
 
         train(net, optimizer, 1)
@@ -286,12 +286,12 @@ class TestParameterGroups:
         net.prepare_for_task(0)
         optimizer = torch.optim.SGD([{"params": list(net.parameters()), "lr": 0.3}], 0.1)
         net.add_head(3)
-        assert id(net.head.weight) not in held(optimizer)
+        assert id(net.live_head.weight) not in held(optimizer)
         net.adopt(optimizer)
         assert {id(p) for p in net.parameters()} == set(held(optimizer))
-        before = net.head.weight.detach().clone()
+        before = net.live_head.weight.detach().clone()
         train(net, optimizer, 1)
-        assert not torch.equal(net.head.weight, before)
+        assert not torch.equal(net.live_head.weight, before)
 
     def test_parameters_the_user_left_out_stay_out(self):
         net = MLP()

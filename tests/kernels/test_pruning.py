@@ -210,8 +210,8 @@ class TestPlan:
         assert torch.equal(second.weight, old["body.4.weight"][keep_second][:, columns])
         frozen_second = net.groups[1].segments.frozen_total
         columns = torch.cat([torch.arange(frozen_second), frozen_second + keep_second])
-        assert torch.equal(net.head.weight, old["heads.1.weight"][:, columns])
-        assert torch.equal(net.head.bias, old["heads.1.bias"])
+        assert torch.equal(net.live_head.weight, old["heads.1.weight"][:, columns])
+        assert torch.equal(net.live_head.bias, old["heads.1.bias"])
         for name, tensor in net.state_dict().items():
             if "frozen" in name:
                 assert torch.equal(tensor, old[name]), name

@@ -19,7 +19,7 @@ def outputs_of(net, x):
         layer = net.get_submodule(path)
         handles.append(layer.register_forward_hook(lambda _m, _i, y, path=path: found.__setitem__(path, y.detach())))
     with torch.no_grad():
-        features = net.features(x)
+        features = net.compute_features(x)
     for handle in handles:
         handle.remove()
     return {path: output[:, : segments[path].frozen_total] for path, output in found.items()}, features
@@ -45,7 +45,7 @@ def test_dropout_drops_live_units_at_its_rate_and_scales_the_rest():
     net.prepare_for_task(1, 3)
     x = batch(net, 64)[0]
     with torch.no_grad():
-        before, after = net.eval().features(x), net.train().features(x)
+        before, after = net.eval().compute_features(x), net.train().compute_features(x)
     live = slice(net.groups[0].segments.frozen_total, None)
     alive = before[:, live] > 0
     kept = after[:, live] > 0
@@ -58,8 +58,8 @@ def test_dropout_is_plain_dropout_as_long_as_nothing_is_frozen():
     net.prepare_for_task(0, 3)
     x = batch(net, 32)[0]
     with torch.no_grad():
-        before = net.eval().features(x)
+        before = net.eval().compute_features(x)
         torch.manual_seed(5)
-        after = net.train().features(x)
+        after = net.train().compute_features(x)
         torch.manual_seed(5)
         assert torch.equal(after, torch.nn.functional.dropout(before, 0.3))

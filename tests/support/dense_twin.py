@@ -90,7 +90,7 @@ class DenseTwin(nn.Module):
         for name, child in net.named_children():
             if name not in ("heads", "router"):
                 self.add_module(name, _twin(child))
-        self.head = MaskedLinear(net.head)
+        self.head = MaskedLinear(net.live_head)
         self.train(net.training)
 
     def forward(self, x):
@@ -106,7 +106,7 @@ class DenseTwin(nn.Module):
         """(path, the network's live parameter, the twin's parameter, how to cut the live part out of it)."""
         for path, module in self.named_modules():
             if hasattr(module, "live"):
-                layer = net.head if path == "head" else net.get_submodule(path)
+                layer = net.live_head if path == "head" else net.get_submodule(path)
                 for name, cut in module.live():
                     ours = getattr(layer, name.removeprefix("inner."))
                     if ours.numel():

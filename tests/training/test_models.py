@@ -88,7 +88,7 @@ def test_an_mlp_with_nothing_frozen_equals_plain_torch():
         nn.ReLU(),
         nn.Linear(9, 4),
     )
-    parameters = [*network.body.parameters(), *network.head.parameters()]
+    parameters = [*network.body.parameters(), *network.live_head.parameters()]
     with torch.no_grad():
         for mine, plain in zip(parameters, twin.parameters(), strict=True):
             plain.copy_(mine.normal_())

@@ -83,7 +83,7 @@ def test_the_standardisation_is_folded_into_one_product(monkeypatch, max_bytes):
     net.eval()
     x = torch.cat([inputs(t)[0] for t in range(3)])
     with torch.no_grad():
-        features = net.features(x, 2)
+        features = net.compute_features(x, 2)
     mean, deviation = seen["moments"]
     torch.testing.assert_close(mean, features.mean(0), rtol=1e-4, atol=1e-5)
     spread = features.std(0, correction=0)
@@ -120,7 +120,7 @@ def test_features_are_computed_once_unless_they_need_more_than_the_cap(monkeypat
     needed = samples * columns * 4
     calls = []
     features = net.features
-    monkeypatch.setattr(net, "features", lambda x, task=None: calls.append(len(x)) or features(x, task))
+    monkeypatch.setattr(net, "compute_features", lambda x, task=None: calls.append(len(x)) or features(x, task))
     options = {"max_epochs": 3, "patience": 3, "batch_size": 60, "lr": 0.0}
     train_router(net, loaders, max_cached_bytes=needed, **options)
     assert sum(calls) == samples
@@ -141,7 +141,7 @@ def test_augmented_inputs_are_computed_anew_every_epoch(monkeypatch):
     loaders = [TensorLoader(image, y, 12, augment=Augmentation(flip=True)), TensorLoader(255 - image, y, 12)]
     calls = []
     features = net.features
-    monkeypatch.setattr(net, "features", lambda x, task=None: calls.append(len(x)) or features(x, task))
+    monkeypatch.setattr(net, "compute_features", lambda x, task=None: calls.append(len(x)) or features(x, task))
     train_router(net, loaders, max_epochs=2, patience=9, lr=0.0)
     assert sum(calls) == 48 * (1 + 2)
 

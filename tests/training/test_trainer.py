@@ -93,7 +93,7 @@ def test_training_stops_at_max_epochs(play):
 def test_halving_the_learning_rate_settles_one_epoch(play, lead_in):
     script = play(*lead_in, 0.6)
     net = network()
-    first, second = [*net.body.parameters()], [*net.head.parameters()]
+    first, second = [*net.body.parameters()], [*net.live_head.parameters()]
     optimizer = torch.optim.SGD([{"params": first, "lr": 0.1}, {"params": second, "lr": 0.02}])
     result = run(net, optimizer, search="none", patience=1, halve_learning_rate=True)
     assert phases(result) == ["train", "train", "settle"]
