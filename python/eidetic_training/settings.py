@@ -38,8 +38,8 @@ class TaskSettings:
     step: float = 0.05
     of: str = "live"
     first_step: float = 0.5
-    tolerance: float = 0.01
-    max_recovery_epochs: int = 2
+    tolerance: float = 0.005
+    max_recovery_epochs: int = 4
     keep_at_least: int | float = 0.025
     seed: int = 0
 

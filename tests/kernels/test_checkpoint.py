@@ -5,7 +5,7 @@ import struct
 
 import pytest
 import torch
-from life import CLASSES, READINGS, Memory, batch, digest, learn, reading, train
+from life import CLASSES, READINGS, Memory, batch, digest, learn, reading, recall, train
 from safetensors import safe_open
 from safetensors.torch import save_file
 from small_networks import MLP, NETWORKS, ConvNet
@@ -331,3 +331,60 @@ def test_a_loaded_network_does_not_depend_on_its_file(path):
     again = ek.EideticNetwork.load(path)
     path.write_bytes(b"\0" * path.stat().st_size)
     memory.check(again, "overwriting the file")
+
+
+def test_every_byte_of_the_header_is_guarded(tmp_path):
+    """Flipped bits there raise KeyError, or load silently with another dropout, input shape, task..."""
+    net = MLP((3, 2))
+    learn(net, 0)
+    net.prepare_for_task(1, 3)
+    path = tmp_path / "net"
+    net.save(path)
+    whole = path.read_bytes()
+    (header,) = struct.unpack("<Q", whole[:8])
+    outcomes = {}
+    for offset in range(8, 8 + header):
+        data = bytearray(whole)
+        data[offset] ^= 1
+        path.write_bytes(data)
+        try:
+            again = ek.EideticNetwork.load(path)
+            if digest(again) != digest(net) or again.constructor_arguments != ((list((3, 2)),), {}):
+                outcomes.setdefault("loaded another network", []).append(offset)
+            else:
+                outcomes.setdefault("loaded silently", []).append(offset)
+        except ek.CheckpointError:
+            pass
+        except Exception as error:
+            outcomes.setdefault(type(error).__name__, []).append(offset)
+    assert not outcomes, {kind: len(offsets) for kind, offsets in outcomes.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_dtype_comes_back_in_it(tmp_path, dtype):
+    net = MLP(norm=False)
+    learn(net, 0)
+    net.to(dtype)
+    x = batch(net)[0]
+    before = recall(net, x, 0)
+    net.save(tmp_path / "net")
+    again = ek.EideticNetwork.load(tmp_path / "net")
+    assert again.heads[0].frozen_weight.dtype == dtype
+    assert torch.equal(recall(again, x, 0), before)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_head_may_come_after_loading(tmp_path, nested):
+    net = MLP()
+    learn(net, 0)
+    net.prepare_for_task(1, forward_transfer=nested)
+    net.save(tmp_path / "net")
+    again = ek.EideticNetwork.load(tmp_path / "net")
+    net.add_head(3), again.add_head(3)  # AttributeError: _head_transfer
+    assert again.live_head.weight.shape == net.live_head.weight.shape
+
+
+def test_a_saved_file_has_the_permissions_of_any_new_file(tmp_path):
+    MLP().save(tmp_path / "net")
+    (tmp_path / "other").write_bytes(b"")
+    assert (tmp_path / "net").stat().st_mode == (tmp_path / "other").stat().st_mode

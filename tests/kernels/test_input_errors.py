@@ -147,7 +147,7 @@ class TestPruning:
     def test_given_scores(self, mlp):
         first, second = torch.ones(5), torch.ones(4)
         for scores in ({"body.0": first}, {"body.0": first[1:], "body.4": second}):
-            refused(mlp, ek.InputError, "one for each of its", lambda scores=scores: mlp.prune(0.5, scores))
+            refused(mlp, ek.InputError, "finite numbers, one for each live unit", lambda scores=scores: mlp.prune(0.5, scores))
         scores = {"body.0": first, "body.4": second, "body.9": second}
         refused(mlp, ek.InputError, "unknown unit group 'body.9'", lambda: mlp.prune(0.5, scores))
 
@@ -176,4 +176,91 @@ class TestNothingFinite:
         with torch.no_grad():
             next(p for p in net.parameters() if p.numel()).view(-1)[0] = float("nan")
         refused(net, ek.TaskError, "NaN or infinity", net.finish_task)
+        net.prune(0.5)  # so that the next task has units
+        with torch.no_grad():
+            next(p for p in net.parameters() if p.numel()).view(-1)[0] = float("nan")
         refused(net, ek.TaskError, "NaN or infinity", lambda: net.prepare_for_task(2, 3))
+
+
+def test_an_image_of_the_wrong_size_changes_nothing():
+    net = ConvNet()
+    net.prepare_for_task(0, 3)
+    before = digest(net.train())
+    with pytest.raises(ek.InputError):
+        net(torch.randn(4, 2, 9, 9))  # bn1 and bn2 normalise before fc refuses
+    assert digest(net) == before
+
+
+def test_a_batch_of_one_sample_changes_nothing():
+    net = ConvNet()
+    net.prepare_for_task(0, 3)
+    before = digest(net.train())
+    with pytest.raises(ek.InputError, match="more than one value"):
+        net(torch.randn(1, 2, 4, 4))  # bn1, bn2 have 16 and 4 pixels, bn3 has one value
+    assert digest(net) == before
+
+
+def test_an_empty_batch_is_an_input_error_and_changes_nothing():
+    net = MLP()
+    net.prepare_for_task(0, 3)
+    before = digest(net.train())
+    with pytest.raises(ek.InputError):
+        net(torch.zeros(0, 6))  # RuntimeError from native_batch_norm, after num_batches_tracked moved
+    assert digest(net) == before
+
+
+@pytest.mark.parametrize("call", ["prune", "restore", "prepare"])
+def test_a_foreign_optimizer_is_refused_before_anything_changes(call):
+    net = MLP()
+    net.prepare_for_task(0, 3)
+    snapshot = net.snapshot()
+    net.prune(0.3)
+    foreign = torch.optim.SGD(torch.nn.Linear(2, 2).parameters(), 0.1)
+    before = digest(net)
+    calls = {
+        "prune": lambda: net.prune(0.5, optimizer=foreign),
+        "restore": lambda: net.restore(snapshot, foreign),
+        "prepare": lambda: net.prepare_for_task(1, 3, optimizer=foreign),
+    }
+    with pytest.raises(ek.StaleOptimizerError):
+        calls[call]()
+    assert digest(net) == before
+
+
+def test_bad_arguments_are_input_errors():
+    net = MLP()
+    net.prepare_for_task(0, 3)
+    refused(net, ek.InputError, "", lambda: net.widen(12.5))  # becomes the width
+    refused(net, ek.InputError, "", lambda: net.widen("20"))  # TypeError
+
+
+def test_max_units_of_unknown_groups_are_refused():
+    net = MLP()
+    refused(net, ek.InputError, "", lambda: net.prepare_for_task(0, 3, max_units={"nope": 3}))  # ignored
+
+
+def test_a_head_without_classes_is_refused():
+    net = MLP()
+    net.prepare_for_task(0)
+    refused(net, ek.InputError, "", lambda: net.add_head(0))
+
+
+def test_boolean_class_counts_are_refused_whole():
+    net = MLP()
+    refused(net, ek.InputError, "", lambda: net.prepare_for_task(0, True))  # raises, but task 0 has begun
+
+
+@pytest.mark.parametrize("scores", ["list", "2d", "nan"])
+def test_scores_must_be_finite_vectors(scores):
+    net = MLP()
+    net.prepare_for_task(0, 3)
+    given = {"list": [1.0] * 10, "2d": torch.ones(10, 2), "nan": torch.full((10,), float("nan"))}[scores]
+    refused(net, ek.InputError, "", lambda: net.prune(0.5, {"body.0": given, "body.4": torch.ones(8)}))
+
+
+def test_features_of_unknown_tasks_are_task_errors():
+    net = MLP()
+    learn(net, 0)
+    net.eval()
+    for task in (7, -1):
+        refused(net, ek.TaskError, "", lambda task=task: net.compute_features(batch(net)[0], task))

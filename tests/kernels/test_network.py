@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from life import batch, digest, learn, recall, train
+from life import Memory, batch, digest, learn, recall, train
 from small_networks import MLP, NETWORKS, ConvNet, Residual
 
 import eidetic_kernels as ek
@@ -140,7 +140,7 @@ class TestOrder:
 
     def test_finishing_refuses_nan_and_names_the_tensor(self):
         net = ConvNet()
-        net.prepare_for_task(0, 3)
+        net.prepare_for_task(0, 3, max_units=0.5)
         with torch.no_grad():
             net.conv2.weight[0, 0, 0, 0] = float("nan")
         before = digest(net)
@@ -155,7 +155,8 @@ class TestOrder:
             net = ConvNet()
             net.prepare_for_task(0, 3)
             with torch.no_grad():
-                net.get_buffer(path).fill_(float("inf")) if "running" in path else net.live_head.bias.fill_(float("inf"))
+                tensor = net.get_buffer(path) if "running" in path else net.get_parameter(path)
+                tensor.fill_(float("inf"))
             with pytest.raises(ek.TaskError, match="holds NaN or infinity"):
                 net.finish_task()
 
@@ -558,3 +559,53 @@ def test_the_whole_network_can_be_moved_to_another_dtype():
     train(net, sgd(net))
     net.finish_task()
     assert recall(net, batch(net)[0], 0).dtype == torch.float64
+
+
+def test_a_warning_turned_into_an_error_stops_before_anything_changes():
+    net = MLP()
+    net.prepare_for_task(0, 3)
+    before = digest(net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="no layer has a free unit"):
+            net.prepare_for_task(1, 3)
+    assert net.current_task == 0 and digest(net) == before
+
+
+@pytest.mark.parametrize("call", ["predict", "taylor", "certify"])
+def test_a_module_the_user_put_in_evaluation_mode_stays_there(call):
+    net = MLP()
+    learn(net, 0)
+    net.prepare_for_task(1, 3)
+    net.train()
+    net.body[1].eval()
+    before = [module.training for module in net.modules()]
+    if call == "predict":
+        net.predict(batch(net)[0])
+    elif call == "taylor":
+        net.plan_pruning(0.5, "taylor", data=[batch(net)])
+    else:
+        net.certify()
+    assert [module.training for module in net.modules()] == before
+
+
+def test_a_plain_batch_norm_on_the_input_is_refused():
+    class Net(ek.EideticNetwork):
+        example = (6,)
+
+        def __init__(self):
+            super().__init__()
+            self.norm, self.fc = torch.nn.BatchNorm1d(6, affine=False), ek.EideticLinear(6, 8)
+
+        def forward(self, x):
+            return self.fc(self.norm(x))
+
+    net = Net()
+    try:
+        learn(net, 0)
+    except ek.ConversionError:
+        return
+    memory = Memory(net)
+    memory.note(net)
+    learn(net, 1)
+    memory.check(net, "training the next task moved the plain BatchNorm's statistics")

@@ -366,3 +366,26 @@ def test_the_default_optimizer_is_fused_adam():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(net, optimizer, 1)
+
+
+@pytest.mark.parametrize("event", ["prune", "next task"])
+def test_lbfgs_goes_on_training_after_units_went(event):
+    net = MLP(norm=False, dropout=0.0)
+    net.prepare_for_task(0, 3)
+    optimizer = torch.optim.LBFGS(net.parameters(), 0.1, max_iter=4)
+    x, y = batch(net)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = loss_of(net, x, y)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with pytest.warns(UserWarning, match="starts afresh"):
+        net.prune(0.3, optimizer=optimizer)
+    if event == "next task":
+        net.prepare_for_task(1, 3, optimizer=optimizer)
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    optimizer.step(closure)
+    assert all(not torch.equal(old, new) for old, new in zip(before, net.parameters()))

@@ -161,3 +161,15 @@ def test_taking_one_changes_nothing():
     net.snapshot(optimizer)
     assert digest(net, optimizer) == before
     net(batch(net)[0])
+
+
+def test_a_snapshot_from_before_the_head_was_added_is_restored_or_refused_whole():
+    net = MLP()
+    net.prepare_for_task(0)
+    snapshot = net.snapshot()
+    net.add_head(3)
+    before = digest(net)
+    try:
+        net.restore(snapshot)  # KeyError: 'heads.0.weight'
+    except ek.EideticError:
+        assert digest(net) == before

@@ -8,6 +8,7 @@ from life import READINGS, Memory, batch, learn, reading, recall, train
 from small_networks import MLP, NETWORKS
 
 import eidetic_kernels as ek
+from eidetic_kernels.routing import Router
 
 TASKS = 4
 
@@ -116,3 +117,27 @@ def test_recall_does_not_depend_on_what_surrounds_a_wide_network():
         learn(net, task)
         memory.check(net, "the next task")
         memory.note(net)
+
+
+class EachInTurn(Router):
+    """Routes row i to task i modulo the number of tasks, so that every head answers."""
+
+    def __init__(self, net):
+        columns = sum(source.columns(None) for source in net.wiring.features)
+        super().__init__(torch.zeros(net.finished_tasks, columns), torch.zeros(net.finished_tasks))
+
+    def forward(self, features):
+        return torch.eye(self.tasks)[torch.arange(len(features)) % self.tasks]
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_predict_answers_with_the_very_bits_of_the_task_it_chose(net, how):
+    for task in range(3):
+        learn(net, task, how)
+    net.router = EachInTurn(net)
+    x = batch(net, 64, seed=5)[0]
+    answers = [recall(net, x, task) for task in range(3)]
+    prediction = net.predict(x)
+    for row, task in enumerate(prediction.task.tolist()):
+        assert torch.equal(prediction.logits[row], answers[task][row])
+        assert prediction.label[row] == answers[task][row].argmax()

@@ -4,6 +4,9 @@ import pytest
 import torch
 from life import READINGS, batch, learn, reading, train
 from small_networks import MLP, NETWORKS
+from torch import nn
+
+import eidetic_kernels as ek
 
 
 @pytest.fixture(params=NETWORKS)
@@ -63,3 +66,87 @@ def test_dropout_is_plain_dropout_as_long_as_nothing_is_frozen():
         after = net.train().compute_features(x)
         torch.manual_seed(5)
         assert torch.equal(after, torch.nn.functional.dropout(before, 0.3))
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_frozen_features_while_training_are_those_of_recall(net, how):
+    """What a later task reads of a finished one is what the finished task itself computed."""
+    for task in range(3):
+        learn(net, task, how)
+    net.prepare_for_task(3, 3)
+    x = batch(net, 16)[0]
+    with torch.no_grad():
+        everything = net.train().compute_features(x)
+        net.eval()
+        for task in range(3):
+            prefix = net.compute_features(x, task)
+            assert torch.equal(everything[:, : prefix.shape[1]], prefix)
+
+
+def frozen_outputs_in_both_modes(net, layer, x):
+    seen = []
+    handle = layer.register_forward_hook(lambda m, a, y: seen.append(y[:, : layer.segments.frozen_total].detach()))
+    net.eval().compute_features(x), net.train().compute_features(x)
+    handle.remove()
+    return seen
+
+
+def test_dropout_on_the_networks_input_leaves_frozen_units_alone_or_is_refused():
+    class Net(ek.EideticNetwork):
+        example = (6,)
+
+        def __init__(self):
+            super().__init__()
+            self.drop, self.fc = nn.Dropout(0.5), ek.EideticLinear(6, 8)
+
+        def forward(self, x):
+            return self.fc(self.drop(x))
+
+    net = Net()
+    try:
+        learn(net, 0)
+    except ek.ConversionError:
+        return
+    net.prepare_for_task(1, 3)
+    assert torch.equal(*frozen_outputs_in_both_modes(net, net.fc, batch(net)[0]))
+
+
+def test_a_dropout_module_used_twice_is_understood_or_refused():
+    """The second place overwrites the first one's boundary between frozen and live."""
+
+    class Net(ek.EideticNetwork):
+        example = (6,)
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.drop = ek.EideticLinear(6, 8), ek.EideticLinear(8, 8), nn.Dropout(0.5)
+
+        def forward(self, x):
+            return self.drop(torch.relu(self.b(self.drop(torch.relu(self.a(x))))))
+
+    net = Net()
+    try:
+        net.prepare_for_task(0, 3, max_units={"a": 6, "b": 2})
+    except ek.ConversionError:
+        return
+    net.finish_task()
+    net.prepare_for_task(1, 3)
+    assert torch.equal(*frozen_outputs_in_both_modes(net, net.b, batch(net)[0]))
+
+
+def test_dropout2d_drops_whole_channels():
+    class Net(ek.EideticNetwork):
+        example = (2, 4, 4)
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.drop, self.pool = ek.EideticConv2d(2, 40, 1), nn.Dropout2d(0.5), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x):
+            return self.pool(self.drop(self.conv(x))).flatten(1)
+
+    net = Net()
+    net.prepare_for_task(0, 3)
+    x = batch(net)[0]
+    share = (net.train().compute_features(x) == 0).float().mean()
+    assert 0.4 < share < 0.6

@@ -20,13 +20,13 @@ def settings(tmp_path_factory):
     """The path of a configuration of two tasks on made-up images."""
     folder = tmp_path_factory.mktemp("data")
     write_data(folder / "images")
-    task = "\n".join(f"{key} = {value}" for key, value in TASK.items())
+    task = "\n".join(f"{key} = {value}" for key, value in {**TASK, "keep_at_least": 12}.items())
     text = f"""
         name = "tiny"
         data = {{ source = "parquet", folder = "{folder / "images"}", tasks = 2, batch_size = 24 }}
         model = {{ name = "mlp", width = {WIDTH} }}
         optimizer = {{ lr = 0.02 }}
-        router = {{ max_epochs = 20, lr = 0.02 }}
+        router = {{ max_epochs = 60, lr = 0.05, patience = 20 }}
         [task]
         {task}
     """

@@ -119,7 +119,7 @@ def test_features_are_computed_once_unless_they_need_more_than_the_cap(monkeypat
     samples, columns = 240, sum(source.columns(1) for source in net.wiring.features)
     needed = samples * columns * 4
     calls = []
-    features = net.features
+    features = net.compute_features
     monkeypatch.setattr(net, "compute_features", lambda x, task=None: calls.append(len(x)) or features(x, task))
     options = {"max_epochs": 3, "patience": 3, "batch_size": 60, "lr": 0.0}
     train_router(net, loaders, max_cached_bytes=needed, **options)
@@ -140,7 +140,7 @@ def test_augmented_inputs_are_computed_anew_every_epoch(monkeypatch):
         train_task(net, TensorLoader(image, y, 12), max_epochs=1, keep_at_least=2)
     loaders = [TensorLoader(image, y, 12, augment=Augmentation(flip=True)), TensorLoader(255 - image, y, 12)]
     calls = []
-    features = net.features
+    features = net.compute_features
     monkeypatch.setattr(net, "compute_features", lambda x, task=None: calls.append(len(x)) or features(x, task))
     train_router(net, loaders, max_epochs=2, patience=9, lr=0.0)
     assert sum(calls) == 48 * (1 + 2)
