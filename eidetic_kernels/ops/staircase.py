@@ -1,12 +1,18 @@
-"""What the staircase ops share: reading spans of an input, and cutting the frozen weights into their blocks."""
+"""What the staircase ops share: spans of an input, blocks of frozen weights, and one autograd function for all.
+
+An op brings a :class:`Product`, the dense product of one segment and its two gradients; the staircase around it is
+written once, here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from ..layout import Span, Stair, Staircase
 
@@ -67,6 +73,65 @@ def positions(spans: Sequence[Span], inside: Sequence[Span]) -> tuple[Span, ...]
     return tuple(found)
 
 
+class Product(Protocol):
+    """One segment's dense product of x [N, K, *] and weight [R, K, *kernel], any of N, K, R possibly zero."""
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+
+    def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor: ...
+
+    def input_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient [N, K, *] of the columns that ``weight`` reads; of ``x`` only the other sizes matter."""
+
+
+class StaircaseFunction(torch.autograd.Function):
+    """Every segment's product, and a backward pass for what is live; see the contract in :mod:`.linear`."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product, exact):
+        ctx.save_for_backward(x, weight, frozen_weight)
+        ctx.staircase, ctx.product, ctx.exact, ctx.has_bias = staircase, product, exact, bias is not None
+        parts, row = [], 0
+        blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
+        for stair, block in zip(staircase.frozen, blocks):
+            if stair.rows:
+                its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
+                parts.append(product.forward(canonical(read(x, stair.spans)), block, its_bias))
+            row += stair.rows
+        if staircase.live is not None and staircase.live.rows:
+            parts.append(product.forward(read(x, staircase.live.spans), weight, bias))
+        if not parts:
+            return product.forward(x[:, :0], weight[:0, :0], None)
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, weight, frozen_weight = ctx.saved_tensors
+        staircase, product = ctx.staircase, ctx.product
+        dx = dweight = dbias = None
+        live = staircase.live
+        if live is not None:
+            dy_live = dy[:, staircase.frozen_rows :]
+            if ctx.needs_input_grad[1]:
+                dweight = product.weight_gradient(dy_live, read(x, live.spans), weight)
+            if ctx.has_bias and ctx.needs_input_grad[2]:
+                dbias = dy_live.sum((0, *range(2, dy.dim())))
+        if ctx.needs_input_grad[0]:
+            dx = torch.zeros_like(x)
+            if ctx.exact:
+                blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
+                row = 0
+                for stair, block in zip(staircase.stairs, [*blocks, weight]):
+                    part = product.input_gradient(dy[:, row : row + stair.rows], x, block)
+                    write(dx, stair.spans, part, accumulate=True)
+                    row += stair.rows
+            elif live is not None and staircase.trainable:
+                columns = read(weight, positions(live.spans, staircase.trainable))
+                write(dx, staircase.trainable, product.input_gradient(dy_live, x, columns))
+        return dx, dweight, dbias, None, None, None, None, None
+
+
 def dense_weight(weight: Tensor, frozen_weight: Tensor, staircase: Staircase) -> Tensor:
     """The layer's weight as one dense tensor [rows, columns, *kernel], zero where the mask is false."""
     kernel = weight.shape[2:]
@@ -89,6 +154,20 @@ def oracle_input(x: Tensor, staircase: Staircase, exact: bool) -> Tensor:
     for start, stop in staircase.trainable:
         trainable[start:stop] = True
     return torch.where(trainable.view(-1, *[1] * (x.dim() - 2)), x, x.detach())
+
+
+def oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, product, exact) -> Tensor:
+    """The paper's dense masked layer, by plain autograd: the definition that the ops are tested against.
+
+    ``product`` is a differentiable function of (x, dense weight, dense bias).
+    """
+    dense, all_bias = oracle_rows(weight, bias, frozen_weight, frozen_bias, staircase)
+    y_live = product(oracle_input(x, staircase, exact), dense, all_bias)
+    if exact:
+        return y_live
+    y_frozen = product(x.detach(), dense, all_bias)
+    frozen = torch.arange(staircase.rows, device=x.device) < staircase.frozen_rows
+    return torch.where(frozen.view(-1, *[1] * (x.dim() - 2)), y_frozen, y_live)
 
 
 def oracle_rows(weight: Tensor, bias: Tensor | None, frozen_weight, frozen_bias, staircase: Staircase):
