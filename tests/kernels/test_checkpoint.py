@@ -334,7 +334,7 @@ def test_a_loaded_network_does_not_depend_on_its_file(path):
 
 
 def test_every_byte_of_the_header_is_guarded(tmp_path):
-    """Flipped bits there raise KeyError, or load silently with another dropout, input shape, task..."""
+    """It holds the structure: a flipped bit there could be another dropout, input shape or task."""
     net = MLP((3, 2))
     learn(net, 0)
     net.prepare_for_task(1, 3)
@@ -342,22 +342,12 @@ def test_every_byte_of_the_header_is_guarded(tmp_path):
     net.save(path)
     whole = path.read_bytes()
     (header,) = struct.unpack("<Q", whole[:8])
-    outcomes = {}
     for offset in range(8, 8 + header):
         data = bytearray(whole)
         data[offset] ^= 1
         path.write_bytes(data)
-        try:
-            again = ek.EideticNetwork.load(path)
-            if digest(again) != digest(net) or again.constructor_arguments != ((list((3, 2)),), {}):
-                outcomes.setdefault("loaded another network", []).append(offset)
-            else:
-                outcomes.setdefault("loaded silently", []).append(offset)
-        except ek.CheckpointError:
-            pass
-        except Exception as error:
-            outcomes.setdefault(type(error).__name__, []).append(offset)
-    assert not outcomes, {kind: len(offsets) for kind, offsets in outcomes.items()}
+        with pytest.raises(ek.CheckpointError):
+            ek.EideticNetwork.load(path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
@@ -380,7 +370,7 @@ def test_a_head_may_come_after_loading(tmp_path, nested):
     net.prepare_for_task(1, forward_transfer=nested)
     net.save(tmp_path / "net")
     again = ek.EideticNetwork.load(tmp_path / "net")
-    net.add_head(3), again.add_head(3)  # AttributeError: _head_transfer
+    net.add_head(3), again.add_head(3)
     assert again.live_head.weight.shape == net.live_head.weight.shape
 
 

@@ -36,7 +36,7 @@ class ConvNet(ek.EideticNetwork):
         first, second, third = widths
         self.conv1 = ek.EideticConv2d(2, first, 3, padding=1, bias=not norm)
         self.bn1 = ek.EideticBatchNorm2d(first) if norm else nn.Identity()
-        self.drop1 = nn.Dropout(dropout)
+        self.drop1 = nn.Dropout2d(dropout)
         self.conv2 = ek.EideticConv2d(first, second, 3, stride=2, padding=1)
         self.bn2 = ek.EideticBatchNorm2d(second) if norm else nn.Identity()
         self.drop2 = nn.Dropout(dropout)
