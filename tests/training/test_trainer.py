@@ -378,10 +378,10 @@ OPTIMIZERS = {
 def test_one_optimizer_can_be_kept_across_tasks(name):
     """It learns each of them, and what it learned before keeps every bit."""
     torch.manual_seed(0)
-    net, optimizer, learned = MLP((24, 16), dropout=0.0), None, []
+    net, optimizer, learned = MLP((36, 24), dropout=0.0), None, []
     settings = TaskSettings(max_epochs=25, patience=25, step=0.2, keep_at_least=3, tolerance=0.05)
     for t in range(3):
-        net.prepare_for_task(t, CLASSES, optimizer=optimizer)
+        net.prepare_for_task(t, CLASSES, max_units=1 / 3, optimizer=optimizer)
         optimizer = optimizer or OPTIMIZERS[name](net.parameters())
         result = train_task(net, loader(t), optimizer, settings=settings)
         assert result.train_accuracy > 0.8
