@@ -46,12 +46,12 @@ def table(results: dict[str, dict], about: str) -> str:
         "# Importance and search",
         "",
         "Permuted MNIST on the 5,000 built-in digits, an MLP of 2 hidden layers, one task after another with the",
-        "demo's settings. `floor` is the least share of a layer's width a task keeps (0: the search ends where it ends).",
-        "Units are a layer's, task by task; accuracy is on the tasks' test sets; forgetting is exactly 0 throughout.",
+        "demo's settings. `floor` is the least share of a layer's width a task keeps (0: the search ends where it",
+        "ends). Units are a layer's, task by task; accuracy is on the tasks' test sets; forgetting is exactly 0 throughout.",
         "",
         f"`{about}`",
         "",
-        "| search | importance | floor | units, layer 1 | layer 2 | mean accuracy | epochs | seconds | machine, commit |",
+        "| search | importance | floor | layer 1 | layer 2 | mean accuracy | epochs | seconds | machine, commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, row in results.items():

@@ -15,10 +15,11 @@ from .errors import (
     TaskError,
 )
 from .layers import EideticBatchNorm1d, EideticBatchNorm2d, EideticConv2d, EideticDropout, EideticLinear
-from .network import EideticNetwork, Snapshot
+from .network import EideticNetwork
 from .optimizers import default_optimizer
 from .pruning import PruningPlan
 from .routing import Prediction
+from .snapshots import Snapshot
 from .version import __version__
 
 __all__ = [

@@ -6,7 +6,6 @@ import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import capacity, certificate, checkpoint, graph, optimizers, pruning, routing
+from . import capacity, certificate, checkpoint, checks, graph, optimizers, pruning, routing, snapshots
 from .errors import CapacityError, InputError, RouterError, TaskError
 from .layers import EideticDropout, EideticLinear, Scope, SegmentedLayer
 from .layout import Segments
 from .modes import evaluating
-from .parameters import replace, retire
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """A copy of everything live: what pruning and training can change, and what ``restore`` brings back."""
-
-    task: int
-    live: tuple[int, ...]
-    tensors: dict[str, Tensor]
-    optimizer: dict[str, dict[str, Any]] | None
+from .parameters import retire
 
 
 class EideticNetwork(nn.Module):
@@ -92,7 +81,7 @@ class EideticNetwork(nn.Module):
         if self._wiring is None:
             connections = self.connections()
             wiring = graph.trace(self) if connections is None else graph.declare(self, connections)
-            for path, layer in self._layers():
+            for path, layer in self.segmented_layers():
                 if path not in wiring.sources and not any(path in group.norms for group in wiring.groups):
                     raise graph.ConversionError(
                         f"{path!r} is not on the way from the input to the features, so its units have no readers: "
@@ -172,15 +161,15 @@ class EideticNetwork(nn.Module):
                 + f"the next task is {expected}."
             )
         if num_classes is not None:
-            _check_classes(num_classes)
+            checks.check_classes(num_classes)
         if optimizer is not None:
             optimizers.check_current(optimizer, self.parameters())
-        transfer = self._transfer_choices(forward_transfer)
+        transfer = checks.choices(forward_transfer, [*self.wiring.sources, "head"])
         freed = [group.segments.live if t == 0 else group.segments.free for group in self.groups]
         if self.current_task is not None:
             freed = [group.segments.free - group.segments.live for group in self.groups]
-        _check_names(max_units, [group.name for group in self.groups], "unit group")
-        live = [_cap(group, free, max_units) for group, free in zip(self.groups, freed)]
+        checks.check_names(max_units, [group.name for group in self.groups], "unit group")
+        live = [checks.cap_units(group, free, max_units) for group, free in zip(self.groups, freed)]
         self._check_disjoint(transfer, live)
         if self.current_task is not None:
             self._check_finishable()
@@ -197,7 +186,7 @@ class EideticNetwork(nn.Module):
                 self._cut_group(group, torch.arange(units))
             else:
                 group.segments.recycle(units)
-        for path, layer in self._layers():
+        for path, layer in self.segmented_layers():
             if path in self.wiring.sources:
                 if t == 0:
                     layer.forward_transfer = (transfer[path],)
@@ -217,7 +206,7 @@ class EideticNetwork(nn.Module):
         t = self.current_task
         if t is None or len(self.heads) > t:
             raise TaskError("a head can be added once, to a task that is in training.")
-        _check_classes(num_classes)
+        checks.check_classes(num_classes)
         segments = Segments(num_classes, frozen=(0,) * t)
         head = self.make_head(segments, (True,) * t + (self.head_forward_transfer,))
         head.train(self.training)
@@ -229,7 +218,7 @@ class EideticNetwork(nn.Module):
     def make_head(self, segments: Segments, forward_transfer: tuple[bool, ...]) -> EideticLinear:
         """A head for ``segments`` on the features, not yet among ``heads``; used by ``add_head`` and by loading."""
         columns = sum(source.columns(None) for source in self.wiring.features)
-        like = next(layer for _, layer in self._layers() if hasattr(layer, "frozen_weight")).weight
+        like = next(layer for _, layer in self.segmented_layers() if hasattr(layer, "frozen_weight")).weight
         head = EideticLinear(columns, segments.width, device=like.device, dtype=like.dtype)
         head.wire(segments, self.wiring.features, self._scope)
         head.forward_transfer = forward_transfer
@@ -246,13 +235,13 @@ class EideticNetwork(nn.Module):
             raise TaskError("no task is in training: call prepare_for_task first.")
         self._check_finishable()
         head = self.live_head
-        for _, layer in self._layers():
+        for _, layer in self.segmented_layers():
             layer.freeze_live()
         head.freeze_live()
         for group in self.groups:
             group.segments.freeze()
         head.segments.freeze()
-        for _, layer in self._layers():
+        for _, layer in self.segmented_layers():
             layer.renew_live()
         head.close_live()
         task, self.current_task = self.current_task, None
@@ -260,7 +249,7 @@ class EideticNetwork(nn.Module):
 
     def widen(self, width: int | Mapping[str, int]) -> None:
         """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on."""
-        _check_names(width, [group.name for group in self.groups], "unit group")
+        checks.check_names(width, [group.name for group in self.groups], "unit group")
         wanted = [
             width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
             for group in self.groups
@@ -365,7 +354,7 @@ class EideticNetwork(nn.Module):
         share = isinstance(keep_at_least, float)
         if isinstance(keep_at_least, bool) or keep_at_least < 0 or (share and keep_at_least > 1):
             raise InputError(f"keep_at_least must be a count or a share in [0, 1], got {keep_at_least!r}.")
-        name, scores = self._scores(importance, data, loss, generator)
+        name, scores = pruning.scores_of(self, importance, data, loss, generator)
         return pruning.make_plan(self.groups, scores, name, fraction, of, keep_at_least)
 
     def apply_plan(self, plan: pruning.PruningPlan, optimizer: Optimizer | None = None) -> None:
@@ -392,54 +381,17 @@ class EideticNetwork(nn.Module):
         self.apply_plan(plan, optimizer)
         return plan
 
-    def snapshot(self, optimizer: Optimizer | None = None) -> Snapshot:
+    def snapshot(self, optimizer: Optimizer | None = None) -> snapshots.Snapshot:
         """A copy of everything live (and of ``optimizer``'s state), for :meth:`restore`."""
-        if self.current_task is None:
-            raise TaskError("no task is in training, so nothing is live.")
-        state = None
-        if optimizer is not None:
-            names = {id(parameter): name for name, parameter in self.named_parameters()}
-            state = {
-                names[id(parameter)]: {key: _copy(value) for key, value in entry.items()}
-                for parameter, entry in optimizer.state.items()
-                if id(parameter) in names
-            }
-        tensors = {f"{path}.{name}": tensor.detach().clone() for path, name, _, tensor in self._all_live()}
-        return Snapshot(self.current_task, tuple(g.segments.live for g in self.groups), tensors, state)
+        return snapshots.take(self, optimizer)
 
-    def restore(self, snapshot: Snapshot, optimizer: Optimizer | None = None) -> None:
+    def restore(self, snapshot: snapshots.Snapshot, optimizer: Optimizer | None = None) -> None:
         """Bring back everything live as it was, undoing pruning and training since.
 
         ``optimizer`` follows; its per-parameter state comes back too if it was part of the snapshot. Raises TaskError
         for a snapshot of another task.
         """
-        if snapshot.task != self.current_task:
-            raise TaskError(
-                f"the snapshot was taken of task {snapshot.task}, but "
-                + ("no task" if self.current_task is None else f"task {self.current_task}") + " is in training."
-            )  # fmt: skip
-        if (f"heads.{snapshot.task}.weight" in snapshot.tensors) != (len(self.heads) > snapshot.task):
-            raise TaskError("the snapshot was taken before the task's head was added; take snapshots after it.")
-        if optimizer is not None:
-            optimizers.check_current(optimizer, self.parameters())
-        for group, live in zip(self.groups, snapshot.live):
-            group.segments.recycle(live)
-        for path, name, layer, tensor in self._all_live():
-            saved = snapshot.tensors[f"{path}.{name}"]
-            if tensor.shape == saved.shape:
-                with torch.no_grad():
-                    tensor.copy_(saved)
-            elif isinstance(tensor, nn.Parameter):
-                setattr(layer, name, replace(tensor, saved.clone()))
-            else:
-                setattr(layer, name, saved.clone())
-        if optimizer is not None:
-            self.adopt(optimizer)
-            if snapshot.optimizer is not None:
-                for name, parameter in self.named_parameters():
-                    optimizer.state.pop(parameter, None)
-                    if name in snapshot.optimizer:
-                        optimizer.state[parameter] = {k: _copy(v) for k, v in snapshot.optimizer[name].items()}
+        snapshots.bring_back(self, snapshot, optimizer)
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Point ``optimizer`` to the current parameters, moving and cutting the state it holds for earlier ones.
@@ -485,7 +437,7 @@ class EideticNetwork(nn.Module):
 
     # ---- inside
 
-    def _layers(self) -> list[tuple[str, SegmentedLayer]]:
+    def segmented_layers(self) -> list[tuple[str, SegmentedLayer]]:
         """The body's segmented layers by path; heads are apart."""
         heads = set(self.heads)
         return [
@@ -517,18 +469,12 @@ class EideticNetwork(nn.Module):
             return
         for layer in group.layers:
             layer.cut_live(keep)
-        readers = [layer for path, layer in self._layers() if path in self.wiring.sources]
+        readers = [layer for path, layer in self.segmented_layers() if path in self.wiring.sources]
         if self.current_task is not None and len(self.heads) > self.current_task:
             readers.append(self.live_head)
         for layer in readers:
             layer.cut_columns({group.segments: keep})
         group.segments.prune(len(keep))
-
-    def _all_live(self) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
-        layers = self._layers()
-        if len(self.heads) > self.current_task:
-            layers.append((f"heads.{self.current_task}", self.live_head))
-        return [(path, name, layer, tensor) for path, layer in layers for name, tensor in _live_tensors(layer)]
 
     def _resolve(self, task: int | None) -> tuple[int, int | None]:
         """Which head answers, and which prefix runs (None: everything present)."""
@@ -576,16 +522,9 @@ class EideticNetwork(nn.Module):
                 buffer.copy_(copy)
             raise
 
-    def _transfer_choices(self, forward_transfer: bool | Mapping[str, bool]) -> dict[str, bool]:
-        names = [*self.wiring.sources, "head"]
-        _check_names(forward_transfer, names, "layer")
-        if isinstance(forward_transfer, Mapping):
-            return {name: bool(forward_transfer.get(name, True)) for name in names}
-        return dict.fromkeys(names, bool(forward_transfer))
-
     def _check_finishable(self) -> None:
-        for path, layer in [*self._layers(), ("the head", self.live_head)]:
-            for name, tensor in _live_tensors(layer):
+        for path, layer in [*self.segmented_layers(), ("the head", self.live_head)]:
+            for name, tensor in snapshots.live_tensors(layer):
                 if not torch.isfinite(tensor).all():
                     raise TaskError(
                         f"{path}.{name} holds NaN or infinity; task {self.current_task} would be frozen with it. "
@@ -602,71 +541,9 @@ class EideticNetwork(nn.Module):
                     "unit left. Allow forward transfer there, widen the network, or cap what tasks take (max_units)."
                 )
 
-    def _scores(self, importance, data, loss, generator) -> tuple[str, dict[str, Tensor]]:
-        if isinstance(importance, Mapping):
-            _check_names(importance, [group.name for group in self.groups], "unit group")
-            for group in self.groups:
-                live, scores = group.segments.live, importance.get(group.name)
-                if not isinstance(scores, Tensor) or scores.shape != (live,) or not torch.isfinite(scores).all():
-                    raise InputError(
-                        f"scores for {group.name} must be a tensor of finite numbers, one for each of its {live} "
-                        "live units."
-                    )
-            return "given", dict(importance)
-        if importance in ("l1", "l2"):
-            norm = int(importance[1])
-            return importance, {group.name: pruning.weight_scores(group, norm) for group in self.groups}
-        if importance == "random":
-            return importance, {group.name: pruning.random_scores(group, generator) for group in self.groups}
-        if importance in ("taylor", "hybrid"):
-            if data is None:
-                raise InputError(f'importance "{importance}" needs data: an iterable of (x, y) batches of the task.')
-            scores = pruning.taylor_scores(self, self.groups, data, loss)
-            return importance, pruning.layer_normalised(scores) if importance == "hybrid" else scores
-        raise InputError(f"importance must be one of {', '.join(pruning.IMPORTANCES)}; got {importance!r}.")
-
 
 @functools.cache
 def _reserved() -> frozenset[str]:
     """Names that a subclass cannot give to its layers, since the network's own attributes would hide them."""
     public = {name for name in vars(EideticNetwork) if not name.startswith("__")}
     return frozenset(public | {"heads", "router", "probe", "records"})
-
-
-def _live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
-    buffers = [(n, b) for n, b in layer.named_buffers(recurse=False) if n not in layer.frozen_names]
-    return [*layer.named_parameters(recurse=False), *buffers]
-
-
-def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
-def _cap(group: graph.Group, free: int, max_units: int | float | Mapping[str, int | float] | None) -> int:
-    """How many new units a group gets, of ``free`` ones."""
-    limit = max_units.get(group.name) if isinstance(max_units, Mapping) else max_units
-    if limit is None:
-        return free
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0:
-        raise InputError(f"max_units must be a count or a share in [0, 1], got {limit!r}.")
-    if isinstance(limit, float):
-        if limit > 1:
-            raise InputError(f"max_units as a float is a share of the width in [0, 1], got {limit}; a count is an int.")
-        return min(free, round(limit * group.segments.width))
-    if limit > free and isinstance(max_units, Mapping):
-        raise CapacityError(
-            f"{group.name}: {limit} new units were asked for, but only {free} of {group.segments.width} are free. "
-            "Ask for fewer, or widen the network (net.widen)."
-        )
-    return min(free, limit)
-
-
-def _check_classes(num_classes: int) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise InputError(f"num_classes must be a positive whole number, got {num_classes!r}.")
-
-
-def _check_names(given: Any, known: list[str], kind: str) -> None:
-    unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else []
-    if unknown:
-        raise InputError(f"unknown {kind} {', '.join(map(repr, unknown))}; there are: {', '.join(known)}.")

@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import ceil
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from .checks import check_names
 from .errors import InputError
 from .graph import Group
 from .modes import evaluating
+
+if TYPE_CHECKING:
+    from .network import EideticNetwork
 
 IMPORTANCES = ("l1", "l2", "taylor", "random", "hybrid")
 
@@ -54,6 +59,30 @@ class PruningPlan:
         for group in self.groups:
             lines.append(f"{group.name:{width}}  {group.live:4}  {group.removed:6}  {len(group.keep):4}")
         return "\n".join(lines)
+
+
+def scores_of(
+    network: EideticNetwork,
+    importance: str | Mapping[str, Tensor],
+    data: Iterable | None,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    generator: torch.Generator | None,
+) -> tuple[str, dict[str, Tensor]]:
+    """The importance's name, and every group's scores [live] by it."""
+    groups = network.groups
+    if isinstance(importance, Mapping):
+        return "given", _checked(groups, importance)
+    if importance in ("l1", "l2"):
+        norm = int(importance[1])
+        return importance, {group.name: weight_scores(group, norm) for group in groups}
+    if importance == "random":
+        return importance, {group.name: random_scores(group, generator) for group in groups}
+    if importance in ("taylor", "hybrid"):
+        if data is None:
+            raise InputError(f'importance "{importance}" needs data: an iterable of (x, y) batches of the task.')
+        scores = taylor_scores(network, groups, data, loss)
+        return importance, layer_normalised(scores) if importance == "hybrid" else scores
+    raise InputError(f"importance must be one of {', '.join(IMPORTANCES)}; got {importance!r}.")
 
 
 def make_plan(
@@ -161,6 +190,17 @@ def taylor_scores(
 def layer_normalised(scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scores divided by their group's mean, so that layers can be compared (Molchanov et al., section 2.2)."""
     return {name: score / score.mean().clamp_min(1e-30) if len(score) else score for name, score in scores.items()}
+
+
+def _checked(groups: Iterable[Group], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    check_names(given, [group.name for group in groups], "unit group")
+    for group in groups:
+        live, scores = group.segments.live, given.get(group.name)
+        if not isinstance(scores, Tensor) or scores.shape != (live,) or not torch.isfinite(scores).all():
+            raise InputError(
+                f"scores for {group.name} must be a tensor of finite numbers, one for each of its {live} live units."
+            )
+    return dict(given)
 
 
 def _count(fraction: float, base: int, limit: int) -> int:

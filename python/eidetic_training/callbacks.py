@@ -24,7 +24,7 @@ class Progress:
             file=self.file,
             disable=not self.file.isatty(),
             dynamic_ncols=True,
-            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} tasks [{elapsed}, {remaining} left] {postfix}",
+            bar_format="{desc} |{bar}| {n_fmt}/{total_fmt} tasks [{elapsed}, {remaining} left{postfix}]",
         )
 
     def __call__(self, event: Event) -> None:

@@ -16,6 +16,7 @@ from small_networks import MLP, ConvNet, FlatResidual, Residual
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels import snapshots
 
 MOST_TASKS = 5
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -174,7 +175,7 @@ class Life(RuleBasedStateMachine):
 
 
 def digest_of_live(net):
-    return [(path, name, tensor.tolist()) for path, name, _, tensor in net._all_live()]
+    return [(path, name, tensor.tolist()) for path, name, _, tensor in snapshots.all_live(net)]
 
 
 Life.TestCase.settings = settings(

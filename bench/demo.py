@@ -1,0 +1,47 @@
+"""Run the demo in an empty folder and write its report, with the machine it ran on, to bench/results/demo.md.
+
+python bench/demo.py
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+from machine import described
+
+from eidetic_training import config, report
+from eidetic_training.experiment import run_experiment
+
+
+def main() -> None:
+    about = described()  # the commit, before this very script changes a tracked file
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        said = []
+        run = run_experiment(config.load("demo"), Path(folder) / "run", say=said.append)
+        seconds = time.perf_counter() - started
+        table = report.table(run)
+    text = "\n".join(
+        [
+            "# The demo",
+            "",
+            f"`python bench/demo.py` (what `make demo` runs); {about}",
+            "",
+            f"Wall time {seconds:.0f} s, data loading, evaluation after every task, router and proof included.",
+            "",
+            "```",
+            table,
+            "",
+            *said,
+            "```",
+            "",
+        ]
+    )
+    (Path(__file__).parent / "results" / "demo.md").write_text(text)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
