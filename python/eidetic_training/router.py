@@ -79,8 +79,8 @@ def train_router(
         accuracy = correct.item() / samples
         if not math.isfinite(losses.item()):
             raise NonFiniteLossError(
-                f"the router's loss became NaN or infinite in epoch {epoch} at learning rate {lr}; the network is as it "
-                "was. Check the loaders' inputs, or lower the learning rate."
+                f"the router's loss became NaN or infinite in epoch {epoch} at learning rate {lr}; the network is as "
+                "it was. Check the loaders' inputs, or lower the learning rate."
             )
         mean_loss, seconds = losses.item() / samples, time.perf_counter() - started
         event = Event(seconds, tasks, "router", epoch, 0, mean_loss, accuracy, **units_of(network))

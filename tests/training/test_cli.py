@@ -138,7 +138,7 @@ def test_a_finished_run_is_only_proved_again(settings, copied, eidetic):
         ([None, "--set", "task.stp=3"], ["unknown setting 'stp'"]),
         ([None, "--set", "task.step=2"], ["step must lie in (0, 1]; got 2"]),
         ([None, "--set", "tasks"], ["key=value"]),
-        ([None, "--set", "data.tasks=0"], ["tasks is 0"]),
+        ([None, "--set", "data.tasks=0"], ["data.tasks must be 1 or more"]),
         ([None, "--set", "data.tasks=7", "--set", "data.sequence=split"], ["6 classes, not enough for 7 tasks"]),
         ([None, "--set", "data.source=mnsit"], ["Unknown data set 'mnsit'", "mnist"]),
         ([None, "--set", "data.folder=/nowhere"], ["No folder '/nowhere'"]),

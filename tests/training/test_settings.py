@@ -36,7 +36,7 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"tolerance": -0.1}, r"tolerance must lie in \[0, 1\)"),
         ({"tolerance": 1}, r"tolerance must lie in \[0, 1\)"),
         ({"tolerance": float("nan")}, r"tolerance must lie in \[0, 1\)"),
-        ({"keep_at_least": -1}, "keep_at_least must be 0 or more"),
+        ({"keep_at_least": -1}, "keep_at_least must be a count or a share"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_was_expected(given, expected):
