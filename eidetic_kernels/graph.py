@@ -170,6 +170,8 @@ class _Builder:
                     f"{where}: {path!r} reads "
                     + ("flat units; a convolution needs an image." if image else "an image: flatten it first.")
                 )
+            if not module.segments.width:
+                raise ConversionError(f"{where}: {path!r} has no units at all; give it a width of 1 or more.")
             self.reads[path] = value
             self.source(value, module.weight.shape[1], where)
             draft = _Draft(module.segments.width)

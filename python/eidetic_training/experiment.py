@@ -90,6 +90,7 @@ def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     _device(config["device"])
     torch.manual_seed(config["seed"])
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
+    network.wiring  # noqa: B018  raises what cannot be wired
     make_optimizer(config["optimizer"]["name"], network.parameters(), **_arguments(config["optimizer"]))
     return network
 

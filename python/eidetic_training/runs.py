@@ -33,7 +33,7 @@ from .tables import Table, read_json, write_json
 
 # Phases whose rows stand for an epoch of training a task. The others are events ("prune", "restore",
 # "finish") or belong to no task ("router").
-EPOCH_PHASES = ("train", "settle", "recover")
+EPOCH_PHASES = ("train", "settle", "recover", "polish")
 PHASES = (*EPOCH_PHASES, "prune", "restore", "finish", "router")
 
 

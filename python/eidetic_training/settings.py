@@ -26,6 +26,7 @@ class TaskSettings:
     first_step: the share that "backoff" removes first.
     tolerance: how far training accuracy may fall below its best, as a share of the best.
     max_recovery_epochs: epochs in which a pruned network may recover to that.
+    polish_epochs: at most so many epochs on the network that pruning left, until they no longer help ("polish").
     keep_at_least: live units that each layer keeps at least, a count or a share of its width. Training accuracy alone
         would let a task shrink until test accuracy suffers (measured: bench/results/pruning.md).
     seed: of random importance.
@@ -39,8 +40,9 @@ class TaskSettings:
     step: float = 0.05
     of: str = "live"
     first_step: float = 0.5
-    tolerance: float = 0.005
+    tolerance: float = 0.01
     max_recovery_epochs: int = 4
+    polish_epochs: int = 20
     keep_at_least: int | float = 0.025
     seed: int = 0
 
@@ -63,6 +65,7 @@ class TaskSettings:
         if self.search == "backoff":
             _require(self.step <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
         _require(0 <= self.tolerance < 1, "tolerance must lie in [0, 1)", self.tolerance)
+        _require(self.polish_epochs >= 0, "polish_epochs must be 0 or more", self.polish_epochs)
         _require(self.max_recovery_epochs >= 1, "max_recovery_epochs must be 1 or more", self.max_recovery_epochs)
         _require(
             self.keep_at_least >= 0 and (isinstance(self.keep_at_least, int) or self.keep_at_least <= 1),

@@ -15,7 +15,7 @@ from eidetic_kernels import EideticNetwork, Snapshot, default_optimizer
 from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
 from eidetic_kernels.optimizers import check_current
 
-from .epoch import NotFinite, count_classes, train_epoch
+from .epoch import NotFinite, count_classes, evaluate, train_epoch
 from .events import Callback, Event, units_of
 from .settings import TaskSettings
 
@@ -80,6 +80,7 @@ def train_task(
         best = run.train()
         if settings.search != "none":
             run.prune(best)
+            run.polish()
     finally:  # halving is this task's affair
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate
@@ -123,7 +124,7 @@ class _TaskRun:
                 break
         if self.settings.halve_learning_rate:
             for group in self.optimizer.param_groups:
-                group["lr"] /= 2
+                group["lr"] = group["lr"] / 2
             best = max(best, self.epoch("settle"))
         return best
 
@@ -147,6 +148,21 @@ class _TaskRun:
                 if settings.search == "linear":
                     return
                 share /= 2
+
+    def polish(self) -> None:
+        """Train what is left, for as long as that helps: small networks are cheap to train and were cut short."""
+        best, since, kept = -1.0, 0, self.good
+        for _ in range(self.settings.polish_epochs):
+            accuracy = self.epoch("polish")
+            if accuracy > best:
+                best, since, kept = accuracy, 0, self.good
+            else:
+                since += 1
+            if accuracy == 1 or since >= self.settings.patience:
+                break
+        if kept is not self.good:
+            self.network.restore(kept, self.optimizer)
+            self.good = kept
 
     def cut(self, share: float) -> int:
         settings = self.settings
@@ -175,6 +191,10 @@ class _TaskRun:
             best = max(best, accuracy)
             if enough:
                 return True, best
+        # An epoch's own accuracy is an average over its steps, the first of them on a damaged network and all of them
+        # under dropout. Before a step is undone for good, backoff looks at what the network has become.
+        if self.settings.search == "backoff":
+            return evaluate(self.network, self.loader).accuracy >= best * (1 - self.settings.tolerance), best
         return False, best
 
     def epoch(self, phase: str) -> float:
