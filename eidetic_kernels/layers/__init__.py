@@ -2,8 +2,9 @@
 
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
-from .dropout import EideticDropout
+from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .linear import EideticLinear
+from .parts import Parts
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
@@ -15,7 +16,10 @@ __all__ = [
     "EideticConv2d",
     "EideticDropout",
     "EideticLinear",
+    "EideticStochasticDepth",
+    "Parts",
     "Scope",
     "SegmentedLayer",
     "StaircaseLayer",
+    "aware_of_segments",
 ]
