@@ -1,7 +1,9 @@
 """Drop-in layers and networks that learn task after task and forget nothing."""
 
+from . import rules
 from .capacity import Capacity, CapacityRow
 from .certificate import Certificate
+from .convert import ConvertedNetwork, convert
 from .errors import (
     CapacityError,
     CheckpointError,
@@ -19,6 +21,7 @@ from .network import EideticNetwork
 from .optimizers import default_optimizer
 from .pruning import PruningPlan
 from .routing import Prediction
+from .rules import register_rule
 from .snapshots import Snapshot
 from .version import __version__
 
@@ -29,6 +32,7 @@ __all__ = [
     "Certificate",
     "CheckpointError",
     "ConversionError",
+    "ConvertedNetwork",
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
     "EideticConv2d",
@@ -46,5 +50,8 @@ __all__ = [
     "StaleOptimizerError",
     "TaskError",
     "__version__",
+    "convert",
     "default_optimizer",
+    "register_rule",
+    "rules",
 ]

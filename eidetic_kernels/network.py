@@ -36,6 +36,9 @@ class EideticNetwork(nn.Module):
         net.predict(x)
     """
 
+    # Why a saved network of this class cannot be built from its arguments, and what to do; None: it can.
+    rebuilt_by: str | None = None
+
     def __new__(cls, *args, **kwargs):
         network = super().__new__(cls)
         network.__dict__["constructor_arguments"] = (args, kwargs)
@@ -438,6 +441,9 @@ class EideticNetwork(nn.Module):
         return certificate.certify(self)
 
     # ---- inside
+
+    def as_architecture(self) -> None:
+        """Undo what construction did beyond building layers; called on a copy that is to be filled from a file."""
 
     def segmented_layers(self) -> list[tuple[str, SegmentedLayer]]:
         """The body's segmented layers by path; heads are apart."""
