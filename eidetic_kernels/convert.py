@@ -56,7 +56,13 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     modes = {path: each.training for path, each in plain.named_modules()}
     plain.eval()  # training-mode extras (auxiliary classifiers) stay outside of the graph
     graph = _one_input(tracing.graph_of(plain, _defaults(plain)), plain)
-    _Shapes(plain, graph).run(example_input)
+    try:
+        _Shapes(plain, graph).run(example_input)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{type(module).__name__} cannot take example_input of shape {list(example_input.shape)} and "
+            f"{example_input.dtype}: {error}"
+        ) from error
     node, end, classifier = _head(plain, graph, head)
     expected = end.meta["value"]
     graph.erase_node(_output(graph))
@@ -88,7 +94,7 @@ class ConvertedNetwork(EideticNetwork):
 
     def __init__(self, body: fx.GraphModule):
         super().__init__()
-        self.__dict__["constructor_arguments"] = (None, None)
+        self.__dict__["constructor_arguments"] = ((), {})
         self.body = body
         self._wire(tracing.wire(self, body.graph, "body."))
         for node in body.graph.nodes:
@@ -196,7 +202,7 @@ def _unshare_dropouts(module: nn.Module, graph: fx.Graph) -> None:
             while path in seen:
                 path += "_again"
             if path != node.target:
-                module.add_submodule(path, copy.deepcopy(module.get_submodule(node.target)))
+                module.set_submodule(path, copy.deepcopy(module.get_submodule(node.target)))
                 node.target = path
             seen.add(path)
 

@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from .errors import ConversionError
-from .layers import EideticBatchNorm, EideticConv2d, Parts, SegmentedLayer, StaircaseLayer
+from .layers import EideticConv2d, Parts, SegmentedLayer, StaircaseLayer
 from .layout import Fixed, Segments, Source
 
 
