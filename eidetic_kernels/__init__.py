@@ -16,7 +16,15 @@ from .errors import (
     StaleOptimizerError,
     TaskError,
 )
-from .layers import EideticBatchNorm1d, EideticBatchNorm2d, EideticConv2d, EideticDropout, EideticLinear
+from .layers import (
+    EideticBatchNorm1d,
+    EideticBatchNorm2d,
+    EideticConv2d,
+    EideticDepthwiseConv2d,
+    EideticDropout,
+    EideticLinear,
+    EideticStochasticDepth,
+)
 from .network import EideticNetwork
 from .optimizers import default_optimizer
 from .pruning import PruningPlan
@@ -36,10 +44,12 @@ __all__ = [
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
     "EideticConv2d",
+    "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
     "EideticLinear",
     "EideticNetwork",
+    "EideticStochasticDepth",
     "ForgettingError",
     "InputError",
     "NonFiniteLossError",

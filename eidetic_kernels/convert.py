@@ -12,7 +12,14 @@ from torch.nn.utils import parametrize
 
 from . import rules, tracing
 from .errors import ConversionError, InputError
-from .layers import EideticBatchNorm1d, EideticBatchNorm2d, EideticConv2d, EideticLinear, SegmentedLayer
+from .layers import (
+    EideticBatchNorm1d,
+    EideticBatchNorm2d,
+    EideticConv2d,
+    EideticDepthwiseConv2d,
+    EideticLinear,
+    SegmentedLayer,
+)
 from .modes import evaluating
 from .network import EideticNetwork
 
@@ -245,11 +252,16 @@ def _linear(old: nn.Linear, where: str) -> EideticLinear:
     return EideticLinear(old.in_features, old.out_features, old.bias is not None, **_factory(old))
 
 
-def _conv2d(old: nn.Conv2d, where: str) -> EideticConv2d:
+def _conv2d(old: nn.Conv2d, where: str) -> SegmentedLayer:
+    if old.groups == old.in_channels == old.out_channels and old.groups > 1:
+        return EideticDepthwiseConv2d(
+            old.in_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.bias is not None,
+            old.padding_mode, **_factory(old),
+        )  # fmt: skip
     if old.groups != 1:
         raise ConversionError(
             f"{where}: a convolution with groups={old.groups} over {old.in_channels} channels has no rule yet; "
-            "groups=1 has."
+            "groups=1 and depthwise convolutions (as many groups as channels) have."
         )
     return EideticConv2d(
         old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, 1,

@@ -223,7 +223,8 @@ def staircase(
     stairs = tuple(
         Stair(output.size(s), _spans(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
     )
-    return Staircase(stairs, sum(source.columns(task) for source in sources), trainable(sources) if task is None else ())
+    learning = trainable(sources) if task is None else ()
+    return Staircase(stairs, sum(source.columns(task) for source in sources), learning)
 
 
 def _spans(sources: tuple[Source, ...], segment: int, nested: bool, task: int | None) -> tuple[Span, ...]:

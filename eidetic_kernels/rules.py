@@ -21,7 +21,14 @@ from torch import fx, nn
 
 from .errors import ConversionError, InputError
 from .graph import INPUT, Builder, Units
-from .layers import EideticBatchNorm, EideticDropout, EideticStochasticDepth, SegmentedLayer, StaircaseLayer
+from .layers import (
+    EideticBatchNorm,
+    EideticDepthwiseConv2d,
+    EideticDropout,
+    EideticStochasticDepth,
+    SegmentedLayer,
+    StaircaseLayer,
+)
 
 OURS = __name__.split(".")[0]
 
@@ -282,6 +289,17 @@ def follows(step: Step) -> Any:
     return step.builder.follow(step.path, step.first(), step.where())
 
 
+def filters(step: Step) -> Any:
+    """A depthwise convolution: each unit's image by itself."""
+    value = step.first()
+    if not isinstance(value, Units) or not value.spatial:
+        step.refuse(
+            "a depthwise convolution follows the units of an image; what it is given here belongs to no task or has no "
+            "pixels. Begin with an ordinary convolution."
+        )
+    return replace(step.builder.follow(step.path, value, step.where()), pixels=None)
+
+
 def measures(step: Step) -> Any:
     """A size or another fact about a tensor."""
     return None
@@ -378,7 +396,7 @@ IMAGE_MODULES = (
 )  # fmt: skip
 
 MODULES.update({
-    StaircaseLayer: produces, EideticBatchNorm: follows, nn.Flatten: flattens,
+    StaircaseLayer: produces, EideticBatchNorm: follows, EideticDepthwiseConv2d: filters, nn.Flatten: flattens,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),

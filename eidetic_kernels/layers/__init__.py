@@ -2,6 +2,7 @@
 
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
+from .depthwise import EideticDepthwiseConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .linear import EideticLinear
 from .parts import Parts
@@ -14,6 +15,7 @@ __all__ = [
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
     "EideticConv2d",
+    "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticLinear",
     "EideticStochasticDepth",
