@@ -24,7 +24,7 @@ import eidetic_kernels as ek  # noqa: E402
 
 # The smallest input that the model takes, where 64 pixels are too few; its training mode returns more than logits
 # with auxiliary classifiers, which conversion leaves out.
-SIZES = {"inception_v3": 96, "alexnet": 96}
+SIZES = {"inception": 96, "alexnet": 96, "vit": 224, "maxvit": 224}
 WITHOUT_AUXILIARIES = ("googlenet", "inception_v3")
 
 
@@ -51,7 +51,7 @@ def main():
     for name in names:
         torch.manual_seed(0)
         model, outcome, reason = build(models, name), "converts", ""
-        x = torch.randn(4, 3, *[max(options.size, SIZES.get(name, 0))] * 2)
+        x = torch.randn(4, 3, *[max(options.size, SIZES.get(name.split("_")[0], 0))] * 2)
         start = time.perf_counter()
         try:
             net = ek.convert(model, x[:1])

@@ -65,7 +65,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     graph = _one_input(tracing.graph_of(plain, _defaults(plain)), plain)
     try:
         _Shapes(plain, graph).run(example_input)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise InputError(
             f"{type(module).__name__} cannot take example_input of shape {list(example_input.shape)} and "
             f"{example_input.dtype}: {error}"

@@ -24,9 +24,9 @@ class _Dropping(nn.Module):
         """The group whose units arrive here; the first one, where several are concatenated."""
         return self.sources[0] if self.sources else None
 
-    def wire(self, sources: tuple[Source, ...], scope: Scope) -> None:
-        """Learn which columns (dimension 1) are frozen."""
-        self.sources, self.scope = sources, scope
+    def wire(self, sources: Source | tuple[Source, ...], scope: Scope) -> None:
+        """Learn which columns (dimension 1) are frozen, of one group or of several concatenated."""
+        self.sources, self.scope = (sources,) if isinstance(sources, Source) else sources, scope
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
