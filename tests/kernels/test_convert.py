@@ -363,6 +363,35 @@ def test_what_is_no_rule(target, rule, rulebook):
         ek.register_rule(target, rule)
 
 
+class SkipBranch(nn.Module):
+    """What torchvision's StochasticDepth does."""
+
+    def __init__(self, p, mode):
+        super().__init__()
+        self.p, self.mode = p, mode
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        shape = [len(x) if self.mode == "row" else 1, *[1] * (x.dim() - 1)]
+        return x * torch.empty(shape, dtype=x.dtype).bernoulli_(1 - self.p).div_(1 - self.p)
+
+
+@pytest.mark.parametrize("mode", ["row", "batch"])
+def test_stochastic_depth_leaves_frozen_units_alone(mode, rulebook):
+    ek.register_rule(SkipBranch, ek.rules.drops)
+    plain = Plain(
+        lambda s, x: s.c(F.relu(s.stem(x)) + s.skip(s.b(F.relu(s.a(x))))), stem=nn.Linear(6, 8), a=nn.Linear(6, 5),
+        b=nn.Linear(5, 8), c=nn.Linear(8, 4), skip=SkipBranch(0.4, mode),
+    )  # fmt: skip
+    x = torch.randn(8, 6)
+    net = take_through(plain, x)
+    assert isinstance(net.body.skip, ek.EideticStochasticDepth)
+    frozen = net.groups[0].segments.frozen_total
+    given = [getattr(net, how)().compute_features(x)[:, :frozen] for how in ("eval", "train")]
+    assert frozen and torch.equal(*given), "P5"
+
+
 # ---- what is refused
 
 
