@@ -47,7 +47,7 @@ def table(results: dict[str, dict], about: str) -> str:
         "",
         "Permuted MNIST on the 5,000 built-in digits, an MLP of 2 hidden layers, one task after another with the",
         "demo's settings. `floor` is the least share of a layer's width a task keeps (0: the search ends where it",
-        "ends). Units are a layer's, task by task; accuracy is on the tasks' test sets; forgetting is exactly 0 throughout.",
+        "ends). Units are a layer's, task by task; accuracy is on the tasks' test sets; forgetting is exactly 0.",
         "",
         f"`{about}`",
         "",

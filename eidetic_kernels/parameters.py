@@ -45,15 +45,19 @@ def select(tensor: Tensor, rows: Tensor | None, columns: Tensor | None = None) -
 
 def cut(parameter: nn.Parameter, rows: Tensor | None, columns: Tensor | None = None) -> nn.Parameter:
     """A new parameter with the kept rows and columns; the old one is retired in its favour."""
-    new = nn.Parameter(select(parameter.detach(), rows, columns), requires_grad=parameter.requires_grad)
-    retire(parameter, new, (rows, columns))
-    return new
+    return _succeed(parameter, select(parameter.detach(), rows, columns), (rows, columns))
 
 
 def replace(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
     """A new parameter holding ``values``, of any shape; the old one is retired."""
-    new = nn.Parameter(values.detach(), requires_grad=parameter.requires_grad)
-    retire(parameter, new)
+    return _succeed(parameter, values.detach(), None)
+
+
+def _succeed(old: nn.Parameter, values: Tensor, kept: tuple[Tensor | None, Tensor | None] | None) -> nn.Parameter:
+    # Without a gradient an optimizer passes an empty parameter by; some divide by its number of elements.
+    trainable = bool(values.numel()) and (old.requires_grad or not old.numel())
+    new = nn.Parameter(values, requires_grad=trainable)
+    retire(old, new, kept)
     return new
 
 

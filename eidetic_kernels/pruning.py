@@ -171,7 +171,7 @@ def taylor_scores(
     handles = [
         layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()
     ]
-    parameters = list(network.parameters())
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     device = parameters[0].device
     try:
         with evaluating(network), torch.enable_grad():

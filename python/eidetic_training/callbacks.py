@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
@@ -50,18 +51,14 @@ class Progress:
 class Recorder:
     """Writes every event to the run folder's metrics.csv, on the clock of the whole run."""
 
-    def __init__(self, run: RunFolder):
+    def __init__(self, run: RunFolder, started: float | None = None):
+        """``started``: when the run's clock began or went on, by time.perf_counter(); now if left out."""
         self.run = run
-        self.offset = run.seconds
-        self.last = self.offset
+        self.began = (time.perf_counter() if started is None else started) - run.seconds
 
     def __call__(self, event: Event) -> None:
-        self.last = self.offset + event.seconds
-        self.run.append_metric(**{**vars(event), "seconds": round(self.last, 3)})
-
-    def next_task(self) -> None:
-        """Events of the next task count from where this one ended."""
-        self.offset = self.last
+        seconds = round(time.perf_counter() - self.began, 3)
+        self.run.append_metric(**{**vars(event), "seconds": seconds})
 
 
 class TensorBoard:
@@ -72,10 +69,13 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise InputError('TensorBoard is not installed: pip install "eidetic-kernels[tensorboard]".') from error
-        self.writer = SummaryWriter(str(folder))
+        self.make_writer, self.folder = SummaryWriter, str(folder)
+        self.writer = None
         self.count = 0
 
     def __call__(self, event: Event) -> None:
+        if self.writer is None:  # it makes its folder at once, which would be in a new run's way
+            self.writer = self.make_writer(self.folder)
         self.count += 1
         scalars = {"train/loss": event.loss, "train/accuracy": event.train_accuracy, "units/live": event.live_units,
                    "units/frozen": event.frozen_units}  # fmt: skip

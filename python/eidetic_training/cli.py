@@ -99,7 +99,8 @@ def _predict(arguments: argparse.Namespace) -> None:
             rows.append(x)
             names += [f"task {t}, class {inputs.labels[t][int(label)]}" for label in y]
         batch = torch.cat(rows)
-    print(f"{'image':30}  task  class  confidence")
+    width = max(len(name) for name in ["image", *names])
+    print(f"{'image':{width}}  task  class  confidence")
     network.eval()
     if arguments.task is None:
         guess = network.predict(batch)
@@ -110,7 +111,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         tasks = [arguments.task] * len(batch)
     confidence, label = logits.softmax(1).max(1)
     for name, task, index, sure in zip(names, tasks, label.tolist(), confidence.tolist()):
-        print(f"{name:30}  {task:4}  {inputs.labels[task][index]:5}  {sure:10.1%}")
+        print(f"{name:{width}}  {task:4}  {inputs.labels[task][index]:5}  {sure:10.1%}")
 
 
 def _report(arguments: argparse.Namespace) -> None:

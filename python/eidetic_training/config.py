@@ -64,6 +64,7 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with every default filled in; raises InputError for what is unknown."""
     config = _merged(DEFAULTS, given, "")
+    _check_types(config, "")
     TaskSettings.of_dict(config["task"])
     data, capacity, optimizer = config["data"], config["capacity"], config["optimizer"]
     if data["sequence"] not in ("permuted", "split", "several"):
@@ -71,6 +72,10 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     share = capacity["share"]
     if share is not None and share != "even" and not (isinstance(share, float) and 0 < share <= 1):
         raise InputError(f'capacity.share must be a share in (0, 1], such as 0.1, or "even"; got {share!r}.')
+    source = data["source"]
+    names = source if isinstance(source, list) else [source]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"data.source must be a data set's name, or a list of them; got {source!r}.")
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config
@@ -96,7 +101,7 @@ def _read(name: str | Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except OSError as error:
         raise InputError(f"the configuration {path} cannot be read: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}.") from error
 
 
@@ -114,6 +119,31 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(config, dict):
             raise InputError(f"{key!r}: {table!r} is a value, not a table.")
     config[last] = value
+
+
+# What a value whose default is None, or that may take other forms than its default, may be.
+_FORMS = {
+    "data.folder": (str, type(None)),
+    "data.resolution": (int, type(None)),
+    "data.source": (str, list),
+    "capacity.share": (float, str, type(None)),
+    "capacity.forward_transfer": (bool, dict),
+}
+_AT_LEAST_ONE = ("data.tasks", "data.batch_size", "router.max_epochs", "router.patience", "router.batch_size")
+
+
+def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:
+    for key, default in defaults.items():
+        name, value = f"{prefix}{key}", config[key]
+        if isinstance(default, dict):
+            _check_types(value, f"{name}.", default)
+            continue
+        types = _FORMS.get(name) or ((int, float) if type(default) is float else (type(default),))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            expected = " or ".join("nothing" if t is type(None) else t.__name__ for t in types)
+            raise InputError(f"{name} must be {expected}; got {value!r}.")
+        if name in _AT_LEAST_ONE and value < 1:
+            raise InputError(f"{name} must be 1 or more; got {value!r}.")
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import EideticError, InputError
 from eidetic_kernels.modes import evaluating
+from eidetic_kernels.snapshots import all_live
 
 
 class EpochResult(NamedTuple):
@@ -63,8 +64,11 @@ def train_epoch(
     if not samples:
         raise InputError("the loader gave no batch: its data set is empty, or drop_last=True dropped all of it.")
     mean = losses.item() / samples
-    if not math.isfinite(mean) or not all(torch.isfinite(p).all() for p in network.parameters()):
-        raise NotFinite(f"loss {mean}")
+    if not math.isfinite(mean):
+        raise NotFinite(f"the loss became {mean}")
+    for path, name, _, tensor in all_live(network):
+        if not torch.isfinite(tensor).all():
+            raise NotFinite(f"{path}.{name} became NaN or infinite")
     return EpochResult(mean, correct.item() / samples)
 
 
@@ -94,7 +98,10 @@ def count_classes(loader: Iterable) -> int:
     known = getattr(loader, "num_classes", None)
     if known is not None:
         return int(known)
-    largest = max((int(y.max()) for _, y in _pairs(loader) if y.numel()), default=-1)
+    largest = -1
+    for x, y in _pairs(loader):
+        _check_labels(x, y, classes=None)
+        largest = max(largest, int(y.max()) if len(y) else -1)
     if largest < 0:
         raise InputError("the loader gave no batch, so the number of classes cannot be read off its labels.")
     return largest + 1
@@ -104,16 +111,24 @@ def _pairs(loader: Iterable):
     for batch in loader:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave a {type(batch).__name__}.")
+        if not all(isinstance(each, Tensor) for each in batch):
+            kinds = " and ".join(type(each).__name__ for each in batch)
+            raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave {kinds}: use torch.as_tensor.")
         yield batch
 
 
-def _check_labels(x: Tensor, y: Tensor, classes: int) -> None:
+def _check_labels(x: Tensor, y: Tensor, classes: int | None) -> None:
+    """``classes`` None: any number of them."""
     if y.dim() != 1 or len(y) != len(x):
         raise InputError(f"labels must be [N] beside inputs [N, ...]; got {list(y.shape)} and {list(x.shape)}.")
     if y.dtype != torch.long:
         raise InputError(f"labels must be class indices of dtype torch.int64, got {y.dtype}: use y.long().")
     # On a GPU this would wait for the device at every step; data sets held there are checked when they are made.
-    if not y.is_cuda and len(y) and (int(y.min()) < 0 or int(y.max()) >= classes):
+    if y.is_cuda and classes is not None or not len(y):
+        return
+    if int(y.min()) < 0:
+        raise InputError(f"labels are class indices from 0; the smallest here is {int(y.min())}.")
+    if classes is not None and int(y.max()) >= classes:
         raise InputError(
             f"labels lie in {int(y.min())}..{int(y.max())}, but the task's head has {classes} classes, "
             f"0..{classes - 1}: relabel them from 0, or give prepare_for_task another num_classes."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,11 +38,13 @@ def run_experiment(
     each task draws from its own random stream. Raises ForgettingError if any finished task's test logits differ, in
     a single bit, from those taken when it was learned.
     """
+    started = time.perf_counter()
     tasks = make_tasks(config["data"], config["seed"])
+    network = _build(config, tasks)  # before the folder is made: a refused configuration leaves none behind
     run = RunFolder.create(folder, config)
-    network, done = _begin(config, run, tasks)
+    network, done = _begin(config, run, network, tasks)
     progress = Progress(len(tasks), done)
-    recorder = Recorder(run)
+    recorder = Recorder(run, started)
     if done:
         progress.say(f"{run.path}: continuing after task {done - 1}")
     try:
@@ -49,7 +52,6 @@ def run_experiment(
             _learn(config, run, network, tasks, t, (progress, recorder, *callbacks))
             scores = [row for row in run.tests if row.learned == t]
             progress.task_done(_line(run, network, tasks[t], t, scores[-1].accuracy))
-            recorder.next_task()
         if config["router"]["train"] and len(tasks) > 1 and run.router is None:
             _route(config, run, network, tasks, (progress, recorder, *callbacks))
     finally:
@@ -83,7 +85,16 @@ def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
         raise ForgettingError(f"the test logits of task {', '.join(wrong)} are not those taken when it was learned.")
 
 
-def _begin(config, run: RunFolder, tasks: list[Task]) -> tuple[EideticNetwork, int]:
+def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
+    """A fresh network; whatever the configuration gets wrong of model, optimizer or device is raised here."""
+    _device(config["device"])
+    torch.manual_seed(config["seed"])
+    network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
+    make_optimizer(config["optimizer"]["name"], network.parameters(), **_arguments(config["optimizer"]))
+    return network
+
+
+def _begin(config, run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> tuple[EideticNetwork, int]:
     """The network as it was after the last task that is complete in the run folder, and how many tasks it knows."""
     done = 0
     while done < len(tasks) and done in run.digests and run.checkpoint_path(done).is_file():
@@ -91,12 +102,11 @@ def _begin(config, run: RunFolder, tasks: list[Task]) -> tuple[EideticNetwork, i
     complete = done == len(tasks) and run.router is not None
     if not complete:
         run.truncate_after(done - 1)
-    torch.manual_seed(config["seed"])
-    arguments = {key: value for key, value in config["model"].items() if key != "name"}
-    network = models.build(config["model"]["name"], tasks[0].train.shape, **arguments)
     if done:
         path = run.network_path if complete else run.checkpoint_path(done - 1)
         network = EideticNetwork.load(path, network=network)
+        if not complete:  # it may have been killed between its checkpoint and this
+            network.save(run.network_path)
     else:
         run.record_inputs(Inputs.of(tasks))
     return network.to(_device(config["device"])), done
@@ -114,11 +124,10 @@ def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t
         forward_transfer=config["capacity"]["forward_transfer"],
         max_units=_units(config["capacity"]["share"], network, len(tasks) - t),
     )
-    arguments = {key: value for key, value in optimizer.items() if key != "name"}
     train_task(
         network,
         tasks[t].train_loader(data["batch_size"], config["seed"], _device(config["device"])),
-        make_optimizer(optimizer["name"], network.parameters(), **arguments),
+        make_optimizer(optimizer["name"], network.parameters(), **_arguments(optimizer)),
         settings=TaskSettings.of_dict(settings),
         callbacks=callbacks,
     )
@@ -153,8 +162,8 @@ def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], c
         oracle.append(evaluate(network, _test_loader(network, task), t).accuracy)
         routed.append(right / total)
         hits, samples = hits + named, samples + total
+    network.save(run.network_path)  # first: a run with a router's record counts as complete
     run.record_router(hits / samples, oracle, routed)
-    network.save(run.network_path)
 
 
 def _test_loader(network: EideticNetwork, task: Task) -> TensorLoader:
@@ -185,6 +194,12 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device {name!r} is unknown: {error}") from error
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {name!r} is unknown or cannot be used here: {error}") from error
+    return device
+
+
+def _arguments(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != "name"}

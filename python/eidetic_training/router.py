@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Sequence
 
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eidetic_kernels import EideticNetwork, default_optimizer
-from eidetic_kernels.errors import InputError, TaskError
+from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.routing import Router
 
@@ -41,9 +42,13 @@ def train_router(
         loaders: one for each finished task, in order, of batches (x, y); the labels y are not looked at.
         max_epochs, patience: training stops when accuracy has not improved for ``patience`` epochs, or is 1.
 
-    Raises TaskError while a task is in training or when loaders and finished tasks differ in number.
+    Raises TaskError while a task is in training or when loaders and finished tasks differ in number,
+    NonFiniteLossError when the loss is not finite.
     """
     loaders = list(loaders)
+    for name, value in (("max_epochs", max_epochs), ("patience", patience), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}.")
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
@@ -72,6 +77,11 @@ def train_router(
                 correct += (scores.argmax(1) == task).sum()
                 losses += loss * len(task)
         accuracy = correct.item() / samples
+        if not math.isfinite(losses.item()):
+            raise NonFiniteLossError(
+                f"the router's loss became NaN or infinite in epoch {epoch} at learning rate {lr}; the network is as "
+                "it was. Check the loaders' inputs, or lower the learning rate."
+            )
         mean_loss, seconds = losses.item() / samples, time.perf_counter() - started
         event = Event(seconds, tasks, "router", epoch, 0, mean_loss, accuracy, **units_of(network))
         for callback in callbacks:

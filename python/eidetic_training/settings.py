@@ -8,6 +8,7 @@ from typing import Any
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.pruning import IMPORTANCES
 
+_TYPES = {"int": int, "float": (int, float), "int | float": (int, float), "bool": bool, "str": str}
 SEARCHES = ("backoff", "linear", "none")
 
 
@@ -44,6 +45,13 @@ class TaskSettings:
     seed: int = 0
 
     def __post_init__(self):
+        for field in fields(self):
+            value, types = getattr(self, field.name), _TYPES[field.type]
+            _require(
+                isinstance(value, types) and (field.type == "bool" or not isinstance(value, bool)),
+                f"{field.name} must be of type {field.type}",
+                value,
+            )
         _require(self.max_epochs >= 1, "max_epochs must be 1 or more", self.max_epochs)
         _require(self.patience >= 1, "patience must be 1 or more", self.patience)
         _require(self.search in SEARCHES, f"search must be one of {', '.join(SEARCHES)}", self.search)
@@ -52,10 +60,15 @@ class TaskSettings:
         )
         _require(self.of in ("live", "width"), 'of must be "live" or "width"', self.of)
         _require(0 < self.step <= 1, "step must lie in (0, 1]", self.step)
-        _require(self.step <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
+        if self.search == "backoff":
+            _require(self.step <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
         _require(0 <= self.tolerance < 1, "tolerance must lie in [0, 1)", self.tolerance)
         _require(self.max_recovery_epochs >= 1, "max_recovery_epochs must be 1 or more", self.max_recovery_epochs)
-        _require(self.keep_at_least >= 0, "keep_at_least must be 0 or more", self.keep_at_least)
+        _require(
+            self.keep_at_least >= 0 and (isinstance(self.keep_at_least, int) or self.keep_at_least <= 1),
+            "keep_at_least must be a count or a share in [0, 1]",
+            self.keep_at_least,
+        )
 
     @classmethod
     def of_dict(cls, values: dict[str, Any]) -> TaskSettings:

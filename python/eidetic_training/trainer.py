@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from eidetic_kernels import EideticNetwork, Snapshot, default_optimizer
 from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
+from eidetic_kernels.optimizers import check_current
 
 from .epoch import NotFinite, count_classes, train_epoch
 from .events import Callback, Event, units_of
@@ -64,6 +66,8 @@ def train_task(
     settings = settings or TaskSettings.of_dict(overrides)
     if network.current_task is None:
         raise TaskError("no task is in training: call net.prepare_for_task(t, num_classes=...) before train_task.")
+    if optimizer is not None:
+        _check_optimizer(network, optimizer)
     if len(network.heads) == network.current_task:
         network.add_head(count_classes(loader))
     if optimizer is None:
@@ -71,13 +75,28 @@ def train_task(
     else:
         network.adopt(optimizer)
     run = _TaskRun(network, loader, optimizer, settings, loss, callbacks)
-    best = run.train()
-    if settings.search != "none":
-        run.prune(best)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    try:
+        best = run.train()
+        if settings.search != "none":
+            run.prune(best)
+    finally:  # halving is this task's affair
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate
     if finish:
         network.finish_task()
         run.tell("finish")
     return run.result(best)
+
+
+def _check_optimizer(network: EideticNetwork, optimizer: torch.optim.Optimizer) -> None:
+    check_current(optimizer, network.parameters())
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise InputError(
+            f"{type(optimizer).__name__} evaluates the loss several times a step, which train_task does not offer: use "
+            "it in a loop of your own (net.prune, net.snapshot, net.finish_task), or another optimizer here."
+        )
 
 
 class _TaskRun:

@@ -263,4 +263,5 @@ def test_features_of_unknown_tasks_are_task_errors():
     learn(net, 0)
     net.eval()
     for task in (7, -1):
-        refused(net, ek.TaskError, "is not one of the 1 finished tasks", lambda task=task: net.compute_features(batch(net)[0], task))
+        call = lambda task=task: net.compute_features(batch(net)[0], task)  # noqa: E731
+        refused(net, ek.TaskError, "is not one of the 1 finished tasks", call)

@@ -30,7 +30,7 @@ class Terminal(io.StringIO):
 def test_an_event_becomes_a_row(new_run):
     Recorder(new_run)(EVENT)
     (row,) = new_run.metrics
-    assert row._asdict() == vars(EVENT)
+    assert row._asdict() == {**vars(EVENT), "seconds": row.seconds}
 
 
 def test_an_event_without_loss_becomes_a_row_too(new_run):
@@ -38,25 +38,36 @@ def test_an_event_without_loss_becomes_a_row_too(new_run):
     assert new_run.metrics[0].loss != new_run.metrics[0].loss
 
 
-def test_the_clock_goes_on_from_task_to_task(new_run):
+@pytest.fixture
+def clock(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("eidetic_training.callbacks.time.perf_counter", lambda: now[0])
+    return now
+
+
+def test_the_clock_is_the_run_s_and_counts_what_lies_between_tasks(new_run, clock):
     recorder = Recorder(new_run)
-    for task, seconds in enumerate([(1.0, 2.5), (0.5, 3.0), (0.25, 1.0)]):
-        for each in seconds:
-            recorder(event(each, task))
-        recorder.next_task()
-    assert [row.seconds for row in new_run.metrics] == [1.0, 2.5, 3.0, 5.5, 5.75, 6.5]
+    for now, task in ((101.0, 0), (102.5, 0), (110.0, 1)):
+        clock[0] = now
+        recorder(event(0.5, task))
+    assert [row.seconds for row in new_run.metrics] == [1.0, 2.5, 10.0]
 
 
-def test_a_continued_run_s_clock_goes_on_from_the_last_row(new_run):
-    first = Recorder(new_run)
+def test_a_continued_run_s_clock_goes_on_from_the_last_row(new_run, clock):
+    first = Recorder(new_run, started=98.0)
+    clock[0] = 102.0
     first(event(4.0))
+    clock[0] = 500.0
     again = Recorder(RunFolder(new_run.path))
+    clock[0] = 501.0
     again(event(1.0, 1))
     assert [row.seconds for row in new_run.metrics] == [4.0, 5.0]
 
 
-def test_seconds_are_written_to_the_millisecond(new_run):
-    Recorder(new_run)(event(1.23456789))
+def test_seconds_are_written_to_the_millisecond(new_run, clock):
+    recorder = Recorder(new_run)
+    clock[0] = 101.23456789
+    recorder(event(1.0))
     assert new_run.metrics[0].seconds == 1.235
 
 

@@ -1,6 +1,9 @@
 """The command: what it prints and writes, its exit status, and errors without a traceback."""
 
 import shutil
+import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,7 +141,7 @@ def test_a_finished_run_is_only_proved_again(settings, copied, eidetic):
         ([None, "--set", "task.stp=3"], ["unknown setting 'stp'"]),
         ([None, "--set", "task.step=2"], ["step must lie in (0, 1]; got 2"]),
         ([None, "--set", "tasks"], ["key=value"]),
-        ([None, "--set", "data.tasks=0"], ["tasks is 0"]),
+        ([None, "--set", "data.tasks=0"], ["data.tasks must be 1 or more"]),
         ([None, "--set", "data.tasks=7", "--set", "data.sequence=split"], ["6 classes, not enough for 7 tasks"]),
         ([None, "--set", "data.source=mnsit"], ["Unknown data set 'mnsit'", "mnist"]),
         ([None, "--set", "data.folder=/nowhere"], ["No folder '/nowhere'"]),
@@ -161,6 +164,23 @@ def test_train_refuses_a_folder_that_is_something_else(settings, copied, tmp_pat
     failing(eidetic("train", settings, "--run", tmp_path / "taken"), "is not a run folder")
     outcome = eidetic("train", settings, "--run", copied, "--set", "data.batch_size=32")
     failing(outcome, "another configuration", "data.batch_size: 24 there, 32 given")
+
+
+def test_tensorboard_writes_into_a_new_run_s_folder(settings, tmp_path, monkeypatch, eidetic):
+    class Writer:  # as SummaryWriter, it makes its folder at once
+        def __init__(self, folder):
+            Path(folder).mkdir(parents=True, exist_ok=True)
+
+        def add_scalar(self, *scalar):
+            pass
+
+        def flush(self):
+            pass
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=Writer))
+    sets = ["--set", "data.tasks=1", "--set", "task.max_epochs=1"]
+    assert eidetic("train", settings, "--run", tmp_path / "run", "--tensorboard", *sets)[0] == 0
+    assert (tmp_path / "run" / "tensorboard").is_dir()
 
 
 # ---- report and plot
@@ -251,6 +271,13 @@ def test_predict_says_what_the_network_says(trained, pictures, eidetic):
     rows = rows_of(eidetic("predict", trained, *pictures)[1])
     assert [(int(row[1]), int(row[2])) for row in rows] == list(zip(answer.task.tolist(), answer.label.tolist()))
     assert [row[3] for row in rows] == [f"{each:.1%}" for each in confidence.tolist()]
+
+
+def test_predict_s_columns_stand_in_line_for_long_names(trained, pictures, tmp_path, eidetic):
+    long = tmp_path / ("x" * 60 + ".png")
+    shutil.copy(pictures[0], long)
+    _, out, _ = eidetic("predict", trained, long, pictures[0])
+    assert len({len(line) for line in out.splitlines()}) == 1
 
 
 def test_predict_without_images_takes_some_of_every_test_set(trained, eidetic):

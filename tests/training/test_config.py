@@ -121,7 +121,7 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"capacity": {"share": 0.0}}, "capacity.share must be a share"),
         ({"capacity": {"share": 1.1}}, "capacity.share must be a share"),
         ({"capacity": {"share": "odd"}}, "capacity.share must be a share .* got 'odd'"),
-        ({"capacity": {"share": True}}, "capacity.share must be a share"),
+        ({"capacity": {"share": True}}, "capacity.share must be float or str or nothing"),
         ({"task": {"search": "greedy"}}, "search must be one of"),
         ({"task": {"step": 0}}, "step must lie in"),
     ],
@@ -147,3 +147,46 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path):
 def test_a_file_that_is_not_toml_is_refused_with_the_place(tmp_path):
     with pytest.raises(InputError, match="some.toml is not TOML: .*line 2"):
         configuration.load(toml(tmp_path, "seed = 1\nname = \n"))
+
+
+@pytest.mark.parametrize("key", ["capacity.forward_transfer", "capacity.prune_last", "router.train"])
+def test_false_as_python_spells_it_is_not_taken_for_true(key):
+    """TOML knows `false` only: "False" would be a text, which is true."""
+    with pytest.raises(InputError, match=f"{key} must be bool.*'False'"):
+        configuration.load("demo", [f"{key}=False"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "seed=x",
+        "seed=true",
+        "name=3",
+        "device=3",
+        "router.max_epochs=x",
+        "router.lr=fast",
+        "router.patience=0",
+        "router.batch_size=0",
+        "data.tasks=0",
+        "data.batch_size=x",
+        "data.resolution=x",
+        "data.folder=3",
+        "data.source=3",
+        "data.source=[]",
+        "data.source=[1]",
+        "optimizer.name=[1]",
+        "task.max_epochs=abc",
+        "task.tolerance=x",
+        "capacity.forward_transfer=3",
+        "capacity.share=1",
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_by_its_key(override):
+    with pytest.raises(InputError, match=override.partition("=")[0].removeprefix("task.")):
+        configuration.load("demo", [override])
+
+
+def test_a_file_that_is_not_utf8_is_refused(tmp_path):
+    (tmp_path / "some.toml").write_bytes(b"name = '\xff'")
+    with pytest.raises(InputError, match="some.toml"):
+        configuration.load(tmp_path / "some.toml")

@@ -145,7 +145,7 @@ def test_evaluating_an_unknown_task_is_refused():
 
 WRONG = {
     "too large": ((X, Y + 1), "labels lie in 1..3, but the task's head has 3 classes, 0..2"),
-    "negative": ((X, Y - 1), "labels lie in -1..1"),
+    "negative": ((X, Y - 1), "the smallest here is -1"),
     "float": ((X, Y.float()), "dtype torch.int64, got torch.float32: use y.long()"),
     "int32": ((X, Y.int()), "dtype torch.int64, got torch.int32"),
     "one-hot": ((X, F.one_hot(Y)), r"labels must be \[N\] beside inputs \[N, ...\]; got \[48, 3\]"),

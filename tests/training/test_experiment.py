@@ -3,6 +3,7 @@
 import math
 import random
 import shutil
+import time
 
 import pytest
 import torch
@@ -205,6 +206,42 @@ def test_a_run_killed_between_training_and_recording_resumes_to_the_same_bits(
     assert left_behind(tmp_path / "run") == left_behind(undisturbed.path)
 
 
+def test_a_run_killed_before_its_last_write_ends_with_the_whole_network(data, tmp_path, monkeypatch):
+    """No router follows that would write the network again."""
+    config = make_config(data, router={"train": False})
+    real = EideticNetwork.save
+
+    def killed(network, path):
+        if path.name == "network.safetensors" and network.finished_tasks == 3:
+            raise KeyboardInterrupt
+        real(network, path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(EideticNetwork, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "run")
+    assert load(run(config, tmp_path / "run").network_path, config).finished_tasks == 3
+
+
+@pytest.mark.parametrize("what", ["save", "record_router"])
+def test_a_run_killed_as_the_router_is_kept_resumes_to_the_same_bits(finished, tmp_path, monkeypatch, what):
+    config, undisturbed = finished
+    owner = EideticNetwork if what == "save" else RunFolder
+    real = getattr(owner, what)
+
+    def killed(self, *arguments):
+        if what == "record_router" or self.router is not None:
+            raise KeyboardInterrupt
+        real(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, what, killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(config, tmp_path / "run")
+    run(config, tmp_path / "run")
+    assert left_behind(tmp_path / "run") == left_behind(undisturbed.path)
+
+
 def test_two_runs_of_one_configuration_give_the_same_bits_another_seed_others(finished, tmp_path):
     config, undisturbed = finished
     run(config, tmp_path / "same")
@@ -397,3 +434,33 @@ def test_data_that_is_not_there_leaves_no_folder(tmp_path):
     with pytest.raises(InputError, match="No folder"):
         run(make_config(tmp_path / "nothing"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"model": {"widht": 3}},
+        {"model": {"name": "perceptron"}},
+        {"model": {"width": "big"}},
+        {"optimizer": {"learning_rate": 1.0}},
+        {"device": "quantum"},
+    ],
+)
+def test_a_refused_configuration_leaves_no_folder_in_the_corrected_one_s_way(data, tmp_path, tables):
+    with pytest.raises(InputError):
+        run(make_config(data, **tables), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is there")
+def test_a_device_that_is_not_there_is_told(data, tmp_path):
+    with pytest.raises(InputError, match="device 'cuda' .*cannot be used here"):
+        run(make_config(data, device="cuda"), tmp_path / "run")
+
+
+def test_the_clock_does_not_stand_still_between_tasks(data, tmp_path, monkeypatch):
+    real = experiment.evaluate
+    monkeypatch.setattr(experiment, "evaluate", lambda *a, **k: time.sleep(0.3) or real(*a, **k))
+    rows = run(make_config(data, data={"tasks": 2}, router={"train": False}), tmp_path / "run").metrics
+    second = next(i for i, row in enumerate(rows) if row.task == 1)
+    assert rows[second].seconds - rows[second - 1].seconds >= 0.3

@@ -1,11 +1,13 @@
 """The router: what it learns, that its standardisation is folded in, and that the network is otherwise untouched."""
 
+import math
+
 import pytest
 import torch
 from blobs import CLASSES, blobs, loader, network, state_of
 from torch.nn import functional as F
 
-from eidetic_kernels.errors import InputError, RouterError, TaskError
+from eidetic_kernels.errors import InputError, NonFiniteLossError, RouterError, TaskError
 from eidetic_training import evaluate, train_router, train_task
 from eidetic_training import router as router_module
 from eidetic_training.data import TensorLoader
@@ -282,3 +284,21 @@ def test_the_network_s_method_is_the_same_call():
 def test_generic_loaders_of_torch_learn_too():
     net, _ = learned(2)
     assert 0 < train_router(net, [loader(0), loader(1)], max_epochs=2) <= 1
+
+
+def test_nan_in_the_data_leaves_the_old_router():
+    net, loaders = learned(2)
+    train_router(net, loaders, max_epochs=1)
+    before = state_of(net)
+    x, y = inputs(0)
+    x[3, 0] = math.nan
+    with pytest.raises(NonFiniteLossError, match="the router's loss became NaN"):
+        train_router(net, [[(x, y)], loaders[1]])
+    assert state_of(net) == before
+
+
+@pytest.mark.parametrize("options", [{"max_epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"max_epochs": 2.5}])
+def test_arguments_out_of_range_are_refused(options):
+    net, loaders = learned(1)
+    with pytest.raises(InputError, match=next(iter(options))):
+        train_router(net, loaders, **options)

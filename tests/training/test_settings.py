@@ -36,7 +36,7 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"tolerance": -0.1}, r"tolerance must lie in \[0, 1\)"),
         ({"tolerance": 1}, r"tolerance must lie in \[0, 1\)"),
         ({"tolerance": float("nan")}, r"tolerance must lie in \[0, 1\)"),
-        ({"keep_at_least": -1}, "keep_at_least must be 0 or more"),
+        ({"keep_at_least": -1}, "keep_at_least must be a count or a share"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_was_expected(given, expected):
@@ -68,3 +68,27 @@ def test_settings_come_from_a_dictionary():
 def test_an_unknown_setting_is_named_beside_those_there_are():
     with pytest.raises(InputError, match=r"unknown setting 'tolerence'; there are: max_epochs, .*tolerance"):
         TaskSettings.of_dict({"tolerence": 0.1})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"max_epochs": "3"},
+        {"max_epochs": 2.5},
+        {"patience": 1.5},
+        {"max_recovery_epochs": True},
+        {"tolerance": "0.1"},
+        {"step": "0.1"},
+        {"keep_at_least": 1.5},
+        {"keep_at_least": True},
+        {"halve_learning_rate": "no"},
+        {"seed": "x"},
+    ],
+)
+def test_a_value_of_a_wrong_type_is_refused_before_anything_is_trained(given):
+    with pytest.raises(InputError, match=next(iter(given))):
+        TaskSettings(**given)
+
+
+def test_a_linear_search_does_not_stumble_over_backoff_s_first_step():
+    assert TaskSettings(search="linear", step=0.6).step == 0.6

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy
 import pytest
 import torch
 from blobs import CLASSES, blobs, live_units, loader, network, state_of
@@ -398,6 +399,29 @@ def test_adafactor_whose_state_cannot_be_cut_says_so_and_goes_on():
     assert net.finished_tasks == 1
 
 
+def test_adafactor_survives_layers_without_live_units():
+    """It divides by the number of elements."""
+    net = network()
+    optimizer = torch.optim.Adafactor(net.parameters(), 0.05)
+    with pytest.warns(UserWarning, match="cannot be cut along"):
+        result = train_task(net, loader(), optimizer, max_epochs=2, keep_at_least=0, tolerance=0.99)
+    assert list(result.kept.values()) == [0, 0]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_caller_s_learning_rate_is_put_back(fails):
+    """Else an optimizer that is kept would be slower with every task."""
+    net = network()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    settings = {"max_epochs": 2, "halve_learning_rate": True, "search": "none"}
+    if fails:
+        with pytest.raises(NonFiniteLossError, match="settle.* learning rate 0.05"):
+            train_task(net, [blobs()], optimizer, loss=BreaksAt(3), **settings)
+    else:
+        train_task(net, [blobs()], optimizer, **settings)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+
+
 def test_without_an_optimizer_it_is_adam():
     ours, theirs = network(), network()
     train_task(ours, loader(), max_epochs=3)
@@ -567,6 +591,46 @@ def test_the_optimizer_of_a_finished_task_s_head_alone_is_refused():
         train_task(net, loader(), optimizer)
 
 
+@pytest.mark.parametrize("wrong", [lambda x, y: (x, y - 1), lambda x, y: (x, F.one_hot(y).float())])
+def test_wrong_labels_leave_no_head_behind(wrong):
+    """Where the classes are read off the loader, the corrected loader must be taken."""
+    net = MLP((20, 12))
+    net.prepare_for_task(0)
+    before = state_of(net)
+    x, y = blobs(classes=4)
+    with pytest.raises(InputError):
+        train_task(net, [wrong(x, y)])
+    assert state_of(net) == before
+    train_task(net, [(x, y)], max_epochs=1)
+    assert net.num_classes == [4]
+
+
+def test_a_foreign_optimizer_leaves_no_head_behind():
+    net = MLP((20, 12))
+    net.prepare_for_task(0)
+    before = state_of(net)
+    with pytest.raises(StaleOptimizerError):
+        train_task(net, loader(), adam(network()))
+    assert state_of(net) == before
+
+
+@pytest.mark.parametrize("batch", [(numpy.zeros((4, 6)), numpy.zeros(4)), (torch.zeros(4, 6), [0, 1, 2, 0])])
+@pytest.mark.parametrize("classes", [CLASSES, None])
+def test_batches_that_are_no_tensors_are_refused(batch, classes):
+    net = MLP((20, 12))
+    net.prepare_for_task(0, classes)
+    with pytest.raises(InputError, match="tensors"):
+        train_task(net, [batch])
+
+
+def test_an_optimizer_that_needs_a_closure_is_refused():
+    net = network()
+    before = state_of(net)
+    with pytest.raises(InputError, match="LBFGS evaluates the loss several times a step"):
+        train_task(net, loader(), torch.optim.LBFGS(net.parameters()))
+    assert state_of(net) == before
+
+
 # ---- a loss that is not finite
 
 
@@ -606,7 +670,7 @@ def test_nan_at_any_step_restores_the_last_good_state_exactly(how, epoch, step):
     rate = 0.01 if epoch <= 3 else 0.005
     assert f"learning rate {rate}" in str(error.value)
     assert len(states) == epoch
-    expected = {**states[-1], "rates": [rate]}
+    expected = {**states[-1], "rates": [0.01]}  # the caller's, though halved while training
     assert state_of(net, optimizer) == expected
     assert net.current_task == 0
 
@@ -644,6 +708,17 @@ def test_nan_in_the_data_is_caught_and_undone_and_earlier_tasks_keep_their_bits(
     assert state_of(net, optimizer) == before
     assert evaluate(net, loader(0), 0).accuracy == remembered
     assert net.certify().ok
+
+
+def test_statistics_that_overflow_are_caught_though_the_loss_is_finite():
+    """The batch variance of such inputs is infinite, what is divided by it zero, and so are the gradients."""
+    net = network()
+    optimizer = adam(net)
+    before = state_of(net, optimizer)
+    x, y = blobs()
+    with pytest.raises(NonFiniteLossError, match="running_var became NaN or infinite"):
+        train_task(net, [(x * 1e25, y)], optimizer, max_epochs=2, search="none")
+    assert state_of(net, optimizer) == before
 
 
 # ---- wrong data in the middle of an epoch
