@@ -33,7 +33,7 @@ def accuracy(rate: float, everything: bool, seed: int, count: int) -> float:
     if everything:
         for module in net.modules():
             if isinstance(module, EideticDropout):
-                module.source = None  # unwired, it is torch's dropout
+                module.sources = ()  # unwired, it is torch's dropout
     scores = []
     for t, task in enumerate(tasks):
         net.prepare_for_task(t, 10, max_units=0.1)

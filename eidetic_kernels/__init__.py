@@ -1,7 +1,9 @@
 """Drop-in layers and networks that learn task after task and forget nothing."""
 
+from . import rules
 from .capacity import Capacity, CapacityRow
 from .certificate import Certificate
+from .convert import ConvertedNetwork, convert
 from .errors import (
     CapacityError,
     CheckpointError,
@@ -14,11 +16,20 @@ from .errors import (
     StaleOptimizerError,
     TaskError,
 )
-from .layers import EideticBatchNorm1d, EideticBatchNorm2d, EideticConv2d, EideticDropout, EideticLinear
+from .layers import (
+    EideticBatchNorm1d,
+    EideticBatchNorm2d,
+    EideticConv2d,
+    EideticDepthwiseConv2d,
+    EideticDropout,
+    EideticLinear,
+    EideticStochasticDepth,
+)
 from .network import EideticNetwork
 from .optimizers import default_optimizer
 from .pruning import PruningPlan
 from .routing import Prediction
+from .rules import register_rule
 from .snapshots import Snapshot
 from .version import __version__
 
@@ -29,13 +40,16 @@ __all__ = [
     "Certificate",
     "CheckpointError",
     "ConversionError",
+    "ConvertedNetwork",
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
     "EideticConv2d",
+    "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
     "EideticLinear",
     "EideticNetwork",
+    "EideticStochasticDepth",
     "ForgettingError",
     "InputError",
     "NonFiniteLossError",
@@ -46,5 +60,8 @@ __all__ = [
     "StaleOptimizerError",
     "TaskError",
     "__version__",
+    "convert",
     "default_optimizer",
+    "register_rule",
+    "rules",
 ]

@@ -15,6 +15,7 @@ from .errors import ForgettingError
 from .modes import evaluating
 
 if TYPE_CHECKING:
+    from .layers import SegmentedLayer
     from .network import EideticNetwork
 
 PROBES = 8
@@ -132,10 +133,12 @@ def _structure_problems(network: EideticNetwork) -> list[str]:
             )
     for group in network.groups:
         for path, norm in group.norms.items():
-            if len(norm.frozen_scale) != group.segments.frozen_total:
-                problems.append(
-                    f"- {path}: {len(norm.frozen_scale)} frozen scales for {group.segments.frozen_total} frozen units."
-                )
+            for name, tensor in _frozen_of(norm):
+                if len(tensor) != group.segments.frozen_total:
+                    what = name.replace("_", " ") + "s"
+                    problems.append(
+                        f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units."
+                    )
     return problems
 
 
@@ -146,8 +149,14 @@ def _frozen_tensors(network: EideticNetwork, task: int) -> Iterator[tuple[str, l
         for path, layer in group.producers.items():
             yield path, [tensor for tensor in layer.frozen_rows_of(task) if tensor is not None]
         for path, norm in group.norms.items():
-            yield path, [norm.frozen_scale[rows], norm.frozen_shift[rows]]
+            yield path, [tensor[rows] for _, tensor in _frozen_of(norm)]
     yield f"heads.{task}", [tensor for tensor in network.heads[task].frozen_rows_of(task) if tensor is not None]
+
+
+def _frozen_of(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
+    """The frozen tensors, a row a frozen unit, of a layer that follows its input's units."""
+    tensors = [(name, getattr(layer, name)) for name in layer.frozen_names]
+    return [(name, tensor) for name, tensor in tensors if tensor is not None]
 
 
 @torch.no_grad()

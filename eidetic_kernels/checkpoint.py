@@ -49,6 +49,7 @@ def load(cls: type, path: str | Path, network: EideticNetwork | None = None) -> 
     path = Path(path)
     header, tensors = _read(path)
     fresh = _construct(cls, header, path) if network is None else copy.deepcopy(network)
+    fresh.as_architecture()
     if fresh.current_task is not None or fresh.finished_tasks:
         raise CheckpointError("load needs a fresh network, one that has not begun a task; construct a new one.")
     expected = {group.name: group.built_width for group in fresh.groups}
@@ -167,6 +168,8 @@ def _construct(cls: type, header: dict[str, Any], path: Path) -> EideticNetwork:
             f"{path} holds a network of class {header['class']!r}, which is not defined here. Import it first (no code "
             "is taken from the file), call load on the class itself, or pass a fresh instance: load(path, network=...)."
         )
+    if cls.rebuilt_by is not None:
+        raise CheckpointError(f"{path} cannot be read alone, since {cls.rebuilt_by}.")
     if header["arguments"] is None:
         raise CheckpointError(
             f"{cls.__name__} was built with arguments that JSON cannot hold. Pass a fresh instance: "

@@ -223,17 +223,22 @@ def staircase(
     stairs = tuple(
         Stair(output.size(s), _spans(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
     )
-    return Staircase(stairs, sum(source.columns(task) for source in sources), _trainable(sources, task))
+    learning = trainable(sources) if task is None else ()
+    return Staircase(stairs, sum(source.columns(task) for source in sources), learning)
 
 
 def _spans(sources: tuple[Source, ...], segment: int, nested: bool, task: int | None) -> tuple[Span, ...]:
     return _joined((source.columns(task), source.span(segment, nested)) for source in sources)
 
 
-def _trainable(sources: tuple[Source, ...], task: int | None) -> tuple[Span, ...]:
-    if task is not None:
-        return ()
+def trainable(sources: tuple[Source, ...]) -> tuple[Span, ...]:
+    """The columns of live units in the concatenation of ``sources``."""
     return _joined((source.columns(None), source.trainable()) for source in sources)
+
+
+def prefix(sources: tuple[Source, ...], task: int, present: int | None) -> tuple[Span, ...]:
+    """Where the units that ``task`` may read lie in a concatenation that holds what task ``present`` may read."""
+    return _joined((source.columns(present), Span(0, source.columns(task))) for source in sources)
 
 
 def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import capacity, certificate, checkpoint, checks, graph, optimizers, pruning, routing, snapshots
-from .errors import CapacityError, InputError, RouterError, TaskError
-from .layers import EideticDropout, EideticLinear, Scope, SegmentedLayer
-from .layout import Segments
+from . import capacity, certificate, checkpoint, checks, graph, optimizers, pruning, routing, snapshots, tracing
+from .errors import CapacityError, ConversionError, InputError, RouterError, TaskError
+from .layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
+from .layout import Segments, prefix
 from .modes import evaluating
+from .ops.staircase import read
 from .parameters import retire
 
 
@@ -34,6 +35,9 @@ class EideticNetwork(nn.Module):
         net.train_router(loaders)
         net.predict(x)
     """
+
+    # Why a saved network of this class cannot be built from its arguments, and what to do; None: it can.
+    rebuilt_by: str | None = None
 
     def __new__(cls, *args, **kwargs):
         network = super().__new__(cls)
@@ -80,10 +84,11 @@ class EideticNetwork(nn.Module):
         """The unit groups and who reads them; found when first needed. Raises ConversionError."""
         if self._wiring is None:
             connections = self.connections()
-            wiring = graph.trace(self) if connections is None else graph.declare(self, connections)
+            wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
+            named = {*wiring.sources, *wiring.split, *(path for group in wiring.groups for path in group.norms)}
             for path, layer in self.segmented_layers():
-                if path not in wiring.sources and not any(path in group.norms for group in wiring.groups):
-                    raise graph.ConversionError(
+                if path not in named:
+                    raise ConversionError(
                         f"{path!r} is not on the way from the input to the features, so its units have no readers: "
                         "use it in forward (or name it in connections()), or remove it."
                     )
@@ -317,8 +322,8 @@ class EideticNetwork(nn.Module):
             logits = []
             for task in range(tasks):
                 with self._scope.running(task, False):
-                    prefix = sum(source.columns(task) for source in self.wiring.features)
-                    logits.append(self.heads[task](features[:, :prefix]))
+                    spans = prefix(self.wiring.features, task, tasks - 1)
+                    logits.append(self.heads[task](read(features, spans)))
             scores = features.new_zeros(len(features), 1) if tasks == 1 else self.router(features)
             return routing.route(scores, logits)
 
@@ -437,6 +442,9 @@ class EideticNetwork(nn.Module):
 
     # ---- inside
 
+    def as_architecture(self) -> None:
+        """Undo what construction did beyond building layers; called on a copy that is to be filled from a file."""
+
     def segmented_layers(self) -> list[tuple[str, SegmentedLayer]]:
         """The body's segmented layers by path; heads are apart."""
         heads = set(self.heads)
@@ -448,19 +456,18 @@ class EideticNetwork(nn.Module):
 
     def _wire(self, wiring: graph.Wiring) -> None:
         modules = dict(self.named_modules())
+        for path, parts in wiring.split.items():
+            self.set_submodule(path, parts)
         for group in wiring.groups:
             for path, layer in group.producers.items():
                 layer.wire(group.segments, wiring.sources[path], self._scope)
             for layer in group.norms.values():
                 layer.join(group.segments, self._scope)
-        for path, source in wiring.dropouts.items():
-            module = modules[path]
-            if not isinstance(module, EideticDropout):
-                aware = EideticDropout(module.p, channels=not isinstance(module, nn.Dropout))
-                aware.train(module.training)
+        for path, sources in wiring.dropouts.items():
+            aware = aware_of_segments(modules[path])
+            if aware is not modules[path]:
                 self.set_submodule(path, aware)
-                module = aware
-            module.wire(source, self._scope)
+            aware.wire(sources, self._scope)
         self._wiring = wiring
 
     def _cut_group(self, group: graph.Group, keep: Tensor) -> None:

@@ -2,8 +2,10 @@
 
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
-from .dropout import EideticDropout
+from .depthwise import EideticDepthwiseConv2d
+from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .linear import EideticLinear
+from .parts import Parts
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
@@ -13,9 +15,13 @@ __all__ = [
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
     "EideticConv2d",
+    "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticLinear",
+    "EideticStochasticDepth",
+    "Parts",
     "Scope",
     "SegmentedLayer",
     "StaircaseLayer",
+    "aware_of_segments",
 ]

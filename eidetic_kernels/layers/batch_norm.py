@@ -85,6 +85,20 @@ class EideticBatchNorm(SegmentedLayer):
             ),
         )  # fmt: skip
 
+    def part(self, units: slice) -> EideticBatchNorm:
+        """A fresh layer for some of this fresh layer's units, with their parameters and statistics."""
+        part = type(self)(
+            units.stop - units.start, self.eps, self.momentum, self.affine, device=self.running_mean.device,
+            dtype=self.running_mean.dtype, activation=self.activation,
+        )  # fmt: skip
+        with torch.no_grad():
+            for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
+                if name not in self.frozen_names:
+                    getattr(part, name).copy_(tensor[units] if tensor.dim() else tensor)
+        for name, parameter in self.named_parameters():
+            getattr(part, name).requires_grad_(parameter.requires_grad)
+        return part
+
     def cut_live(self, keep: Tensor) -> None:
         if self.affine:
             self.weight, self.bias = cut(self.weight, keep), cut(self.bias, keep)

@@ -39,26 +39,21 @@ class EideticConv2d(StaircaseLayer):
         dtype=None,
     ):
         if groups != 1:
-            raise InputError(f"EideticConv2d supports groups=1, got groups={groups}.")
-        if padding_mode not in PADDING_MODES:
-            raise InputError(f"padding_mode must be one of {', '.join(PADDING_MODES)}; got {padding_mode!r}.")
+            raise InputError(
+                f"EideticConv2d supports groups=1, got groups={groups}. A depthwise convolution (a group a channel) is "
+                "EideticDepthwiseConv2d."
+            )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         self.padding, self.padding_mode = padding, padding_mode
-        before_after = _before_after(padding, self.kernel_size, self.stride, self.dilation)
-        symmetric = all(before == after for before, after in before_after)
-        self._pad_apart = padding_mode != "zeros" or not symmetric
-        # F.pad counts from the last dimension backwards.
-        self._pads = [side for pair in reversed(before_after) for side in pair]
-        inside = (0, 0) if self._pad_apart else (before_after[0][0], before_after[1][0])
-        self.geometry = ops.Geometry(self.stride, inside, self.dilation)
+        self.geometry, self._pads = window(self.kernel_size, self.stride, padding, self.dilation, padding_mode)
         super().__init__(in_channels, out_channels, self.kernel_size, bias, device, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         stairs = self.staircase(self.scope.task)
         self.check_input(x, stairs.columns, dims=4)
         (x, *weights), exact = self._arguments(x)
-        if self._pad_apart:
+        if self._pads is not None:
             x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
         return ops.staircase_conv2d(x, *weights, stairs, self.geometry, exact)
 
@@ -67,6 +62,17 @@ class EideticConv2d(StaircaseLayer):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}"
         )
+
+
+def window(kernel, stride, padding, dilation, padding_mode: str) -> tuple[ops.Geometry, list[int] | None]:
+    """How a convolution moves over its input, and what F.pad adds before it, where the op itself cannot."""
+    if padding_mode not in PADDING_MODES:
+        raise InputError(f"padding_mode must be one of {', '.join(PADDING_MODES)}; got {padding_mode!r}.")
+    before_after = _before_after(padding, kernel, stride, dilation)
+    if padding_mode == "zeros" and all(before == after for before, after in before_after):
+        return ops.Geometry(stride, (before_after[0][0], before_after[1][0]), dilation), None
+    # F.pad counts from the last dimension backwards.
+    return ops.Geometry(stride, (0, 0), dilation), [side for pair in reversed(before_after) for side in pair]
 
 
 def _before_after(padding, kernel, stride, dilation) -> list[tuple[int, int]]:

@@ -1,15 +1,50 @@
-"""Dropout that leaves frozen units alone."""
+"""Dropout and stochastic depth that leave frozen units alone."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from ..layout import Source
+from ..layout import Source, Span, trainable
 from .scope import Scope
 
 
-class EideticDropout(nn.Module):
+class _Dropping(nn.Module):
+    """Abstract. Drops live units only, so what frozen units read and produce is the same in training and evaluation
+    (P5). Not wired, or with nothing frozen, it is torch's. Subclasses say how: ``_drop``."""
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+        self.sources: tuple[Source, ...] = ()
+        self.scope = Scope()
+
+    @property
+    def source(self) -> Source | None:
+        """The group whose units arrive here; the first one, where several are concatenated."""
+        return self.sources[0] if self.sources else None
+
+    def wire(self, sources: Source | tuple[Source, ...], scope: Scope) -> None:
+        """Learn which columns (dimension 1) are frozen, of one group or of several concatenated."""
+        self.sources, self.scope = (sources,) if isinstance(sources, Source) else sources, scope
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        live = trainable(self.sources)
+        if not self.sources or live == (Span(0, x.shape[1]),):
+            return self._drop(x)
+        parts, end = [], 0
+        for start, stop in live:
+            parts += [x[:, end:start], self._drop(x[:, start:stop])]
+            end = stop
+        return torch.cat([*parts, x[:, end:]], 1) if parts else x
+
+    def _drop(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class EideticDropout(_Dropping):
     """Drops live units only, so what frozen units read and produce is the same in training and evaluation (P5).
 
     Live units see frozen features undropped: measured, that is also the more accurate (bench/results/dropout.md).
@@ -19,28 +54,44 @@ class EideticDropout(nn.Module):
     """
 
     def __init__(self, p: float = 0.5, channels: bool = False):
-        super().__init__()
+        super().__init__(p)
         self.inner = nn.Dropout(p)
-        self.p, self.channels = p, channels
-        self.source: Source | None = None
-        self.scope = Scope()
-
-    def wire(self, source: Source, scope: Scope) -> None:
-        """Learn which columns (dimension 1) are frozen."""
-        self.source, self.scope = source, scope
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.p == 0:
-            return x
-        frozen = 0 if self.source is None else self.source.trainable().start
-        if frozen == 0:
-            return self._drop(x)
-        if frozen == x.shape[1]:
-            return x
-        return torch.cat([x[:, :frozen], self._drop(x[:, frozen:])], 1)
+        self.channels = channels
 
     def _drop(self, x: Tensor) -> Tensor:
         return torch.feature_dropout(x, self.p, True) if self.channels else self.inner(x)
 
     def extra_repr(self) -> str:
         return f"p={self.p}, channels={self.channels}"
+
+
+class EideticStochasticDepth(_Dropping):
+    """Drops a residual branch, of single samples (``mode="row"``) or of the whole batch (``"batch"``): its live units.
+
+    Takes the place of ``torchvision.ops.StochasticDepth``, whose arguments and random numbers it shares.
+    """
+
+    def __init__(self, p: float, mode: str = "row"):
+        super().__init__(p)
+        self.mode = mode
+
+    def _drop(self, x: Tensor) -> Tensor:
+        kept = 1.0 - self.p
+        shape = [len(x) if self.mode == "row" else 1, *[1] * (x.dim() - 1)]
+        noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(kept)
+        return x * (noise.div_(kept) if kept else noise)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, mode={self.mode}"
+
+
+def aware_of_segments(module: nn.Module) -> _Dropping:
+    """What stands for a dropout or stochastic depth in a wired network: itself, if it is of this package."""
+    if isinstance(module, _Dropping):
+        return module
+    if hasattr(module, "mode"):
+        aware = EideticStochasticDepth(module.p, module.mode)
+    else:
+        aware = EideticDropout(module.p, channels=not isinstance(module, nn.Dropout))
+    aware.train(module.training)
+    return aware

@@ -1,0 +1,119 @@
+"""What a converted module must hold: one function that takes it through everything, for tests and for the sweep."""
+
+import copy
+
+import torch
+from life import bits, live_tensors
+from torch import nn
+from torch.nn import functional as F
+
+import eidetic_kernels as ek
+
+
+def load_torchvision():
+    """torchvision's models, or None. Its wheel does not import next to a CPU torch until two operators are defined."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in ("nms", "qnms"):
+        try:
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        except RuntimeError:  # it is there: a torchvision that fits this torch
+            pass
+    try:
+        from torchvision import models
+    except (ImportError, RuntimeError):
+        return None
+    load_torchvision.library = library  # operators live as long as it does
+    return models
+
+
+def lived_in(module):
+    """``module`` with statistics and affine parameters as after training, so that each of them shows."""
+    for each in module.modules():
+        if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            nn.init.normal_(each.running_mean, 0, 0.1)
+            nn.init.uniform_(each.running_var, 0.5, 1.5)
+            if each.affine:
+                nn.init.uniform_(each.weight, 0.5, 1.5)
+                nn.init.normal_(each.bias, 0, 0.1)
+    return module
+
+
+def take_through(module, x, *, head=None, classes=None, double=True):
+    """Convert ``module`` and hold it to every promise on the batch ``x``; returns the network after three tasks.
+
+    Same bits in evaluation, the same training step (in float64, so that chaos stays out), the original untouched, a
+    second task learned by AdamW with decay after pruning, and both recalled bit for bit under poison.
+    """
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    modes = [each.training for each in module.modules()]
+    net = ek.convert(module, x[:1], head=head)
+    assert [each.training for each in module.modules()] == modes
+    assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+    assert not {p.data_ptr() for p in module.parameters()} & {p.data_ptr() for p in net.parameters()}
+    with torch.no_grad():
+        expected = copy.deepcopy(module).eval()(x)
+        assert torch.equal(net.eval()(x), expected), "evaluation"
+    classes = classes or expected.shape[1]
+    y = torch.arange(len(x)) % classes
+    if double:
+        same_step(copy.deepcopy(module).double(), x.double(), y, head)
+
+    answers = []
+    optimizer = None
+    for task in range(2):
+        if task:
+            net.prepare_for_task(task, classes, optimizer=optimizer)
+        else:
+            optimizer = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.1)
+        train(net, optimizer, x, y)
+        net.prune(0.4, optimizer=optimizer)
+        train(net, optimizer, x, y)
+        net.finish_task()
+        answers.append(recall(net, x, task))
+    net.prepare_for_task(2, classes, optimizer=optimizer)
+    train(net, optimizer, x, y)
+    with torch.no_grad():
+        for tensor in live_tensors(net).values():
+            tensor.fill_(float("nan"))
+        assert net.eval()(x).isnan().all(), "the poison must reach the task in training"
+    for task, answer in enumerate(answers):
+        assert recall(net, x, task) == answer, f"task {task} changed"
+    assert net.certify().ok, str(net.certify())
+    return net
+
+
+def same_step(plain, x, y, head):
+    """One training step of SGD: the same loss, and the same parameters and statistics after it."""
+    net = ek.convert(plain, x[:1], head=head)
+    losses = []
+    for each in (plain, net):
+        each.train()
+        optimizer = torch.optim.SGD(each.parameters(), 0.01)
+        torch.manual_seed(5)
+        loss = F.cross_entropy(each(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
+    theirs, compared = plain.state_dict(), 0
+    for name, tensor in net.state_dict().items():
+        name = name.removeprefix("body.")
+        if name in theirs and tensor.is_floating_point():
+            torch.testing.assert_close(tensor, theirs[name], rtol=1e-7, atol=1e-9)
+            compared += 1
+    assert compared
+
+
+def train(net, optimizer, x, y, steps=2):
+    net.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def recall(net, x, task):
+    """SHA-256 of a finished task's logits, for the batch and for one sample of it."""
+    net.eval()
+    return bits(net(x, task=task)), bits(net(x[:1], task=task))
