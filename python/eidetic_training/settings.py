@@ -16,6 +16,8 @@ SEARCHES = ("backoff", "linear", "none")
 class TaskSettings:
     """Settings of :func:`eidetic_training.train_task` (paper, sections 3 and 4).
 
+    The paper's procedure and nothing else is ``search="linear", of="width", polish_epochs=0, keep_at_least=0``.
+
     max_epochs: upper bound on epochs before pruning.
     patience: epochs without a better training accuracy before pruning begins.
     halve_learning_rate: halve it then, and train one more epoch ("settle"), before pruning.
@@ -28,7 +30,8 @@ class TaskSettings:
     max_recovery_epochs: epochs in which a pruned network may recover to that.
     polish_epochs: at most so many epochs on the network that pruning left, until they no longer help ("polish").
     keep_at_least: live units that each layer keeps at least, a count or a share of its width. Training accuracy alone
-        would let a task shrink until test accuracy suffers (measured: bench/results/pruning.md).
+        would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12 units) with demo.md
+        (50 units) there.
     seed: of random importance.
     """
 

@@ -538,3 +538,8 @@ def test_refused(name):
 def test_a_wired_network_is_wired_once():
     net = chain()
     assert net.wiring is net.wiring
+
+
+def test_a_layer_without_units_is_refused():
+    with pytest.raises(ek.ConversionError, match="'a' has no units at all; give it a width of 1 or more"):
+        Net(lambda s, x: s.a(x), a=L(5, 0)).wiring  # noqa: B018

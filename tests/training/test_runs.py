@@ -100,7 +100,8 @@ def test_the_same_configuration_continues(made_up_run):
 
 def test_tuples_and_lists_are_the_same_configuration(tmp_path):
     RunFolder.create(tmp_path / "run", {"sizes": (1, 2)})
-    RunFolder.create(tmp_path / "run", {"sizes": [1, 2]})
+    again = RunFolder.create(tmp_path / "run", {"sizes": [1, 2]})  # with another configuration it raises
+    assert again.config == {"sizes": [1, 2]}
 
 
 def test_another_configuration_is_refused_naming_every_key(tmp_path):

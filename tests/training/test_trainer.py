@@ -864,3 +864,11 @@ def test_nothing_is_polished_where_nothing_is_pruned(play):
     net = network((20, 12))
     play(1.0)
     assert phases(run(net, search="none", polish_epochs=5)) == ["train"]
+
+
+def test_a_tensor_learning_rate_is_put_back_too(play):
+    net = network((20, 12))
+    play(1.0, 1.0)
+    optimizer = torch.optim.Adam(net.parameters(), torch.tensor(0.01))
+    run(net, optimizer, search="none", halve_learning_rate=True)
+    assert optimizer.param_groups[0]["lr"] == torch.tensor(0.01)
