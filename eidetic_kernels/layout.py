@@ -8,7 +8,7 @@ No torch here, and nothing of ours but the errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -190,6 +190,22 @@ class Staircase:
     def live(self) -> Stair | None:
         return self.stairs[-1] if self.stairs and self.stairs[-1].live else None
 
+    def encode(self) -> tuple[int, ...]:
+        """All of it as one row of integers, for ops that take it as a tensor: columns, how many trainable spans and
+        stairs, the spans, then rows, live and spans (their number first) of each stair."""
+        numbers = [self.columns, len(self.trainable), len(self.stairs), *_flat(self.trainable)]
+        for stair in self.stairs:
+            numbers += [stair.rows, int(stair.live), len(stair.spans), *_flat(stair.spans)]
+        return tuple(numbers)
+
+    @classmethod
+    def decode(cls, numbers: Sequence[int]) -> Staircase:
+        """The staircase that :meth:`encode` made these integers of."""
+        rest = iter(numbers)
+        columns, trainable_spans, stairs = next(rest), next(rest), next(rest)
+        trainable = _spans_from(rest, trainable_spans)
+        return cls(tuple(_stair_from(rest) for _ in range(stairs)), columns, trainable)
+
     def mask(self) -> tuple[tuple[bool, ...], ...]:
         """The paper's mask, row by row: a view for people and tests; no computation uses it."""
         rows = []
@@ -253,6 +269,19 @@ def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:
                 spans.append(Span(offset + start, offset + stop))
         offset += width
     return tuple(spans)
+
+
+def _flat(spans: Sequence[Span]) -> list[int]:
+    return [end for span in spans for end in span]
+
+
+def _spans_from(numbers: Iterator[int], count: int) -> tuple[Span, ...]:
+    return tuple(Span(next(numbers), next(numbers)) for _ in range(count))
+
+
+def _stair_from(numbers: Iterator[int]) -> Stair:
+    rows, live, spans = next(numbers), next(numbers), next(numbers)
+    return Stair(rows, _spans_from(numbers, spans), bool(live))
 
 
 def _count(name: str, value: int) -> int:
