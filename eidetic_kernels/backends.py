@@ -52,8 +52,8 @@ def implementation(op: str, *inputs) -> ModuleType | None:
             return module
         if _forced() is not None:
             raise BackendError(
-                f"backend {_forced()!r} was asked for, and cannot run {op} on these inputs: {reason} Give it others, or "
-                "leave the choice open (unset EIDETIC_BACKEND), or take 'torch', which runs everything."
+                f"backend {_forced()!r} was asked for, and cannot run {op} on these inputs: {reason.rstrip('.')}. "
+                "Give it others, leave the choice open (unset EIDETIC_BACKEND), or take 'torch', which runs everything."
             )
     return None
 
@@ -103,8 +103,8 @@ def _candidates(op: str, device: str, forced: str | None) -> tuple[ModuleType, .
     names = choices(op, device)
     if forced in names and device not in devices(forced):
         raise BackendError(
-            f"backend {forced!r} was asked for, and takes tensors on {' or '.join(devices(forced))}; {op} was given one "
-            f"on {device}. Move the network and its input, or leave the choice open (unset EIDETIC_BACKEND)."
+            f"backend {forced!r} was asked for, and takes tensors on {' or '.join(devices(forced))}; {op} was given "
+            f"one on {device}. Move the network and its input, or leave the choice open (unset EIDETIC_BACKEND)."
         )
     return tuple(import_module(f"{__package__}.{IMPLEMENTATIONS[op][name]}") for name in names)
 

@@ -5,7 +5,8 @@
 
 Contract (what any faster twin is held to):
 
-    x [N, C] or [N, C, *]; residual as x, or None; frozen_scale, frozen_shift [F]; weight, bias [C - F] or None; trainable
+    x [N, C] or [N, C, *]; residual as x, or None; frozen_scale, frozen_shift [F]
+    weight, bias [C - F] or None; trainable
     running_mean, running_var [C - F]: read in evaluation, moved by ``momentum`` in training (biased variance
         normalises, unbiased variance is kept, as torch has it)
     activation: one of ACTIVATIONS, values and derivatives as torch's, NaN included
@@ -73,7 +74,9 @@ def segmented_batch_norm_oracle(
 # ---- the torch backend
 
 
-def normalise_live(x, weight, bias, running_mean, running_var, training, momentum, eps) -> tuple[Tensor, Tensor, Tensor]:
+def normalise_live(
+    x, weight, bias, running_mean, running_var, training, momentum, eps
+) -> tuple[Tensor, Tensor, Tensor]:
     """Live channels before residual and activation, with the mean and 1 / deviation that they were normalised by."""
     # The library's fast paths want whole memory.
     x = x.contiguous(memory_format=memory_format(x))
