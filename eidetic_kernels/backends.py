@@ -95,7 +95,7 @@ def choices(op: str, device: str) -> tuple[str, ...]:
     if forced is None:
         names = PREFERENCE.get((op, device), ())
         return tuple(name for name in names if why_missing(name) is None)
-    return (forced,) if forced in IMPLEMENTATIONS[op] else ()
+    return (forced,) if forced in IMPLEMENTATIONS.get(op, ()) else ()
 
 
 @cache
