@@ -62,7 +62,7 @@ def _unusable(cuda: ModuleType) -> str | None:
     """Why the CUDA module, which loads anywhere, cannot run on this machine; None: it can."""
     built, driver = cuda.built_for(), cuda.driver_supports()
     if driver == 0:
-        return f"it is built for CUDA {_text(built)}, and this machine has no NVIDIA driver; install one, or use the CPU."
+        return f"it is built for CUDA {_text(built)}, and there is no NVIDIA driver; install one, or use the CPU."
     if driver // 1000 < built // 1000:
         return (
             f"it is built for CUDA {_text(built)}, and this machine's driver supports CUDA {_text(driver)} at most; "
