@@ -134,6 +134,8 @@ class Builder:
         self.source(value, module.weight.shape[1], where)
         draft = Draft(module.segments.width)
         draft.producers[path] = module
+        if module.norm is not None:
+            draft.norms[f"{path}.norm"] = module.norm
         self.drafts.append(draft)
         return Units((draft,), spatial=True, pixels=None) if image else Units((draft,))
 

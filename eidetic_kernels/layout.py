@@ -8,7 +8,7 @@ No torch here, and nothing of ours but the errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,13 +26,15 @@ class Segments:
     """How the units of one group are owned: frozen segment sizes in task order, then the live ones.
 
     This is the only record of a group's sizes and these methods are its only writers. ``width`` is how many
-    units the group may hold; sizes of zero are normal.
+    units the group may hold, ``frozen_total`` how many finished tasks own; sizes of zero are normal. ``version`` counts
+    the changes, so that what was derived from the sizes is known to be out of date.
     """
 
     def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = ()):
         self.width = _count("width", width)
-        self.frozen = tuple(_count("frozen segment", size) for size in frozen)
-        self.live = _count("live", self.width - sum(self.frozen) if live is None else live)
+        self.version = 0
+        frozen = tuple(_count("frozen segment", size) for size in frozen)
+        self._hold(frozen, _count("live", self.width - sum(frozen) if live is None else live))
         if self.total > self.width:
             raise CapacityError(f"{self.total} units were given to a group of width {self.width}; widen it first.")
 
@@ -40,10 +42,6 @@ class Segments:
     def tasks(self) -> int:
         """How many finished tasks have a segment here (possibly empty)."""
         return len(self.frozen)
-
-    @property
-    def frozen_total(self) -> int:
-        return sum(self.frozen)
 
     @property
     def total(self) -> int:
@@ -78,12 +76,11 @@ class Segments:
         """The live segment shrinks to ``kept`` units."""
         if not 0 <= kept <= self.live:
             raise InputError(f"cannot keep {kept} of {self.live} live units.")
-        self.live = kept
+        self._hold(self.frozen, kept)
 
     def freeze(self) -> None:
         """The live segment becomes the segment of the task just learned; no unit is live afterwards."""
-        self.frozen = (*self.frozen, self.live)
-        self.live = 0
+        self._hold((*self.frozen, self.live), 0)
 
     def recycle(self, live: int) -> None:
         """``live`` fresh units for the next task."""
@@ -92,7 +89,7 @@ class Segments:
                 f"{live} live units were asked for, but {self.frozen_total} of {self.width} are frozen and only "
                 f"{self.free} are free; ask for fewer or widen the group."
             )
-        self.live = live
+        self._hold(self.frozen, live)
 
     def widen(self, width: int) -> None:
         if width < self.width:
@@ -103,7 +100,11 @@ class Segments:
         """Take over the sizes of a saved group."""
         if sum(frozen) + live > self.width:
             raise CapacityError(f"{sum(frozen) + live} units do not fit a group of width {self.width}.")
-        self.frozen, self.live = frozen, live
+        self._hold(frozen, live)
+
+    def _hold(self, frozen: tuple[int, ...], live: int) -> None:
+        self.frozen, self.live, self.frozen_total = frozen, live, sum(frozen)
+        self.version += 1
 
     def __repr__(self) -> str:
         return f"Segments(width={self.width}, frozen={list(self.frozen)}, live={self.live})"
@@ -113,6 +114,7 @@ class Fixed:
     """Units that belong to no task: the network's own input. Every segment may read all of them."""
 
     tasks = 0
+    version = 0
 
     def __init__(self, count: int):
         self.count = _count("count", count)
@@ -190,6 +192,22 @@ class Staircase:
     def live(self) -> Stair | None:
         return self.stairs[-1] if self.stairs and self.stairs[-1].live else None
 
+    def encode(self) -> tuple[int, ...]:
+        """All of it as one row of integers, for ops that take it as a tensor: columns, how many trainable spans and
+        stairs, the spans, then rows, live and spans (their number first) of each stair."""
+        numbers = [self.columns, len(self.trainable), len(self.stairs), *_flat(self.trainable)]
+        for stair in self.stairs:
+            numbers += [stair.rows, int(stair.live), len(stair.spans), *_flat(stair.spans)]
+        return tuple(numbers)
+
+    @classmethod
+    def decode(cls, numbers: Sequence[int]) -> Staircase:
+        """The staircase that :meth:`encode` made these integers of."""
+        rest = iter(numbers)
+        columns, trainable_spans, stairs = next(rest), next(rest), next(rest)
+        trainable = _spans_from(rest, trainable_spans)
+        return cls(tuple(_stair_from(rest) for _ in range(stairs)), columns, trainable)
+
     def mask(self) -> tuple[tuple[bool, ...], ...]:
         """The paper's mask, row by row: a view for people and tests; no computation uses it."""
         rows = []
@@ -253,6 +271,19 @@ def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:
                 spans.append(Span(offset + start, offset + stop))
         offset += width
     return tuple(spans)
+
+
+def _flat(spans: Sequence[Span]) -> list[int]:
+    return [end for span in spans for end in span]
+
+
+def _spans_from(numbers: Iterator[int], count: int) -> tuple[Span, ...]:
+    return tuple(Span(next(numbers), next(numbers)) for _ in range(count))
+
+
+def _stair_from(numbers: Iterator[int]) -> Stair:
+    rows, live, spans = next(numbers), next(numbers), next(numbers)
+    return Stair(rows, _spans_from(numbers, spans), bool(live))
 
 
 def _count(name: str, value: int) -> int:

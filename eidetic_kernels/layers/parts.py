@@ -20,7 +20,10 @@ class Parts(nn.ModuleList):
         super().__init__(layer.part(slice(*pair)) for pair in zip(bounds, bounds[1:]))
         self.train(layer.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         sizes = [part.segments.present(part.scope.task) for part in self]
         # A part's bits must not depend on what lies beside it: each reads memory of its own.
-        return torch.cat([part(piece.contiguous()) for part, piece in zip(self, x.split(sizes, 1))], 1)
+        pieces = [(piece.contiguous(),) for piece in x.split(sizes, 1)]
+        if residual is not None:
+            pieces = [(*piece, other.contiguous()) for piece, other in zip(pieces, residual.split(sizes, 1))]
+        return torch.cat([part(*piece) for part, piece in zip(self, pieces)], 1)

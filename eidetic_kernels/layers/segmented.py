@@ -31,6 +31,7 @@ class SegmentedLayer(nn.Module):
         self.segments = Segments(width)
         self.scope = Scope()
         self.owned = False
+        self.attached = False
 
     def join(self, segments: Segments, scope: Scope) -> None:
         """Hand the layer's units to a network: from now on they are pruned, frozen and recycled there."""
@@ -39,6 +40,15 @@ class SegmentedLayer(nn.Module):
                 f"{self} already has a life of its own ({self.segments}); only a fresh layer can join a network."
             )
         self.segments, self.scope, self.owned = segments, scope, True
+
+    def attach(self, part: SegmentedLayer) -> None:
+        """Let ``part``, a fresh layer of this one's own, live its life: the same units, pruned and frozen with them."""
+        part.segments, part.scope, part.attached = self.segments, self.scope, True
+
+    def together(self) -> list[SegmentedLayer]:
+        """This layer and those attached to it."""
+        attached = [part for part in self.children() if isinstance(part, SegmentedLayer) and part.attached]
+        return [self, *attached]
 
     def cut_live(self, keep: Tensor) -> None:
         raise NotImplementedError
@@ -62,15 +72,18 @@ class SegmentedLayer(nn.Module):
             raise InputError("keep must be a list of ascending unit indices without repetition.")
         if len(keep) and not (0 <= keep[0] and keep[-1] < self.segments.live):
             raise InputError(f"keep names units outside 0..{self.segments.live - 1}, the live units present.")
-        self.cut_live(keep)
+        for layer in self.together():
+            layer.cut_live(keep)
         self.segments.prune(len(keep))
 
     def freeze(self) -> None:
         """The live units become the segment of the task just learned: buffers, out of any optimizer's reach."""
         self._require_alone("freeze")
-        self.freeze_live()
+        for layer in self.together():
+            layer.freeze_live()
         self.segments.freeze()
-        self.renew_live()
+        for layer in self.together():
+            layer.renew_live()
 
     def recycle(self, live: int | None = None) -> None:
         """``live`` fresh units (all free ones by default) for the next task."""
@@ -80,11 +93,14 @@ class SegmentedLayer(nn.Module):
         if live is None and not self.segments.free:
             raise CapacityError(f"all {self.segments.width} units are frozen; nothing is left to recycle.")
         self.segments.recycle(self.segments.free if live is None else live)
-        self.renew_live()
+        for layer in self.together():
+            layer.renew_live()
 
     def _require_alone(self, call: str) -> None:
         if self.owned:
             raise TaskError(f"this layer shares its units with others of its network: call net.{_ON_NETWORK[call]}.")
+        if self.attached:
+            raise TaskError(f"this layer is part of another, which has the same units: call {call} on that one.")
 
     # A fresh layer's state_dict has torch's names only, so torch's weights load into it and the other way round;
     # frozen tensors appear once a task is finished.
