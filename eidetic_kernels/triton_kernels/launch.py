@@ -40,7 +40,7 @@ def unsupported(x: Tensor) -> str | None:
 
 def input_precision(dtype: torch.dtype) -> str:
     """How a product of this dtype is computed, as torch's own products are told: TF32 only where the user allows it."""
-    if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32:
+    if dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32":
         return "tf32"
     return "ieee"
 
