@@ -191,14 +191,24 @@ def table(staircase: Staircase, units: int, device: torch.device) -> Table:
     )
 
 
-# samples, units, columns of a tile, warps, pipeline stages. Few samples: small tiles, so that there are enough of them.
-# Not yet measured on a GPU.
+# The tile, by how products are computed; for few samples a smaller one, so that there are tiles enough for the GPU. Not
+# yet measured on a GPU. Known is what Triton 3.9 compiles: registers of a thread / bytes spilled, for sm_80, sm_90 and
+# sm_100, of the product alone; statistics and an activation in the epilogue cost up to 60 registers, or 170 bytes more.
 TILES = {
-    "half": {"few": Tile(64, 64, 64, 4, 4), "many": Tile(128, 128, 64, 8, 3)},
-    "tf32": {"few": Tile(64, 64, 32, 4, 4), "many": Tile(128, 64, 32, 4, 3)},
-    "ieee": {"few": Tile(64, 64, 32, 4, 3), "many": Tile(64, 64, 32, 4, 3)},
+    "half": {
+        "few": Tile(64, 64, 64, 4, 4),  # aligned 124/0,  96/0,  64/0   ragged 255/0,   255/0,   255/24
+        "many": Tile(128, 128, 64, 8, 3),  # 200/0, 128/0, 120/0           255/256, 255/160, 255/160
+    },
+    "tf32": {
+        "few": Tile(64, 64, 32, 4, 4),  # aligned 125/0,  96/0,  76/0   ragged 246/0,   230/0,   208/0
+        "many": Tile(128, 128, 32, 8, 3),  # 204/0, 165/0, 154/0           255/0,   234/0,   255/0
+    },
+    "ieee": {
+        "few": Tile(64, 64, 16, 4, 3),  # aligned 128/0, 164/0, 168/0   ragged 168/0,   168/0,   162/0
+        "many": Tile(64, 64, 16, 4, 3),
+    },
 }
-FEW = 512
+FEW = 512  # samples
 
 
 def choose_tile(dtype: torch.dtype, precision: str, samples: int) -> Tile:
@@ -210,8 +220,11 @@ def staircase_linear_supports(x: Tensor, weight: Tensor, frozen_weight: Tensor, 
     """Why these inputs cannot be run here; None when they can."""
     if x.dtype != weight.dtype or x.dtype != frozen_weight.dtype:
         return f"input and weights differ in dtype ({x.dtype}, {weight.dtype}, {frozen_weight.dtype})"
-    if max(x.shape[0], 128 * x.stride(0), 128 * staircase.columns) >= 2**31:
-        return "the input has 2**31 rows, or 2**24 columns, or more"
+    if x.shape[0] >= 2**31 or max(x.stride(0), staircase.columns) >= 2**24 or staircase.rows >= 2**21:
+        return (
+            f"{x.shape[0]} samples of {staircase.columns} columns, {x.stride(0)} elements apart, for {staircase.rows} "
+            "units are too large: samples must be below 2**31, columns and strides below 2**24, units below 2**21"
+        )
     return unsupported(x)
 
 
