@@ -27,7 +27,9 @@ from torch.autograd.function import once_differentiable
 
 from .. import backends
 from .activations import FROM_OUTPUT, FUNCTIONS, activate_, activation_gradient
-from .registration import below_autograd, differentiate, memory_format, nothing, register
+from .registration import Op, memory_format
+
+aten = torch.ops.aten
 
 
 def segmented_batch_norm(
@@ -78,12 +80,12 @@ def normalise_live(
     x, weight, bias, running_mean, running_var, training, momentum, eps
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Live channels before residual and activation, with the mean and 1 / deviation that they were normalised by."""
-    # The library's fast paths want whole memory.
-    x = x.contiguous(memory_format=memory_format(x))
+    x = _own(x, x)
     y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
     if not training:
         mean, rstd = running_mean.clone(), torch.rsqrt(running_var + eps)
-    return y, mean.to(statistics_dtype(x)), rstd.to(statistics_dtype(x))
+    dtype = statistics_dtype(x)
+    return (y, mean, rstd) if mean.dtype == dtype else (y, mean.to(dtype), rstd.to(dtype))
 
 
 def affine(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
@@ -105,25 +107,29 @@ def new_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
+def no_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation of no channel."""
+    dtype = statistics_dtype(x)
+    return x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
+
+
 def _torch_forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
     training, momentum, eps, activation,
 ):  # fmt: skip
     frozen = len(frozen_scale)
-    mean = rstd = x.new_empty(0, dtype=statistics_dtype(x))
-    y = new_like(x) if frozen or not x.shape[1] else None
     if x.shape[1] > frozen:
-        live, mean, rstd = normalise_live(
-            x[:, frozen:], weight, bias, running_mean, running_var, training, momentum, eps
-        )  # fmt: skip
-        if frozen:
-            y[:, frozen:] = live
-        else:
-            y = live
+        x_live = x[:, frozen:] if frozen else x
+        live, mean, rstd = normalise_live(x_live, weight, bias, running_mean, running_var, training, momentum, eps)
     else:
-        rstd = rstd.clone()
-    if frozen:
+        live, (mean, rstd) = None, no_statistics(x)
+    if frozen or live is None:
+        y = new_like(x)
         affine(x[:, :frozen], frozen_scale, frozen_shift, y[:, :frozen])
+        if live is not None:
+            y[:, frozen:] = live
+    else:
+        y = live
     if residual is not None:
         y += residual
     activate_(y, frozen, activation)
@@ -135,49 +141,65 @@ def _torch_backward(
     training, activation, exact, need_dx, need_dresidual,
 ):  # fmt: skip
     frozen = len(frozen_scale)
-    dx = new_like(x) if need_dx else None
-    dresidual = new_like(x) if need_dresidual else None
-    dweight = dbias = None
-    columns = (-1, *[1] * (x.dim() - 2))
+    dz = dx = dweight = dbias = None
     if x.shape[1] > frozen:
-        x_live = x[:, frozen:].contiguous(memory_format=memory_format(x))
-        dz = dy[:, frozen:].contiguous(memory_format=memory_format(x))
+        dz, x_live = dy[:, frozen:] if frozen else dy, _own(x[:, frozen:] if frozen else x, x)
         if activation in FROM_OUTPUT:
-            dz = activation_gradient(dz, y[:, frozen:], activation)
+            dz = activation_gradient(dz, y[:, frozen:] if frozen else y, activation)
         elif activation != "none":
-            # Not x * scale + shift: where the mean is large, their difference has few digits left.
-            slope = rstd if weight is None else rstd * weight
-            z = (x_live - mean.view(columns)) * slope.view(columns)
-            z = z if bias is None else z + bias.view(columns)
+            z = _live_again(x_live, weight, bias, mean, rstd)
             z = z if residual is None else z + residual[:, frozen:]
             dz = activation_gradient(dz, z.to(dz.dtype), activation)
-        dx_live, dweight, dbias = _live_gradients(dz, x_live, weight, bias, mean, rstd, training, need_dx)
-        if need_dx:
-            dx[:, frozen:] = dx_live
-        if need_dresidual:
-            dresidual[:, frozen:] = dz
-    if frozen and (need_dx or need_dresidual):
-        dz = dy[:, :frozen]
-        if exact and activation != "none":
-            z = x.new_empty(x[:, :frozen].shape)
+        dz = _own(dz, x)
+        dx, dweight, dbias = _live_gradients(dz, x_live, weight, bias, mean, rstd, training, need_dx)
+    dz_frozen = dx_frozen = None
+    if exact and frozen:
+        dz_frozen = dy[:, :frozen]
+        if activation in FROM_OUTPUT:
+            dz_frozen = activation_gradient(dz_frozen, y[:, :frozen], activation)
+        elif activation != "none":
+            z = x.new_empty(dz_frozen.shape)
             affine(x[:, :frozen], frozen_scale, frozen_shift, z)
             z = z if residual is None else z + residual[:, :frozen]
-            dz = activation_gradient(dz, z, activation)
-        if need_dx:
-            dx[:, :frozen] = dz * frozen_scale.view(columns) if exact else 0
-        if need_dresidual:
-            dresidual[:, :frozen] = dz if exact else 0
-    return dx, dresidual, dweight, dbias
+            dz_frozen = activation_gradient(dz_frozen, z, activation)
+        dx_frozen = dz_frozen * frozen_scale.view(-1, *[1] * (x.dim() - 2))
+    dx = _whole(dx_frozen, dx, x, frozen) if need_dx else None
+    if not need_dresidual:
+        return dx, None, dweight, dbias
+    if dz is dy:  # an op must not return its input
+        dz = dz.clone()
+    return dx, _whole(dz_frozen, dz, x, frozen), dweight, dbias
+
+
+def _own(live: Tensor, x: Tensor) -> Tensor:
+    """Live channels in memory of their own, lying as ``x`` does: the library's fast paths want it."""
+    return live.contiguous(memory_format=memory_format(x))
+
+
+def _whole(of_frozen: Tensor | None, of_live: Tensor | None, x: Tensor, frozen: int) -> Tensor:
+    """A gradient for all channels of ``x``; zeros where there is none."""
+    if not frozen and of_live is not None:
+        return of_live
+    whole = new_like(x)
+    whole[:, :frozen] = 0 if of_frozen is None else of_frozen
+    if of_live is not None:
+        whole[:, frozen:] = of_live
+    return whole
+
+
+def _live_again(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Live channels before residual and activation, in the backward pass."""
+    columns = (-1, *[1] * (x.dim() - 2))
+    # Not x * scale + shift: where the mean is large, their difference has few digits left.
+    z = (x - mean.view(columns)) * (rstd if weight is None else rstd * weight).view(columns)
+    return z if bias is None else z + bias.view(columns)
 
 
 def _live_gradients(dz, x, weight, bias, mean, rstd, training, need_dx):
     """Gradients of the normalisation alone."""
     if training:
-        like = x.dtype if weight is None else weight.dtype
         wanted = [need_dx, weight is not None, bias is not None]
-        return torch.ops.aten.native_batch_norm_backward(
-            dz, x, weight, None, None, mean.to(like), rstd.to(like), True, 0.0, wanted
-        )
+        return aten.native_batch_norm_backward(dz, x, weight, None, None, mean, rstd, True, 0.0, wanted)
     columns, others = (-1, *[1] * (x.dim() - 2)), [dim for dim in range(x.dim()) if dim != 1]
     slope = rstd if weight is None else rstd * weight
     dx = dz * slope.view(columns) if need_dx else None
@@ -194,11 +216,10 @@ def _forward(
 ):  # fmt: skip
     twin = backends.implementation("segmented_batch_norm", x, residual, weight, bias, running_mean, frozen_scale)
     run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
-    y, mean, rstd = run(
+    return run(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
         training, momentum, eps, activation,
     )  # fmt: skip
-    return y.contiguous(memory_format=memory_format(x)), mean, rstd
 
 
 def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *rest):
@@ -209,8 +230,8 @@ def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *r
 def backward(
     dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
     training, activation, exact, need_dx, need_dresidual,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, residual, weight and bias, each empty where there is nothing to give it to."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
     twin = backends.implementation("segmented_batch_norm", x, residual, weight, bias, mean, frozen_scale)
     arguments = (
         x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
@@ -220,30 +241,26 @@ def backward(
         dx, dresidual, dweight, dbias = _torch_backward(dy, y, *arguments)
     else:
         dx, dresidual, dweight, dbias = twin.segmented_batch_norm_backward(dy, *arguments)
-    images, rows = [], []
-    for gradient, need in ((dx, need_dx), (dresidual, need_dresidual)):
-        images.append(gradient.contiguous(memory_format=memory_format(x)) if need else nothing(x))
-    for gradient, parameter in ((dweight, weight), (dbias, bias)):
-        live = parameter is not None and x.shape[1] > len(frozen_scale)
-        zeros = nothing(mean) if parameter is None else torch.zeros_like(parameter)
-        rows.append(gradient.to(parameter.dtype) if live else zeros)
-    return *images, *rows
+    if x.shape[1] == len(frozen_scale):  # nothing that learns is part of this pass
+        dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
+    elif weight is not None and dweight.dtype != weight.dtype:
+        dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
+    return dx, dresidual, dweight, dbias
 
 
-def _fake_backward(dy, y, x, residual, weight, bias, mean, *rest):
-    need_dx, need_dresidual = rest[-2:]
-    images = [new_like(x) if need else nothing(x) for need in (need_dx, need_dresidual)]
-    return *images, *(nothing(mean) if p is None else torch.empty_like(p) for p in (weight, bias))
+def _fake_backward(dy, y, x, residual, weight, bias, *rest):
+    images = (new_like(x) if need else None for need in rest[-2:])
+    return *images, *(None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias))
 
 
-OP = register(
+OP = Op(
     "segmented_batch_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
     "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
     "str activation, bool exact) -> (Tensor y, Tensor mean, Tensor rstd)",
     _forward,
     _fake,
 )
-BACKWARD_OP = register(
+BACKWARD_OP = Op(
     "segmented_batch_norm_backward(Tensor dy, Tensor? y, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
     "Tensor mean, Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool exact, "
     "bool need_dx, bool need_dresidual) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
@@ -258,11 +275,10 @@ class _SegmentedBatchNorm(torch.autograd.Function):
         ctx, x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
         training, momentum, eps, activation, exact,
     ):  # fmt: skip
-        with below_autograd():
-            y, mean, rstd = OP(
-                x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-                training, momentum, eps, activation, exact,
-            )  # fmt: skip
+        y, mean, rstd = OP.below_autograd(
+            x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+            training, momentum, eps, activation, exact,
+        )  # fmt: skip
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(kept, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift)
         ctx.options = training, activation, exact
@@ -276,8 +292,8 @@ class _SegmentedBatchNorm(torch.autograd.Function):
         if dy is None:
             return (None,) * 13
         needed = ctx.needs_input_grad[:4]
-        gradients = BACKWARD_OP(dy, *ctx.saved_tensors, *ctx.options, *needed[:2])
+        gradients = BACKWARD_OP.below_autograd(dy, *ctx.saved_tensors, *ctx.options, *needed[:2])
         return *(gradient if need else None for gradient, need in zip(gradients, needed)), *(None,) * 9
 
 
-differentiate(OP, _SegmentedBatchNorm)
+OP.differentiate(_SegmentedBatchNorm)

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import Staircase
-from .registration import decoded, differentiate, encoded, memory_format, register
+from .registration import Op, decoded, encoded, memory_format
 from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products
 
 
@@ -107,7 +107,7 @@ def _backward(dy, x, weight, frozen_weight, numbers, exact, need_x, need_weight,
         dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, _Convolution(Geometry(*geometry)),
         need_x, need_weight, need_bias,
     )  # fmt: skip
-    return dx, dweight.contiguous(memory_format=memory_format(weight)) if need_weight else dweight, dbias
+    return dx, dweight.contiguous(memory_format=memory_format(weight)) if need_weight else None, dbias
 
 
 def _format(x: Tensor, weight: Tensor) -> torch.memory_format:
@@ -118,13 +118,13 @@ def _format(x: Tensor, weight: Tensor) -> torch.memory_format:
 
 GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
-OP = register(
+OP = Op(
     "staircase_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
     f"Tensor staircase, SymInt rows, bool exact, {GEOMETRY}) -> Tensor",
     _forward,
     _fake,
 )
-BACKWARD_OP = register(
+BACKWARD_OP = Op(
     "staircase_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "
     f"bool need_x, bool need_weight, bool need_bias, {GEOMETRY}) -> (Tensor, Tensor, Tensor)",
     _backward,
@@ -136,4 +136,4 @@ class _Function(StaircaseFunction):
     op, backward_op = OP, BACKWARD_OP
 
 
-differentiate(OP, _Function)
+OP.differentiate(_Function)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import backends
 from ..layout import Staircase
-from .registration import decoded, differentiate, encoded, register
+from .registration import Op, decoded, encoded
 from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products
 
 
@@ -80,13 +80,13 @@ def _backward(dy, x, weight, frozen_weight, numbers, exact, *needed):
     )  # fmt: skip
 
 
-OP = register(
+OP = Op(
     "staircase_linear(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
     "Tensor staircase, SymInt rows, bool exact) -> Tensor",
     _forward,
     lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact: x.new_empty(x.shape[0], rows),
 )
-BACKWARD_OP = register(
+BACKWARD_OP = Op(
     "staircase_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "
     "bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
     _backward,
@@ -98,4 +98,4 @@ class _Function(StaircaseFunction):
     op, backward_op = OP, BACKWARD_OP
 
 
-differentiate(OP, _Function)
+OP.differentiate(_Function)

@@ -19,9 +19,9 @@ from .. import backends
 from ..layout import Staircase
 from . import batch_norm
 from .activations import FROM_OUTPUT, activate_, activation_gradient
-from .batch_norm import affine, normalise_live, segmented_batch_norm_oracle, statistics_dtype
+from .batch_norm import affine, no_statistics, normalise_live, segmented_batch_norm_oracle, statistics_dtype
 from .linear import Linear, staircase_linear_oracle
-from .registration import below_autograd, decoded, differentiate, encoded, register
+from .registration import Op, decoded, encoded
 from .staircase import fake_gradients, frozen_products, gradients, read
 
 
@@ -71,14 +71,13 @@ def _torch_forward(
     running_mean, running_var, training, momentum, eps, activation,
 ):  # fmt: skip
     frozen, live = len(frozen_scale), staircase.rows - len(frozen_scale)
-    mean, rstd = (x.new_empty(0, dtype=statistics_dtype(x)) for _ in range(2))
     if live:
         pre = Linear.forward(read(x, staircase.live.spans), weight, bias)
         normal, mean, rstd = normalise_live(
             pre, norm_weight, norm_bias, running_mean, running_var, training, momentum, eps
         )
     else:
-        pre = x.new_empty(len(x), 0)
+        pre, (mean, rstd) = x.new_empty(len(x), 0), no_statistics(x)
     if frozen or not live:
         y = x.new_empty(len(x), staircase.rows)
         row = 0
@@ -150,13 +149,13 @@ def _backward(
 
 
 def _fake_backward(
-    dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, *rest
+    dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, *rest
 ):
-    of_norm = (mean.new_empty(0) if p is None else torch.empty_like(p) for p in (norm_weight, norm_bias))
+    of_norm = (None if p is None else torch.empty_like(p) for p in (norm_weight, norm_bias))
     return *fake_gradients(x, weight, *rest[-3:]), *of_norm
 
 
-OP = register(
+OP = Op(
     "staircase_linear_norm(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
     "Tensor staircase, SymInt rows, Tensor? norm_weight, Tensor? norm_bias, Tensor(a!) running_mean, "
     "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
@@ -164,7 +163,7 @@ OP = register(
     _forward,
     _fake,
 )
-BACKWARD_OP = register(
+BACKWARD_OP = Op(
     "staircase_linear_norm_backward(Tensor dy, Tensor? y, Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, "
     "Tensor? frozen_bias, Tensor staircase, Tensor pre, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, "
     "Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool exact, bool need_x, "
@@ -180,11 +179,10 @@ class _StaircaseLinearNorm(torch.autograd.Function):
         ctx, x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
         running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact,
     ):  # fmt: skip
-        with below_autograd():
-            y, pre, mean, rstd = OP(
-                x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
-                running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact,
-            )  # fmt: skip
+        y, pre, mean, rstd = OP.below_autograd(
+            x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
+            running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact,
+        )  # fmt: skip
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(
             kept, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
@@ -201,7 +199,7 @@ class _StaircaseLinearNorm(torch.autograd.Function):
         if dy is None:
             return (None,) * 18
         x, weight, bias, norm_weight, norm_bias = (ctx.needs_input_grad[i] for i in (0, 1, 2, 7, 8))
-        dx, dweight, dbias, dnorm_weight, dnorm_bias = BACKWARD_OP(
+        dx, dweight, dbias, dnorm_weight, dnorm_bias = BACKWARD_OP.below_autograd(
             dy, *ctx.saved_tensors, *ctx.options, x, weight, bias
         )
         return (
@@ -210,4 +208,4 @@ class _StaircaseLinearNorm(torch.autograd.Function):
         )  # fmt: skip
 
 
-differentiate(OP, _StaircaseLinearNorm)
+OP.differentiate(_StaircaseLinearNorm)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,28 +17,44 @@ from ..layout import Staircase
 
 LIBRARY = torch.library.Library("eidetic", "DEF")
 
-below_autograd = torch._C._AutoDispatchBelowAutograd
+
+class Op:
+    """A registered op. ``run`` computes it on any device, ``fake`` makes outputs of the right shape, dtype and strides.
+    Where they return None, for a gradient that was not asked for, the registered op returns an empty tensor.
+
+    Calling it goes through torch's dispatcher only where something watches (torch.compile, fake tensors, export): that
+    way costs more than the products of a small layer.
+    """
+
+    def __init__(self, schema: str, run: Callable, fake: Callable):
+        name = schema.partition("(")[0]
+        LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        LIBRARY.impl(name, _filled(run), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"eidetic::{name}", _filled(fake), lib=LIBRARY)
+        self.name, self.run = name, run
+        self.registered = getattr(torch.ops.eidetic, name).default
+
+    def differentiate(self, function: type[torch.autograd.Function]) -> None:
+        """Let ``function``, whose forward calls :meth:`below_autograd`, have the op's gradients."""
+        self.function = function
+        LIBRARY.impl(self.name, self._with_gradients, "Autograd")
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.registered(*arguments) if _watched() else self._with_gradients(*arguments)
+
+    def below_autograd(self, *arguments: Any) -> Any:
+        """The op without gradients, as autograd functions call it."""
+        if not _watched():
+            return self.run(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self.registered(*arguments)
+
+    def _with_gradients(self, *arguments: Any) -> Any:
+        return self.function.apply(*arguments) if torch.is_grad_enabled() else self.below_autograd(*arguments)
 
 
-def register(schema: str, run: Callable, fake: Callable) -> Callable:
-    """Define an op. ``run`` computes it on any device, ``fake`` makes outputs of the right shape, dtype and strides."""
-    name = schema.partition("(")[0]
-    LIBRARY.define(schema, tags=torch.Tag.pt2_compliant_tag)
-    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"eidetic::{name}", fake, lib=LIBRARY)
-    return getattr(torch.ops.eidetic, name).default
-
-
-def differentiate(op: Callable, function: type[torch.autograd.Function]) -> None:
-    """Gradients of ``op`` by ``function``, whose forward calls the op below autograd."""
-
-    def run(*arguments):
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in arguments):
-            return function.apply(*arguments)
-        with below_autograd():
-            return op(*arguments)
-
-    LIBRARY.impl(op._schema.name.partition("::")[2], run, "Autograd")
+def _watched() -> bool:
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def encoded(staircase: Staircase) -> Tensor:
@@ -62,6 +79,11 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(x) if x.dim() == 4 else torch.contiguous_format
 
 
-def nothing(like: Tensor) -> Tensor:
-    """What an op returns for a gradient that was not asked for: ops cannot return None."""
-    return like.new_empty(0)
+def _filled(run: Callable) -> Callable:
+    def filled(*arguments):
+        results = run(*arguments)
+        if isinstance(results, Tensor):
+            return results
+        return tuple(arguments[0].new_empty(0) if result is None else result for result in results)
+
+    return filled

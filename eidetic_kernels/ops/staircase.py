@@ -6,7 +6,7 @@ written once, here. This is the torch backend of both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import Protocol
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Span, Stair, Staircase
-from .registration import below_autograd, nothing
+from .registration import Op
 
 
 def read(x: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -88,23 +88,26 @@ class Product(Protocol):
 class StaircaseFunction(torch.autograd.Function):
     """Gradients of a staircase op; subclasses name it and its backward op. ``geometry`` is what a convolution adds."""
 
-    op: Callable
-    backward_op: Callable
+    op: Op
+    backward_op: Op
 
     @classmethod
     def forward(cls, ctx, x, weight, bias, frozen_weight, frozen_bias, staircase, rows, exact, *geometry):
         ctx.save_for_backward(x, weight, frozen_weight, staircase)
         ctx.exact, ctx.geometry, ctx.backward_op = exact, geometry, cls.backward_op
-        with below_autograd():
-            return cls.op(x, weight, bias, frozen_weight, frozen_bias, staircase, rows, exact, *geometry)
+        return cls.op.below_autograd(
+            x, weight, bias, frozen_weight, frozen_bias, staircase, rows, exact, *geometry
+        )  # fmt: skip
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         needed = ctx.needs_input_grad[:3]
-        gradients = ctx.backward_op(dy, *ctx.saved_tensors, ctx.exact, *needed, *ctx.geometry)
-        given = [gradient if need else None for gradient, need in zip(gradients, needed)]
-        return (*given, *[None] * (5 + len(ctx.geometry)))
+        dx, dweight, dbias = ctx.backward_op.below_autograd(
+            dy, *ctx.saved_tensors, ctx.exact, *needed, *ctx.geometry
+        )  # fmt: skip
+        dx, dweight, dbias = dx if needed[0] else None, dweight if needed[1] else None, dbias if needed[2] else None
+        return dx, dweight, dbias, None, None, None, None, None, *(None for _ in ctx.geometry)
 
 
 def products(x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> Tensor:
@@ -132,19 +135,19 @@ def frozen_products(x, weight, frozen_weight, frozen_bias, staircase: Staircase,
 def gradients(
     dy_frozen: Tensor | None, dy_live: Tensor, x: Tensor, weight: Tensor, frozen_weight: Tensor, staircase: Staircase,
     product: Product, need_x: bool, need_weight: bool, need_bias: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """What a backward pass owes: gradients of x, weight and bias, each empty where it is not needed.
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """What a backward pass owes: gradients of x, weight and bias, each None where it is not needed.
 
     ``dy_frozen``: the frozen rows' gradient where the input's is owed in full (exact), else None.
     """
     live = staircase.live
-    dx, dweight, dbias = nothing(x), nothing(weight), nothing(weight)
-    if need_weight:
-        dweight = torch.zeros_like(weight)
-        if live is not None:
-            dweight = product.weight_gradient(dy_live, read(x, live.spans), weight)
-    if need_bias:
-        dbias = dy_live.sum((0, *range(2, dy_live.dim()))) if live is not None else weight.new_zeros(len(weight))
+    dx = dweight = dbias = None
+    if live is None:  # nothing that learns is part of this pass
+        dweight = torch.zeros_like(weight) if need_weight else None
+        dbias = weight.new_zeros(len(weight)) if need_bias else None
+    else:
+        dweight = product.weight_gradient(dy_live, read(x, live.spans), weight) if need_weight else None
+        dbias = dy_live.sum((0, *range(2, dy_live.dim()))) if need_bias else None
     if need_x:
         dx = torch.zeros_like(x)
         if dy_frozen is not None:
@@ -161,12 +164,12 @@ def gradients(
     return dx, dweight, dbias
 
 
-def fake_gradients(x, weight, need_x, need_weight, need_bias) -> tuple[Tensor, Tensor, Tensor]:
+def fake_gradients(x, weight, need_x, need_weight, need_bias) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Tensors like those that :func:`gradients` returns."""
     return (
-        torch.empty_like(x) if need_x else nothing(x),
-        torch.empty_like(weight) if need_weight else nothing(weight),
-        weight.new_empty(weight.shape[0]) if need_bias else nothing(weight),
+        torch.empty_like(x) if need_x else None,
+        torch.empty_like(weight) if need_weight else None,
+        weight.new_empty(weight.shape[0]) if need_bias else None,
     )
 
 
