@@ -322,7 +322,7 @@ def check_promises() -> Iterator[dict]:
             yield {"backend": name, "declined": reason}
             continue
         torch.manual_seed(0)
-        net = models.build("mlp", tasks[0].train.shape, width=20 if DRY else 512).to(DEVICE)
+        net = models.build("mlp", tasks[0].train.shape, width=8 if DRY else 512).to(DEVICE)
         with backends.using(name):
             digests = []
             for t, task in enumerate(tasks):
@@ -349,12 +349,12 @@ def _blobs() -> Images:
         noisy = 0.6 * kinds[labels] + 0.4 * torch.rand(count, 1, 28, 28, generator=generator)
         return ImageSet((255 * noisy[..., :side, :side]).to(torch.uint8), labels, 10)
 
-    return Images("blobs", made(200 if DRY else 4000), made(50 if DRY else 1000))
+    return Images("blobs", made(40 if DRY else 4000), made(20 if DRY else 1000))
 
 
 def measure_mnist() -> Iterator[dict]:
     if DRY:
-        chosen = ["data.tasks=2", "model.width=20", "task.max_epochs=1", "router.max_epochs=1", "data.source=parquet"]
+        chosen = ["data.tasks=2", "model.width=8", "task.max_epochs=1", "router.max_epochs=1", "data.source=parquet"]
     else:
         chosen = ["data.source=mnist", "data.batch_size=512"]
     with tempfile.TemporaryDirectory() as folder:
