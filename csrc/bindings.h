@@ -79,7 +79,7 @@ inline void bind_segmented_batch_norm(py::module_& m) {
     attribute<&Norm::threads>(norm, "threads");
     m.def("segmented_batch_norm_forward", &run<Norm, segmented_batch_norm_forward>);
     m.def("segmented_batch_norm_backward", &run<Norm, segmented_batch_norm_backward>);
-    m.attr("SEGMENTED_BATCH_NORM_SPLITS") = segmented_batch_norm_splits();
+    m.def("segmented_batch_norm_workspace", &segmented_batch_norm_workspace);
 }
 
 }  // namespace eidetic

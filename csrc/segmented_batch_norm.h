@@ -36,7 +36,7 @@ struct SegmentedBatchNorm {
     const void* dy;         // backward
     void *dx, *dresidual;   // backward; null where not wanted
     void *dweight, *dbias;  // backward [live]; null where not wanted
-    float* workspace;       // 2 * live * segmented_batch_norm_splits() floats
+    float* workspace;       // segmented_batch_norm_workspace(norm) floats
 
     int device;    // CUDA: the device of all pointers
     void* stream;  // CUDA: where the kernels are enqueued
@@ -47,7 +47,7 @@ struct SegmentedBatchNorm {
 std::string segmented_batch_norm_forward(const SegmentedBatchNorm& norm);
 std::string segmented_batch_norm_backward(const SegmentedBatchNorm& norm);
 
-// Into how many parts at most a channel's sums are split.
-int segmented_batch_norm_splits();
+// How many floats of workspace a problem of these sizes needs, in either direction.
+int64_t segmented_batch_norm_workspace(const SegmentedBatchNorm& norm);
 
 }  // namespace eidetic

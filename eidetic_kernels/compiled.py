@@ -60,7 +60,7 @@ def batch_norm_forward(
     norm, rows, held = _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, running_mean)
     y = _output(x, rows)
     mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
-    workspace = _workspace(module, mean) if training else None
+    workspace = _workspace(module, norm, x) if training else None
     norm.activation = _ACTIVATION_NUMBERS[activation]
     norm.training, norm.momentum, norm.eps = training, momentum, eps
     norm.running_mean, norm.running_var = running_mean.data_ptr(), running_var.data_ptr()
@@ -80,7 +80,7 @@ def batch_norm_backward(
     dy, norm.dy_stride = _laid_out(dy, rows)
     dx, dresidual = (_output(x, rows) if need else None for need in (need_dx, need_dresidual))
     dweight, dbias = (None if tensor is None else torch.empty_like(tensor) for tensor in (weight, bias))
-    workspace = _workspace(module, mean)
+    workspace = _workspace(module, norm, x)
     norm.activation = _ACTIVATION_NUMBERS[activation]
     norm.training, norm.exact = training, exact
     norm.mean, norm.rstd = mean.data_ptr(), rstd.data_ptr()
@@ -124,8 +124,8 @@ def _output(x: Tensor, rows: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if rows else torch.contiguous_format)
 
 
-def _workspace(module: ModuleType, mean: Tensor) -> Tensor:
-    return mean.new_empty(2 * module.SEGMENTED_BATCH_NORM_SPLITS * mean.shape[0])
+def _workspace(module: ModuleType, norm, x: Tensor) -> Tensor:
+    return x.new_empty(module.segmented_batch_norm_workspace(norm), dtype=torch.float32)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -565,6 +565,8 @@ std::string segmented_batch_norm_forward(const SegmentedBatchNorm& norm) { retur
 
 std::string segmented_batch_norm_backward(const SegmentedBatchNorm& norm) { return run_on_device(norm, false); }
 
-int segmented_batch_norm_splits() { return MAX_SPLITS; }
+int64_t segmented_batch_norm_workspace(const SegmentedBatchNorm& norm) {
+    return 2 * MAX_SPLITS * (norm.channels - norm.frozen);
+}
 
 }  // namespace eidetic
