@@ -221,4 +221,4 @@ def test_what_is_not_supported_is_said():
     assert "torch.float64 is not one of" in why(call.x.double())
     assert "differ in dtype (torch.float32, torch.bfloat16)" in why(dtype=torch.bfloat16)
     assert "a kernel of [9, 9] leaves nothing of an input of [6, 7]" in why(kernel=(9, 9))
-    assert "samples of 2**24 values" in why(call.x[:1, :1, :1, :1].expand(1, 14, 2048, 1024))
+    assert "samples of 2**25 values" in why(call.x[:1, :1, :1, :1].expand(1, 14, 2048, 2048))
