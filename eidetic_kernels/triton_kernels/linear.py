@@ -27,9 +27,15 @@ from torch import Tensor
 
 from ..layout import Staircase
 from .activations import activate
+from .batch_norm import (
+    ALIGNMENT,
+    merge_statistics,
+    normalise_into,
+    reciprocal_deviation,
+    segmented_batch_norm_forward,
+    whole_sixteens,
+)
 from .launch import OPTIONS, input_precision, on_device, rows_contiguous, unsupported
-
-ALIGNMENT = 16  # elements: sizes and strides that divide by it let 16 bytes be loaded at once, whatever the dtype
 
 
 class Tile(NamedTuple):
@@ -42,16 +48,15 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-@triton.jit
-def _whole(size):
-    """``size``, known to divide by 16 (ALIGNMENT). Said so, and not by ``tl.multiple_of``: were it false, the tests
-    would see wrong numbers in the interpreter too."""
-    return size // 16 * 16
+# Nothing that pruning, or where a tensor happens to lie, changes may start a compilation.
+SIZES = ["samples", "frozen", "live", "x_stride", "eps"]
+VECTORS = [
+    "bias", "frozen_bias", "frozen_scale", "frozen_shift", "block_mean", "block_m2",
+    "norm_weight", "norm_bias", "running_mean", "running_var", "mean", "rstd", "tiles", "spans",
+]  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=["samples", "frozen", "live", "x_stride", "eps"],
-)
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=VECTORS)
 def staircase_linear_kernel(
     x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift,
     y, pre, block_mean, block_m2,
@@ -68,16 +73,16 @@ def staircase_linear_kernel(
     """
     block = tl.program_id(0)
     entry = tiles + tl.program_id(1) * 7
-    column = tl.load(entry).to(tl.int32)  # of y
-    units = tl.load(entry + 1).to(tl.int32)
-    offset = tl.load(entry + 2)  # of the tile's first weight; 64 bits
-    width = tl.load(entry + 3).to(tl.int32)  # of its segment's weights
+    column = whole_sixteens(tl.load(entry).to(tl.int32), ALIGNED)  # of y
+    units = whole_sixteens(tl.load(entry + 1).to(tl.int32), ALIGNED)
+    offset = whole_sixteens(tl.load(entry + 2), ALIGNED)  # of the tile's first weight; 64 bits
+    width = whole_sixteens(tl.load(entry + 3).to(tl.int32), ALIGNED)  # of its segment's weights
     is_live = tl.load(entry + 4)
     first_span = tl.load(entry + 5).to(tl.int32)
     last_span = tl.load(entry + 6).to(tl.int32)
-    if ALIGNED:
-        column, units, offset, width = _whole(column), _whole(units), _whole(offset), _whole(width)
-        frozen, live, x_stride = _whole(frozen), _whole(live), _whole(x_stride)
+    frozen = whole_sixteens(frozen, ALIGNED)
+    live = whole_sixteens(live, ALIGNED)
+    x_stride = whole_sixteens(x_stride, ALIGNED)
 
     m = tl.arange(0, BLOCK_M)
     n = tl.arange(0, BLOCK_N)
@@ -95,11 +100,9 @@ def staircase_linear_kernel(
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for span in range(first_span, last_span):
-        start = tl.load(spans + span * 3)  # the first column of x
-        length = tl.load(spans + span * 3 + 1)
-        w_start = tl.load(spans + span * 3 + 2)  # the first column of the weights
-        if ALIGNED:
-            start, length, w_start = _whole(start), _whole(length), _whole(w_start)
+        start = whole_sixteens(tl.load(spans + span * 3), ALIGNED)  # the first column of x
+        length = whole_sixteens(tl.load(spans + span * 3 + 1), ALIGNED)
+        w_start = whole_sixteens(tl.load(spans + span * 3 + 2), ALIGNED)  # the first column of the weights
         whole = length // BLOCK_K * BLOCK_K
         for step in range(0, whole, BLOCK_K):
             a = tl.load(x_block + (start + step) + x_offsets)
@@ -135,7 +138,7 @@ def staircase_linear_kernel(
             else:
                 mu = tl.load(running_mean + unit, mask=in_n, other=0.0).to(tl.float32)
                 var = tl.load(running_var + unit, mask=in_n, other=0.0).to(tl.float32)
-                r = 1 / tl.sqrt_rn(var + eps)
+                r = reciprocal_deviation(var, eps)
                 if block == 0:
                     tl.store(mean + unit, mu, mask=in_n)
                     tl.store(rstd + unit, r, mask=in_n)
@@ -196,14 +199,24 @@ def table(staircase: Staircase, units: int, device: torch.device) -> Table:
     )
 
 
-# samples, units, columns of a tile, warps, pipeline stages. Few samples: small tiles, so that there are enough of them.
-# Not yet measured on a GPU.
+# The tile, by how products are computed; for few samples a smaller one, so that there are tiles enough for the GPU. Not
+# yet measured on a GPU. Known is what Triton 3.9 compiles: registers of a thread / bytes spilled, for sm_80, sm_90 and
+# sm_100, of the product alone; statistics and an activation in the epilogue cost up to 60 registers, or 170 bytes more.
 TILES = {
-    "half": {"few": Tile(64, 64, 64, 4, 4), "many": Tile(128, 128, 64, 8, 3)},
-    "tf32": {"few": Tile(64, 64, 32, 4, 4), "many": Tile(128, 64, 32, 4, 3)},
-    "ieee": {"few": Tile(64, 64, 32, 4, 3), "many": Tile(64, 64, 32, 4, 3)},
+    "half": {
+        "few": Tile(64, 64, 64, 4, 4),  # aligned 124/0,  96/0,  64/0   ragged 255/0,   255/0,   255/24
+        "many": Tile(128, 128, 64, 8, 3),  # 200/0, 128/0, 120/0           255/256, 255/160, 255/160
+    },
+    "tf32": {
+        "few": Tile(64, 64, 32, 4, 4),  # aligned 125/0,  96/0,  76/0   ragged 246/0,   230/0,   208/0
+        "many": Tile(128, 128, 32, 8, 3),  # 204/0, 165/0, 154/0           255/0,   234/0,   255/0
+    },
+    "ieee": {
+        "few": Tile(64, 64, 16, 4, 3),  # aligned 128/0, 164/0, 168/0   ragged 168/0,   168/0,   162/0
+        "many": Tile(64, 64, 16, 4, 3),
+    },
 }
-FEW = 512
+FEW = 512  # samples
 
 
 def choose_tile(dtype: torch.dtype, precision: str, samples: int) -> Tile:
@@ -215,8 +228,11 @@ def staircase_linear_supports(x: Tensor, weight: Tensor, frozen_weight: Tensor, 
     """Why these inputs cannot be run here; None when they can."""
     if x.dtype != weight.dtype or x.dtype != frozen_weight.dtype:
         return f"input and weights differ in dtype ({x.dtype}, {weight.dtype}, {frozen_weight.dtype})"
-    if max(x.shape[0], 128 * x.stride(0), 128 * staircase.columns) >= 2**31:
-        return "the input has 2**31 rows, or 2**24 columns, or more"
+    if x.shape[0] >= 2**31 or max(x.stride(0), staircase.columns) >= 2**24 or staircase.rows >= 2**21:
+        return (
+            f"{x.shape[0]} samples of {staircase.columns} columns, {x.stride(0)} elements apart, for {staircase.rows} "
+            "units are too large: samples must be below 2**31, columns and strides below 2**24, units below 2**21"
+        )
     return unsupported(x)
 
 
@@ -233,6 +249,56 @@ def staircase_linear_forward(
     tile = choose_tile(x.dtype, input_precision(x.dtype), x.shape[0])
     _product(tile, "none", x, weight, bias, frozen_weight, frozen_bias, staircase, y)
     return y
+
+
+def staircase_linear_norm_forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    frozen_weight: Tensor,
+    frozen_bias: Tensor | None,
+    frozen_scale: Tensor,
+    frozen_shift: Tensor,
+    staircase: Staircase,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(y [M, F + L], pre [M, L], mean [L], rstd [L]): the product, normalised and activated.
+
+    ``pre`` is the live units' pre-activation in the dtype of x, ``mean`` and ``rstd`` (float32) are what it was
+    normalised by: in training its own statistics, which also move the running ones in place.
+    """
+    samples, frozen = x.shape[0], staircase.frozen_rows
+    live = staircase.rows - frozen
+    y, pre = x.new_empty(samples, frozen + live), x.new_empty(samples, live)
+    if not samples:
+        _, mean, rstd = segmented_batch_norm_forward(
+            pre, None, norm_weight, norm_bias, running_mean, running_var, frozen_scale[:0], frozen_shift[:0],
+            training, momentum, eps, activation,
+        )  # fmt: skip
+        return y, pre, mean, rstd
+    mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
+    tile = choose_tile(x.dtype, input_precision(x.dtype), samples)
+    if training:
+        blocks = x.new_empty(2, triton.cdiv(samples, tile.samples), live, dtype=torch.float32)
+        statistics = {"block_mean": blocks[0], "block_m2": blocks[1]}
+    else:
+        statistics = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "rstd": rstd, "eps": eps}
+    _product(
+        tile, activation, x, weight, bias, frozen_weight, frozen_bias, staircase, y, frozen_scale, frozen_shift, pre,
+        norm_weight=norm_weight, norm_bias=norm_bias, **statistics,
+    )  # fmt: skip
+    if training and live:
+        with on_device(x):
+            merge_statistics(*blocks, tile.samples, samples, mean, rstd, running_mean, running_var, momentum, eps)
+        normalise_into(y[:, frozen:], pre, norm_weight, norm_bias, mean, rstd, activation)
+    return y, pre, mean, rstd
 
 
 def _product(
