@@ -1,4 +1,4 @@
-"""The activations inside a kernel, by the names of :data:`eidetic_kernels.ops.ACTIVATIONS`, values and kinks as torch's.
+"""Activations inside a kernel, by the names of :data:`eidetic_kernels.ops.ACTIVATIONS`, values and kinks as torch's.
 
 Arguments are float32 blocks. Comparisons instead of ``tl.maximum``: a maximum turns NaN into a number, torch keeps it.
 """

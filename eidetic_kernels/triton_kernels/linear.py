@@ -48,7 +48,15 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-@triton.jit(do_not_specialize=["samples", "frozen", "live", "x_stride", "eps"])
+# Nothing that pruning, or where a tensor happens to lie, changes may start a compilation.
+SIZES = ["samples", "frozen", "live", "x_stride", "eps"]
+VECTORS = [
+    "bias", "frozen_bias", "frozen_scale", "frozen_shift", "block_mean", "block_m2",
+    "norm_weight", "norm_bias", "running_mean", "running_var", "mean", "rstd", "tiles", "spans",
+]  # fmt: skip
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=VECTORS)
 def staircase_linear_kernel(
     x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift,
     y, pre, block_mean, block_m2,
@@ -277,13 +285,15 @@ def staircase_linear_norm_forward(
         return y, pre, mean, rstd
     mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
     tile = choose_tile(x.dtype, input_precision(x.dtype), samples)
-    norm = {"norm_weight": norm_weight, "norm_bias": norm_bias, "frozen_scale": frozen_scale, "frozen_shift": frozen_shift}
     if training:
         blocks = x.new_empty(2, triton.cdiv(samples, tile.samples), live, dtype=torch.float32)
-        norm |= {"block_mean": blocks[0], "block_m2": blocks[1]}
+        statistics = {"block_mean": blocks[0], "block_m2": blocks[1]}
     else:
-        norm |= {"running_mean": running_mean, "running_var": running_var, "mean": mean, "rstd": rstd, "eps": eps}
-    _product(tile, activation, x, weight, bias, frozen_weight, frozen_bias, staircase, y, pre=pre, **norm)
+        statistics = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "rstd": rstd, "eps": eps}
+    _product(
+        tile, activation, x, weight, bias, frozen_weight, frozen_bias, staircase, y, frozen_scale, frozen_shift, pre,
+        norm_weight=norm_weight, norm_bias=norm_bias, **statistics,
+    )  # fmt: skip
     if training and live:
         with on_device(x):
             merge_statistics(*blocks, tile.samples, samples, mean, rstd, running_mean, running_var, momentum, eps)

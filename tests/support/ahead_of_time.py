@@ -34,6 +34,7 @@ class Compiled:
 
     kernel: str
     target: int
+    key: str  # the same for the same machine code
     constants: dict[str, Any]
     num_warps: int
     registers: int  # of one thread
@@ -70,6 +71,10 @@ class Compiler:
         """
         return self.pool.submit(_compile, launch, target).result()
 
+    def names(self, launch: Callable[[], object]) -> list[str]:
+        """The kernels that ``launch`` launches, in order; nothing is compiled."""
+        return self.pool.submit(_names, launch).result()
+
 
 def _stop_interpreting() -> None:
     os.environ.pop("TRITON_INTERPRET", None)
@@ -79,7 +84,6 @@ def _stop_interpreting() -> None:
 def _compile(launch: Callable[[], object], target: int) -> list[Compiled]:
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.runtime.jit import JITFunction
 
     triton.runtime.driver.set_active(
         SimpleNamespace(
@@ -88,18 +92,25 @@ def _compile(launch: Callable[[], object], target: int) -> list[Compiled]:
             get_current_stream=lambda device: 0,
         )
     )
-    kernels = []
-    run = JITFunction.run
+    kernels = _instead_of_running(lambda run, *args, **options: run(*args, **options | {"warmup": True}), launch)
+    return [_read(kernel, target) for kernel in kernels]
 
-    def compile_only(self, *args, grid, warmup, **options):
-        kernels.append(run(self, *args, grid=grid, warmup=True, **options))
 
-    JITFunction.run = compile_only
+def _names(launch: Callable[[], object]) -> list[str]:
+    return _instead_of_running(lambda run, kernel, *args, **options: kernel.fn.__name__, launch)
+
+
+def _instead_of_running(act: Callable, launch: Callable[[], object]) -> list:
+    """What ``act(run, kernel, *arguments, grid=, warmup=, **options)`` returns for each of the launches."""
+    from triton.runtime.jit import JITFunction
+
+    run, results = JITFunction.run, []
+    JITFunction.run = lambda *args, **options: results.append(act(run, *args, **options))
     try:
         launch()
     finally:
         JITFunction.run = run
-    return [_read(kernel, target) for kernel in kernels]
+    return results
 
 
 def _read(kernel, target: int) -> Compiled:
@@ -109,6 +120,7 @@ def _read(kernel, target: int) -> Compiled:
     return Compiled(
         kernel=kernel.metadata.name,
         target=target,
+        key=kernel.hash,
         constants=constants,
         num_warps=kernel.metadata.num_warps,
         registers=usage["REG"],
