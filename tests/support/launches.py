@@ -1,0 +1,87 @@
+"""What the ahead-of-time test compiles: calls of the package's launchers as a GPU would see them, on CPU tensors.
+
+Every kernel of the package must be in one of :data:`LAUNCHES`. Each costs seconds a target: take the variants that
+will run, and of these the hardest.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from eidetic_kernels.layout import Fixed, Segments, Source, Staircase, staircase
+
+
+def linear(dtype, samples, aligned, norm=None, activation="relu", precision="ieee", stairs=None):
+    """The staircase product; ``norm`` None, "training" or "evaluation"."""
+    from eidetic_kernels.triton_kernels import linear
+
+    torch.backends.cuda.matmul.fp32_precision = precision
+    stairs = stairs or _stairs((128, 64, 256) if aligned else (105, 34, 257), 512 if aligned else 511)
+    live, frozen = stairs.live, stairs.frozen_rows
+    x = torch.empty(samples, stairs.columns, dtype=dtype)
+    weight, frozen_weight = x.new_empty(live.rows, live.columns), x.new_empty(_size(stairs))
+    tensors = x, weight, x.new_empty(live.rows), frozen_weight, x.new_empty(frozen)
+    if norm is None:
+        linear.staircase_linear_forward(*tensors, stairs)
+        return
+    numbers = torch.empty(2, frozen), torch.empty(4, live.rows)
+    linear.staircase_linear_norm_forward(
+        *tensors, *numbers[0], stairs, *numbers[1], norm == "training", 0.1, 1e-5, activation
+    )
+
+
+def growing_tasks(dtype):
+    """The product and its norm while tasks are learned and pruned: no size stays what it was."""
+    sizes: tuple[int, ...] = ()
+    for task in range(4):
+        for live, samples in ((300 + task, 256), (101 - task, 256), (33, 77)):
+            linear(dtype, samples, False, "evaluation", stairs=_stairs(sizes, live))
+        sizes = (*sizes, 33)
+
+
+def batch_norm(dtype, memory_format=torch.contiguous_format, channels=(128, 64), activation="gelu"):
+    """Segmented BatchNorm with a residual: training, forward and backward, and evaluation."""
+    from eidetic_kernels.triton_kernels import batch_norm
+
+    frozen, live = channels
+    x, residual, dy = (
+        torch.empty(64, frozen + live, 16, 16, dtype=dtype).to(memory_format=memory_format) for _ in range(3)
+    )
+    scale, shift = torch.empty(2, frozen)
+    weight, bias, mean, var = torch.empty(4, live)
+    for training in (False, True):
+        _, batch_mean, rstd = batch_norm.segmented_batch_norm_forward(
+            x, residual, weight, bias, mean, var, scale, shift, training, 0.1, 1e-5, activation
+        )
+    batch_norm.segmented_batch_norm_backward(
+        dy, x, residual, weight, bias, batch_mean, rstd, scale, shift, True, activation, False, True, True
+    )
+
+
+def _stairs(sizes: tuple[int, ...], live: int) -> Staircase:
+    """A layer that reads an input and a group of the sizes it has itself; every other segment reads nested."""
+    nested = tuple(task % 2 == 0 for task in range(len(sizes))) + (True,)
+    group = Segments(4096, live, sizes)
+    return staircase(group, (Source(Fixed(64)), Source(group)), nested, None)
+
+
+def _size(stairs: Staircase) -> int:
+    return sum(stair.rows * stair.columns for stair in stairs.frozen)
+
+
+bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
+
+LAUNCHES = {
+    "linear bf16 aligned": partial(linear, bf16, 4096, True, "training", "gelu"),
+    "linear bf16 ragged": partial(linear, bf16, 4096, False, "training", "gelu"),
+    "linear fp16 few samples": partial(linear, fp16, 256, True, "evaluation"),
+    "linear tf32": partial(linear, fp32, 4096, True, None, precision="tf32"),
+    "linear fp32": partial(linear, fp32, 256, False, "training"),
+    "batch norm bf16": partial(batch_norm, bf16),
+    "batch norm channels_last fp32": partial(batch_norm, fp32, torch.channels_last, (105, 34)),
+}
+
+# Bytes of a thread's memory that a launch may spill, on any target; the others may spill none.
+SPILLS = {"linear bf16 ragged": 384}
