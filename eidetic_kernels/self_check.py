@@ -111,7 +111,8 @@ def _batch_norm(op, random):
 def _linear_norm(op, random):
     stairs = _stairs()
     live = stairs.live
-    x, weight = random(SAMPLES, stairs.columns, big=True, leaf=True), random(live.rows, live.columns, big=True, leaf=True)
+    x = random(SAMPLES, stairs.columns, big=True, leaf=True)
+    weight = random(live.rows, live.columns, big=True, leaf=True)
     norm, affine = _norm(live.rows, random), [random(stairs.frozen_rows) for _ in range(2)]
     # No bias: batch statistics take it away again, and its gradient is nothing but rounding.
     y = op(
