@@ -49,16 +49,25 @@ def implementation(op: str, *inputs) -> ModuleType | None:
     or is not here.
     """
     device = inputs[0].device.type
-    for module in _candidates(op, device, _forced()):
+    for module in _candidates(op, device, forced()):
         reason = getattr(module, f"{_ASKED.get(op, op)}_supports")(*inputs)
         if reason is None:
             return module
-        if _forced() is not None:
+        if forced() is not None:
             raise BackendError(
-                f"backend {_forced()!r} was asked for, and cannot run {op} on these inputs: {reason.rstrip('.')}. "
+                f"backend {forced()!r} was asked for, and cannot run {op} on these inputs: {reason.rstrip('.')}. "
                 "Give it others, leave the choice open (unset EIDETIC_BACKEND), or take 'torch', which runs everything."
             )
     return None
+
+
+def forced() -> str | None:
+    """The backend that EIDETIC_BACKEND or :func:`using` names; None while the choice is open."""
+    if _choice.name is False:
+        name = os.environ.get("EIDETIC_BACKEND") or None
+        _check(name)
+        _choice.name = name
+    return _choice.name
 
 
 @contextmanager
@@ -94,11 +103,11 @@ def devices(name: str) -> tuple[str, ...]:
 
 def choices(op: str, device: str) -> tuple[str, ...]:
     """The backends that are asked to run ``op`` for tensors on ``device``, in order; torch takes what they do not."""
-    forced = _forced()
-    if forced is None:
+    name = forced()
+    if name is None:
         names = PREFERENCE.get((op, device), ())
         return tuple(name for name in names if why_missing(name) is None)
-    return (forced,) if forced in IMPLEMENTATIONS.get(op, ()) else ()
+    return (name,) if name in IMPLEMENTATIONS.get(op, ()) else ()
 
 
 def choice(device: str) -> str:
@@ -108,11 +117,11 @@ def choice(device: str) -> str:
 
 
 @cache
-def _candidates(op: str, device: str, forced: str | None) -> tuple[ModuleType, ...]:
+def _candidates(op: str, device: str, only: str | None) -> tuple[ModuleType, ...]:
     names = choices(op, device)
-    if forced in names and device not in devices(forced):
+    if only in names and device not in devices(only):
         raise BackendError(
-            f"backend {forced!r} was asked for, and takes tensors on {' or '.join(devices(forced))}; {op} was given "
+            f"backend {only!r} was asked for, and takes tensors on {' or '.join(devices(only))}; {op} was given "
             f"one on {device}. Move the network and its input, or leave the choice open (unset EIDETIC_BACKEND)."
         )
     return tuple(import_module(f"{__package__}.{IMPLEMENTATIONS[op][name]}") for name in names)
@@ -125,14 +134,6 @@ class _Choice:
 
 
 _choice = _Choice()
-
-
-def _forced() -> str | None:
-    if _choice.name is False:
-        name = os.environ.get("EIDETIC_BACKEND") or None
-        _check(name)
-        _choice.name = name
-    return _choice.name
 
 
 def _check(name: str | None) -> None:

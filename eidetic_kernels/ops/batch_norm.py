@@ -20,6 +20,8 @@ in training (paper, section 3.3); here it is one multiply-add.
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -105,12 +107,6 @@ def new_like(x: Tensor) -> Tensor:
     return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
-def no_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / deviation of no channel."""
-    dtype = statistics_dtype(x)
-    return x.new_empty(0, dtype=dtype), x.new_empty(0, dtype=dtype)
-
-
 def _torch_forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
     training, momentum, eps, activation,
@@ -120,7 +116,7 @@ def _torch_forward(
         x_live = x[:, frozen:] if frozen else x
         live, mean, rstd = _normalise_live(x_live, weight, bias, running_mean, running_var, training, momentum, eps)
     else:
-        live, (mean, rstd) = None, no_statistics(x)
+        live, (mean, rstd) = None, x.new_empty(2, 0, dtype=statistics_dtype(x)).unbind()
     if frozen or live is None:
         y = new_like(x)
         affine(x[:, :frozen], frozen_scale, frozen_shift, y[:, :frozen])
@@ -208,12 +204,18 @@ def _live_gradients(dz, x, weight, bias, mean, rstd, training, need_dx):
 # ---- the op
 
 
+def _twin(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleType | None:
+    if not frozen and x.device.type == "cpu" and backends.forced() is None:
+        return None  # with nothing frozen a layer computes what torch's does, on a CPU to the bit
+    return backends.implementation("segmented_batch_norm", x, residual, weight, bias, mean, frozen_scale)
+
+
 def forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
     training, momentum, eps, activation, exact=False,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, and the mean and 1 / deviation that live channels were normalised by."""
-    twin = backends.implementation("segmented_batch_norm", x, residual, weight, bias, running_mean, frozen_scale)
+    twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale))
     run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
     return run(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
@@ -228,10 +230,13 @@ def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *r
 
 def backward(
     dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-    training, activation, exact, need_dx, need_dresidual,
+    training, activation, exact, need_dx, need_dresidual, beside=None,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
-    twin = backends.implementation("segmented_batch_norm", x, residual, weight, bias, mean, frozen_scale)
+    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to.
+
+    ``beside``: how many frozen channels the forward pass had, where x holds live ones only.
+    """
+    twin = _twin(x, residual, weight, bias, mean, frozen_scale, len(frozen_scale) if beside is None else beside)
     arguments = (
         x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
         training, activation, exact, need_dx, need_dresidual,

@@ -5,8 +5,8 @@
 
 Contract: arguments and gradients as :mod:`.linear` and :mod:`.batch_norm` have them, one after the other; a faster twin
 does the frozen affine and activation, and the live statistics, in the product's own pass. On the torch backend the bits
-are those of the two ops in sequence; elsewhere the live part is whichever backend's that runs BatchNorm. The live
-product before normalisation is kept for the backward pass, the frozen one is not.
+are those of the two ops in sequence, which it is. The live product before normalisation is kept for the backward pass,
+the frozen one is not.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 from .. import backends
 from ..layout import Staircase
 from . import batch_norm
-from .activations import FROM_OUTPUT, activate_, activation_gradient
-from .batch_norm import affine, no_statistics, segmented_batch_norm_oracle, statistics_dtype
+from .activations import FROM_OUTPUT, activation_gradient
+from .batch_norm import affine, segmented_batch_norm_oracle, statistics_dtype
 from .linear import Linear, staircase_linear_oracle
 from .registration import Op, decoded, encoded
-from .staircase import fake_gradients, frozen_products, gradients, read
+from .staircase import fake_gradients, frozen_products, gradients, products
 
 
 def staircase_linear_norm(
@@ -63,34 +63,19 @@ def staircase_linear_norm_oracle(
     )  # fmt: skip
 
 
-# ---- the torch backend
+# ---- the torch backend: one op after the other
 
 
 def _torch_forward(
     x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift, staircase, norm_weight, norm_bias,
     running_mean, running_var, training, momentum, eps, activation,
 ):  # fmt: skip
-    frozen, live = len(frozen_scale), staircase.rows - len(frozen_scale)
-    if live:
-        pre = Linear.forward(read(x, staircase.live.spans), weight, bias)
-        normal, mean, rstd = batch_norm.forward(
-            pre, None, norm_weight, norm_bias, running_mean, running_var, frozen_scale[:0], frozen_shift[:0],
-            training, momentum, eps, activation,
-        )  # fmt: skip
-        if not frozen:
-            return normal, pre, mean, rstd
-    else:
-        pre, (mean, rstd) = x.new_empty(len(x), 0), no_statistics(x)
-    y = x.new_empty(len(x), staircase.rows)
-    row = 0
-    for part in frozen_products(x, weight, frozen_weight, frozen_bias, staircase, Linear):
-        rows = slice(row, row + part.shape[1])
-        affine(part, frozen_scale[rows], frozen_shift[rows], y[:, rows])
-        row = rows.stop
-    activate_(y[:, :frozen], frozen, activation)
-    if live:
-        y[:, frozen:] = normal
-    return y, pre, mean, rstd
+    z = products(x, weight, bias, frozen_weight, frozen_bias, staircase, Linear)
+    y, mean, rstd = batch_norm.forward(
+        z, None, norm_weight, norm_bias, running_mean, running_var, frozen_scale, frozen_shift,
+        training, momentum, eps, activation,
+    )  # fmt: skip
+    return y, z[:, len(frozen_scale) :].contiguous(), mean, rstd
 
 
 def _frozen_gradient(
@@ -135,7 +120,7 @@ def _backward(
     y_live = None if y is None else y[:, frozen:]
     dpre, _, dnorm_weight, dnorm_bias = batch_norm.backward(
         dy[:, frozen:], y_live, pre, None, norm_weight, norm_bias, mean, rstd, frozen_scale[:0], frozen_shift[:0],
-        training, activation, exact, True, False,
+        training, activation, exact, True, False, beside=frozen,
     )  # fmt: skip
     dy_frozen = None
     if exact and need_x:

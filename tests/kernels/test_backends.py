@@ -44,8 +44,11 @@ def stand_in(monkeypatch):
     return module
 
 
-def run_norm():
+def run_norm(frozen=2):
     layer = ek.EideticBatchNorm1d(4)
+    layer.prune(range(frozen))
+    layer.freeze()
+    layer.recycle()
     layer(torch.randn(5, 4)).sum().backward()
 
 
@@ -55,6 +58,24 @@ def test_cpu_tensors_run_on_the_compiled_backend_where_it_is(stand_in):
     assert backends.choices("segmented_batch_norm", "cpu") == ("cpu",)
     assert backends.choices("staircase_linear", "cpu") == ()
     assert backends.choice("cpu") == "cpu torch"
+
+
+def test_with_nothing_frozen_a_cpu_computes_what_torch_computes(stand_in):
+    run_norm(frozen=0)
+    assert stand_in.calls == []
+    with backends.using("cpu"):
+        run_norm(frozen=0)
+    assert stand_in.calls == ["forward", "backward"]
+
+
+def test_a_layer_with_its_own_norm_uses_it_both_ways(stand_in):
+    layer = ek.EideticLinear(3, 4, norm=ek.EideticBatchNorm1d(4))
+    for calls in ([], ["forward", "backward"]):
+        layer(torch.randn(5, 3)).sum().backward()
+        assert stand_in.calls == calls
+        layer.prune([0])
+        layer.freeze()
+        layer.recycle()
 
 
 def test_what_a_backend_does_not_take_runs_on_torch_unless_it_is_forced(stand_in):
@@ -96,11 +117,11 @@ def test_a_backend_that_is_unknown_or_not_here_is_refused(stand_in):
 def test_using_gives_back_what_was_there():
     with backends.using("torch"):
         with backends.using(None):
-            assert backends._forced() is None
-        assert backends._forced() == "torch"
+            assert backends.forced() is None
+        assert backends.forced() == "torch"
         with pytest.raises(RuntimeError), backends.using(None):
             raise RuntimeError
-        assert backends._forced() == "torch"
+        assert backends.forced() == "torch"
 
 
 def test_the_environment_is_read_at_first_use_and_only_then(monkeypatch):
@@ -113,7 +134,7 @@ def test_the_environment_is_read_at_first_use_and_only_then(monkeypatch):
     run_norm()
     monkeypatch.setenv("EIDETIC_BACKEND", "fastest")
     run_norm()
-    assert backends._forced() == "torch"
+    assert backends.forced() == "torch"
 
 
 def test_half_precision_and_double_run_somewhere_unforced_and_say_why_not_when_forced():
