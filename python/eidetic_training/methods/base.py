@@ -63,6 +63,10 @@ class Method(ABC):
     def stored_numbers(self) -> float:
         """How many float32 numbers are kept to answer for all tasks; a mask bit counts a thirty-second."""
 
+    def units_used(self) -> float | None:
+        """The share of the network's units that learned tasks own; None where tasks own no units."""
+        return None
+
     def learn_all(self, loaders: Sequence[Iterable], classes: Sequence[int]) -> None:
         """Learn all tasks; a method that wants them at once (joint training) overrides this."""
         for loader, num_classes in zip(loaders, classes, strict=True):

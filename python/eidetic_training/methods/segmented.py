@@ -47,8 +47,7 @@ class Segmented(Method):
         frozen = [b for name, b in self.network.named_buffers() if "frozen_" in name]
         return sum(b.numel() for b in frozen)
 
-    def used(self) -> float:
-        """The share of the network's units that finished tasks own."""
+    def units_used(self) -> float:
         rows = self.network.capacity().rows
         return sum(sum(row.frozen) for row in rows) / sum(row.width for row in rows)
 
