@@ -48,8 +48,8 @@ class EideticConv2d(StaircaseLayer):
     ):
         if groups != 1:
             raise InputError(
-                f"EideticConv2d supports groups=1, got groups={groups}. A depthwise convolution (a group a channel) is "
-                "EideticDepthwiseConv2d."
+                f"EideticConv2d supports groups=1, got groups={groups}. A grouped convolution is "
+                "EideticGroupedConv2d, with a group a channel EideticDepthwiseConv2d."
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
@@ -57,18 +57,25 @@ class EideticConv2d(StaircaseLayer):
         self.geometry, self._pads = window(self.kernel_size, self.stride, padding, self.dilation, padding_mode)
         super().__init__(in_channels, out_channels, self.kernel_size, bias, device, dtype, norm)
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, computed: Tensor | None = None) -> Tensor:
+        if computed is not None:  # by all parts of a divided layer together
+            return computed
         stairs = self.staircase(self.scope.task)
         self.check_input(x, stairs.columns, dims=4)
-        (x, *weights), exact = self._arguments(x)
-        if self._pads is not None:
-            x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
-        y = ops.staircase_conv2d(x, *weights, stairs, self.geometry, exact)
-        if self.norm is not None:
-            return self.norm.normalise(y, residual, exact)
-        if residual is not None:
+        if self.norm is None and residual is not None:
             raise InputError(f"{self} has no norm to take a residual: add it to the output instead.")
-        return y
+        (x, *weights), exact = self._arguments(x)
+        if self.order is not None and self.untouched:
+            y = self.whole(x, *weights[:2])
+        else:
+            y = ops.staircase_conv2d(self._padded(x), *weights, stairs, self.geometry, exact)
+        return y if self.norm is None else self.norm.normalise(y, residual, exact)
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(self._padded(x), weight, bias, *self.geometry)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return x if self._pads is None else F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
 
     def extra_repr(self) -> str:
         return (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
@@ -40,7 +41,9 @@ class EideticLinear(StaircaseLayer):
         self.in_features, self.out_features = in_features, out_features
         super().__init__(in_features, out_features, (), bias, device, dtype, norm)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, computed: Tensor | None = None) -> Tensor:
+        if computed is not None:  # by all parts of a divided layer together
+            return computed
         stairs = self.staircase(self.scope.task)
         if (self.owned or self.norm is not None) and x.dim() != 2:
             part = "is part of a network" if self.owned else "normalises its units"
@@ -51,10 +54,16 @@ class EideticLinear(StaircaseLayer):
         flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.dim() else x
         tensors, exact = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
+        if self.order is not None and self.untouched:
+            y = self.whole(x, self.weight, self.bias)
+            return y if self.norm is None else self.norm.normalise(y, None, exact)
         if self.norm is not None:
             return ops.staircase_linear_norm(*tensors, stairs, *self.norm.arguments((len(x), stairs.rows)), exact)
         y = ops.staircase_linear(*tensors, stairs, exact)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], stairs.rows)
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -37,13 +37,21 @@ class SegmentedLayer(nn.Module):
 
     frozen_names: tuple[str, ...] = ()
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, grain: int = 1):
         super().__init__()
-        self.segments = Segments(width)
+        self.segments = Segments(width, grain=grain)
         self.scope = Scope()
         self.owned = False
         self.attached = False
-        self._known: Known | None = None
+
+    @property
+    def segments(self) -> Segments:
+        """How the layer's units are owned."""
+        return self._segments
+
+    @segments.setter
+    def segments(self, segments: Segments) -> None:
+        self._segments, self._known = segments, None
 
     def join(self, segments: Segments, scope: Scope) -> None:
         """Hand the layer's units to a network: from now on they are pruned, frozen and recycled there."""
@@ -51,11 +59,11 @@ class SegmentedLayer(nn.Module):
             raise TaskError(
                 f"{self} already has a life of its own ({self.segments}); only a fresh layer can join a network."
             )
-        self.segments, self.scope, self.owned, self._known = segments, scope, True, None
+        self.segments, self.scope, self.owned = segments, scope, True
 
     def attach(self, part: SegmentedLayer) -> None:
         """Let ``part``, a fresh layer of this one's own, live its life: the same units, pruned and frozen with them."""
-        part.segments, part.scope, part.attached, part._known = self.segments, self.scope, True, None
+        part.segments, part.scope, part.attached = self.segments, self.scope, True
 
     def together(self) -> list[SegmentedLayer]:
         """This layer and those attached to it."""
@@ -103,6 +111,8 @@ class SegmentedLayer(nn.Module):
             raise InputError("keep must be a list of ascending unit indices without repetition.")
         if len(keep) and not (0 <= keep[0] and keep[-1] < self.segments.live):
             raise InputError(f"keep names units outside 0..{self.segments.live - 1}, the live units present.")
+        if not self.segments.keeps_whole(keep.tolist()):
+            raise InputError(f"keep must name whole runs of {self.segments.grain} units, which can only live together.")
         for layer in self.together():
             layer.cut_live(keep)
         self.segments.prune(len(keep))
