@@ -17,6 +17,7 @@ from .layers import (
     EideticDepthwiseConv2d,
     EideticDropout,
     EideticStochasticDepth,
+    Parts,
     StaircaseLayer,
 )
 
@@ -103,4 +104,4 @@ class _Tracer(fx.Tracer):
         self.record_stack_traces = True
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return rules.leaves(module) or super().is_leaf_module(module, path)
+        return isinstance(module, Parts) or rules.leaves(module) or super().is_leaf_module(module, path)
