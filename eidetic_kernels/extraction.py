@@ -183,7 +183,7 @@ def _batch_norm(prefix: Prefix, layers: Sequence[EideticBatchNorm]) -> nn.Module
             getattr(layer, f"frozen_{name}")[units] for layer in layers for _, units in prefix.rows(layer.segments)
         ]
         values = torch.cat(rows) if rows else getattr(layers[0], f"frozen_{name}")[:0]
-        root.register_parameter(name, nn.Parameter(values.clone().view(columns)))
+        root.register_parameter(name, nn.Parameter(values.view(columns)))
     graph = fx.Graph()
     x = graph.placeholder("x")
     y = graph.call_function(torch.addcmul, (graph.get_attr("shift"), x, graph.get_attr("scale")))
@@ -268,7 +268,21 @@ def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Modu
             modules[node.target] = copy.deepcopy(operator.attrgetter(node.target)(root))
         values[node] = plain.node_copy(node, lambda each: values[each])
         values[node].meta.clear()
-    return fx.GraphModule(modules, plain, name).eval()
+    return fx.GraphModule(_tree(modules), plain, name).eval()
+
+
+def _tree(modules: dict[str, Any]) -> nn.Module:
+    """A module that holds ``modules`` at their paths; a GraphModule takes them from it in the order of its graph."""
+    root = nn.Module()
+    for path, each in modules.items():
+        *above, name = path.split(".")
+        parent = root
+        for step in above:
+            if not hasattr(parent, step):
+                parent.add_module(step, nn.Module())
+            parent = getattr(parent, step)
+        setattr(parent, name, each)
+    return root
 
 
 def _twin(module: nn.Module, prefix: Prefix) -> nn.Module:
