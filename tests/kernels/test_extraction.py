@@ -142,6 +142,32 @@ def test_a_first_task_without_any_unit(name):
     extracted_alike(net, 0, batch(net)[0])
 
 
+@pytest.mark.parametrize("gone", [[0], [1], [0, 1]])
+def test_images_without_channels_keep_their_size(gone):
+    """Convolutions that lost all their inputs are constants over an image, whose size they still decide."""
+
+    class Strided(ek.EideticNetwork):
+        example = (2, 9, 7)
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = ek.EideticConv2d(2, 4, 3, stride=2), ek.EideticConv2d(4, 5, 2, padding=1, bias=False)
+            self.fc = ek.EideticLinear(5 * 5 * 4, 6)
+
+        def forward(self, x):
+            return F.relu(self.fc(self.b(self.a(x)).flatten(1)))
+
+    net = Strided()
+    net.prepare_for_task(0, CLASSES)
+    train(net, torch.optim.SGD(net.parameters(), 0.1))
+    groups = net.plan_pruning(1.0).groups
+    net.apply_plan(ek.PruningPlan("some", tuple(groups[number] for number in gone)))
+    net.finish_task()
+    learn(net, 1)
+    for task in range(2):
+        extracted_alike(net, task, batch(net)[0])
+
+
 class Squash(nn.Module):
     """A user's own module, with a rule of its own."""
 
@@ -246,6 +272,8 @@ def test_a_task_that_is_not_finished(task):
 
 
 def test_no_task_is_finished():
+    with pytest.raises(ek.TaskError, match="task True cannot be extracted"):
+        learned(MLP()).extract(True)
     with pytest.raises(ek.TaskError, match="no task is finished"):
         MLP().extract(0)
 
