@@ -1,4 +1,4 @@
-"""The command ``eidetic``: train, predict, export, report, plot, certify."""
+"""The command ``eidetic``: train, compare, predict, export, report, plot, certify."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import EideticError, ForgettingError, InputError
 from eidetic_kernels.version import __version__
 
+from . import comparison, models, plots, report
 from . import config as configuration
-from . import models, plots, report
 from .callbacks import TensorBoard
 from .experiment import make_tasks, prove, run_experiment
 from .export import WRITERS, export_task
+from .methods import METHODS
 from .runs import RunFolder
 
 EXIT_FORGOTTEN, EXIT_ERROR = 1, 2
@@ -50,6 +51,17 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars to the run folder")
     train.set_defaults(run_command=_train)
+
+    compare = commands.add_parser("compare", help="run other methods beside it", description=(
+        "Run several methods on one sequence of tasks under equal conditions (data, network, epochs, seeds), "
+        "print them together and draw them. The same command again continues one that was cut short."))  # fmt: skip
+    compare.add_argument("config", help="a TOML file, or a built-in one such as compare-digits")
+    compare.add_argument("--method", nargs="+", default=list(METHODS), metavar="NAME",
+                         help=f"which (default: all): {', '.join(METHODS)}")  # fmt: skip
+    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                         help="override a value, e.g. --set compare.seeds=1 --set methods.ewc.strength=9")  # fmt: skip
+    compare.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
+    compare.set_defaults(run_command=_compare)
 
     predict = commands.add_parser("predict", help="classify images, no task id needed", description=(
         "Route images to a task and classify them. Without images, a few of every task's test set."))  # fmt: skip
@@ -94,6 +106,22 @@ def _train(arguments: argparse.Namespace) -> None:
     except InputError as error:
         print(error)
     print(f"Everything is in {folder}: eidetic predict {folder}, eidetic certify {folder}, eidetic plot {folder}")
+
+
+def _compare(arguments: argparse.Namespace) -> None:
+    config = configuration.load(arguments.config, arguments.overrides)
+    folder = arguments.run or Path("runs") / config["name"]
+    compared = comparison.compare(
+        config, lambda seed: make_tasks(config["data"], seed), arguments.method, folder
+    )
+    text = comparison.table(compared)
+    (folder / "table.md").write_text(text + "\n")
+    print(f"\n{text}\n")
+    try:
+        plots.comparison(compared).savefig(folder / "comparison.png", dpi=plots.DPI)
+    except InputError as error:
+        print(error)
+    print(f"Everything is in {folder}.")
 
 
 def _predict(arguments: argparse.Namespace) -> None:

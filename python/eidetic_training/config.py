@@ -41,9 +41,15 @@ DEFAULTS: dict[str, Any] = {
         "forward_transfer": True,
         "prune_last": True,  # False: the last task takes all that is free
     },
+    "compare": {
+        "epochs": 10,  # passes over a task's data, for every method
+        "seeds": 1,  # how many, from `seed` on; each draws its own tasks and weights
+        "tasks_known": True,  # methods that share a network out may know how many tasks will come
+    },
+    "methods": {},  # arguments of single methods, a table each: [methods.ewc] strength = 100.0
     "router": {"train": True, "max_epochs": 30, "patience": 3, "lr": 1e-3, "batch_size": 256},
 }
-OPEN_TABLES = ("model", "optimizer", "task")
+OPEN_TABLES = ("model", "optimizer", "task", "methods")
 
 
 def load(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -129,7 +135,10 @@ _FORMS = {
     "capacity.share": (float, str, type(None)),
     "capacity.forward_transfer": (bool, dict),
 }
-_AT_LEAST_ONE = ("data.tasks", "data.batch_size", "router.max_epochs", "router.patience", "router.batch_size")
+_AT_LEAST_ONE = (
+    "data.tasks", "data.batch_size", "compare.epochs", "compare.seeds", "router.max_epochs", "router.patience",
+    "router.batch_size",
+)  # fmt: skip
 
 
 def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:
