@@ -104,8 +104,8 @@ def recorded():
     return {(line["source"].split()[0], line["model"]): line for line in lines}
 
 
-def page(lines):
-    """docs/models.md."""
+def page(lines, left):
+    """docs/models.md; ``left`` models are still to be taken."""
     text = [
         "# Models",
         "",
@@ -140,6 +140,7 @@ def page(lines):
             text.append("| " + " | ".join(map(str, cells)) + " |")
         text.append("")
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
+    text += [f"{left} models of these packages are not taken yet.", ""] if left else []
     text += [f"Measured on {described().split(', commit')[0]}; commits {commits}."]
     PAGE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -170,7 +171,7 @@ def main():
     order = {(source.split()[0], name): number for number, (source, name, _) in enumerate(found)}
     lines = [done[key] for key in sorted(done, key=lambda key: order.get(key, len(order)))]
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    page(lines)
+    page(lines, len(order.keys() - done.keys()))
 
 
 if __name__ == "__main__":

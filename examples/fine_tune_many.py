@@ -1,7 +1,7 @@
 """One pre-trained model, fine-tuned for one task after another, each of them kept for ever.
 
     python examples/fine_tune_many.py               # half a minute on two CPU cores, no download
-    python examples/fine_tune_many.py --prune 0.3   # take 30 % of the model's units away first, by what the data says
+    python examples/fine_tune_many.py --prune       # first take away the units that the model can spare, with its data
 
 The pre-trained model is any plain torch module; here a small convolutional network that has learned the digits 0 to 3.
 It becomes task 0 of an eidetic network without any training (or pruned, with data). Two downstream tasks, the digits 4
@@ -46,7 +46,7 @@ def accuracy(model, task):
     return torch.cat(right).mean().item()
 
 
-def run(epochs=5, samples=None, prune=0.0, out=None, say=print):
+def run(epochs=5, samples=None, prune=False, out=None, say=print):
     """The whole workflow; returns the network, the extracted module, and each task's accuracy when learned and now."""
     torch.manual_seed(0)
     tasks = split_classes("digits", 3, augment=None)
@@ -57,9 +57,10 @@ def run(epochs=5, samples=None, prune=0.0, out=None, say=print):
 
     example = next(iter(tasks[0].test_loader(1)))[0]
     net = ek.convert(model, example)
-    if prune:  # by what units do for the data; a pruned task could also recover (net.train_task)
-        net.prune(prune, "hybrid", data=tasks[0].train_loader(64))
-    net.finish_task()  # task 0 is the model, for ever
+    if prune:  # as far as accuracy allows, with a few epochs of recovery after each step
+        net.train_task(tasks[0].train_loader(64), torch.optim.AdamW(net.parameters(), 2e-3), max_epochs=1)
+    else:
+        net.finish_task()  # task 0 is the model as it is, for ever
     net.widen({group.name: 2 * group.segments.width for group in net.groups})
     learned = [evaluate(net, tasks[0].test_loader(500), 0)]
 
@@ -95,7 +96,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, default=5, help="at most so many a task, before pruning")
     parser.add_argument("--samples", type=int, help="about so many training images a task (default: all)")
-    parser.add_argument("--prune", type=float, default=0.0, help="share of the pre-trained model's units to take away")
+    parser.add_argument("--prune", action="store_true", help="take away the units that task 0 can spare, with its data")
     parser.add_argument("--out", type=Path, help="file for task 1 as a plain torch module")
     run(**vars(parser.parse_args()))
 
