@@ -15,6 +15,7 @@ installed (pip install --no-deps timm).
 import argparse
 import gc
 import json
+import re
 import sys
 import time
 import warnings
@@ -91,7 +92,8 @@ def examine(source, name, build, step):
     except Exception as error:  # a sweep reports and goes on
         refused = isinstance(error, ek.ConversionError)
         kind = "" if refused else f"{type(error).__name__}: "
-        line |= {"outcome": "refused" if refused else "fails", "why": kind + (str(error) or "?").splitlines()[0]}
+        why = kind + re.sub(r'File "[^"]*site-packages/', 'File "', (str(error) or "?").splitlines()[0])
+        line |= {"outcome": "refused" if refused else "fails", "why": why}
     facts = environment()
     return line | {"torch": facts["torch"], "commit": facts["commit"]}
 
