@@ -36,7 +36,7 @@ RESULTS, PAGE = ROOT / "bench" / "results" / "models.jsonl", ROOT / "docs" / "mo
 CLASSES, BATCH = 8, 4
 
 # The smallest input that the model takes, where 64 pixels are too few.
-PIXELS = {"inception": 96, "alexnet": 96, "vit": 224, "maxvit": 224}
+PIXELS = {"inception": 96, "alexnet": 96, "vit": 224, "maxvit": 224, "mixer": 224}
 # Their training mode returns more than logits with auxiliary classifiers, which conversion leaves out.
 WITHOUT_AUXILIARIES = ("googlenet", "inception_v3")
 # Of timm: convolutional families that torchvision lacks, in their smallest form.
@@ -92,7 +92,7 @@ def examine(source, name, build, step):
     except Exception as error:  # a sweep reports and goes on
         refused = isinstance(error, ek.ConversionError)
         kind = "" if refused else f"{type(error).__name__}: "
-        why = kind + re.sub(r'File "[^"]*site-packages/', 'File "', (str(error) or "?").splitlines()[0])
+        why = kind + re.sub(r'(?<=File ")[^"]*site-packages/| at 0x[0-9a-f]+', "", (str(error) or "?").splitlines()[0])
         line |= {"outcome": "refused" if refused else "fails", "why": why}
     facts = environment()
     return line | {"torch": facts["torch"], "commit": facts["commit"]}
