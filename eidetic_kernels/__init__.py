@@ -23,6 +23,7 @@ from .layers import (
     EideticConv2d,
     EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticLinear,
     EideticStochasticDepth,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
+    "EideticGroupedConv2d",
     "EideticLinear",
     "EideticNetwork",
     "EideticStochasticDepth",

@@ -25,10 +25,13 @@ from .layers import (
     EideticBatchNorm,
     EideticBatchNorm2d,
     EideticConv2d,
-    EideticDepthwiseConv2d,
+    EideticGroupedConv2d,
     EideticLinear,
     Parts,
     SegmentedLayer,
+    Shared,
+    Shuffle,
+    Split,
     StaircaseLayer,
 )
 from .layout import Segments, Source, Span, staircase
@@ -159,7 +162,7 @@ def _like(layer: SegmentedLayer, weight: Tensor) -> nn.Module:
     if isinstance(layer, EideticLinear):
         return skip_init(nn.Linear, columns, rows, bias, **factory)
     stride, _, dilation = layer.geometry
-    groups = rows // columns if isinstance(layer, EideticDepthwiseConv2d) else 1
+    groups = rows // columns if isinstance(layer, EideticGroupedConv2d) else 1
     return skip_init(
         nn.Conv2d, columns * groups, rows, layer.kernel_size, stride, layer.padding, dilation, groups, bias,
         layer.padding_mode, **factory,
@@ -192,7 +195,7 @@ def _batch_norm(prefix: Prefix, layers: Sequence[EideticBatchNorm]) -> nn.Module
     return fx.GraphModule(root, graph, "Affine")
 
 
-def _depthwise(prefix: Prefix, layers: Sequence[EideticDepthwiseConv2d]) -> nn.Module:
+def _grouped(prefix: Prefix, layers: Sequence[EideticGroupedConv2d]) -> nn.Module:
     pieces, column = [], 0
     for part, layer in enumerate(layers):
         for t, units in prefix.rows(layer.segments):
@@ -210,7 +213,7 @@ PLAIN: dict[type[SegmentedLayer], Callable[[Prefix, Sequence[Any]], nn.Module]] 
     EideticLinear: _staircase_layer,
     EideticConv2d: _staircase_layer,
     EideticBatchNorm: _batch_norm,
-    EideticDepthwiseConv2d: _depthwise,
+    EideticGroupedConv2d: _grouped,
 }
 
 
@@ -243,6 +246,34 @@ def _columns(graph: fx.Graph, x: fx.Node, span: Span) -> fx.Node:
     return graph.call_function(operator.getitem, (x, (slice(None), slice(*span))))
 
 
+def _side_by_side(parts: Sequence[nn.Module]) -> nn.Module:
+    """``parts`` that read the same input, concatenated."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = [graph.call_module(f"part{number}", (x,)) for number in range(len(parts))]
+    graph.output(graph.call_function(torch.cat, (made, 1)))
+    return fx.GraphModule({f"part{number}": part for number, part in enumerate(parts)}, graph, "Shared")
+
+
+def _split(module: Split, prefix: Prefix) -> nn.Module:
+    """The pieces, of as many units as are kept, each in memory of its own."""
+    spans, column = [], 0
+    for source in module.sources:
+        width = Source(prefix.kept.get(source.group, source.group), source.block).columns(prefix.task)
+        spans.append(Span(column, column + width))
+        column += width
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    pieces = [[_columns(graph, x, spans[number]) for number in piece] for piece in module.pieces]
+    graph.output(
+        tuple(
+            graph.call_method("clone", (each[0],)) if len(each) == 1 else graph.call_function(torch.cat, (each, 1))
+            for each in pieces
+        )
+    )
+    return fx.GraphModule(nn.Module(), graph, "Split")
+
+
 # ---- the network
 
 
@@ -259,7 +290,7 @@ def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Modu
             plain.output(plain.call_module(path, (values[node.args[0]],)))
             break
         module = root.get_submodule(node.target) if node.op == "call_module" else None
-        if module is not None and rules.module_rule(module) is rules.drops:
+        if isinstance(module, Shuffle) or (module is not None and rules.module_rule(module) is rules.drops):
             values[node] = values[node.all_input_nodes[0]]
             continue
         if module is not None:
@@ -290,6 +321,10 @@ def _twin(module: nn.Module, prefix: Prefix) -> nn.Module:
         return prefix.plain([module])
     if isinstance(module, Parts):
         return prefix.plain(list(module))
+    if isinstance(module, Shared):
+        return _side_by_side([prefix.plain([part]) for part in module])
+    if isinstance(module, Split):
+        return _split(module, prefix)
     return copy.deepcopy(module).eval()
 
 

@@ -40,21 +40,29 @@ class Prediction:
 
 
 class Router(nn.Module):
-    """The task classifier (paper, section 3.4): a linear map from features [N, columns] to task scores [N, tasks].
+    """The task classifier (paper, section 3.4): from features [N, columns] to task scores [N, tasks].
 
-    Its tensors are buffers, so that training the next task cannot move them.
+    A linear map as in the paper, or with one hidden layer of ReLU units between: ``hidden_weight`` [hidden, columns]
+    and ``hidden_bias`` [hidden]. Its tensors are buffers, so that training the next task cannot move them.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor):
+    def __init__(
+        self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None
+    ):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        self.register_buffer("hidden_weight", hidden_weight)
+        self.register_buffer("hidden_bias", hidden_bias)
 
     @property
     def tasks(self) -> int:
         return self.weight.shape[0]
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.hidden_weight is not None:
+            features = features[:, : self.hidden_weight.shape[1]]
+            features = F.linear(features, self.hidden_weight, self.hidden_bias).relu()
         return F.linear(features[:, : self.weight.shape[1]], self.weight, self.bias)
 
 

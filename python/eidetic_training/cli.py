@@ -18,6 +18,8 @@ from .callbacks import TensorBoard
 from .experiment import make_tasks, prove, run_experiment
 from .export import WRITERS, export_task
 from .methods import METHODS
+from .reproduce import REPRODUCTIONS, reproduce
+from .routing import routing_report
 from .runs import RunFolder
 
 EXIT_FORGOTTEN, EXIT_ERROR = 1, 2
@@ -63,6 +65,18 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
     compare.set_defaults(run_command=_compare)
 
+    repeat = commands.add_parser("reproduce", help="repeat one of the paper's tables", description=(
+        "Run the configurations of one of the paper's tables, its search and ours, and print them beside the paper's "
+        "figures. The same command again continues. There are: " + "; ".join(
+            f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items()) + "."))  # fmt: skip
+    repeat.add_argument("name", choices=list(REPRODUCTIONS), metavar="NAME", help=", ".join(REPRODUCTIONS))
+    repeat.add_argument("--seeds", type=int, default=1, help="how many, from 0 on (default: 1)")
+    repeat.add_argument("--row", action="append", dest="rows", help="only this row of the table; may be repeated")
+    repeat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="override a value in every row, e.g. --set data.folder=data/mnist")  # fmt: skip
+    repeat.add_argument("--run", type=Path, help="the folder of all its runs (default: runs/NAME)")
+    repeat.set_defaults(run_command=_reproduce)
+
     predict = commands.add_parser("predict", help="classify images, no task id needed", description=(
         "Route images to a task and classify them. Without images, a few of every task's test set."))  # fmt: skip
     predict.add_argument("run", type=Path)
@@ -79,6 +93,12 @@ def _parser() -> argparse.ArgumentParser:
                         help="torch (the default): for torch.export.load; onnx: needs the extra 'export'")  # fmt: skip
     export.add_argument("--out", type=Path, required=True, help="the file, usually .pt2 or .onnx")
     export.set_defaults(run_command=_export)
+
+    routing = commands.add_parser("routing", help="how well each routing rule names the task", description=(
+        "Every routing rule on the run's test sets, in one pass of the body: tasks named rightly, accuracy beside the "
+        "oracle's, confusion between tasks, and accuracy when the least certain are not answered."))  # fmt: skip
+    routing.add_argument("run", type=Path)
+    routing.set_defaults(run_command=_routing)
 
     for name, action, text in (
         ("report", _report, "print a run's table"),
@@ -124,6 +144,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"Everything is in {folder}.")
 
 
+def _reproduce(arguments: argparse.Namespace) -> None:
+    folder = arguments.run or Path("runs") / arguments.name
+    print(reproduce(arguments.name, folder, arguments.overrides, arguments.seeds, arguments.rows))
+
+
 def _predict(arguments: argparse.Namespace) -> None:
     run = RunFolder(arguments.run)
     network, inputs = load_network(run), run.inputs
@@ -162,6 +187,12 @@ def _export(arguments: argparse.Namespace) -> None:
         f"{', '.join(map(str, run.inputs.shape))}]. Its logits differ from the network's by at most "
         f"{done.difference:.1e} (the largest is {done.largest:.1f})."
     )
+
+
+def _routing(arguments: argparse.Namespace) -> None:
+    run = RunFolder(arguments.run)
+    tasks = make_tasks(run.config["data"], run.config["seed"])
+    print(routing_report(load_network(run), tasks))
 
 
 def _report(arguments: argparse.Namespace) -> None:
