@@ -257,20 +257,18 @@ def _side_by_side(parts: Sequence[nn.Module]) -> nn.Module:
 
 def _split(module: Split, prefix: Prefix) -> nn.Module:
     """The pieces, of as many units as are kept, each in memory of its own."""
-    spans, column = [], 0
-    for source in module.sources:
-        width = Source(prefix.kept.get(source.group, source.group), source.block).columns(prefix.task)
-        spans.append(Span(column, column + width))
-        column += width
+    widths, pieces = module.sizes, [(number,) for number in range(len(module.sizes))]  # of the network's input
+    if module.sources:
+        widths, pieces = [prefix.kept[source.group].present(prefix.task) for source in module.sources], module.pieces
+    spans = [Span(sum(widths[:number]), sum(widths[: number + 1])) for number in range(len(widths))]
     graph = fx.Graph()
     x = graph.placeholder("x")
-    pieces = [[_columns(graph, x, spans[number]) for number in piece] for piece in module.pieces]
-    graph.output(
-        tuple(
-            graph.call_method("clone", (each[0],)) if len(each) == 1 else graph.call_function(torch.cat, (each, 1))
-            for each in pieces
-        )
-    )
+    made = []
+    for piece in pieces:
+        parts = [_columns(graph, x, spans[number]) for number in piece]
+        alone = len(parts) == 1
+        made.append(graph.call_method("clone", (parts[0],)) if alone else graph.call_function(torch.cat, (parts, 1)))
+    graph.output(tuple(made))
     return fx.GraphModule(nn.Module(), graph, "Split")
 
 
@@ -290,7 +288,8 @@ def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Modu
             plain.output(plain.call_module(path, (values[node.args[0]],)))
             break
         module = root.get_submodule(node.target) if node.op == "call_module" else None
-        if isinstance(module, Shuffle) or (module is not None and rules.module_rule(module) is rules.drops):
+        shuffled = isinstance(module, Shuffle) and module.wired  # its readers' columns are in the input's order
+        if shuffled or (module is not None and rules.module_rule(module) is rules.drops):
             values[node] = values[node.all_input_nodes[0]]
             continue
         if module is not None:
@@ -325,6 +324,8 @@ def _twin(module: nn.Module, prefix: Prefix) -> nn.Module:
         return _side_by_side([prefix.plain([part]) for part in module])
     if isinstance(module, Split):
         return _split(module, prefix)
+    if isinstance(module, Shuffle):
+        return nn.ChannelShuffle(module.groups)
     return copy.deepcopy(module).eval()
 
 
