@@ -492,7 +492,8 @@ def segmented_batch_norm_forward(
 def _statistics(layout, x, mean, rstd, running_mean, running_var, frozen, momentum, eps) -> None:
     live = layout.channels - frozen
     block, rows, blocks, grid = Reduction.of(layout, live)
-    parts = x.new_empty(2, blocks, live, dtype=torch.float32) if blocks > 1 else (None, None)
+    # Two allocations: the rows of one may begin off 16 bytes, and a kernel is compiled once for each alignment.
+    parts = [x.new_empty(blocks, live, dtype=torch.float32) if blocks > 1 else None for _ in range(2)]
     stride = layout.stride(x)
     statistics_kernel[grid](
         x, *parts, mean, rstd, running_mean, running_var,
