@@ -218,8 +218,7 @@ def apply_kernel(
         r = by_channel(rstd, unit, is_live, 0.0)
     gain = by_channel(weight, unit, is_live, 1.0)
     move = by_channel(bias, unit, is_live, 0.0)
-    last = tl.minimum(first + steps, tl.cdiv(outer, BLOCK_OUTER) * tl.cdiv(inner, BLOCK_INNER))
-    for tile in range(first, last):
+    for tile in range(first, first + steps):
         row, place = positions(tile, inner, BLOCK_OUTER, BLOCK_INNER)
         inside = (row < outer) & (channel < channels)[None, :, None] & (place < inner)
         column = (channel.to(tl.int64) * inner)[None, :, None] + place
@@ -307,8 +306,7 @@ def gradients_kernel(
         values = count.to(tl.float32)
         mean_dz = by_channel(sum_dz, unit, is_live, 0.0) / values
         mean_dz_normalised = by_channel(sum_dz_normalised, unit, is_live, 0.0) / values
-    last = tl.minimum(first + steps, tl.cdiv(outer, BLOCK_OUTER) * tl.cdiv(inner, BLOCK_INNER))
-    for tile in range(first, last):
+    for tile in range(first, first + steps):
         row, place = positions(tile, inner, BLOCK_OUTER, BLOCK_INNER)
         inside = (row < outer) & (channel < channels)[None, :, None] & (place < inner)
         wanted = inside
@@ -394,7 +392,8 @@ class Block(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """How all channels are gone over once: each program does ``steps`` blocks of its channels."""
+    """How all channels are gone over once: each program does ``steps`` blocks of its channels, the last one perhaps
+    some beyond the end, of which nothing is loaded or stored."""
 
     block: Block
     steps: int
@@ -493,7 +492,8 @@ def segmented_batch_norm_forward(
 def _statistics(layout, x, mean, rstd, running_mean, running_var, frozen, momentum, eps) -> None:
     live = layout.channels - frozen
     block, rows, blocks, grid = Reduction.of(layout, live)
-    parts = x.new_empty(2, blocks, live, dtype=torch.float32) if blocks > 1 else (None, None)
+    # Two allocations: the rows of one may begin off 16 bytes, and a kernel is compiled once for each alignment.
+    parts = [x.new_empty(blocks, live, dtype=torch.float32) if blocks > 1 else None for _ in range(2)]
     stride = layout.stride(x)
     statistics_kernel[grid](
         x, *parts, mean, rstd, running_mean, running_var,
