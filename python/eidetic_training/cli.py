@@ -17,6 +17,7 @@ from . import config as configuration
 from .callbacks import TensorBoard
 from .experiment import make_tasks, prove, run_experiment
 from .methods import METHODS
+from .reproduce import REPRODUCTIONS, reproduce
 from .routing import routing_report
 from .runs import RunFolder
 
@@ -62,6 +63,18 @@ def _parser() -> argparse.ArgumentParser:
                          help="override a value, e.g. --set compare.seeds=1 --set methods.ewc.strength=9")  # fmt: skip
     compare.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
     compare.set_defaults(run_command=_compare)
+
+    repeat = commands.add_parser("reproduce", help="repeat one of the paper's tables", description=(
+        "Run the configurations of one of the paper's tables, its search and ours, and print them beside the paper's "
+        "figures. The same command again continues. There are: " + "; ".join(
+            f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items()) + "."))  # fmt: skip
+    repeat.add_argument("name", choices=list(REPRODUCTIONS), metavar="NAME", help=", ".join(REPRODUCTIONS))
+    repeat.add_argument("--seeds", type=int, default=1, help="how many, from 0 on (default: 1)")
+    repeat.add_argument("--row", action="append", dest="rows", help="only this row of the table; may be repeated")
+    repeat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="override a value in every row, e.g. --set data.folder=data/mnist")  # fmt: skip
+    repeat.add_argument("--run", type=Path, help="the folder of all its runs (default: runs/NAME)")
+    repeat.set_defaults(run_command=_reproduce)
 
     predict = commands.add_parser("predict", help="classify images, no task id needed", description=(
         "Route images to a task and classify them. Without images, a few of every task's test set."))  # fmt: skip
@@ -118,6 +131,11 @@ def _compare(arguments: argparse.Namespace) -> None:
     except InputError as error:
         print(error)
     print(f"Everything is in {folder}.")
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    folder = arguments.run or Path("runs") / arguments.name
+    print(reproduce(arguments.name, folder, arguments.overrides, arguments.seeds, arguments.rows))
 
 
 def _predict(arguments: argparse.Namespace) -> None:

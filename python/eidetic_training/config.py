@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
         "folder": None,  # of Parquet files; None is the hub
         "resolution": None,
         "batch_size": 128,
+        "augment": True,  # as is usual for the data set; permuted pixels never are
     },
     "model": {"name": "mlp"},  # and any argument of that model
     "optimizer": {"name": "adamw", "lr": 1e-3},  # and any argument of that optimizer

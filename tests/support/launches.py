@@ -42,22 +42,38 @@ def growing_tasks(dtype):
 
 
 def batch_norm(dtype, memory_format=torch.contiguous_format, channels=(128, 64), activation="gelu"):
-    """Segmented BatchNorm with a residual: training, forward and backward, and evaluation."""
+    """Segmented BatchNorm with all it can have: training, forward and backward, and evaluation."""
+    x, residual, dy = (_images(dtype, channels, memory_format) for _ in range(3))
+    _batch_norm(x, residual, dy, channels, activation, training=False)
+    _batch_norm(x, residual, dy, channels, activation, training=True)
+
+
+def plain_batch_norm(dtype, channels, activation):
+    """Without affine and residual, with the exact gradient."""
+    x, dy = (_images(dtype, channels, torch.contiguous_format) for _ in range(2))
+    _batch_norm(x, None, dy, channels, activation, training=False, exact=True)
+    _batch_norm(x, None, dy, channels, activation, training=True, exact=True)
+
+
+def _images(dtype, channels, memory_format):
+    return torch.empty(64, sum(channels), 16, 16, dtype=dtype).to(memory_format=memory_format)
+
+
+def _batch_norm(x, residual, dy, channels, activation, training, exact=False):
     from eidetic_kernels.triton_kernels import batch_norm
 
     frozen, live = channels
-    x, residual, dy = (
-        torch.empty(64, frozen + live, 16, 16, dtype=dtype).to(memory_format=memory_format) for _ in range(3)
-    )
     scale, shift = (torch.empty(frozen) for _ in range(2))
-    weight, bias, mean, var = (torch.empty(live) for _ in range(4))
-    for training in (False, True):
-        _, batch_mean, rstd = batch_norm.segmented_batch_norm_forward(
-            x, residual, weight, bias, mean, var, scale, shift, training, 0.1, 1e-5, activation
-        )
-    batch_norm.segmented_batch_norm_backward(
-        dy, x, residual, weight, bias, batch_mean, rstd, scale, shift, True, activation, False, True, True
+    weight, bias = (None if exact else torch.empty(live) for _ in range(2))
+    statistics = torch.empty(live), torch.empty(live)
+    _, mean, rstd = batch_norm.segmented_batch_norm_forward(
+        x, residual, weight, bias, *statistics, scale, shift, training, 0.1, 1e-5, activation
     )
+    if training or exact:
+        batch_norm.segmented_batch_norm_backward(
+            dy, x, residual, weight, bias, mean, rstd, scale, shift, training, activation, exact, True,
+            residual is not None,
+        )  # fmt: skip
 
 
 def growing_norms(dtype):
@@ -111,7 +127,8 @@ LAUNCHES = {
     "conv2d fp32 ragged": partial(conv2d, fp32, torch.channels_last, False),
     "conv2d tf32": partial(conv2d, fp32, precision="tf32"),
     "batch norm bf16": partial(batch_norm, bf16),
-    "batch norm channels_last fp32": partial(batch_norm, fp32, torch.channels_last, (105, 34)),
+    "batch norm channels_last fp32": partial(batch_norm, fp32, torch.channels_last, (105, 34), "hardswish"),
+    "batch norm plain": partial(plain_batch_norm, fp16, (7, 57), "silu"),
 }
 
 # Bytes of a thread's memory that a launch may spill, on any target; the others may spill none. Measured: ragged 328
