@@ -45,7 +45,7 @@ def test_every_kernel_is_launched_here(compiler):
 @pytest.mark.parametrize("name", ["linear bf16 aligned", "linear fp16 few samples", "linear tf32", *CONVOLUTIONS])
 def test_the_aligned_product_uses_tensor_cores_and_loads_ahead(name, target, compiler):
     product = compiler.compile(LAUNCHES[name], target)[0]
-    assert product.constants["ALIGNED"]
+    assert product.constants["ALIGNED"] and product.product_loops
     for loop in product.product_loops:
         assert matching(loop, re.compile(re.escape(PRODUCT_OF[target])))
         assert matching(loop, COPIES), "the next step's data is not loaded while this one is computed"
