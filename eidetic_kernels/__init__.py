@@ -17,6 +17,7 @@ from .errors import (
     StaleOptimizerError,
     TaskError,
 )
+from .from_eideticnet import from_eideticnet
 from .layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
@@ -66,6 +67,7 @@ __all__ = [
     "__version__",
     "convert",
     "default_optimizer",
+    "from_eideticnet",
     "register_rule",
     "rules",
 ]

@@ -448,8 +448,9 @@ def segmented_batch_norm_supports(
             return f"{name} is {numbers.dtype}, neither float32 nor the input's {x.dtype}"
     if not running_mean.is_contiguous():
         return "the running statistics are not contiguous"
-    if max(x.shape[1], x.shape[2:].numel()) >= 2**20 or x.numel() >= 2**40:
-        return f"{list(x.shape)} is too large: channels and pixels must be below 2**20, values below 2**40"
+    channels, pixels = x.shape[1], x.shape[2:].numel()
+    if channels >= (2**20 if pixels == 1 else 2**16) or pixels >= 2**31 or x.numel() >= 2**37:
+        return f"{list(x.shape)} is more channels, pixels or values than one launch reaches"
     return None
 
 
@@ -492,7 +493,8 @@ def segmented_batch_norm_forward(
 def _statistics(layout, x, mean, rstd, running_mean, running_var, frozen, momentum, eps) -> None:
     live = layout.channels - frozen
     block, rows, blocks, grid = Reduction.of(layout, live)
-    parts = x.new_empty(2, blocks, live, dtype=torch.float32) if blocks > 1 else (None, None)
+    # Two allocations: the rows of one may begin off 16 bytes, and a kernel is compiled once for each alignment.
+    parts = [x.new_empty(blocks, live, dtype=torch.float32) if blocks > 1 else None for _ in range(2)]
     stride = layout.stride(x)
     statistics_kernel[grid](
         x, *parts, mean, rstd, running_mean, running_var,

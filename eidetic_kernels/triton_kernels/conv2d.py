@@ -77,7 +77,7 @@ def staircase_conv2d_kernel(
     k = tl.arange(0, BLOCK_K)
     n = tl.arange(0, BLOCK_N)
     first = tl.program_id(0) * BLOCK_M
-    # Positions and units beyond the end repeat the last one and are not stored.
+    # Beyond the end, positions repeat the last one (and store it again), units repeat the last one (and do not).
     position = tl.minimum(first + tl.arange(0, BLOCK_M), positions - 1)
     sample = position // (out_height * out_width)
     place = position % (out_height * out_width)
@@ -123,8 +123,7 @@ def staircase_conv2d_kernel(
     acc = activate(acc, ACTIVATION)
     y_block = y + first_sample * y_sample + unit.to(tl.int64) * y_unit
     y_offsets = (its_sample * y_sample + place * y_position)[:, None] + n[None, :] * y_unit
-    here = (first + tl.arange(0, BLOCK_M) < positions)[:, None] & in_n[None, :]
-    tl.store(y_block + y_offsets, acc.to(y.dtype.element_ty), mask=here)
+    tl.store(y_block + y_offsets, acc.to(y.dtype.element_ty), mask=in_n[None, :])
 
 
 def choose_tile(dtype: torch.dtype) -> Tile:

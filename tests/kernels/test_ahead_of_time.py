@@ -9,10 +9,11 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from ahead_of_time import COPIES, PRODUCTS, TARGETS, Compiler, matching  # noqa: E402
-from launches import LAUNCHES, SPILLS, growing_tasks, linear  # noqa: E402
+from launches import LAUNCHES, SPILLS, growing_convolutions, growing_norms, growing_tasks, linear  # noqa: E402
 
 import eidetic_kernels  # noqa: E402
 
+CONVOLUTIONS = ["conv2d bf16 channels_last", "conv2d tf32"]
 PRODUCT_OF = {80: "mma.sync", 90: "wgmma.mma_async", 100: "tcgen05.mma"}
 
 
@@ -41,14 +42,14 @@ def test_every_kernel_is_launched_here(compiler):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("name", ["linear bf16 aligned", "linear fp16 few samples", "linear tf32"])
+@pytest.mark.parametrize("name", ["linear bf16 aligned", "linear fp16 few samples", "linear tf32", *CONVOLUTIONS])
 def test_the_aligned_product_uses_tensor_cores_and_loads_ahead(name, target, compiler):
     product = compiler.compile(LAUNCHES[name], target)[0]
-    assert product.constants["ALIGNED"]
-    (loop,) = product.product_loops
-    assert matching(loop, re.compile(re.escape(PRODUCT_OF[target])))
-    assert matching(loop, COPIES), "the next step's data is not loaded while this one is computed"
-    assert not matching(loop, re.compile("ld.global")), "something is loaded past the pipeline"
+    assert product.constants["ALIGNED"] and product.product_loops
+    for loop in product.product_loops:
+        assert matching(loop, re.compile(re.escape(PRODUCT_OF[target])))
+        assert matching(loop, COPIES), "the next step's data is not loaded while this one is computed"
+        assert name in CONVOLUTIONS or not matching(loop, re.compile("ld.global")), "loaded past the pipeline"
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -75,6 +76,10 @@ def test_no_size_starts_a_compilation(compiler):
     """Pruning changes sizes at every step; one compilation serves them all."""
     kernels = compiler.compile(partial(growing_tasks, torch.float32), 90)
     assert len(kernels) == 12 and len({kernel.key for kernel in kernels}) == 1
+    kernels = compiler.compile(partial(growing_norms, torch.float32), 90)
+    assert len(kernels) == 5 * 6 and len({kernel.key for kernel in kernels}) == 6
+    kernels = compiler.compile(partial(growing_convolutions, torch.bfloat16), 90)
+    assert len(kernels) == 3 and len({kernel.key for kernel in kernels}) == 1
 
 
 def test_a_mistake_only_the_compiler_sees_is_raised(compiler):

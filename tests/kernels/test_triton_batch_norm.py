@@ -420,6 +420,9 @@ def test_what_is_not_supported_is_said(monkeypatch):
     assert "the residual is torch.float32 [1, 11, 7, 5]" in why(residual=t["residual"][:1])
     assert "bias is torch.float16, neither float32 nor the input's torch.float32" in why(bias=t["bias"].half())
     assert "not contiguous" in why(running_mean=t["running_mean"].new_zeros(4, 2)[:, 0])
-    assert "too large" in why(x=t["x"].new_zeros(()).expand(2, 2**21, 1), residual=None)
+    for shape in ((2, 2**20, 1), (2, 2**16, 2), (1, 1, 2**16, 2**15), (2**20, 2**10, 2**7)):
+        assert "more channels, pixels or values" in why(x=t["x"].new_zeros(()).expand(shape), residual=None)
+    for shape in ((2, 2**20 - 1), (2, 2**16 - 1, 2), (1, 3, 2**12, 2**12)):
+        assert why(x=t["x"].new_zeros(()).expand(shape), residual=None) is None
     monkeypatch.setattr(launch, "INTERPRETED", False)
     assert (why() is None) == (DEVICE == "cuda")

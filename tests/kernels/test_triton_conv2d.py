@@ -164,6 +164,10 @@ def test_what_the_compiler_is_told_is_true(monkeypatch):
         call = Call(case, *PLAIN, dtype=torch.bfloat16)
         call.run(channels_last(call.x))
     assert told == [(True, True), (True, True), (False, True), (False, False)]
+    told.clear()
+    call = Call(Case((((64, 64), 0, 1),), (64, 128), 0, (True, True, True)), *PLAIN, dtype=torch.bfloat16)
+    call.run(inside_poison(call.x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+    assert told == [(False, True)], "a slice of something wider, which does not divide by sixteen"
 
 
 @pytest.mark.usefixtures("few_blocks")

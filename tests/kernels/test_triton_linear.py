@@ -155,6 +155,15 @@ def test_a_mean_a_thousand_deviations_wide(small_tiles):
     norm.check(100, True, condition=1000)
 
 
+def test_statistics_are_those_of_the_rounded_values(small_tiles):
+    """What is normalised, and what a backward pass sees, is ``pre`` in its own dtype."""
+    norm = Norm(CASES["nested"], torch.bfloat16)
+    given = norm.run(torch.randn(40, norm.stairs.columns).bfloat16(), True, "none")
+    pre = given["pre"].double()
+    assert_close("mean", given["batch_mean"], pre.mean(0))
+    assert_close("rstd", given["rstd"], (pre.var(0, unbiased=False) + EPS).rsqrt())
+
+
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 def test_an_empty_batch(training):
     norm = Norm(CASES["nested"])
@@ -163,6 +172,23 @@ def test_an_empty_batch(training):
     assert given["batch_mean"].isfinite().all() and given["rstd"].isfinite().all()
     assert_same_bits("running mean", given["running_mean"].cpu(), norm.running[0])
     assert product(norm.layer, torch.randn(0, norm.stairs.columns), norm.stairs).shape == (0, norm.stairs.rows)
+
+
+def followed_by_nan(x):
+    """``x`` where what comes next in memory is NaN."""
+    longer = x.new_full((x.numel() + 64,), math.nan)
+    return longer[: x.numel()].view(x.shape).copy_(x)
+
+
+@pytest.mark.parametrize("name", ["nested", "concatenated", "all frozen"])
+def test_nothing_is_read_beyond_the_ends(name, small_tiles):
+    layer = Layer(CASES[name])
+    stairs = layer.case.staircase()
+    x = torch.randn(21, stairs.columns, dtype=torch.float64)
+    for dtype in DTYPES:
+        tensors = [followed_by_nan(t.to(dtype).to(DEVICE)) for t in (x, *layer.arguments())]
+        expected = staircase_linear_oracle(*[t.cpu().double() for t in tensors], stairs)
+        assert_close(f"{dtype}", linear.staircase_linear_forward(*tensors, stairs), expected)
 
 
 @pytest.mark.parametrize("name", ["nested", "concatenated", "recall of the last", "aligned"])

@@ -47,6 +47,7 @@ def repair() -> None:
     interpreter._eidetic_repaired = True
     _repair_casts()
     _repair_products()
+    _repair_bounds()
     _refuse_arithmetic()
     _silence_numpy()
     _patch_once()
@@ -74,6 +75,17 @@ def _repair_products():
         return dot(self, a, b, *rest)
 
     builder.create_dot = create_dot
+
+
+def _repair_bounds():
+    """Older interpreters make a loop's bound of an array of one element by ``int``, which numpy 2.4 refuses."""
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, *scope):
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = patch_lang_tensor
 
 
 def _refuse_arithmetic():
