@@ -5,6 +5,7 @@ from .capacity import Capacity, CapacityRow
 from .certificate import Certificate
 from .convert import ConvertedNetwork, convert
 from .errors import (
+    BackendError,
     CapacityError,
     CheckpointError,
     ConversionError,
@@ -36,6 +37,7 @@ from .snapshots import Snapshot
 from .version import __version__
 
 __all__ = [
+    "BackendError",
     "Capacity",
     "CapacityError",
     "CapacityRow",

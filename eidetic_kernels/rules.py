@@ -300,12 +300,17 @@ def produces(step: Step) -> Any:
             f"it reads a tensor of shape {list(shape)}; units are counted in dimension 1, so a linear layer reads "
             "[N, K] and a convolution [N, K, H, W]. Flatten the input (x.flatten(1))."
         )
-    return step.builder.produce(step.path, step.first(), step.where())
+    return _with_residual(step, step.builder.produce(step.path, step.first(), step.where()))
 
 
 def follows(step: Step) -> Any:
-    """A layer of ours that treats each unit by itself."""
-    return step.builder.follow(step.path, step.first(), step.where())
+    """A layer of ours that treats each unit by itself, and may add a residual."""
+    return _with_residual(step, step.builder.follow(step.path, step.first(), step.where()))
+
+
+def _with_residual(step: Step, value: Any) -> Any:
+    residual = step.of(step.rest(("residual", None))[0])
+    return value if residual is None else step.builder.tie(value, residual, step.where())
 
 
 def filters(step: Step) -> Any:
