@@ -22,7 +22,9 @@ from .layers import (
     EideticConv2d,
     EideticDepthwiseConv2d,
     EideticDropout,
+    EideticLayerNorm,
     EideticLinear,
+    EideticParameter,
     EideticStochasticDepth,
 )
 from .network import EideticNetwork
@@ -47,8 +49,10 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
+    "EideticLayerNorm",
     "EideticLinear",
     "EideticNetwork",
+    "EideticParameter",
     "EideticStochasticDepth",
     "ForgettingError",
     "InputError",

@@ -17,7 +17,9 @@ from .layers import (
     EideticBatchNorm2d,
     EideticConv2d,
     EideticDepthwiseConv2d,
+    EideticLayerNorm,
     EideticLinear,
+    EideticParameter,
     SegmentedLayer,
 )
 from .modes import evaluating
@@ -76,6 +78,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     graph.output(node)
     graph.eliminate_dead_code(_changes_in_place)
     _unshare_dropouts(plain, graph)
+    _hold_parameters(plain, graph)
     for node in graph.nodes:
         node.meta.pop("value", None)
         if node.op == "call_module":
@@ -103,7 +106,8 @@ class ConvertedNetwork(EideticNetwork):
         super().__init__()
         self.__dict__["constructor_arguments"] = ((), {})
         self.body = body
-        self._wire(tracing.wire(self, body.graph, "body."))
+        self._wire(tracing.wire(self, body.graph, "body.", editable=True))
+        body.recompile()
         for node in body.graph.nodes:
             node.meta.clear()
 
@@ -214,18 +218,38 @@ def _unshare_dropouts(module: nn.Module, graph: fx.Graph) -> None:
             seen.add(path)
 
 
+def _hold_parameters(module: nn.Module, graph: fx.Graph) -> None:
+    """Parameters that the graph uses directly become layers, a part a unit."""
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        owner, _, name = node.target.rpartition(".")
+        owner = module.get_submodule(owner)
+        held = getattr(owner, name)
+        if isinstance(held, nn.Parameter) and held.dim():
+            delattr(owner, name)
+            owner.add_module(name, EideticParameter(held, dim=None))
+        if isinstance(getattr(owner, name), EideticParameter):
+            with graph.inserting_before(node):
+                call = graph.call_module(node.target)
+            call.meta = node.meta
+            node.replace_all_uses_with(call)
+            graph.erase_node(node)
+
+
 # ---- the layers
 
 
 def _plain(module: nn.Module, cls: type) -> bool:
     """Whether ``module`` is what ``cls`` computes, and nothing more."""
-    return isinstance(module, cls) and type(module).forward is cls.forward and not isinstance(module, SegmentedLayer)
+    return isinstance(cls, type) and isinstance(module, cls) and type(module).forward is cls.forward and not isinstance(module, SegmentedLayer)
 
 
 def _replace(module: nn.Module, node: fx.Node) -> None:
     """Put the twin that knows segments in the place of the layer that ``node`` calls."""
     old = module.get_submodule(node.target)
-    twin = next((make for cls, make in TWINS.items() if _plain(old, cls)), None)
+    name = f"{type(old).__module__}.{type(old).__qualname__}"
+    twin = TWINS.get(name) or next((make for cls, make in TWINS.items() if _plain(old, cls)), None)
     if twin is None:
         return
     hooks = [*old._forward_hooks, *old._forward_pre_hooks, *old._backward_hooks]
@@ -281,7 +305,22 @@ def _batch_norm(twin: type) -> Any:
     return make
 
 
+def _layer_norm(old: nn.LayerNorm, where: str) -> EideticLayerNorm:
+    if len(old.normalized_shape) != 1:
+        raise ConversionError(
+            f"{where}: LayerNorm over the dimensions {list(old.normalized_shape)} mixes units and positions; only one "
+            "over the units alone can be kept task by task."
+        )
+    first = type(old).forward is not nn.LayerNorm.forward
+    factory = _factory(old) if old.elementwise_affine else {}
+    return EideticLayerNorm(
+        old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **factory, channels_first=first
+    )
+
+
 TWINS = {
+    rules.LAYER_NORM_2D: _layer_norm,
+    nn.LayerNorm: _layer_norm,
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm(EideticBatchNorm1d),

@@ -58,16 +58,18 @@ class Draft:
 
 @dataclass(frozen=True)
 class Units:
-    """A value that holds units in dimension 1: of one group, or of several concatenated there in order.
+    """A value that holds units of one group, or of several concatenated in order, in dimension 1 or in the last.
 
-    ``spatial``: it has dimensions after that one, ``pixels`` positions of them where that is known. ``flat``: they
-    were folded into dimension 1, each unit being a block of ``pixels`` columns.
+    ``spatial``: it has dimensions beside that one and the batch, ``pixels`` positions of them where that is known.
+    ``flat``: they were folded into dimension 1, each unit being a block of ``pixels`` columns. ``last``: the units lie
+    in the last dimension, after the positions (tokens [N, T, C], images with channels last).
     """
 
     drafts: tuple[Draft, ...]
     spatial: bool = False
     flat: bool = False
     pixels: int | None = 1
+    last: bool = False
 
     @property
     def parts(self) -> tuple[Draft, ...]:
@@ -87,6 +89,14 @@ class Units:
         return replace(self, flat=self.spatial or self.flat, spatial=False)
 
 
+@dataclass(frozen=True)
+class Constant:
+    """A tensor of the network itself, of this shape, that belongs to the units it will be combined with."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
 class Input:
     """The network's input, or something made of it alone: it belongs to no task."""
 
@@ -98,7 +108,8 @@ INPUT = Input()
 class Wiring:
     """What was found: the groups in order of execution, each layer's sources, and where the features are.
 
-    ``split``: layers over several groups, by path, each to be replaced by its parts, one a group.
+    ``split``: layers over several groups, by path, each to be replaced by its parts, one a group. ``last``: paths of
+    layers and dropouts whose units lie in the last dimension.
     """
 
     groups: tuple[Group, ...]
@@ -106,6 +117,7 @@ class Wiring:
     dropouts: dict[str, tuple[Source, ...]]
     features: tuple[Source, ...]
     split: dict[str, Parts]
+    last: frozenset[str] = frozenset()
 
 
 class Builder:
@@ -118,16 +130,23 @@ class Builder:
         self.reads: dict[str, Any] = {}
         self.dropped: dict[str, Any] = {}
         self.split: dict[str, Parts] = {}
+        self.last: set[str] = set()
 
-    def produce(self, path: str, value: Any, where: str) -> Units:
-        """The units that linear layer or convolution ``path`` makes of ``value``."""
+    def produce(self, path: str, value: Any, where: str, tokens: bool = False) -> Units:
+        """The units that linear layer or convolution ``path`` makes of ``value``.
+
+        ``tokens``: ``value`` is a network input with positions before its last dimension, which a linear layer reads.
+        """
         module = self._once(path, value, where)
         image = isinstance(module, EideticConv2d)
-        if isinstance(value, Units) and value.spatial != image:
+        tokens = tokens or (isinstance(value, Units) and value.last and not image)
+        if isinstance(value, Units) and (value.spatial and not tokens) != image:
             raise ConversionError(
                 f"{where}: {path!r} reads "
                 + ("flat units; a convolution needs an image." if image else "an image: flatten it first.")
             )
+        if image and isinstance(value, Units) and value.last:
+            raise ConversionError(f"{where}: {path!r} reads units in the last dimension; a convolution's lie in 1.")
         if not module.segments.width:
             raise ConversionError(f"{where}: {path!r} has no units at all; give it a width of 1 or more.")
         self.reads[path] = value
@@ -135,7 +154,9 @@ class Builder:
         draft = Draft(module.segments.width)
         draft.producers[path] = module
         self.drafts.append(draft)
-        return Units((draft,), spatial=True, pixels=None) if image else Units((draft,))
+        if tokens:
+            self.last.add(path)
+        return Units((draft,), spatial=image or tokens, pixels=None if image or tokens else 1, last=tokens)
 
     def follow(self, path: str, value: Any, where: str) -> Any:
         """``value`` after layer ``path``, which treats each unit by itself (a normalisation)."""
@@ -152,12 +173,28 @@ class Builder:
                 "normalisation before the flattening."
             )
         parts = value.parts
+        if value.last:
+            self.last.add(path)
         if len(parts) == 1:
             parts[0].norms[path] = module
         else:
-            self.split[path] = Parts(module, [part.width for part in parts])
+            self.split[path] = module.in_parts([part.width for part in parts])
             for number, part in enumerate(parts):
                 part.norms[f"{path}.{number}"] = self.split[path][number]
+        return value
+
+    def hold(self, constant: Constant, value: Units, dim: int, where: str) -> Units:
+        """``value`` after it was combined with ``constant``, whose units lie in dimension ``dim`` (from the end)."""
+        module, name = self.modules[constant.path], constant.path
+        width = constant.shape[dim] if len(constant.shape) >= -dim else 1
+        if len(value.parts) > 1 or width != value.width:
+            raise ConversionError(
+                f"{where}: {name!r} of shape {list(constant.shape)} is combined with the {value.width} units of "
+                f"{value.name}: it must have a slice for each unit of one group, here in dimension {dim}. What all "
+                "units share would be trained by every task."
+            )
+        module.orient(dim)
+        value.parts[0].norms[name] = self._once(name, value, where)
         return value
 
     def drop(self, path: str, value: Any, where: str) -> Any:
@@ -174,6 +211,8 @@ class Builder:
                 "each place its own dropout."
             )
         self.dropped[path] = value
+        if isinstance(value, Units) and value.last:
+            self.last.add(path)
         return value
 
     def tie(self, a: Any, b: Any, where: str) -> Any:
@@ -185,10 +224,10 @@ class Builder:
                 f"{where}: units are combined with the network's input, which belongs to no task and cannot be "
                 "pruned with them. Put a layer (a 1x1 convolution, say) on the input's side."
             )
-        if (a.width, a.flat, a.spatial) != (b.width, b.flat, b.spatial):
+        if (a.width, a.flat, a.spatial, a.last) != (b.width, b.flat, b.spatial, b.last):
             raise ConversionError(
                 f"{where}: {a.width} units are combined with {b.width}; both sides must be as wide and of "
-                "the same form (image, flattened image or flat)."
+                "the same form (image, flattened image, flat, or tokens with their units last)."
             )
         if [part.width for part in a.parts] != [part.width for part in b.parts]:
             raise ConversionError(
@@ -199,7 +238,7 @@ class Builder:
             self._unite(left.root(), right.root())
         # A gate has one pixel, and is spread over the other operand's.
         pixels = a.pixels if b.pixels in (1, a.pixels) else b.pixels if a.pixels == 1 else None
-        return Units(a.parts, a.spatial, a.flat, pixels)
+        return Units(a.parts, a.spatial, a.flat, pixels, a.last)
 
     def concatenate(self, values: Sequence[Any], where: str) -> Any:
         """The value of a concatenation in dimension 1: the groups side by side."""
@@ -210,8 +249,8 @@ class Builder:
                 f"{where}: units are concatenated with the network's input or with a tensor of the network's own. Put "
                 "a layer (a 1x1 convolution, say) on that side."
             )
-        forms = {(value.flat, value.spatial) for value in values}
-        flat, spatial = next(iter(forms))
+        forms = {(value.flat, value.spatial, value.last) for value in values}
+        flat, spatial, last = next(iter(forms))
         pixels = {value.pixels for value in values}
         if len(forms) > 1 or (flat and len(pixels | {None}) != 2):
             raise ConversionError(
@@ -219,7 +258,7 @@ class Builder:
                 "have one form: all must be images, all flat, or all flattened from images of one known size."
             )
         parts = tuple(part for value in values for part in value.drafts)
-        return Units(parts, spatial, flat, pixels.pop() if len(pixels) == 1 else None)
+        return Units(parts, spatial, flat, pixels.pop() if len(pixels) == 1 else None, last)
 
     def source(self, value: Any, columns: int, where: str) -> tuple[Source, ...] | None:
         """How a layer with ``columns`` input columns reads ``value``; None while groups are being found."""
@@ -246,7 +285,7 @@ class Builder:
         }
         dropouts = {path: self._dropout_sources(value) for path, value in self.dropped.items()}
         groups = tuple(draft.final for draft in self.drafts)
-        return Wiring(groups, sources, dropouts, self._features(output), self.split)
+        return Wiring(groups, sources, dropouts, self._features(output), self.split, frozenset(self.last))
 
     def _check(self, path: str, value: Any, where: str) -> nn.Module:
         module = self.modules.get(path)

@@ -152,12 +152,15 @@ def taylor_scores(
 
     def hook(group: Group):
         def forward(layer, inputs, output):
-            live = output[:, group.segments.frozen_total :]
-            if live.requires_grad and live.shape[1]:
+            dim, first = layer.unit_dim, group.segments.frozen_total
+            frozen, live = output.split([first, output.shape[dim] - first], dim)
+            if live.requires_grad and live.shape[dim]:
                 activation = live.detach()
-                live.register_hook(lambda gradient: accumulate(group, activation, gradient))
+                live.register_hook(
+                    lambda gradient: accumulate(group, activation.movedim(dim, 1), gradient.movedim(dim, 1))
+                )
                 # The slice itself must lie on the path of the gradient.
-                return torch.cat([output[:, : group.segments.frozen_total], live], 1)
+                return torch.cat([frozen, live], dim)
             return None
 
         return forward

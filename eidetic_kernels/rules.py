@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
 from types import FunctionType
 from typing import Any
 
@@ -20,11 +21,14 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .errors import ConversionError, InputError
-from .graph import INPUT, Builder, Units
+from .graph import INPUT, Builder, Constant, Units
 from .layers import (
     EideticBatchNorm,
     EideticDepthwiseConv2d,
     EideticDropout,
+    EideticLayerNorm,
+    EideticLinear,
+    EideticParameter,
     EideticStochasticDepth,
     SegmentedLayer,
     StaircaseLayer,
@@ -37,11 +41,15 @@ class Step:
     """One node of the traced graph, as a rule sees it.
 
     ``node`` is torch.fx's, ``values`` the value of every node before it, ``builder`` what ties and concatenates.
-    ``prefix`` stands before the graph's module paths in the network.
+    ``prefix`` stands before the graph's module paths in the network. ``editable``: the graph is what will run
+    (``ek.convert``), so a rule may change the node's arguments.
     """
 
-    def __init__(self, builder: Builder, node: fx.Node, values: dict[fx.Node, Any], prefix: str = ""):
+    def __init__(
+        self, builder: Builder, node: fx.Node, values: dict[fx.Node, Any], prefix: str = "", editable: bool = False
+    ):
         self.builder, self.node, self.values, self.prefix = builder, node, values, prefix
+        self.editable = editable
 
     @property
     def path(self) -> str:
@@ -98,7 +106,7 @@ def value_of(step: Step) -> Any:
     """The value that a node makes of its arguments' values, by the rule for it."""
     value = _OPERATIONS[step.node.op](step)
     shape = step.shape(step.node)
-    if isinstance(value, Units) and value.spatial and value.pixels is None and shape is not None:
+    if isinstance(value, Units) and value.spatial and not value.last and value.pixels is None and shape is not None:
         value = replace(value, pixels=torch.Size(shape[2:]).numel())
     return value
 
@@ -183,8 +191,8 @@ def passes_images(step: Step) -> Any:
     else:
         operation = getattr(step.node.target, "__name__", step.node.target)
         output_size = step.rest(("output_size", None))[0]
-    if not isinstance(value, Units) or not value.spatial:
-        step.refuse(f"{operation} over units without pixels would mix neighbouring units.")
+    if not isinstance(value, Units) or not value.spatial or value.last:
+        step.refuse(f"{operation} over units without pixels after them would mix neighbouring units.")
     if "adaptive" not in operation.lower():
         return replace(value, pixels=None)
     sides = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
@@ -194,12 +202,22 @@ def passes_images(step: Step) -> Any:
 def ties(step: Step) -> Any:
     """Operands are combined unit by unit: their groups become one. Numbers change nothing."""
     given = [*step.node.args[:2], *(step.node.kwargs.get(name) for name in ("input", "other"))]
-    operands = [value for value in map(step.of, given) if value is not None]
+    operands = [(value, argument) for argument in given if (value := step.of(argument)) is not None]
     if not operands:
         return None
     if len(operands) == 1:
-        return operands[0]
-    return step.builder.tie(*operands, step.where())
+        return operands[0][0]
+    (a, argument_a), (b, argument_b) = operands
+    if isinstance(a, Constant):
+        a, b, argument_a = b, a, argument_b
+    if not isinstance(b, Constant):
+        return step.builder.tie(a, b, step.where())
+    if not isinstance(a, Units):
+        step.refuse(f"{b.path!r} is a tensor of the network, which belongs to the units it is combined with: none here.")
+    rank = 2 if not a.spatial else len(step.shape(argument_a) or ())
+    if a.flat or not (a.last or rank) or len(b.shape) > (rank or len(b.shape)):
+        step.refuse(f"which dimension of {b.path!r} {list(b.shape)} holds units is not known here.")
+    return step.builder.hold(b, a, -1 if a.last else 1 - rank, step.where())
 
 
 def flattens(step: Step) -> Any:
@@ -212,31 +230,123 @@ def flattens(step: Step) -> Any:
     else:
         start, end = step.rest(("start_dim", 0), ("end_dim", -1))
     shape = step.shape(step.first_argument())
-    if start != 1 or end not in (-1, None if shape is None else len(shape) - 1):
+    if isinstance(value, Units) and value.spatial and shape is not None:
+        positions = range(start % len(shape), end % len(shape) + 1)
+        unit = _unit_dim(value, len(shape))
+        if unit not in positions and (value.last or 0 not in positions):
+            return _placed(step, value, unit - (len(positions) - 1) * value.last, len(shape) - len(positions) + 1)
+    if start != 1 or end not in (-1, None if shape is None else len(shape) - 1) or getattr(value, "last", False):
         step.refuse(f"flattening dimensions {start} to {end} mixes samples or units: flatten from 1 to -1.")
     return value.flattened()
 
 
 def reshapes(step: Step) -> Any:
-    """``view`` and ``reshape``, understood as flattening."""
+    """``view`` and ``reshape``: positions are folded or unfolded, the units' dimension staying whole; or flattening."""
     value = step.first()
     if value is INPUT:
         return INPUT
-    shape = step.node.args[1:]
-    if len(shape) == 1 and isinstance(shape[0], (tuple, list)):
-        shape = tuple(shape[0])
-    if len(shape) == 2 and isinstance(shape[0], fx.Node) and shape[1] == -1:
+    sizes = step.node.args[1:]
+    nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
+    sizes = tuple(sizes[0]) if nested else sizes
+    old, new = step.shape(step.first_argument()), step.shape(step.node)
+    if isinstance(value, Units) and value.spatial and old and new and len(sizes) == len(new) and step.editable:
+        unit = _unit_dim(value, len(old))
+        before, after = prod(old[:unit]), prod(old[unit + 1 :])
+        kept = [
+            dim for dim in {1, len(new) - 1}
+            if new[dim] == old[unit] and prod(new[:dim]) == before and prod(new[dim + 1 :]) == after
+        ]  # fmt: skip
+        if len(kept) == 1:
+            # Whatever number stood there, it is the count of units, which pruning changes.
+            with step.node.graph.inserting_before(step.node):
+                count = step.node.graph.call_method("size", (step.first_argument(), unit))
+            sizes = (*sizes[: kept[0]], count, *sizes[kept[0] + 1 :])
+            step.node.args = (step.node.args[0], *([sizes] if nested else sizes))
+            return _placed(step, value, kept[0], len(new))
+    if len(sizes) == 2 and isinstance(sizes[0], fx.Node) and sizes[1] == -1 and not value.last:
         return value.flattened()
-    step.refuse("only x.view(x.size(0), -1) is understood: it folds pixels into units. Use x.flatten(1).")
+    step.refuse(
+        "a reshape must keep the dimension of the units whole (ek.convert follows it by the example's sizes), or be "
+        "x.view(x.size(0), -1), which folds pixels into units like x.flatten(1)."
+    )
+
+
+def permutes(step: Step) -> Any:
+    """``permute``, ``transpose``: units come to lie in dimension 1 or in the last."""
+    value = step.first()
+    if value is INPUT:
+        return INPUT
+    given = step.node.args[1:] or tuple(step.node.kwargs.values())
+    given = tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    rank = len(step.shape(step.first_argument()) or ())
+    named = getattr(step.node.target, "__name__", step.node.target)
+    if not rank or not isinstance(value, Units) or value.flat or not all(isinstance(dim, int) for dim in given):
+        step.refuse("where the units come to lie is not known here; ek.convert knows, by the example's shape.")
+    order = [dim % rank for dim in given]
+    if named != "permute":
+        a, b = order
+        order = list(range(rank))
+        order[a], order[b] = b, a
+    return _placed(step, value, order.index(_unit_dim(value, rank)), rank)
+
+
+def indexes(step: Step) -> Any:
+    """``x[...]`` on positions: a token is picked, a part of an image is taken. Units stay whole."""
+    value, given = step.first(), step.node.args[1]
+    if isinstance(value, tuple):
+        return value[given]
+    rank = len(step.shape(step.first_argument()) or ())
+    if not isinstance(value, Units) or not value.spatial or not rank:
+        return unknown(step)
+    given = given if isinstance(given, tuple) else (given,)
+    if Ellipsis in given:
+        place = given.index(Ellipsis)
+        given = (*given[:place], *[slice(None)] * (rank - len(given) + 1), *given[place + 1 :])
+    given = (*given, *[slice(None)] * (rank - len(given)))
+    unit = _unit_dim(value, rank)
+    if given[unit] != slice(None) or not all(isinstance(each, (int, slice)) for each in given):
+        step.refuse("it picks some units, or picks by a tensor; only whole positions may be picked.")
+    dropped = [dim for dim, each in enumerate(given) if isinstance(each, int)]
+    return _placed(step, value, unit - sum(dim < unit for dim in dropped), rank - len(dropped))
+
+
+def rolls(step: Step) -> Any:
+    """``torch.roll`` over positions."""
+    value, (_, dims) = step.first(), step.rest(("shifts", None), ("dims", None))
+    if isinstance(value, Units):
+        rank = len(step.shape(step.first_argument()) or ())
+        dims = (dims,) if isinstance(dims, int) else dims
+        if not rank or not dims or _unit_dim(value, rank) in [dim % rank for dim in dims]:
+            step.refuse("it would move units to other units' places; only positions may be rolled.")
+    return value
+
+
+def expands(step: Step) -> Any:
+    """``expand`` of a class token to the batch: sizes that stay are left to the tensor, since pruning changes them."""
+    value = step.first()
+    if not isinstance(value, Constant) or not step.editable:
+        return unknown(step)
+    sizes = step.node.args[1:]
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
+    added = len(sizes) - len(value.shape)
+    sizes = tuple(-1 if i >= added and value.shape[i - added] != 1 else size for i, size in enumerate(sizes))
+    step.node.args = (step.node.args[0], *sizes)
+    return replace(value, shape=(*[1] * added, *value.shape))
 
 
 def averages(step: Step) -> Any:
-    """A mean over space."""
+    """A mean over space, or over tokens."""
     value = step.first()
     dims, keep = step.rest(("dim", None), ("keepdim", False))
     dims = {dims} if isinstance(dims, int) else set(dims or ())
     if value is INPUT:
         return INPUT
+    if isinstance(value, Units) and value.last:
+        rank = len(step.shape(step.first_argument()) or ())
+        dims = {dim % rank for dim in dims} if rank else set()
+        if not dims or rank - 1 in dims:
+            step.refuse(f"a mean over dimensions {sorted(dims) or 'all'} mixes units; only positions may be averaged.")
+        return value if keep else _placed(step, value, rank - 1 - len(dims), rank - len(dims))
     if not dims or dims & {0, 1, -3, -4}:
         step.refuse(f"a mean over dimensions {sorted(dims) or 'all'} mixes units; only space may be averaged.")
     if dims not in ({2, 3}, {-1, -2}) or not value.spatial:
@@ -251,7 +361,20 @@ def concatenates(step: Step) -> Any:
     values = [step.of(tensor) for tensor in tensors] if isinstance(tensors, (list, tuple)) else []
     if all(value is None or value is INPUT for value in values):
         return INPUT if any(value is INPUT for value in values) else unknown(step)
-    unit_dims = {1, -3} if any(isinstance(value, Units) and value.spatial for value in values) else {1, -1}
+    units = [value for value in values if isinstance(value, Units)]
+    if units and all(isinstance(value, Constant) or (isinstance(value, Units) and value.last) for value in values):
+        rank = len(step.shape(step.node) or ())
+        if rank and dim % rank != rank - 1:  # more positions of the same units
+            whole = units[0]
+            for value in units[1:]:
+                whole = step.builder.tie(whole, value, step.where())
+            for value in values:
+                if isinstance(value, Constant):
+                    step.builder.hold(value, whole, -1, step.where())
+            return whole
+        unit_dims = {-1, rank - 1}
+    else:
+        unit_dims = {1, -3} if any(value.spatial for value in units) else {1, -1}
     if dim not in unit_dims:
         step.refuse(f"a concatenation in dimension {dim} does not put units side by side: concatenate in dimension 1.")
     return step.builder.concatenate(values, step.where())
@@ -275,24 +398,40 @@ def drops(step: Step) -> Any:
 
 def produces(step: Step) -> Any:
     """A layer that makes units."""
-    shape = step.shape(step.first_argument())
-    if shape is not None and not isinstance(step.module, EideticBatchNorm) and len(shape) not in (2, 4):
-        step.refuse(
-            f"it reads a tensor of shape {list(shape)}; units are counted in dimension 1, so a linear layer reads "
-            "[N, K] and a convolution [N, K, H, W]. Flatten the input (x.flatten(1))."
-        )
-    return step.builder.produce(step.path, step.first(), step.where())
+    shape, linear = step.shape(step.first_argument()), isinstance(step.module, EideticLinear)
+    if shape is not None and not linear and len(shape) != 4:
+        step.refuse(f"it reads a tensor of shape {list(shape)}; a convolution reads [N, K, H, W].")
+    tokens = linear and shape is not None and len(shape) > 2 and step.first() is INPUT
+    return step.builder.produce(step.path, step.first(), step.where(), tokens)
 
 
 def follows(step: Step) -> Any:
-    """A layer of ours that treats each unit by itself."""
+    """A layer of ours that treats each unit by itself, in dimension 1."""
+    if getattr(step.first(), "last", False):
+        step.refuse("it normalises dimension 1, and the units lie in the last: transpose before it.")
     return step.builder.follow(step.path, step.first(), step.where())
+
+
+def normalises(step: Step) -> Any:
+    """LayerNorm over units."""
+    value = step.first()
+    if isinstance(value, Units) and value.spatial and value.last == step.module.channels_first:
+        step.refuse(
+            "it normalises over positions, and not over units, which lie in "
+            + ("the last dimension." if value.last else "dimension 1: permute before it.")
+        )
+    return step.builder.follow(step.path, value, step.where())
+
+
+def holds(step: Step) -> Any:
+    """A tensor of the network itself, which belongs to the units it will be combined with."""
+    return Constant(step.path, step.module.shape)
 
 
 def filters(step: Step) -> Any:
     """A depthwise convolution: each unit's image by itself."""
     value = step.first()
-    if not isinstance(value, Units) or not value.spatial:
+    if not isinstance(value, Units) or not value.spatial or value.last:
         step.refuse(
             "a depthwise convolution follows the units of an image; what it is given here belongs to no task or has no "
             "pixels. Begin with an ordinary convolution."
@@ -329,7 +468,18 @@ def _attribute(step: Step) -> Any:
     facts = ("shape", "device", "dtype", "ndim")
     if of is None or (step.node.target is getattr and step.node.args[1] in facts):
         return None
-    return unknown(step)
+    return unknown(step) if step.node.target is getattr or of is INPUT else indexes(step)
+
+
+def _unit_dim(value: Units, rank: int) -> int:
+    return rank - 1 if value.last else 1
+
+
+def _placed(step: Step, value: Units, dim: int, rank: int) -> Units:
+    """``value`` as a tensor of ``rank`` dimensions whose units lie in dimension ``dim``."""
+    if dim not in (1, rank - 1) or not dim:
+        step.refuse(f"the units would come to lie in dimension {dim} of {rank}; they must lie in dimension 1 or the last.")
+    return replace(value, spatial=rank > 2, last=rank > 2 and dim == rank - 1, pixels=None if rank > 2 else 1)
 
 
 # ---- the nodes of a graph, by torch.fx's kinds
@@ -379,7 +529,7 @@ def _remedy(module: nn.Module) -> str:
     name = type(module).__name__
     twins = {"Linear": "EideticLinear", "Conv2d": "EideticConv2d"} | {
         f"BatchNorm{d}d": f"EideticBatchNorm{d}d" for d in (1, 2)
-    }
+    } | {"LayerNorm": "EideticLayerNorm"}
     if name in twins:
         return f"a plain {name} would be trained by every task and forget: use ek.{twins[name]}."
     if any(True for _ in module.parameters()):
@@ -390,13 +540,16 @@ def _remedy(module: nn.Module) -> str:
 # ---- what is known
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+LAYER_NORM_2D = "torchvision.models.convnext.LayerNorm2d"
 STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.StochasticDepth"
 IMAGE_MODULES = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
 )  # fmt: skip
 
 MODULES.update({
-    StaircaseLayer: produces, EideticBatchNorm: follows, EideticDepthwiseConv2d: filters, nn.Flatten: flattens,
+    StaircaseLayer: produces, EideticBatchNorm: follows, EideticLayerNorm: normalises, EideticParameter: holds,
+    LAYER_NORM_2D: refuses("a plain LayerNorm2d would be trained by every task and forget: use ek.EideticLayerNorm."),
+    EideticDepthwiseConv2d: filters, nn.Flatten: flattens,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),
@@ -409,7 +562,8 @@ MODULES.update({
 
 FUNCTIONS.update({
     getattr: _attribute, operator.getitem: _attribute,
-    torch.flatten: flattens, torch.mean: averages,
+    torch.flatten: flattens, torch.mean: averages, torch.reshape: reshapes, torch.roll: rolls,
+    **dict.fromkeys((torch.permute, torch.transpose, torch.swapaxes), permutes),
     F.dropout: refuses("F.dropout does not know which units are frozen: use a torch.nn.Dropout module."),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), concatenates),
     **dict.fromkeys((torch.chunk, torch.split, torch.tensor_split), splits),
@@ -429,6 +583,7 @@ FUNCTIONS.update({
 
 METHODS.update({
     "flatten": flattens, "view": reshapes, "reshape": reshapes, "mean": averages, "size": measures, "dim": measures,
+    "expand": expands, "roll": rolls, **dict.fromkeys(("permute", "transpose", "swapaxes"), permutes),
     **dict.fromkeys(("chunk", "split", "tensor_split"), splits),
     **dict.fromkeys(("add", "add_", "sub", "mul", "mul_", "div"), ties),
     **dict.fromkeys((

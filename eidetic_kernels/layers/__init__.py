@@ -4,7 +4,9 @@ from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
 from .depthwise import EideticDepthwiseConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
+from .layer_norm import EideticLayerNorm
 from .linear import EideticLinear
+from .parameter import EideticParameter
 from .parts import Parts
 from .scope import Scope
 from .segmented import SegmentedLayer
@@ -17,7 +19,9 @@ __all__ = [
     "EideticConv2d",
     "EideticDepthwiseConv2d",
     "EideticDropout",
+    "EideticLayerNorm",
     "EideticLinear",
+    "EideticParameter",
     "EideticStochasticDepth",
     "Parts",
     "Scope",

@@ -27,7 +27,7 @@ class EideticLinear(StaircaseLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         stairs = self.staircase(self.scope.task)
-        if self.owned and x.dim() != 2:
+        if self.owned and x.dim() != 2 and self.unit_dim == 1:
             raise InputError(
                 f"{self} is part of a network and expects [N, {stairs.columns}], got {list(x.shape)}: units are "
                 "counted in dimension 1. Flatten the input (x.flatten(1))."

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
-from .segmented import SegmentedLayer
+if TYPE_CHECKING:
+    from .segmented import SegmentedLayer
 
 
 class Parts(nn.ModuleList):

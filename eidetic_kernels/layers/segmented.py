@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import CapacityError, InputError, TaskError
 from ..layout import Segments
+from .parts import Parts
 from .scope import Scope
 
 
@@ -25,6 +26,8 @@ class SegmentedLayer(nn.Module):
     """
 
     frozen_names: tuple[str, ...] = ()
+    # Where the units lie in what the layer is given and gives: 1, or -1 (tokens, images with channels last).
+    unit_dim = 1
 
     def __init__(self, width: int):
         super().__init__()
@@ -51,6 +54,10 @@ class SegmentedLayer(nn.Module):
 
     def allocate_frozen(self) -> None:
         raise NotImplementedError
+
+    def in_parts(self, widths: list[int]) -> Parts:
+        """This fresh layer as one layer a group, where its input is a concatenation of groups of these widths."""
+        return Parts(self, widths)
 
     def prune(self, keep: Sequence[int] | Tensor) -> None:
         """Keep only the live units with these indices (ascending, counted from the first live unit)."""
