@@ -22,6 +22,7 @@ from .layers import (
     EideticConv2d,
     EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticLinear,
     EideticStochasticDepth,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
+    "EideticGroupedConv2d",
     "EideticLinear",
     "EideticNetwork",
     "EideticStochasticDepth",

@@ -17,6 +17,7 @@ from .layers import (
     EideticBatchNorm2d,
     EideticConv2d,
     EideticDepthwiseConv2d,
+    EideticGroupedConv2d,
     EideticLinear,
     SegmentedLayer,
 )
@@ -253,20 +254,19 @@ def _linear(old: nn.Linear, where: str) -> EideticLinear:
 
 
 def _conv2d(old: nn.Conv2d, where: str) -> SegmentedLayer:
-    if old.groups == old.in_channels == old.out_channels and old.groups > 1:
-        return EideticDepthwiseConv2d(
-            old.in_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.bias is not None,
-            old.padding_mode, **_factory(old),
-        )  # fmt: skip
-    if old.groups != 1:
+    window = (old.kernel_size, old.stride, old.padding, old.dilation)
+    rest = (old.bias is not None, old.padding_mode)
+    if old.groups == 1:
+        return EideticConv2d(old.in_channels, old.out_channels, *window, 1, *rest, **_factory(old))
+    if old.in_channels != old.out_channels:
         raise ConversionError(
-            f"{where}: a convolution with groups={old.groups} over {old.in_channels} channels has no rule yet; "
-            "groups=1 and depthwise convolutions (as many groups as channels) have."
+            f"{where}: a convolution of {old.in_channels} into {old.out_channels} channels with groups={old.groups} "
+            "has no rule: each group of channels must make as many as it reads, so that they are the same units. Let "
+            "it make as many, and put a 1x1 convolution behind it."
         )
-    return EideticConv2d(
-        old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, 1,
-        old.bias is not None, old.padding_mode, **_factory(old),
-    )  # fmt: skip
+    if old.groups == old.in_channels:
+        return EideticDepthwiseConv2d(old.in_channels, *window, *rest, **_factory(old))
+    return EideticGroupedConv2d(old.in_channels, old.groups, *window, *rest, **_factory(old))
 
 
 def _batch_norm(twin: type) -> Any:

@@ -23,8 +23,8 @@ from .errors import ConversionError, InputError
 from .graph import INPUT, Builder, Units
 from .layers import (
     EideticBatchNorm,
-    EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticStochasticDepth,
     SegmentedLayer,
     StaircaseLayer,
@@ -290,12 +290,12 @@ def follows(step: Step) -> Any:
 
 
 def filters(step: Step) -> Any:
-    """A depthwise convolution: each unit's image by itself."""
+    """A grouped convolution: each group of units by itself."""
     value = step.first()
     if not isinstance(value, Units) or not value.spatial:
         step.refuse(
-            "a depthwise convolution follows the units of an image; what it is given here belongs to no task or has no "
-            "pixels. Begin with an ordinary convolution."
+            "a grouped or depthwise convolution follows the units of an image; what it is given here belongs to no "
+            "task or has no pixels. Begin with an ordinary convolution."
         )
     return replace(step.builder.follow(step.path, value, step.where()), pixels=None)
 
@@ -396,7 +396,7 @@ IMAGE_MODULES = (
 )  # fmt: skip
 
 MODULES.update({
-    StaircaseLayer: produces, EideticBatchNorm: follows, EideticDepthwiseConv2d: filters, nn.Flatten: flattens,
+    StaircaseLayer: produces, EideticBatchNorm: follows, EideticGroupedConv2d: filters, nn.Flatten: flattens,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),

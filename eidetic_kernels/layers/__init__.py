@@ -2,8 +2,8 @@
 
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
-from .depthwise import EideticDepthwiseConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
+from .grouped import EideticDepthwiseConv2d, EideticGroupedConv2d
 from .linear import EideticLinear
 from .parts import Parts
 from .scope import Scope
@@ -17,6 +17,7 @@ __all__ = [
     "EideticConv2d",
     "EideticDepthwiseConv2d",
     "EideticDropout",
+    "EideticGroupedConv2d",
     "EideticLinear",
     "EideticStochasticDepth",
     "Parts",

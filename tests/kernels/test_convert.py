@@ -416,8 +416,8 @@ REFUSED = {
     "LayerNorm": (
         lambda: nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 4)), FLAT, "node '_1'.*LayerNorm has par"
     ),
-    "grouped convolution": (
-        lambda: between(lambda s, x: s.g(x), g=nn.Conv2d(4, 4, 1, groups=2)), IMAGE, "node 'g'.*groups=2"
+    "grouped convolution that makes more channels than it reads": (
+        lambda: between(lambda s, x: s.g(x)[:, :4], g=nn.Conv2d(4, 8, 1, groups=2)), IMAGE, "node 'g'.*4 into 8 .*groups=2"
     ),
     "depthwise convolution of the input": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Flatten(), nn.Linear(108, 4)), IMAGE,
