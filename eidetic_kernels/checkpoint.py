@@ -86,6 +86,7 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
                 "width": group.segments.width,
                 "frozen": group.segments.frozen,
                 "live": group.segments.live,
+                "multiple": group.segments.multiple,
             }
             for group in network.groups
         ],
@@ -106,6 +107,7 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
     for group, saved in zip(network.groups, header["groups"], strict=True):
         group.segments.widen(saved["width"])
         group.segments.assign(tuple(saved["frozen"]), saved["live"])
+        group.segments.align(saved.get("multiple", 1))
     for group in network.groups:
         for path, layer in _choosing(group):
             layer.forward_transfer = tuple(transfer[path])

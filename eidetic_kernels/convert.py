@@ -17,9 +17,12 @@ from .layers import (
     EideticBatchNorm2d,
     EideticConv2d,
     EideticDepthwiseConv2d,
+    EideticGroupedConv2d,
     EideticLayerNorm,
     EideticLinear,
+    EideticMultiheadAttention,
     EideticParameter,
+    HeadedAttention,
     SegmentedLayer,
 )
 from .modes import evaluating
@@ -242,7 +245,8 @@ def _hold_parameters(module: nn.Module, graph: fx.Graph) -> None:
 
 def _plain(module: nn.Module, cls: type) -> bool:
     """Whether ``module`` is what ``cls`` computes, and nothing more."""
-    return isinstance(cls, type) and isinstance(module, cls) and type(module).forward is cls.forward and not isinstance(module, SegmentedLayer)
+    twin = isinstance(module, (SegmentedLayer, HeadedAttention))
+    return isinstance(cls, type) and isinstance(module, cls) and type(module).forward is cls.forward and not twin
 
 
 def _replace(module: nn.Module, node: fx.Node) -> None:
@@ -259,10 +263,11 @@ def _replace(module: nn.Module, node: fx.Node) -> None:
             "which would be lost. Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
         )
     new = twin(old, f"node {node.name!r} [{node.op} {node.target}]")
-    for name, parameter in old.named_parameters(recurse=False):
-        setattr(new, name, parameter)  # a copy already, in its dtype, device and memory format
-    for name, buffer in old.named_buffers(recurse=False):
-        new.register_buffer(name, buffer)
+    if isinstance(new, SegmentedLayer):  # an attention is made of several, and has taken over their parameters
+        for name, parameter in old.named_parameters(recurse=False):
+            setattr(new, name, parameter)  # a copy already, in its dtype, device and memory format
+        for name, buffer in old.named_buffers(recurse=False):
+            new.register_buffer(name, buffer)
     new.train(old.training)
     module.set_submodule(node.target, new)
 
@@ -277,20 +282,19 @@ def _linear(old: nn.Linear, where: str) -> EideticLinear:
 
 
 def _conv2d(old: nn.Conv2d, where: str) -> SegmentedLayer:
-    if old.groups == old.in_channels == old.out_channels and old.groups > 1:
-        return EideticDepthwiseConv2d(
-            old.in_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.bias is not None,
-            old.padding_mode, **_factory(old),
-        )  # fmt: skip
-    if old.groups != 1:
+    window = (old.kernel_size, old.stride, old.padding, old.dilation)
+    rest = (old.bias is not None, old.padding_mode)
+    if old.groups == 1:
+        return EideticConv2d(old.in_channels, old.out_channels, *window, 1, *rest, **_factory(old))
+    if old.in_channels != old.out_channels:
         raise ConversionError(
-            f"{where}: a convolution with groups={old.groups} over {old.in_channels} channels has no rule yet; "
-            "groups=1 and depthwise convolutions (as many groups as channels) have."
+            f"{where}: a convolution of {old.in_channels} into {old.out_channels} channels with groups={old.groups} "
+            "has no rule: each group of channels must make as many as it reads, so that they are the same units. Let "
+            "it make as many, and put a 1x1 convolution behind it."
         )
-    return EideticConv2d(
-        old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, 1,
-        old.bias is not None, old.padding_mode, **_factory(old),
-    )  # fmt: skip
+    if old.groups == old.in_channels:
+        return EideticDepthwiseConv2d(old.in_channels, *window, *rest, **_factory(old))
+    return EideticGroupedConv2d(old.in_channels, old.groups, *window, *rest, **_factory(old))
 
 
 def _batch_norm(twin: type) -> Any:
@@ -318,7 +322,22 @@ def _layer_norm(old: nn.LayerNorm, where: str) -> EideticLayerNorm:
     )
 
 
+def _attention(old: nn.MultiheadAttention, where: str) -> EideticMultiheadAttention:
+    if not old._qkv_same_embed_dim or old.bias_k is not None or old.add_zero_attn:
+        raise ConversionError(
+            f"{where}: attention with keys or values of another size (kdim, vdim), with biases of its own for them "
+            "(add_bias_kv) or with an added zero (add_zero_attn) has no rule."
+        )
+    bias = old.in_proj_bias is not None
+    new = EideticMultiheadAttention(
+        old.embed_dim, old.num_heads, old.dropout, bias, old.batch_first, **_factory(old)
+    )
+    new.adopt(old.in_proj_weight, old.in_proj_bias, old.out_proj)
+    return new
+
+
 TWINS = {
+    nn.MultiheadAttention: _attention,
     rules.LAYER_NORM_2D: _layer_norm,
     nn.LayerNorm: _layer_norm,
     nn.Linear: _linear,

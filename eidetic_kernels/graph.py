@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import Any
 
 from torch import nn
@@ -46,7 +47,7 @@ class Draft:
     """A group while it is being found; tied groups form a tree whose root holds the members."""
 
     def __init__(self, width: int):
-        self.width = width
+        self.width, self.grain = width, 1
         self.parent: Draft | None = None
         self.producers: dict[str, StaircaseLayer] = {}
         self.norms: dict[str, SegmentedLayer] = {}
@@ -172,9 +173,17 @@ class Builder:
                 f"{value.width} units of {value.name}. Where an image was flattened, put the "
                 "normalisation before the flattening."
             )
-        parts = value.parts
         if value.last:
             self.last.add(path)
+        parts, grain = value.parts, module.segments.grain
+        for part in parts:
+            if part.width % grain:
+                raise ConversionError(
+                    f"{where}: {path!r} convolves groups of {grain} channels, and the {part.width} units that "
+                    f"{next(iter(part.producers))!r} makes are no whole number of them: such a group would hold units "
+                    "of several layers."
+                )
+            part.grain = lcm(part.grain, grain)  # of widths that both divide, so it divides them too
         if len(parts) == 1:
             parts[0].norms[path] = module
         else:
@@ -182,6 +191,11 @@ class Builder:
             for number, part in enumerate(parts):
                 part.norms[f"{path}.{number}"] = self.split[path][number]
         return value
+
+    def grow(self, value: Units, grain: int) -> None:
+        """The units of ``value`` live and go in runs of ``grain`` (a head's)."""
+        for part in value.parts:
+            part.grain = lcm(part.grain, grain)
 
     def hold(self, constant: Constant, value: Units, dim: int, where: str) -> Units:
         """``value`` after it was combined with ``constant``, whose units lie in dimension ``dim`` (from the end)."""
@@ -279,7 +293,7 @@ class Builder:
                 "holds units. It returned " + ("the input." if output is INPUT else "something else.")
             )
         for draft in self.drafts:
-            draft.final = Group(Segments(draft.width), draft.width, draft.producers, draft.norms)
+            draft.final = Group(Segments(draft.width, grain=draft.grain), draft.width, draft.producers, draft.norms)
         sources = {
             path: self.source(value, self.modules[path].weight.shape[1], path) for path, value in self.reads.items()
         }
@@ -310,6 +324,7 @@ class Builder:
             return
         left, right = sorted((left, right), key=self.drafts.index)
         right.parent = left
+        left.grain = lcm(left.grain, right.grain)
         left.producers.update(right.producers)
         left.norms.update(right.norms)
         self.drafts.remove(right)

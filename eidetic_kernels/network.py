@@ -151,7 +151,8 @@ class EideticNetwork(nn.Module):
             forward_transfer: whether new units may read earlier tasks' (nested) or not (disjoint), for all layers or
                 by layer path, "head" being the task's head; layers not named may.
             max_units: caps each unit group's new units: a count, a share of the width (a float up to 1.0), or either
-                by group name. None: all free units.
+                by group name. None: all free units. Where units come in grains or are aligned, a count is rounded
+                down to a multiple, a share to the nearest.
             optimizer: an optimizer to carry over; it is pointed to the new parameters.
 
         Raises:
@@ -253,8 +254,27 @@ class EideticNetwork(nn.Module):
         task, self.current_task = self.current_task, None
         self.records.append(certificate.record(self, task))
 
+    def align(self, multiple: int | Mapping[str, int]) -> None:
+        """Keep what tasks take at multiples of ``multiple`` units (of all unit groups, or by group name).
+
+        A GPU's products run at full speed on sizes that are multiples of 8 or 16. From now on pruning and new live
+        segments keep to them wherever units allow: a group narrower than ``multiple`` is left alone, and the last
+        remainder of a width that is no multiple can be taken as it is. 1 takes it back; a saved network knows it.
+        """
+        checks.check_names(multiple, [group.name for group in self.groups], "unit group")
+        given = multiple if isinstance(multiple, Mapping) else {group.name: multiple for group in self.groups}
+        for name, units in given.items():
+            if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+                raise InputError(f"multiple must be a whole number of units, 1 or more; got {units!r} for {name}.")
+        for group in self.groups:
+            if group.name in given:
+                group.segments.align(given[group.name])
+
     def widen(self, width: int | Mapping[str, int]) -> None:
-        """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on."""
+        """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on.
+
+        Where units come in grains (a grouped convolution reads them), it is rounded up to whole ones.
+        """
         checks.check_names(width, [group.name for group in self.groups], "unit group")
         wanted = [
             width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
@@ -268,7 +288,7 @@ class EideticNetwork(nn.Module):
                     f"{group.name} cannot shrink from {group.segments.width} to {units} units; give a larger width."
                 )
         for group, units in zip(self.groups, wanted):
-            group.segments.widen(units)
+            group.segments.widen(-(-units // group.segments.grain) * group.segments.grain)
 
     # ---- forward
 
@@ -374,6 +394,11 @@ class EideticNetwork(nn.Module):
         for part in plan.groups:
             if part.name not in by_name or by_name[part.name].segments.live != part.live:
                 raise TaskError(f"the plan is out of date: {part.name} no longer has {part.live} live units.")
+            if not by_name[part.name].segments.keeps_whole(part.keep.tolist()):
+                raise InputError(
+                    f"the plan keeps parts of grains: {part.name} has units that live together in runs of "
+                    f"{by_name[part.name].segments.grain} (a grouped convolution reads them); keep whole runs."
+                )
         for part in plan.groups:
             if part.removed:
                 self._cut_group(by_name[part.name], part.keep)

@@ -24,12 +24,14 @@ from .errors import ConversionError, InputError
 from .graph import INPUT, Builder, Constant, Units
 from .layers import (
     EideticBatchNorm,
-    EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticLayerNorm,
     EideticLinear,
+    EideticMultiheadAttention,
     EideticParameter,
     EideticStochasticDepth,
+    HeadedAttention,
     SegmentedLayer,
     StaircaseLayer,
 )
@@ -213,7 +215,7 @@ def ties(step: Step) -> Any:
     if not isinstance(b, Constant):
         return step.builder.tie(a, b, step.where())
     if not isinstance(a, Units):
-        step.refuse(f"{b.path!r} is a tensor of the network, which belongs to the units it is combined with: none here.")
+        step.refuse(f"{b.path!r}, a tensor of the network, belongs to the units it is combined with; here are none.")
     rank = 2 if not a.spatial else len(step.shape(argument_a) or ())
     if a.flat or not (a.last or rank) or len(b.shape) > (rank or len(b.shape)):
         step.refuse(f"which dimension of {b.path!r} {list(b.shape)} holds units is not known here.")
@@ -266,8 +268,8 @@ def reshapes(step: Step) -> Any:
     if len(sizes) == 2 and isinstance(sizes[0], fx.Node) and sizes[1] == -1 and not value.last:
         return value.flattened()
     step.refuse(
-        "a reshape must keep the dimension of the units whole (ek.convert follows it by the example's sizes), or be "
-        "x.view(x.size(0), -1), which folds pixels into units like x.flatten(1)."
+        "only x.view(x.size(0), -1) is understood, which folds pixels into units: use x.flatten(1); and in ek.convert "
+        "reshapes of positions, which leave the dimension of the units whole."
     )
 
 
@@ -423,18 +425,40 @@ def normalises(step: Step) -> Any:
     return step.builder.follow(step.path, value, step.where())
 
 
+def attends(step: Step) -> Any:
+    """Attention over tokens: a head's query, key and value rows are units that live together (a grain)."""
+    names = ("query", "key", "value")
+    arguments = [*step.node.args[:3], *(step.node.kwargs[name] for name in names if name in step.node.kwargs)]
+    options = {**dict(zip(names, arguments)), **step.node.kwargs}
+    masks = step.node.args[3:4] + step.node.args[5:6] + step.node.args[7:8]  # padding, attention, causal
+    if any(masks) or any(options.get(name) for name in ("key_padding_mask", "attn_mask", "is_causal")):
+        step.refuse("attention with a mask has no rule.")
+    for user in step.node.users:
+        if user.target is not operator.getitem or (user.args[1] != 0 and user.users):
+            step.refuse("only the attention's output ([0]) can be used, not its weights, which mix heads of all tasks.")
+    heads = None
+    for name, argument in zip(names, arguments):
+        value, shape = step.of(argument), step.shape(argument)
+        if (isinstance(value, Units) and not value.last) or not shape or len(shape) != 3:
+            step.refuse(f"its {name} must be tokens [N, T, C] (and ek.convert is needed, which knows sizes).")
+        made = step.builder.produce(f"{step.path}.{name}", value, step.where(), tokens=True)
+        heads = made if heads is None else step.builder.tie(heads, made, step.where())
+    step.builder.grow(heads, step.module.head_dim)
+    return step.builder.produce(f"{step.path}.out_proj", heads, step.where()), None
+
+
 def holds(step: Step) -> Any:
     """A tensor of the network itself, which belongs to the units it will be combined with."""
     return Constant(step.path, step.module.shape)
 
 
 def filters(step: Step) -> Any:
-    """A depthwise convolution: each unit's image by itself."""
+    """A grouped convolution: each group of units by itself."""
     value = step.first()
     if not isinstance(value, Units) or not value.spatial or value.last:
         step.refuse(
-            "a depthwise convolution follows the units of an image; what it is given here belongs to no task or has no "
-            "pixels. Begin with an ordinary convolution."
+            "a grouped or depthwise convolution follows the units of an image; what it is given here belongs to no "
+            "task or has no pixels. Begin with an ordinary convolution."
         )
     return replace(step.builder.follow(step.path, value, step.where()), pixels=None)
 
@@ -478,7 +502,7 @@ def _unit_dim(value: Units, rank: int) -> int:
 def _placed(step: Step, value: Units, dim: int, rank: int) -> Units:
     """``value`` as a tensor of ``rank`` dimensions whose units lie in dimension ``dim``."""
     if dim not in (1, rank - 1) or not dim:
-        step.refuse(f"the units would come to lie in dimension {dim} of {rank}; they must lie in dimension 1 or the last.")
+        step.refuse(f"the units would come to lie in dimension {dim} of {rank}; it must be dimension 1 or the last.")
     return replace(value, spatial=rank > 2, last=rank > 2 and dim == rank - 1, pixels=None if rank > 2 else 1)
 
 
@@ -497,7 +521,8 @@ def _get_attr(step: Step) -> Any:
 def _call_module(step: Step) -> Any:
     module, value = step.module, step.first()
     rule = module_rule(module)
-    if rule is not None and (isinstance(module, SegmentedLayer) or not any(True for _ in module.parameters())):
+    ours = isinstance(module, (SegmentedLayer, HeadedAttention))
+    if rule is not None and (ours or not any(True for _ in module.parameters())):
         return rule(step)
     if value is INPUT and not module.state_dict():
         return INPUT
@@ -529,7 +554,7 @@ def _remedy(module: nn.Module) -> str:
     name = type(module).__name__
     twins = {"Linear": "EideticLinear", "Conv2d": "EideticConv2d"} | {
         f"BatchNorm{d}d": f"EideticBatchNorm{d}d" for d in (1, 2)
-    } | {"LayerNorm": "EideticLayerNorm"}
+    } | {"LayerNorm": "EideticLayerNorm", "MultiheadAttention": "EideticMultiheadAttention"}
     if name in twins:
         return f"a plain {name} would be trained by every task and forget: use ek.{twins[name]}."
     if any(True for _ in module.parameters()):
@@ -549,7 +574,7 @@ IMAGE_MODULES = (
 MODULES.update({
     StaircaseLayer: produces, EideticBatchNorm: follows, EideticLayerNorm: normalises, EideticParameter: holds,
     LAYER_NORM_2D: refuses("a plain LayerNorm2d would be trained by every task and forget: use ek.EideticLayerNorm."),
-    EideticDepthwiseConv2d: filters, nn.Flatten: flattens,
+    EideticGroupedConv2d: filters, EideticMultiheadAttention: attends, nn.Flatten: flattens,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),

@@ -14,13 +14,13 @@ from .layers import (
     EideticBatchNorm,
     EideticBatchNorm2d,
     EideticConv2d,
-    EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticStochasticDepth,
     StaircaseLayer,
 )
 
-_ON_IMAGES = (EideticConv2d, EideticDepthwiseConv2d, EideticBatchNorm2d, nn.Dropout2d, *rules.IMAGE_MODULES)
+_ON_IMAGES = (EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, nn.Dropout2d, *rules.IMAGE_MODULES)
 
 
 def trace(network: nn.Module) -> Wiring:
@@ -93,7 +93,7 @@ def _declared(builder: Builder, path: str, value: Any) -> Any:
         raise ConversionError(f"{where}: the network has no module {path!r}.")
     if isinstance(module, StaircaseLayer):
         return builder.produce(path, value, where)
-    if isinstance(module, (EideticBatchNorm, EideticDepthwiseConv2d)):
+    if isinstance(module, (EideticBatchNorm, EideticGroupedConv2d)):
         return builder.follow(path, value, where)
     if isinstance(module, (*rules.DROPOUTS, EideticDropout, EideticStochasticDepth)):
         return builder.drop(path, value, where)

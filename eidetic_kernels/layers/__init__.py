@@ -1,9 +1,10 @@
 """Drop-in layers whose units belong to tasks."""
 
+from .attention import EideticMultiheadAttention, HeadedAttention
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
-from .depthwise import EideticDepthwiseConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
+from .grouped import EideticDepthwiseConv2d, EideticGroupedConv2d
 from .layer_norm import EideticLayerNorm
 from .linear import EideticLinear
 from .parameter import EideticParameter
@@ -20,9 +21,12 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticLayerNorm",
+    "EideticGroupedConv2d",
     "EideticLinear",
+    "EideticMultiheadAttention",
     "EideticParameter",
     "EideticStochasticDepth",
+    "HeadedAttention",
     "Parts",
     "Scope",
     "SegmentedLayer",

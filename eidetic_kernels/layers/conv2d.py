@@ -40,8 +40,8 @@ class EideticConv2d(StaircaseLayer):
     ):
         if groups != 1:
             raise InputError(
-                f"EideticConv2d supports groups=1, got groups={groups}. A depthwise convolution (a group a channel) is "
-                "EideticDepthwiseConv2d."
+                f"EideticConv2d supports groups=1, got groups={groups}. A grouped convolution is "
+                "EideticGroupedConv2d, with a group a channel EideticDepthwiseConv2d."
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)

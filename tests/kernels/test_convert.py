@@ -167,6 +167,30 @@ def depthwise_over_a_concatenation():
     )  # fmt: skip
 
 
+def resnext():
+    """Like ResNeXt: a skip around a grouped convolution; and the sum of both is convolved in groups of another size."""
+    def run(net, x):
+        x = F.relu(net.stem(x))
+        x = F.relu(x + net.expand(F.relu(net.grouped(F.relu(net.reduce(x))))))
+        return net.fc(pooled(F.relu(net.last(x))))
+
+    return Plain(
+        run, stem=conv(3, 12), reduce=conv(12, 8, 1), grouped=conv(8, 8, groups=4, bias=False), expand=conv(8, 12, 1),
+        last=conv(12, 12, stride=2, groups=4), fc=nn.Linear(12, 4),
+    )  # fmt: skip
+
+
+def grouped_over_a_concatenation():
+    def run(net, x):
+        x = torch.cat([net.a(x), net.b(x)], 1)
+        return net.fc(pooled(F.relu(net.grouped(x))))
+
+    return Plain(
+        run, a=conv(3, 6), b=conv(3, 4), fc=nn.Linear(10, 4),
+        grouped=conv(10, 10, groups=5, dilation=2, padding_mode="reflect"),
+    )  # fmt: skip
+
+
 def ends_with_a_convolution():
     """Like SqueezeNet: the logits are pooled channels."""
     return nn.Sequential(conv(3, 6), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -176,11 +200,14 @@ FLAT, IMAGE = (6,), (3, 8, 8)
 TABLE = {
     mlp: FLAT, image: IMAGE, residual: IMAGE, shared_dropout: FLAT, flattened_by_size: IMAGE, inception: IMAGE,
     dense: IMAGE, flat_concatenation: FLAT, flattened_concatenation: IMAGE, gate: IMAGE,
-    mobile: IMAGE, depthwise_over_a_concatenation: IMAGE, ends_with_a_convolution: IMAGE,
+    mobile: IMAGE, depthwise_over_a_concatenation: IMAGE, resnext: IMAGE, grouped_over_a_concatenation: IMAGE,
+    ends_with_a_convolution: IMAGE,
 }  # fmt: skip
 
 
-CONCATENATIONS = [dense, flat_concatenation, inception, depthwise_over_a_concatenation]
+CONCATENATIONS = [
+    dense, flat_concatenation, inception, depthwise_over_a_concatenation, grouped_over_a_concatenation
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("make", TABLE, ids=lambda make: make.__name__)
@@ -240,6 +267,15 @@ def test_groups_of_a_concatenation():
     assert [source.group.width for source in net.wiring.sources["body.c2"]] == [4, 3]
     assert list(net.groups[0].norms) == ["body.n1", "body.n2.0", "body.n3.0"]
     assert [source.group for source in net.wiring.features] == [group.segments for group in net.groups[-2:]]
+
+
+def test_grains_of_groups():
+    """Whatever is tied to what a grouped convolution reads moves with it, a whole group of channels at a time."""
+    net = ek.convert(resnext(), torch.randn(1, *IMAGE))
+    assert [(g.name.removeprefix("body."), g.segments.grain) for g in net.groups] == [
+        ("stem.0 (+1 tied)", 3), ("reduce.0", 2)
+    ]  # fmt: skip
+    assert isinstance(net.body.get_submodule("last.0"), ek.EideticGroupedConv2d)
 
 
 @pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
@@ -413,11 +449,15 @@ def normalised_weight():
 
 REFUSED = {
     "softmax over channels": (lambda: between(lambda s, x: x.softmax(1)), IMAGE, "node 'softmax'.*keep units apart"),
-    "LayerNorm": (
-        lambda: nn.Sequential(nn.Linear(6, 7), nn.LayerNorm(7), nn.Linear(7, 4)), FLAT, "node '_1'.*LayerNorm has par"
+    "grouped convolution that makes more channels than it reads": (
+        lambda: between(lambda s, x: s.g(x)[:, :4], g=nn.Conv2d(4, 8, 1, groups=2)), IMAGE,
+        "node 'g'.*4 into 8 channels with groups=2",
     ),
-    "grouped convolution": (
-        lambda: between(lambda s, x: s.g(x), g=nn.Conv2d(4, 4, 1, groups=2)), IMAGE, "node 'g'.*groups=2"
+    "grouped convolution over units of two layers": (
+        lambda: Plain(
+            lambda s, x: s.fc(pooled(s.g(torch.cat([s.a(x), s.b(x)], 1)))), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1),
+            g=nn.Conv2d(6, 6, 1, groups=3), fc=nn.Linear(6, 4),
+        ), IMAGE, "node 'g'.*groups of 2 channels, and the 3 units that 'body.a' makes are no whole number",
     ),
     "depthwise convolution of the input": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Flatten(), nn.Linear(108, 4)), IMAGE,
@@ -458,9 +498,9 @@ REFUSED = {
             c=nn.Linear(5, 4),
         ), FLAT, "node 'add_'.*its result is not used",
     ),
-    "a sequence": (
+    "a sequence folded into units": (
         lambda: nn.Sequential(nn.Linear(6, 5), nn.Flatten(), nn.Linear(15, 4)), (3, 6),
-        r"node '_0'.*reads a tensor of shape \[1, 3, 6\]",
+        "node '_1'.*flattening dimensions 1 to -1 mixes",
     ),
     "two inputs": (two_inputs, FLAT, "takes several inputs"),
     "a dictionary": (lambda: Plain(lambda s, x: {"out": s.a(x)}, a=nn.Linear(6, 4)), FLAT, "must return one tensor"),
