@@ -28,6 +28,7 @@ from .layers import (
     EideticMultiheadAttention,
     EideticParameter,
     EideticStochasticDepth,
+    EideticWindowAttention,
 )
 from .network import EideticNetwork
 from .optimizers import default_optimizer
@@ -58,6 +59,7 @@ __all__ = [
     "EideticNetwork",
     "EideticParameter",
     "EideticStochasticDepth",
+    "EideticWindowAttention",
     "ForgettingError",
     "InputError",
     "NonFiniteLossError",

@@ -22,6 +22,7 @@ from .layers import (
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticWindowAttention,
     HeadedAttention,
     SegmentedLayer,
 )
@@ -336,7 +337,25 @@ def _attention(old: nn.MultiheadAttention, where: str) -> EideticMultiheadAttent
     return new
 
 
+def _window_attention(old: nn.Module, where: str) -> EideticWindowAttention:
+    new = EideticWindowAttention(
+        old.qkv.in_features, old.window_size, old.shift_size, old.num_heads, old.qkv.bias is not None,
+        old.proj.bias is not None, old.attention_dropout, old.dropout, **_factory(old.qkv),
+    )  # fmt: skip
+    new.adopt_window(old)
+    return new
+
+
+def _window_attention_v2(old: nn.Module, where: str) -> None:
+    raise ConversionError(
+        f"{where}: the position biases of Swin's second version come of a small network that all heads share, which "
+        "has no rule yet."
+    )
+
+
 TWINS = {
+    f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
+    rules.WINDOW_ATTENTION: _window_attention,
     nn.MultiheadAttention: _attention,
     rules.LAYER_NORM_2D: _layer_norm,
     nn.LayerNorm: _layer_norm,

@@ -31,6 +31,7 @@ from .layers import (
     EideticMultiheadAttention,
     EideticParameter,
     EideticStochasticDepth,
+    EideticWindowAttention,
     HeadedAttention,
     SegmentedLayer,
     StaircaseLayer,
@@ -116,7 +117,7 @@ def value_of(step: Step) -> Any:
 # ---- the registry
 
 MODULES: dict[type[nn.Module] | str, Rule] = {}
-FUNCTIONS: dict[Callable, Rule] = {}
+FUNCTIONS: dict[Callable | str, Rule] = {}
 METHODS: dict[str, Rule] = {}
 
 
@@ -436,15 +437,37 @@ def attends(step: Step) -> Any:
     for user in step.node.users:
         if user.target is not operator.getitem or (user.args[1] != 0 and user.users):
             step.refuse("only the attention's output ([0]) can be used, not its weights, which mix heads of all tasks.")
+    return step.builder.produce(f"{step.path}.out_proj", _heads(step, arguments, 3), step.where()), None
+
+
+def attends_in_windows(step: Step) -> Any:
+    """Attention in windows of an image; the biases of its positions belong to the heads."""
+    heads = _heads(step, [step.first_argument()] * 3, 4)
+    step.builder.follow(f"{step.path}.position_bias", heads, step.where())
+    made = step.builder.produce(f"{step.path}.out_proj", heads, step.where())
+    return step.builder.drop(f"{step.path}.drop", made, step.where())
+
+
+def _heads(step: Step, arguments: list[Any], rank: int) -> Units:
+    """The units that an attention's projections make of their ``arguments``: query, key and value rows, tied."""
     heads = None
-    for name, argument in zip(names, arguments):
+    for name, argument in zip(("query", "key", "value"), arguments, strict=True):
         value, shape = step.of(argument), step.shape(argument)
-        if (isinstance(value, Units) and not value.last) or not shape or len(shape) != 3:
-            step.refuse(f"its {name} must be tokens [N, T, C] (and ek.convert is needed, which knows sizes).")
+        if (isinstance(value, Units) and not value.last) or not shape or len(shape) != rank:
+            form = "tokens [N, T, C]" if rank == 3 else "an image [N, H, W, C]"
+            step.refuse(f"its {name} must be {form} whose units come last; and only ek.convert knows sizes.")
         made = step.builder.produce(f"{step.path}.{name}", value, step.where(), tokens=True)
         heads = made if heads is None else step.builder.tie(heads, made, step.where())
     step.builder.grow(heads, step.module.head_dim)
-    return step.builder.produce(f"{step.path}.out_proj", heads, step.where()), None
+    return heads
+
+
+def merges_patches(step: Step) -> Any:
+    """Swin's patch merging: four neighbours' units side by side."""
+    value = step.first()
+    if not isinstance(value, Units) or not value.last:
+        step.refuse("patches are merged of units in the last dimension.")
+    return step.builder.concatenate([value] * 4, step.where())
 
 
 def holds(step: Step) -> Any:
@@ -530,7 +553,9 @@ def _call_module(step: Step) -> Any:
 
 
 def _call_function(step: Step) -> Any:
-    return FUNCTIONS.get(step.node.target, unknown)(step)
+    target = step.node.target
+    name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
+    return (FUNCTIONS.get(target) or FUNCTIONS.get(name) or unknown)(step)
 
 
 def _call_method(step: Step) -> Any:
@@ -566,6 +591,7 @@ def _remedy(module: nn.Module) -> str:
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 LAYER_NORM_2D = "torchvision.models.convnext.LayerNorm2d"
+WINDOW_ATTENTION = "torchvision.models.swin_transformer.ShiftedWindowAttention"
 STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.StochasticDepth"
 IMAGE_MODULES = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
@@ -573,8 +599,10 @@ IMAGE_MODULES = (
 
 MODULES.update({
     StaircaseLayer: produces, EideticBatchNorm: follows, EideticLayerNorm: normalises, EideticParameter: holds,
-    LAYER_NORM_2D: refuses("a plain LayerNorm2d would be trained by every task and forget: use ek.EideticLayerNorm."),
-    EideticGroupedConv2d: filters, EideticMultiheadAttention: attends, nn.Flatten: flattens,
+    EideticGroupedConv2d: filters, EideticMultiheadAttention: attends, EideticWindowAttention: attends_in_windows,
+    # Plain ones have no rule, but ek.convert replaces them whole: tracing must stop there.
+    **dict.fromkeys((LAYER_NORM_2D, WINDOW_ATTENTION, f"{WINDOW_ATTENTION}V2"), refuses("it would be trained by all.")),
+    nn.Flatten: flattens,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),
@@ -587,6 +615,7 @@ MODULES.update({
 
 FUNCTIONS.update({
     getattr: _attribute, operator.getitem: _attribute,
+    "torchvision.models.swin_transformer._patch_merging_pad": merges_patches,
     torch.flatten: flattens, torch.mean: averages, torch.reshape: reshapes, torch.roll: rolls,
     **dict.fromkeys((torch.permute, torch.transpose, torch.swapaxes), permutes),
     F.dropout: refuses("F.dropout does not know which units are frozen: use a torch.nn.Dropout module."),

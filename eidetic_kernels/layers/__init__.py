@@ -12,6 +12,7 @@ from .parts import Parts
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
+from .window_attention import EideticWindowAttention
 
 __all__ = [
     "EideticBatchNorm",
@@ -26,6 +27,7 @@ __all__ = [
     "EideticMultiheadAttention",
     "EideticParameter",
     "EideticStochasticDepth",
+    "EideticWindowAttention",
     "HeadedAttention",
     "Parts",
     "Scope",
