@@ -1,6 +1,7 @@
 """The ops: contract, oracle and autograd of each, one file an op."""
 
-from .batch_norm import ACTIVATIONS, segmented_batch_norm, segmented_batch_norm_oracle
+from .activations import ACTIVATIONS
+from .batch_norm import segmented_batch_norm, segmented_batch_norm_oracle
 from .conv2d import Geometry, staircase_conv2d, staircase_conv2d_oracle
 from .linear import staircase_linear, staircase_linear_oracle
 from .staircase import dense_weight

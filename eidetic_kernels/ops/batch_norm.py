@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-ACTIVATIONS = ("none", "relu")
+from .activations import FUNCTIONS
 
 
 def segmented_batch_norm(
@@ -49,9 +49,9 @@ def segmented_batch_norm(
 
 def segmented_batch_norm_oracle(
     x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation="none", exact=False,
+    training, momentum, eps, activation="none", exact=False, residual=None,
 ) -> Tensor:  # fmt: skip
-    """The definition, channel block by channel block, by plain autograd."""
+    """The definition, channel block by channel block, by plain autograd; ``residual`` is added before activating."""
     frozen = len(frozen_scale)
     columns = (-1, *[1] * (x.dim() - 2))
     x_frozen = x[:, :frozen] if exact else x[:, :frozen].detach()
@@ -59,7 +59,10 @@ def segmented_batch_norm_oracle(
     if x.shape[1] > frozen:
         live = F.batch_norm(x[:, frozen:], running_mean, running_var, weight, bias, training, momentum, eps)
         y = torch.cat([y, live], 1)
-    return torch.relu(y) if activation == "relu" else y
+    if residual is not None:
+        kept = residual[:, :frozen] if exact else residual[:, :frozen].detach()
+        y = y + torch.cat([kept, residual[:, frozen:]], 1)
+    return FUNCTIONS[activation](y)
 
 
 class _SegmentedBatchNorm(torch.autograd.Function):

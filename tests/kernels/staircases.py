@@ -1,4 +1,4 @@
-"""What the tests of ops and layers share: the tolerances, a labelled comparison, and staircases of every kind.
+"""What the tests of ops and layers share: staircases of every kind, and comparisons (tolerances.py).
 
 The dense masked network here is written from the paper's definition (who owns a row, who owns a column) and uses
 neither the package's spans nor its mask, so that an op and its oracle cannot be wrong together.
@@ -10,45 +10,18 @@ import random
 from dataclasses import dataclass
 
 import torch
+from tolerances import assert_close, assert_same_bits
 
 from eidetic_kernels.layout import Fixed, Segments, Source, Staircase, staircase
 
-# The only tolerances, relative to the largest expected value. Everything else is compared bit by bit.
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6, torch.bfloat16: 3e-2}
+__all__ = [
+    "CASES", "DTYPES", "Case", "Layer", "assert_close", "assert_same_bits", "assert_same_results", "inside_poison",
+    "random_case",
+]  # fmt: skip
+
 DTYPES = (torch.float64, torch.float32)
 
 INPUT = -1  # the owner of columns that belong to no task
-
-
-def assert_close(name: str, given: torch.Tensor, expected: torch.Tensor) -> None:
-    """``given`` equals ``expected`` up to its dtype's tolerance; NaN must stand where NaN is expected."""
-    assert given is not None, f"{name} is missing"
-    assert given.shape == expected.shape, f"{name} has shape {list(given.shape)}, expected {list(expected.shape)}"
-    if not given.numel():
-        return
-    wide = given.detach().to(torch.float64), expected.detach().to(torch.float64)
-    scale = wide[1].nan_to_num(0, 0, 0).abs().max().clamp_min(1e-30)
-    error = (wide[0] - wide[1]).abs() / scale
-    error[wide[0].isnan() & wide[1].isnan()] = 0
-    error[wide[0] == wide[1]] = 0  # infinities
-    _report(name, wide, ~(error <= TOLERANCE[given.dtype]), f"beyond {TOLERANCE[given.dtype]:g} of {scale:g}")
-
-
-def assert_same_bits(name: str, given: torch.Tensor, expected: torch.Tensor) -> None:
-    """Equal as bit patterns, so that NaN equals NaN and 0 differs from -0."""
-    assert given.shape == expected.shape, f"{name} has shape {list(given.shape)}, expected {list(expected.shape)}"
-    assert given.dtype == expected.dtype, f"{name} is {given.dtype}, expected {expected.dtype}"
-    pattern = {8: torch.int64, 4: torch.int32, 2: torch.int16}[given.element_size()]
-    bits = given.detach().contiguous().view(pattern), expected.detach().contiguous().view(pattern)
-    _report(name, (given.detach(), expected.detach()), bits[0] != bits[1], "not the same bits")
-
-
-def _report(name, tensors, wrong, reason):
-    if not wrong.any():
-        return
-    where = wrong.nonzero()[:5].tolist()
-    lines = [f"  {at}: {tensors[0][tuple(at)]:.17g}, expected {tensors[1][tuple(at)]:.17g}" for at in where]
-    raise AssertionError(f"{name}: {int(wrong.sum())} of {wrong.numel()} are {reason}\n" + "\n".join(lines))
 
 
 @dataclass(frozen=True)
