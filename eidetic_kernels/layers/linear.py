@@ -32,7 +32,7 @@ class EideticLinear(StaircaseLayer):
                 f"{self} is part of a network and expects [N, {stairs.columns}], got {list(x.shape)}: units are "
                 "counted in dimension 1. Flatten the input (x.flatten(1))."
             )
-        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.dim() else x
+        flat = x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0) if x.dim() == 1 else x
         tensors, exact = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
         y = ops.staircase_linear(*tensors, stairs, exact)

@@ -1,0 +1,401 @@
+"""ek.convert of transformers and ConvNeXt: exact, tasks kept apart, and equal to the dense masked network."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conversions import recall as answers
+from conversions import take_through, train
+from dense_twin import DenseTwin
+from life import READINGS, Memory, learn, live_tensors, poison, reading
+from small_transformers import TRANSFORMERS, make, without_dropout
+from torch import nn
+
+import eidetic_kernels as ek
+
+CLOSE = {"rtol": 1e-9, "atol": 1e-9}
+
+
+@pytest.fixture(params=TRANSFORMERS)
+def name(request):
+    return request.param
+
+
+def converted(name, **options):
+    """A network with task 0 in training, without dropout; ``net.example`` is a sample's shape."""
+    module, shape = make(name)
+    net = ek.convert(without_dropout(module).double(), torch.randn(1, *shape).double(), **options)
+    net.example = shape
+    return net
+
+
+def samples(net, count=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *net.example, generator=generator, dtype=torch.float64)
+    return x, torch.arange(count) % 3
+
+
+def scatter(net):
+    """Scales, shifts and tensors of the network away from what fresh units begin with."""
+    with torch.no_grad():
+        for group in net.groups:
+            for layer in group.norms.values():
+                for parameter in layer.parameters(recurse=False):
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def test_exact_and_nothing_forgotten(name):
+    """The same bits in evaluation, the same training step in float64, two tasks recalled under NaN."""
+    module, shape = make(name)
+    take_through(module.train(), torch.randn(6, *shape))
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+def test_evaluation_has_the_modules_bits_with_and_without_gradients(name, batch):
+    """torch's attention computes other bits without gradients (its fast path); so does its twin."""
+    module, shape = make(name, seed=3)
+    x = torch.randn(batch, *shape)
+    net = ek.convert(module, x[:1]).eval()
+    module.eval()
+    assert torch.equal(net(x), module(x))
+    with torch.no_grad():
+        assert torch.equal(net(x), module(x))
+    with torch.inference_mode():
+        assert torch.equal(net(x), module(x))
+
+
+def test_every_gradient_is_the_modules(name):
+    module, shape = make(name, seed=1)
+    module = without_dropout(module).double()
+    x, y = torch.randn(5, *shape).double(), torch.arange(5) % 4
+    net = ek.convert(module, x[:1]).train()
+    module.train()
+    F.cross_entropy(module(x), y).backward()
+    F.cross_entropy(net(x), y).backward()
+    theirs = {path: parameter.grad for path, parameter in module.named_parameters()}
+    ours = {path.removeprefix("body."): parameter.grad for path, parameter in net.named_parameters()}
+    found = sorted(gradient.abs().sum().item() for gradient in ours.values())
+    # Names differ where attention was taken apart; every number must be there all the same.
+    assert sum(each.numel() for each in ours.values()) == sum(each.numel() for each in theirs.values())
+    numbers = [torch.cat([each.flatten() for each in side.values()]).sort().values for side in (ours, theirs)]
+    torch.testing.assert_close(*numbers, **CLOSE)
+    assert found[0] >= 0 and found[-1] > 0
+
+
+def assert_equal_to_twin(net, x, y):
+    twin = DenseTwin(net)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    for loss_input, model in ((ours, net), (theirs, twin)):
+        model.zero_grad()
+        F.cross_entropy(model(loss_input), y).backward()
+    pairs = list(twin.pairs(net))
+    assert {id(p) for p in net.parameters() if p.numel()} == {id(parameter) for _, parameter, _, _ in pairs}
+    for path, parameter, dense, cut in pairs:
+        torch.testing.assert_close(parameter.grad, cut(dense.grad), **CLOSE, msg=lambda m, path=path: f"{path}: {m}")
+    torch.testing.assert_close(ours.grad, theirs.grad, **CLOSE)
+    gradients = {id(p): p.grad.clone() for p in net.parameters() if p.numel()}
+    net.zero_grad()
+    F.cross_entropy(net(x), y).backward()  # without the input's gradient, frozen paths are left out
+    for parameter in net.parameters():
+        if parameter.numel():
+            expected = gradients[id(parameter)]
+            # None where nothing live reads what it makes.
+            given = torch.zeros_like(expected) if parameter.grad is None else parameter.grad
+            torch.testing.assert_close(given, expected, **CLOSE)
+    torch.testing.assert_close(net(x), twin(x), **CLOSE)
+
+
+@pytest.mark.parametrize("how", READINGS)
+def test_equal_to_the_dense_masked_network(name, how):
+    net = converted(name)
+    said = []
+    for task in range(3):
+        if task:
+            net.prepare_for_task(task, 3, reading(net, how, task), max_units=0.5)
+            scatter(net)
+        x, y = samples(net, seed=task)
+        train(net, torch.optim.SGD(net.parameters(), 0.05), x, y, 1)
+        net.prune(1.0 if task == 1 else 0.5, "random", generator=torch.Generator().manual_seed(task))  # 1 keeps none
+        for mode in (True, False):
+            net.train(mode)
+            assert_equal_to_twin(net, x, y)
+        net.eval()
+        said.append(DenseTwin(net)(x).detach())
+        net.finish_task()
+        for earlier, logits in enumerate(said):
+            torch.testing.assert_close(net(samples(net, seed=earlier)[0], task=earlier), logits, **CLOSE)
+    net.prepare_for_task(3, 3)
+    net.train()
+    assert_equal_to_twin(net, *samples(net))
+
+
+@pytest.mark.parametrize("how", READINGS)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_finished_tasks_do_not_see_poisoned_live_parts(name, how, value):
+    net = converted(name)
+    memory = Memory(net)
+    net.prune(0.6)
+    net.finish_task()
+    memory.note(net)
+    learn(net, 1, how)
+    memory.note(net)
+    net.prepare_for_task(2, 3, reading(net, how, 2))
+    poison(net, value)
+    memory.check(net, "poisoning everything live")
+    x, y = samples(net)
+    net.train()
+    F.cross_entropy(net(x), y).backward()
+    memory.check(net, "a training pass over poison")
+    net.eval()
+    assert not net(x).isfinite().any()
+
+
+def test_frozen_units_are_the_same_in_training_and_evaluation(name):
+    """P5, with every kind of dropout on, beside NaN: what each layer makes of frozen units, bit for bit."""
+    module, shape = make(name)
+    net = ek.convert(module, torch.randn(1, *shape))
+    net.prune(0.5)
+    net.finish_task()
+    net.prepare_for_task(1, 3)
+    made = {}
+    for group in net.groups:
+        for path, layer in [*group.producers.items(), *group.norms.items()]:
+            first = group.segments.frozen_total // layer.shared
+            layer.register_forward_hook(
+                lambda module, _, output, path=path, first=first: made.__setitem__(
+                    path, output.movedim(getattr(module, "dim", None) or module.unit_dim, 0)[:first].clone()
+                )
+            )
+    x, seen = torch.randn(6, *shape), []
+    for mode in ("eval", "train", "poison"):
+        if mode == "poison":
+            poison(net)
+        net.train(mode != "eval")
+        net(x)
+        seen.append(dict(made))
+    assert all(each.numel() for each in seen[0].values())
+    for path in seen[0]:
+        assert torch.equal(seen[0][path], seen[1][path]) and torch.equal(seen[0][path], seen[2][path]), path
+
+
+def test_a_disjoint_task_reads_nothing_frozen(name):
+    net = converted(name)
+    net.prune(0.5)
+    net.finish_task()
+    net.prepare_for_task(1, 3, forward_transfer=False)
+    for path, tensor in net.named_buffers():
+        if "frozen" in path:
+            tensor.fill_(float("nan"))
+    x, y = samples(net)
+    train(net, torch.optim.AdamW(net.parameters()), x, y)
+    assert net(x).isfinite().all()
+    assert all(parameter.grad.isfinite().all() for parameter in net.parameters() if parameter.numel())
+
+
+def test_saved_loaded_and_certified(name, tmp_path):
+    net = converted(name)
+    x, y = samples(net)
+    net.prune(0.6)
+    train(net, torch.optim.AdamW(net.parameters(), 1e-3), x, y)
+    net.finish_task()
+    net.prepare_for_task(1, 3, reading(net, "mixed", 1))
+    train(net, torch.optim.AdamW(net.parameters(), 1e-3), x, y)
+    net.save(tmp_path / "net")
+    module, shape = make(name, seed=9)
+    again = ek.EideticNetwork.load(tmp_path / "net", network=ek.convert(without_dropout(module), torch.randn(1, *shape)))
+    assert answers(again, x, 0) == answers(net, x, 0) and again.certify().ok
+    assert torch.equal(again.eval()(x), net.eval()(x))
+    assert again.state_dict().keys() == net.state_dict().keys()
+    for each in (net, again):
+        torch.manual_seed(4)
+        train(each, torch.optim.SGD(each.parameters(), 0.01), x, y)
+        each.finish_task()
+        each.widen(64)
+        each.prepare_for_task(2, 3)  # fresh units are drawn alike
+    assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_any_frozen_number_that_changes_is_reported(name):
+    net = converted(name)
+    net.prune(0.5)
+    net.eval()(samples(net)[0])
+    net.finish_task()
+    assert net.certify().ok
+    for path, layer in net.segmented_layers():
+        for buffer in layer.frozen_names:
+            tensor = getattr(layer, buffer)
+            if tensor is not None and tensor.numel():
+                number = tensor.view(-1)[0].clone()
+                tensor.view(-1)[0] = number + 1e-6
+                assert path in str(net.certify()), (path, buffer)
+                tensor.view(-1)[0] = number
+    assert net.certify().ok
+
+
+@pytest.mark.parametrize("importance", ["l1", "l2", "taylor", "hybrid", "random"])
+def test_pruning_by_every_importance_keeps_whole_heads(name, importance):
+    net = converted(name)
+    x, y = samples(net)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
+    train(net, optimizer, x, y)
+    net.prune(0.4, importance, data=[(x, y)], optimizer=optimizer)
+    for path, layer in net.segmented_layers():
+        if path.endswith(".query"):
+            attention = net.get_submodule(path.rpartition(".")[0])
+            assert layer.segments.grain == attention.head_dim and layer.segments.live % attention.head_dim == 0
+    train(net, optimizer, x, y)
+    assert net(x).isfinite().all()
+
+
+def test_taylor_scores_are_mean_absolute_products(name):
+    """By definition, |activation x gradient| summed here from hooks on the converted layers, heads by grains."""
+    net = converted(name)
+    x, y = samples(net)
+    net.eval()
+    products = {}
+
+    def watch(group, layer):
+        def hook(module, inputs, output):
+            output.retain_grad()
+            products.setdefault(group.name, []).append((module, output))
+
+        return layer.register_forward_hook(hook)
+
+    handles = [watch(group, layer) for group in net.groups for layer in group.producers.values()]
+    F.cross_entropy(net(x), y).backward()
+    for handle in handles:
+        handle.remove()
+    from eidetic_kernels.pruning import taylor_scores
+
+    scores = taylor_scores(net, net.groups, [(x, y)], F.cross_entropy)
+    for group in net.groups:
+        expected = 0
+        for module, output in products[group.name]:
+            each = (output * output.grad).abs().movedim(module.unit_dim, 0).flatten(1)
+            expected = expected + each.sum(1) * len(x) / each.shape[1]  # a mean over each sample's positions
+        torch.testing.assert_close(scores[group.name].double(), expected.detach(), rtol=1e-4, atol=1e-7)
+
+
+def test_a_snapshot_undoes_pruning_and_training(name):
+    net = converted(name)
+    x, y = samples(net)
+    net.prune(0.5)
+    net.finish_task()
+    net.prepare_for_task(1, 3)
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+    train(net, optimizer, x, y)
+    before, said = {path: t.clone() for path, t in live_tensors(net).items()}, net.eval()(x)
+    snapshot = net.snapshot(optimizer)
+    net.prune(0.5, optimizer=optimizer)
+    train(net, optimizer, x, y)
+    net.restore(snapshot, optimizer)
+    assert all(torch.equal(tensor, before[path]) for path, tensor in live_tensors(net).items())
+    assert torch.equal(net.eval()(x), said)
+    train(net, optimizer, x, y)
+
+
+def test_all_units_of_a_task_may_go(name):
+    net = converted(name)
+    x, y = samples(net)
+    net.prune(0.5)
+    net.finish_task()
+    net.prepare_for_task(1, 3)
+    net.prune(1.0)
+    train(net, torch.optim.Adam(net.parameters()), x, y)
+    net.finish_task()
+    assert net.eval()(x, task=1).isfinite().all() and net.certify().ok
+
+
+# ---- what is refused
+
+
+class Tokens(nn.Module):
+    """``run(module, x)`` between an embedding of tokens [N, 6, 5] and a head on their mean."""
+
+    def __init__(self, run, **layers):
+        super().__init__()
+        self.embed, self.head = nn.Linear(5, 8), nn.Linear(8, 3)
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+        self.run = run
+
+    def forward(self, x):
+        return self.head(self.run(self, self.embed(x)).mean(1))
+
+
+def _mha(**options):
+    return nn.MultiheadAttention(8, 2, batch_first=True, **options)
+
+
+REFUSED = {
+    "BatchNorm over tokens": (lambda s, x: s.n(x), {"n": nn.BatchNorm1d(6)}, "node 'n'.*normalises dimension 1"),
+    "LayerNorm over positions": (
+        lambda s, x: s.n(x.transpose(1, 2)).transpose(1, 2), {"n": nn.LayerNorm(6)}, "normalises over positions"
+    ),
+    "LayerNorm over positions and units": (lambda s, x: s.n(x), {"n": nn.LayerNorm((6, 8))}, "mixes units and pos"),
+    "LayerNorm of the input": (lambda s, x: s.n(x), {"n": nn.LayerNorm(8), "embed": nn.Identity()}, "normalises the"),
+    "softmax over units": (lambda s, x: x.softmax(-1), {}, "keep units apart"),
+    "a part of the units": (lambda s, x: torch.cat([x[..., :4], x[..., 4:]], -1), {}, "picks some units"),
+    "one unit": (lambda s, x: x[:, :, 0:1] * x, {}, "picks some units"),
+    "units in the middle": (
+        lambda s, x: x.view(-1, 2, 3, 8).permute(0, 1, 3, 2).mean(3), {}, "come to lie in dimension 2 of 4"
+    ),
+    "units folded with tokens": (
+        lambda s, x: x.reshape(x.size(0), 3, 16), {"head": nn.Linear(16, 3)}, "node 'reshape'.*reshapes of positions"
+    ),
+    "tokens folded into units": (
+        lambda s, x: s.b(x.flatten(1)).unsqueeze(1), {"b": nn.Linear(48, 8)}, "flattening dimensions 1"
+    ),
+    "units rolled": (lambda s, x: torch.roll(x, 1, -1), {}, "move units"),
+    "a mean of units": (lambda s, x: x - x.mean(-1, keepdim=True), {}, "mixes units"),
+    "pooling over units": (lambda s, x: F.max_pool2d(x, 2), {"head": nn.Linear(4, 3)}, "mix neighbouring units"),
+    "a tensor without units": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(6, 1))}, "What all units share"),
+    "one number": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(1))}, "What all units share"),
+    "a tensor picks": (lambda s, x: x[:, s.p.long()], {"p": nn.Parameter(torch.ones(2))}, "."),
+    "a tensor used twice": (
+        lambda s, x: s.b(x + s.p) + s.p, {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)}, "called twice"
+    ),
+    "a mask": (lambda s, x: s.a(x, x, x, attn_mask=torch.zeros(6, 6))[0], {"a": _mha()}, "a mask has no rule"),
+    "attention weights": (lambda s, x: s.a(x, x, x)[1] @ x, {"a": _mha()}, "not its weights"),
+    "biases for keys": (lambda s, x: s.a(x, x, x)[0], {"a": _mha(add_bias_kv=True)}, "add_bias_kv"),
+    "values of another size": (lambda s, x: s.a(x, x, F.pad(x, (0, 1)))[0], {"a": _mha(vdim=9)}, "kdim"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case):
+    run, layers, text = REFUSED[case]
+    module = Tokens(run, **layers)
+    before = copy.deepcopy(module.state_dict())
+    example = torch.randn(2, 6, 8 if isinstance(module.embed, nn.Identity) else 5)
+    with pytest.raises(ek.ConversionError, match=f"(?s){text}"):
+        ek.convert(module, example)
+    assert all(torch.equal(tensor, before[path]) for path, tensor in module.state_dict().items())
+
+
+TAKEN = {
+    "tokens rolled": lambda s, x: x + torch.roll(x, 2, 1),
+    "positions folded": lambda s, x: x.reshape(x.size(0), 2, 3, 8).mean(1),
+    "a reshape that names the units": lambda s, x: x.view(2, 3, 2, 8).transpose(1, 2).reshape(2, 6, 8),
+    "tokens picked": lambda s, x: x[:, 1:4] + x[..., 3:, :],
+    "images of tokens": lambda s, x: x.transpose(1, 2).reshape(2, 8, 2, 3).flatten(2).permute(0, 2, 1),
+    "pooled as an image": lambda s, x: F.avg_pool2d(x.transpose(1, 2).reshape(2, 8, 2, 3), 2).flatten(2).transpose(1, 2),
+    "tokens side by side": lambda s, x: torch.cat([x, F.relu(x)], 1),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN)
+def test_positions_may_be_moved(case):
+    """Units stay whole, and what a number in the code said about their count is looked up after pruning."""
+    module = Tokens(TAKEN[case]).double().eval()
+    x = torch.randn(2, 6, 5).double()
+    net = ek.convert(module, x).eval()
+    assert torch.equal(net(x), module(x))
+    plan = net.prune(0.5)
+    keep = plan.groups[0].keep
+    gone = torch.ones(8, dtype=torch.bool)
+    gone[keep] = False
+    with torch.no_grad():  # the plain module without these units: their rows are zero
+        module.embed.weight[gone], module.embed.bias[gone] = 0, 0
+    torch.testing.assert_close(net(x), module(x), **CLOSE)

@@ -1,0 +1,136 @@
+"""Small plain transformers, one a family: what ek.convert is given. Those of torchvision are skipped without it."""
+
+import pytest
+import torch
+from conversions import load_torchvision
+from torch import nn
+from torch.nn import functional as F
+
+
+class Block(nn.Module):
+    """As in any textbook, normalised before (or after) attention and MLP."""
+
+    def __init__(self, dim, heads, inner, batch_first=True, norm_first=True, dropout=0.0):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(dim, heads, dropout=dropout, batch_first=batch_first)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, inner), nn.GELU(), nn.Dropout(dropout), nn.Linear(inner, dim))
+        self.drop = nn.Dropout(dropout)
+        self.norm_first = norm_first
+
+    def forward(self, x):
+        if self.norm_first:
+            y = self.norm1(x)
+            x = x + self.drop(self.attention(y, y, y)[0])
+            return x + self.mlp(self.norm2(x))
+        x = self.norm1(x + self.drop(self.attention(x, x, x)[0]))
+        return self.norm2(x + self.mlp(x))
+
+
+class Encoder(nn.Module):
+    """Tokens [N, T, F] embedded, a class token in front, positions added, two blocks, the class token's class."""
+
+    def __init__(self, dim=12, heads=3, inner=14, features=5, tokens=6, classes=4, **options):
+        super().__init__()
+        self.embed = nn.Linear(features, dim)
+        self.token = nn.Parameter(torch.randn(1, 1, dim) * 0.5)
+        self.places = nn.Parameter(torch.randn(1, tokens + 1, dim) * 0.5)
+        self.blocks = nn.Sequential(*[Block(dim, heads, inner, **options) for _ in range(2)])
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, classes)
+        self.batch_first = options.get("batch_first", True)
+
+    def forward(self, x):
+        x = self.embed(x)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.places
+        x = x if self.batch_first else x.transpose(0, 1)
+        x = self.norm(self.blocks(x))
+        return self.head(x[:, 0] if self.batch_first else x[0])
+
+
+class ConvNeXtLike(nn.Module):
+    """A stage of ConvNeXt without torchvision: LayerNorm as the stream's last word, layer scale, tokens averaged."""
+
+    def __init__(self, dim=6, classes=4):
+        super().__init__()
+        self.stem = nn.Conv2d(3, dim, 2, stride=2)
+        self.norm0 = nn.LayerNorm(dim)
+        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+        self.norm = nn.LayerNorm(dim, elementwise_affine=False)
+        self.up, self.down = nn.Linear(dim, 3 * dim), nn.Linear(3 * dim, dim)
+        self.scale = nn.Parameter(torch.rand(dim))
+        self.head = nn.Linear(dim, classes)
+
+    def forward(self, x):
+        x = self.norm0(self.stem(x).permute(0, 2, 3, 1))
+        y = self.norm(self.depthwise(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        x = x + self.scale * self.down(F.gelu(self.up(y)))
+        return self.head(x.mean((1, 2)))
+
+
+def encoder(**options):
+    return lambda: (Encoder(**options), (6, 5))
+
+
+def convnext_like():
+    return ConvNeXtLike(), (3, 8, 8)
+
+
+def convnext():
+    models = _torchvision()
+    stages = [models.convnext.CNBlockConfig(6, 8, 1), models.convnext.CNBlockConfig(8, None, 1)]
+    return models.ConvNeXt(stages, stochastic_depth_prob=DROPOUT, layer_scale=0.3, num_classes=4), (3, 16, 16)
+
+
+def vit():
+    model = _torchvision().VisionTransformer(12, 4, 2, 3, 12, 14, DROPOUT, DROPOUT, num_classes=4)
+    return model, (3, 12, 12)
+
+
+def swin():
+    model = _torchvision().SwinTransformer(
+        [2, 2], 8, [2, 1], [2, 4], [3, 3], 2.0, DROPOUT, DROPOUT, stochastic_depth_prob=DROPOUT, num_classes=4
+    )  # 7 x 7 patches: windows of 3 x 3 are padded, shifted, and merged with a row and a column of zeros
+    return model, (3, 14, 14)
+
+
+DROPOUT = 0.2
+
+TRANSFORMERS = {
+    "encoder": encoder(dropout=DROPOUT),
+    "encoder-norm-last": encoder(norm_first=False),
+    "encoder-tokens-first": encoder(batch_first=False),
+    "convnext-like": convnext_like,
+    "convnext": convnext,
+    "vit": vit,
+    "swin": swin,
+}
+
+
+def make(name, seed=0):
+    """(module, input shape of a sample) with every parameter away from what it starts at, so that each shows."""
+    torch.manual_seed(seed)
+    module, shape = TRANSFORMERS[name]()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.std(correction=0) < 1e-3:
+                parameter.add_(torch.randn_like(parameter) * 0.3)
+    return module, shape
+
+
+def without_dropout(module):
+    for each in module.modules():
+        if isinstance(each, nn.MultiheadAttention):
+            each.dropout = 0.0
+        elif isinstance(getattr(each, "p", None), float):
+            each.p = 0.0
+        elif hasattr(each, "attention_dropout"):
+            each.attention_dropout = each.dropout = 0.0
+    return module
+
+
+def _torchvision():
+    models = load_torchvision()
+    if models is None:
+        pytest.skip("torchvision is not installed")
+    return models
