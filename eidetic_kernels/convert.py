@@ -28,6 +28,7 @@ from .layers import (
 )
 from .modes import evaluating
 from .network import EideticNetwork
+from .written_out import write_out
 
 # How far the converted network's outputs may lie from the original's on the example, where bits cannot be compared
 # (on a GPU the library may choose another algorithm for memory that lies elsewhere).
@@ -65,7 +66,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         raise InputError(f"convert takes a plain torch.nn.Module, got {type(module).__name__}.")
     if not isinstance(example_input, Tensor) or example_input.dim() < 2:
         raise InputError("example_input must be a batch that the module accepts, a tensor [N, ...].")
-    plain = copy.deepcopy(module)
+    plain = write_out(copy.deepcopy(module))
     modes = {path: each.training for path, each in plain.named_modules()}
     plain.eval()  # training-mode extras (auxiliary classifiers) stay outside of the graph
     graph = _one_input(tracing.graph_of(plain, _defaults(plain)), plain)

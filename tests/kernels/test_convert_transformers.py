@@ -9,7 +9,7 @@ from conversions import recall as answers
 from conversions import take_through, train
 from dense_twin import DenseTwin
 from life import READINGS, Memory, learn, live_tensors, poison, reading
-from small_transformers import TRANSFORMERS, make, without_dropout
+from small_transformers import TRANSFORMERS, TorchEncoder, make, without_dropout
 from torch import nn
 
 import eidetic_kernels as ek
@@ -81,6 +81,25 @@ def test_every_gradient_is_the_modules(name):
     numbers = [torch.cat([each.flatten() for each in side.values()]).sort().values for side in (ours, theirs)]
     torch.testing.assert_close(*numbers, **CLOSE)
     assert found[0] >= 0 and found[-1] > 0
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_torchs_own_encoder(norm_first):
+    """Its fused kernel for inference is switched off for the comparison: the same computation, rounded otherwise."""
+    plain = TorchEncoder(norm_first)
+    x = torch.randn(6, 6, 5)
+    fused = plain.eval()(x).detach()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        take_through(plain.train(), x)
+        assert "encoder.layers.0.self_attn.in_proj_weight" in plain.state_dict()
+        net = ek.convert(plain.eval(), x)
+        assert torch.equal(net(x), plain(x))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), plain(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(net(x), fused, rtol=1e-5, atol=1e-6)
 
 
 def assert_equal_to_twin(net, x, y):
@@ -203,7 +222,8 @@ def test_saved_loaded_and_certified(name, tmp_path):
     train(net, torch.optim.AdamW(net.parameters(), 1e-3), x, y)
     net.save(tmp_path / "net")
     module, shape = make(name, seed=9)
-    again = ek.EideticNetwork.load(tmp_path / "net", network=ek.convert(without_dropout(module), torch.randn(1, *shape)))
+    fresh = ek.convert(without_dropout(module), torch.randn(1, *shape))
+    again = ek.EideticNetwork.load(tmp_path / "net", network=fresh)
     assert answers(again, x, 0) == answers(net, x, 0) and again.certify().ok
     assert torch.equal(again.eval()(x), net.eval()(x))
     assert again.state_dict().keys() == net.state_dict().keys()
@@ -380,7 +400,9 @@ TAKEN = {
     "a reshape that names the units": lambda s, x: x.view(2, 3, 2, 8).transpose(1, 2).reshape(2, 6, 8),
     "tokens picked": lambda s, x: x[:, 1:4] + x[..., 3:, :],
     "images of tokens": lambda s, x: x.transpose(1, 2).reshape(2, 8, 2, 3).flatten(2).permute(0, 2, 1),
-    "pooled as an image": lambda s, x: F.avg_pool2d(x.transpose(1, 2).reshape(2, 8, 2, 3), 2).flatten(2).transpose(1, 2),
+    "pooled as an image": (
+        lambda s, x: F.avg_pool2d(x.transpose(1, 2).reshape(2, 8, 2, 3), 2).flatten(2).transpose(1, 2)
+    ),
     "tokens side by side": lambda s, x: torch.cat([x, F.relu(x)], 1),
 }
 

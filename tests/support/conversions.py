@@ -35,6 +35,10 @@ def lived_in(module):
             if each.affine:
                 nn.init.uniform_(each.weight, 0.5, 1.5)
                 nn.init.normal_(each.bias, 0, 0.1)
+    with torch.no_grad():  # zero-initialised heads and biases, layer scales, LayerNorm's ones
+        for parameter in module.parameters():
+            if parameter.numel() > 1 and parameter.min() == parameter.max():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return module
 
 
