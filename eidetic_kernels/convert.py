@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
@@ -22,6 +23,7 @@ from .layers import (
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticScaledDotProduct,
     EideticWindowAttention,
     HeadedAttention,
     SegmentedLayer,
@@ -84,6 +86,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     graph.eliminate_dead_code(_changes_in_place)
     _unshare_dropouts(plain, graph)
     _hold_parameters(plain, graph)
+    _attend_by_module(plain, graph, module)
     for node in graph.nodes:
         node.meta.pop("value", None)
         if node.op == "call_module":
@@ -240,6 +243,43 @@ def _hold_parameters(module: nn.Module, graph: fx.Graph) -> None:
             call.meta = node.meta
             node.replace_all_uses_with(call)
             graph.erase_node(node)
+
+
+def _attend_by_module(module: nn.Module, graph: fx.Graph, original: nn.Module) -> None:
+    """Calls of F.scaled_dot_product_attention become modules, which know whose heads they are given."""
+    calls = _calls_of_attention(graph)
+    if not calls:
+        return
+    dropouts = [_attention_options(node)["dropout_p"] for node in _calls_of_attention(_trained(original))]
+    for number, node in enumerate(calls):
+        options = _attention_options(node)
+        q, k, v, mask, gqa = (options[name] for name in ("query", "key", "value", "attn_mask", "enable_gqa"))
+        where = f"node {node.name!r} [{node.op} {node.target.__name__}]"
+        if mask is not None or gqa or len(dropouts) != len(calls) or not isinstance(dropouts[number], (int, float)):
+            raise ConversionError(
+                f"{where}: attention with a mask (is_causal is understood), with fewer keys than queries (enable_gqa), "
+                "or whose dropout in training cannot be read off a trace has no rule."
+            )
+        path = f"scaled_dot_product_attention_{number}"
+        module.add_module(path, EideticScaledDotProduct(dropouts[number]))
+        node.op, node.target, node.args = "call_module", path, (q, k, v, options["is_causal"])
+        node.kwargs = {"scale": options["scale"]}
+
+
+def _calls_of_attention(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.target is F.scaled_dot_product_attention]
+
+
+def _attention_options(node: fx.Node) -> dict[str, Any]:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    defaults = dict.fromkeys(names) | {"dropout_p": 0.0, "is_causal": False, "enable_gqa": False}
+    return defaults | dict(zip(names, node.args)) | node.kwargs
+
+
+def _trained(original: nn.Module) -> fx.Graph:
+    """The graph of training: its dropouts are not those of evaluation."""
+    training = write_out(copy.deepcopy(original)).train()
+    return tracing.graph_of(training, _defaults(training))
 
 
 # ---- the layers

@@ -91,6 +91,18 @@ class Units:
 
 
 @dataclass(frozen=True)
+class Heads:
+    """Units of attention heads in two dimensions: heads in ``axis`` (-2 or -3), each head's ``dim`` units in the last.
+
+    Few operations know what to do with them; all others refuse.
+    """
+
+    units: Units
+    axis: int
+    dim: int
+
+
+@dataclass(frozen=True)
 class Constant:
     """A tensor of the network itself, of this shape, that belongs to the units it will be combined with."""
 
@@ -109,8 +121,9 @@ INPUT = Input()
 class Wiring:
     """What was found: the groups in order of execution, each layer's sources, and where the features are.
 
-    ``split``: layers over several groups, by path, each to be replaced by its parts, one a group. ``last``: paths of
-    layers and dropouts whose units lie in the last dimension.
+    ``dropouts``: modules without units of their own that must know which are frozen. ``split``: layers over several
+    groups, by path, each to be replaced by its parts, one a group. ``last``: paths of layers and dropouts whose units
+    lie in the last dimension.
     """
 
     groups: tuple[Group, ...]

@@ -493,7 +493,8 @@ class EideticNetwork(nn.Module):
                 layer.join(group.segments, self._scope)
         for path, sources in wiring.dropouts.items():
             aware = aware_of_segments(modules[path])
-            aware.unit_dim = -1 if path in wiring.last else 1
+            if path in wiring.last:
+                aware.unit_dim = -1
             if aware is not modules[path]:
                 self.set_submodule(path, aware)
             aware.wire(sources, self._scope)

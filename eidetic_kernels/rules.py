@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from .errors import ConversionError, InputError
-from .graph import INPUT, Builder, Constant, Units
+from .graph import INPUT, Builder, Constant, Heads, Units
 from .layers import (
     EideticBatchNorm,
     EideticDropout,
@@ -30,6 +30,7 @@ from .layers import (
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticScaledDotProduct,
     EideticStochasticDepth,
     EideticWindowAttention,
     HeadedAttention,
@@ -107,7 +108,11 @@ Rule = Callable[[Step], Any]
 
 def value_of(step: Step) -> Any:
     """The value that a node makes of its arguments' values, by the rule for it."""
-    value = _OPERATIONS[step.node.op](step)
+    arguments = [step.values[node] for node in step.node.all_input_nodes]
+    if any(isinstance(value, Heads) for value in arguments):
+        value = _on_heads(step)
+    else:
+        value = _OPERATIONS[step.node.op](step)
     shape = step.shape(step.node)
     if isinstance(value, Units) and value.spatial and not value.last and value.pixels is None and shape is not None:
         value = replace(value, pixels=torch.Size(shape[2:]).numel())
@@ -249,8 +254,7 @@ def reshapes(step: Step) -> Any:
     if value is INPUT:
         return INPUT
     sizes = step.node.args[1:]
-    nested = len(sizes) == 1 and isinstance(sizes[0], (tuple, list))
-    sizes = tuple(sizes[0]) if nested else sizes
+    sizes = tuple(sizes[0]) if len(sizes) == 1 and isinstance(sizes[0], (tuple, list)) else sizes
     old, new = step.shape(step.first_argument()), step.shape(step.node)
     if isinstance(value, Units) and value.spatial and old and new and len(sizes) == len(new) and step.editable:
         unit = _unit_dim(value, len(old))
@@ -261,11 +265,13 @@ def reshapes(step: Step) -> Any:
         ]  # fmt: skip
         if len(kept) == 1:
             # Whatever number stood there, it is the count of units, which pruning changes.
-            with step.node.graph.inserting_before(step.node):
-                count = step.node.graph.call_method("size", (step.first_argument(), unit))
-            sizes = (*sizes[: kept[0]], count, *sizes[kept[0] + 1 :])
-            step.node.args = (step.node.args[0], *([sizes] if nested else sizes))
+            _resize(step, (*sizes[: kept[0]], _count(step, unit), *sizes[kept[0] + 1 :]))
             return _placed(step, value, kept[0], len(new))
+        if value.last and len(new) > 2 and new[-2] * new[-1] == old[-1] and prod(new[:-2]) == before:
+            with step.node.graph.inserting_before(step.node):
+                heads = step.node.graph.call_function(operator.floordiv, (_count(step, unit), new[-1]))
+            _resize(step, (*sizes[:-2], heads, new[-1]))
+            return Heads(value, -2, new[-1])
     if len(sizes) == 2 and isinstance(sizes[0], fx.Node) and sizes[1] == -1 and not value.last:
         return value.flattened()
     step.refuse(
@@ -274,23 +280,87 @@ def reshapes(step: Step) -> Any:
     )
 
 
+def _count(step: Step, dim: int) -> fx.Node:
+    """A node for the size of the first argument's dimension ``dim``."""
+    with step.node.graph.inserting_before(step.node):
+        return step.node.graph.call_method("size", (step.first_argument(), dim))
+
+
+def _resize(step: Step, sizes: tuple[Any, ...]) -> None:
+    """Give the node other sizes. A -1 beside a count of units that may become 0 would have no meaning: where it stands
+    for a dimension that stays, it is looked up too."""
+    old, new = step.shape(step.first_argument()), step.shape(step.node)
+    sizes = tuple(
+        _count(step, dim)
+        if size == -1 and dim < len(old) and prod(old[:dim]) == prod(new[:dim]) and old[dim] == new[dim]
+        else size
+        for dim, size in enumerate(sizes)
+    )
+    nested = len(step.node.args) == 2 and isinstance(step.node.args[1], (tuple, list))
+    step.node.args = (step.node.args[0], *([sizes] if nested else sizes))
+
+
+def _on_heads(step: Step) -> Any:
+    """What may be done to heads: they are moved, attended with, and folded into units again."""
+    value, old, new = step.first(), step.shape(step.first_argument()), step.shape(step.node)
+    named = getattr(step.node.target, "__name__", step.node.target)
+    if step.node.op == "call_module" and isinstance(step.module, EideticScaledDotProduct):
+        return _attends_by_function(step)
+    if named in ("contiguous", "size", "getattr"):
+        return value if named == "contiguous" else None
+    if isinstance(value, Heads) and named in ("permute", "transpose", "swapaxes"):
+        order = _order(step, len(old))
+        if order[-1] == len(old) - 1 and (axis := order.index(len(old) + value.axis) - len(old)) in (-2, -3):
+            return replace(value, axis=axis)
+    if isinstance(value, Heads) and named in ("reshape", "view", "flatten") and value.axis == -2:
+        if old[-2] * old[-1] == new[-1] and prod(old[:-2]) == prod(new[:-1]) and len(new) > 2:
+            if named != "flatten":
+                with step.node.graph.inserting_before(step.node):
+                    both = step.node.graph.call_function(operator.mul, (_count(step, -2), _count(step, -1)))
+                given = step.node.args[1:]
+                given = given[0] if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+                _resize(step, (*given[:-1], both))
+            return value.units
+    step.refuse("these are attention heads; it is not known to keep them apart, or to leave each head whole.")
+
+
+def _attends_by_function(step: Step) -> Heads:
+    values = [step.of(argument) for argument in step.node.args[:3]]
+    if not all(isinstance(value, Heads) and value.axis == -3 for value in values) or len({v.dim for v in values}) > 1:
+        step.refuse("its queries, keys and values must be heads [N, heads, T, head_dim] of one size, made by layers.")
+    units = values[0].units
+    for value in values[1:]:
+        units = step.builder.tie(units, value.units, step.where())
+    if len(units.parts) > 1:
+        step.refuse("its heads are made by concatenating several layers' units.")
+    step.builder.grow(units, values[0].dim)
+    step.builder.dropped[step.path] = units
+    return replace(values[0], units=units)
+
+
+def _order(step: Step, rank: int) -> list[int]:
+    """Which dimension each dimension of a permuted tensor was."""
+    given = step.node.args[1:] or tuple(step.node.kwargs.values())
+    given = tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+    if not all(isinstance(dim, int) for dim in given):
+        step.refuse("where the units come to lie is not known here: name the dimensions by numbers.")
+    order = [dim % rank for dim in given]
+    if getattr(step.node.target, "__name__", step.node.target) != "permute":
+        a, b = order
+        order = list(range(rank))
+        order[a], order[b] = b, a
+    return order
+
+
 def permutes(step: Step) -> Any:
     """``permute``, ``transpose``: units come to lie in dimension 1 or in the last."""
     value = step.first()
     if value is INPUT:
         return INPUT
-    given = step.node.args[1:] or tuple(step.node.kwargs.values())
-    given = tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
     rank = len(step.shape(step.first_argument()) or ())
-    named = getattr(step.node.target, "__name__", step.node.target)
-    if not rank or not isinstance(value, Units) or value.flat or not all(isinstance(dim, int) for dim in given):
+    if not rank or not isinstance(value, Units) or value.flat:
         step.refuse("where the units come to lie is not known here; ek.convert knows, by the example's shape.")
-    order = [dim % rank for dim in given]
-    if named != "permute":
-        a, b = order
-        order = list(range(rank))
-        order[a], order[b] = b, a
-    return _placed(step, value, order.index(_unit_dim(value, rank)), rank)
+    return _placed(step, value, _order(step, rank).index(_unit_dim(value, rank)), rank)
 
 
 def indexes(step: Step) -> Any:
@@ -599,6 +669,7 @@ IMAGE_MODULES = (
 
 MODULES.update({
     StaircaseLayer: produces, EideticBatchNorm: follows, EideticLayerNorm: normalises, EideticParameter: holds,
+    EideticScaledDotProduct: refuses("its queries, keys and values must be heads, units seen as [N, T, heads, size]."),
     EideticGroupedConv2d: filters, EideticMultiheadAttention: attends, EideticWindowAttention: attends_in_windows,
     # Plain ones have no rule, but ek.convert replaces them whole: tracing must stop there.
     **dict.fromkeys((LAYER_NORM_2D, WINDOW_ATTENTION, f"{WINDOW_ATTENTION}V2"), refuses("it would be trained by all.")),

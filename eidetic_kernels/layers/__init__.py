@@ -1,6 +1,6 @@
 """Drop-in layers whose units belong to tasks."""
 
-from .attention import EideticMultiheadAttention, HeadedAttention
+from .attention import EideticMultiheadAttention, EideticScaledDotProduct, HeadedAttention
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
@@ -26,6 +26,7 @@ __all__ = [
     "EideticLinear",
     "EideticMultiheadAttention",
     "EideticParameter",
+    "EideticScaledDotProduct",
     "EideticStochasticDepth",
     "EideticWindowAttention",
     "HeadedAttention",

@@ -10,10 +10,40 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..errors import InputError
+from ..layout import Segments, Source
 from ..ops.staircase import canonical
 from .linear import EideticLinear
+from .scope import Scope
 
 PROJECTIONS = ("query", "key", "value")
+
+
+# The outputs, like the queries, of one segment's queries, keys and values [*, heads, T, head_dim], the index of its
+# first head, and whether it is live.
+Attend = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
+
+
+def by_segment(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, task: int | None, exact: bool, attend: Attend
+) -> Tensor:
+    """Attention of heads [*, heads, T, head_dim], segment by segment, whose units are ``segments``.
+
+    Frozen heads are computed in memory of their own, without gradient unless ``exact``.
+    """
+    parts = []
+    for segment in range((segments.tasks if task is None else task) + 1):
+        size, live = segments.size(segment) // q.shape[-1], segment == segments.tasks
+        if size:
+            first = segments.start(segment) // q.shape[-1]
+            heads = [x.narrow(-3, first, size) for x in (q, k, v)]
+            if not live:
+                heads = [_apart(x if exact else x.detach()) for x in heads]
+            parts.append(attend(*heads, first, live))
+    return torch.cat(parts, -3) if len(parts) > 1 else parts[0] if parts else q
+
+
+def _apart(x: Tensor) -> Tensor:
+    return canonical(x.flatten(0, -2)).view(x.shape)
 
 
 class HeadedAttention(nn.Module):
@@ -68,30 +98,12 @@ class HeadedAttention(nn.Module):
         bias = None if self.query.bias is None else torch.cat([layer.bias for layer in self.projections()])
         return weight, bias
 
-    def by_segment(
-        self, q: Tensor, k: Tensor, v: Tensor, attend: Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
-    ) -> Tensor:
-        """The heads' outputs [*, T, units], of queries [*, T, units] and keys and values [*, S, units].
-
-        ``attend(q, k, v, segment, live)`` is given one segment's heads, [*, heads, T, head_dim] each, and returns the
-        like of q.
-        """
-        segments, task = self.query.segments, self.query.scope.task
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        """The heads' outputs [*, T, units], of queries [*, T, units] and keys and values [*, S, units]."""
         exact = self.query.scope.exact or (not self.query.owned and q.requires_grad)
-        parts = []
-        for segment in range((segments.tasks if task is None else task) + 1):
-            start, size, live = segments.start(segment), segments.size(segment), segment == segments.tasks
-            if not size:
-                continue
-            heads = [self._heads(x.narrow(-1, start, size), live, exact) for x in (q, k, v)]
-            parts.append(attend(*heads, segment, live).transpose(-3, -2).flatten(-2))
-        return torch.cat(parts, -1) if len(parts) > 1 else parts[0] if parts else q
-
-    def _heads(self, x: Tensor, live: bool, exact: bool) -> Tensor:
-        """Columns [*, T, units] as [*, heads, T, head_dim]; a frozen segment's in memory of its own."""
-        if not live:
-            x = canonical((x if exact else x.detach()).flatten(0, -2)).view(x.shape)
-        return x.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2)
+        heads = [x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(-3, -2) for x in (q, k, v)]
+        y = by_segment(*heads, self.query.segments, self.query.scope.task, exact, attend)
+        return y.transpose(-3, -2).flatten(-2)
 
 
 class EideticMultiheadAttention(HeadedAttention):
@@ -143,11 +155,10 @@ class EideticMultiheadAttention(HeadedAttention):
             return self._as_torch(query, key, value, need_weights), None
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
-        y = self.by_segment(self.query(query), self.key(key), self.value(value), self._attend)
-        y = self.out_proj(y)
+        y = self.out_proj(self.attended(self.query(query), self.key(key), self.value(value), self._attend))
         return (y if self.batch_first else y.transpose(0, 1)), None
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, segment: int, live: bool) -> Tensor:
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
         dropout = self.dropout if live and self.training else 0.0
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
 
@@ -161,3 +172,33 @@ class EideticMultiheadAttention(HeadedAttention):
 
     def extra_repr(self) -> str:
         return f"{self.embed_dim}, {self.num_heads}, dropout={self.dropout}, batch_first={self.batch_first}"
+
+
+class EideticScaledDotProduct(nn.Module):
+    """Stands for a call of ``F.scaled_dot_product_attention`` on heads [N, heads, T, head_dim]: segment by segment.
+
+    ``dropout``: of the live heads' attention weights, in training.
+    """
+
+    unit_dim = -3
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.dropout = dropout
+        self.sources: tuple[Source, ...] = ()
+        self.scope = Scope()
+
+    def wire(self, sources: tuple[Source, ...], scope: Scope) -> None:
+        """Learn whose heads these are."""
+        self.sources, self.scope = sources, scope
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False, scale: float | None = None) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
+            dropout = self.dropout if live and self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal, scale=scale)
+
+        (source,) = self.sources
+        return by_segment(q, k, v, source.group, self.scope.task, self.scope.exact, attend)
+
+    def extra_repr(self) -> str:
+        return f"dropout={self.dropout}"

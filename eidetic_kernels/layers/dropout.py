@@ -87,9 +87,9 @@ class EideticStochasticDepth(_Dropping):
         return f"p={self.p}, mode={self.mode}"
 
 
-def aware_of_segments(module: nn.Module) -> _Dropping:
+def aware_of_segments(module: nn.Module) -> nn.Module:
     """What stands for a dropout or stochastic depth in a wired network: itself, if it is of this package."""
-    if isinstance(module, _Dropping):
+    if hasattr(module, "wire"):
         return module
     if hasattr(module, "mode"):
         aware = EideticStochasticDepth(module.p, module.mode)

@@ -26,7 +26,7 @@ class EideticLayerNorm(SegmentedLayer):
 
     What a later segment reads of an earlier one is therefore what the earlier task learned with. The alternative,
     normalising the whole prefix anew for each segment that reads, needs a copy of the activations a segment; it learns
-    no better (bench/results/layer_norm.md).
+    no better (bench/results/transformers.md).
 
     Args:
         normalized_shape: the number of units (or a tuple of that one number).

@@ -69,8 +69,7 @@ class EideticWindowAttention(HeadedAttention):
         bias = self.position_bias()[self.positions].movedim(-1, 0)
         mask = _neighbours(padded, window, shift, x) if any(shift) else None
 
-        def attend(q: Tensor, k: Tensor, v: Tensor, segment: int, live: bool) -> Tensor:
-            first = self.query.segments.start(segment) // self.head_dim
+        def attend(q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
             weights = (q * self.head_dim**-0.5).matmul(k.transpose(-2, -1))
             weights = weights + bias[first : first + q.shape[1]]
             if mask is not None:
@@ -78,7 +77,7 @@ class EideticWindowAttention(HeadedAttention):
             weights = F.dropout(weights.softmax(-1), self.dropout, self.training and live)
             return weights.matmul(v)
 
-        x = self.drop(self.out_proj(self.by_segment(q, k, v, attend)))
+        x = self.drop(self.out_proj(self.attended(q, k, v, attend)))
         x = x.view(n, *grid, *window, -1).transpose(2, 3).reshape(n, *padded, -1)
         if any(shift):
             x = torch.roll(x, shift, (1, 2))

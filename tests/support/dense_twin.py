@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels.layers import EideticScaledDotProduct
 from eidetic_kernels.layers.layer_norm import LayerNormParts
 
 
@@ -179,6 +180,17 @@ class DenseAttention(nn.Module):
         return (y if self.batch_first else y.transpose(0, 1)), None
 
 
+class DenseScaledDotProduct(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+
+    def forward(self, q, k, v, is_causal, scale=None):
+        assert is_causal and scale is None
+        weights = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        later = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
+        return weights.masked_fill(later, -torch.inf).softmax(-1) @ v
+
+
 class DenseWindowAttention(DenseAttention):
     """torchvision's own function, on units and heads filled up with zeros until it takes them."""
 
@@ -216,6 +228,7 @@ TWINS = {
     ek.EideticParameter: WholeParameter,
     ek.EideticMultiheadAttention: DenseAttention,
     ek.EideticWindowAttention: DenseWindowAttention,
+    EideticScaledDotProduct: DenseScaledDotProduct,
     ek.EideticLinear: MaskedLinear,
     ek.EideticConv2d: MaskedConv2d,
     ek.EideticGroupedConv2d: MaskedGroupedConv2d,
