@@ -380,8 +380,8 @@ REFUSED = {
     "attention weights": (lambda s, x: s.a(x, x, x)[1] @ x, {"a": _mha()}, "not its weights"),
     "biases for keys": (lambda s, x: s.a(x, x, x)[0], {"a": _mha(add_bias_kv=True)}, "add_bias_kv"),
     "heads mixed": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2).softmax(1)] * 3)[:, 0], {},
-        "node 'softmax'.*attention heads",
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2).softmax(1)] * 3)[:, 0],
+        {"head": nn.Linear(2, 3)}, "node 'softmax'.*attention heads",
     ),
     "heads over positions": (
         lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2)] * 3).flatten(2), {}, "must be heads"
@@ -396,8 +396,9 @@ REFUSED = {
     ),
     "attention without heads": (lambda s, x: F.scaled_dot_product_attention(x, x, x), {}, "must be heads"),
     "a mask for heads": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3, torch.zeros(6, 6)),
-        {"head": nn.Linear(2, 3)}, "attention with a mask",
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3, torch.zeros(6, 6)).transpose(
+            1, 2
+        ).flatten(2), {}, "attention with a mask",
     ),
     "values of another size": (lambda s, x: s.a(x, x, F.pad(x, (0, 1)))[0], {"a": _mha(vdim=9)}, "kdim"),
 }  # fmt: skip
