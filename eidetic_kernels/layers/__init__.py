@@ -5,7 +5,7 @@ from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .grouped import EideticDepthwiseConv2d, EideticGroupedConv2d
-from .layer_norm import EideticLayerNorm
+from .layer_norm import EideticLayerNorm, LayerNormParts
 from .linear import EideticLinear
 from .parameter import EideticParameter
 from .parts import Parts
@@ -30,6 +30,7 @@ __all__ = [
     "EideticStochasticDepth",
     "EideticWindowAttention",
     "HeadedAttention",
+    "LayerNormParts",
     "Parts",
     "Scope",
     "SegmentedLayer",

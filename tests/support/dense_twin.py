@@ -11,8 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels.layers import EideticScaledDotProduct
-from eidetic_kernels.layers.layer_norm import LayerNormParts
+from eidetic_kernels.layers import EideticScaledDotProduct, LayerNormParts
 
 
 class MaskedLinear(nn.Module):

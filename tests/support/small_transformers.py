@@ -6,6 +6,8 @@ from conversions import lived_in, load_torchvision
 from torch import nn
 from torch.nn import functional as F
 
+import eidetic_kernels as ek
+
 DROPOUT = 0.2
 
 
@@ -165,6 +167,29 @@ def without_dropout(module):
         elif hasattr(each, "attention_dropout"):
             each.attention_dropout = each.dropout = 0.0
     return module
+
+
+def converted(name, **options):
+    """A network with task 0 in training, without dropout; ``net.example`` is a sample's shape."""
+    module, shape = make(name)
+    net = ek.convert(without_dropout(module).double(), torch.randn(1, *shape).double(), **options)
+    net.example = shape
+    return net
+
+
+def samples(net, count=6, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(count, *net.example, generator=generator, dtype=torch.float64)
+    return x, torch.arange(count) % 3
+
+
+def scatter(net):
+    """Scales, shifts and tensors of the network away from what fresh units begin with."""
+    with torch.no_grad():
+        for group in net.groups:
+            for layer in group.norms.values():
+                for parameter in layer.parameters(recurse=False):
+                    parameter.add_(torch.randn_like(parameter) * 0.3)
 
 
 def _torchvision():
