@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from . import rules, tracing
+from . import rearranging, rules, tracing
 from .errors import ConversionError, InputError
 from .layers import (
     EideticBatchNorm1d,
@@ -75,6 +75,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     expected = end.meta["value"]
     graph.erase_node(_output(graph))
     graph.output(node)
+    rearranging.rearrange(plain, graph)
     graph.eliminate_dead_code(_changes_in_place)
     _unshare_dropouts(plain, graph)
     for node in graph.nodes:
@@ -159,6 +160,10 @@ class _Shapes(fx.Interpreter):
             node.meta["shape"] = tuple(result.shape)
             if result.dim() <= 2:  # logits, if anything; kept before something changes them in place
                 node.meta["value"] = result.clone()
+        elif isinstance(result, (tuple, list)) and all(isinstance(each, Tensor) for each in result):
+            node.meta["shapes"] = tuple(tuple(each.shape) for each in result)
+        elif isinstance(result, int):
+            node.meta["number"] = result
         return result
 
 

@@ -488,6 +488,12 @@ class EideticNetwork(nn.Module):
                 layer.wire(group.segments, wiring.sources[path], self._scope)
             for layer in group.norms.values():
                 layer.join(group.segments, self._scope)
+        for path, order in wiring.orders.items():
+            self.get_submodule(path).reorder(order)
+        for path, (sources, pieces) in wiring.pieces.items():
+            self.get_submodule(path).wire(sources, pieces, self._scope)
+        for path in wiring.shuffles:
+            self.get_submodule(path).wire()
         for path, sources in wiring.dropouts.items():
             aware = aware_of_segments(modules[path])
             if aware is not modules[path]:

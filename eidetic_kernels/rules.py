@@ -27,6 +27,8 @@ from .layers import (
     EideticGroupedConv2d,
     EideticStochasticDepth,
     SegmentedLayer,
+    Shuffle,
+    Split,
     StaircaseLayer,
 )
 
@@ -248,7 +250,10 @@ def concatenates(step: Step) -> Any:
     """Groups are put side by side in dimension 1."""
     tensors = step.first_argument()
     (dim,) = step.rest(("dim", 0))
-    values = [step.of(tensor) for tensor in tensors] if isinstance(tensors, (list, tuple)) else []
+    pieces = step.of(tensors)  # of a split, as they are
+    values = pieces if isinstance(pieces, list) else []
+    if isinstance(tensors, (list, tuple)):
+        values = [step.of(tensor) for tensor in tensors]
     if all(value is None or value is INPUT for value in values):
         return INPUT if any(value is INPUT for value in values) else unknown(step)
     unit_dims = {1, -3} if any(isinstance(value, Units) and value.spatial for value in values) else {1, -1}
@@ -263,9 +268,19 @@ def splits(step: Step) -> Any:
     if isinstance(value, Units):
         step.refuse(
             "it cuts units apart at a fixed place, which pruning would move. Give each part a layer of its own, and "
-            "concatenate them where they are read together."
+            "concatenate them where they are read together (ek.convert understands it in dimension 1)."
         )
     return unknown(step)
+
+
+def separates(step: Step) -> Any:
+    """A split that knows the groups it cuts apart."""
+    return step.builder.divide(step.path, step.first(), step.module.sizes, step.where())
+
+
+def shuffles(step: Step) -> Any:
+    """A channel shuffle that leaves groups side by side."""
+    return step.builder.shuffle(step.path, step.first(), step.module.groups)
 
 
 def drops(step: Step) -> Any:
@@ -326,6 +341,8 @@ def unknown(step: Step) -> Any:
 
 def _attribute(step: Step) -> Any:
     of = step.of(step.node.args[0])
+    if isinstance(of, list) and step.node.target is operator.getitem and isinstance(step.node.args[1], int):
+        return of[step.node.args[1]]
     facts = ("shape", "device", "dtype", "ndim")
     if of is None or (step.node.target is getattr and step.node.args[1] in facts):
         return None
@@ -397,7 +414,7 @@ IMAGE_MODULES = (
 
 MODULES.update({
     StaircaseLayer: produces, EideticBatchNorm: follows, EideticGroupedConv2d: filters, nn.Flatten: flattens,
-    EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
+    EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops, Split: separates, Shuffle: shuffles,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),
     **dict.fromkeys((

@@ -5,7 +5,8 @@ from .conv2d import EideticConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .grouped import EideticDepthwiseConv2d, EideticGroupedConv2d
 from .linear import EideticLinear
-from .parts import Parts
+from .parts import Parts, Shared
+from .rearrange import Shuffle, Split
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
@@ -23,6 +24,9 @@ __all__ = [
     "Parts",
     "Scope",
     "SegmentedLayer",
+    "Shared",
+    "Shuffle",
+    "Split",
     "StaircaseLayer",
     "aware_of_segments",
 ]

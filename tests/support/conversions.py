@@ -96,7 +96,10 @@ def same_step(plain, x, y, head):
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
     theirs, compared = plain.state_dict(), 0
+    orders = {f"{path}.weight": layer.order for path, layer in net.named_modules() if hasattr(layer, "order")}
     for name, tensor in net.state_dict().items():
+        if orders.get(name) is not None:
+            tensor = tensor[:, orders[name]]
         name = name.removeprefix("body.")
         if name in theirs and tensor.is_floating_point():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-7, atol=1e-9)
