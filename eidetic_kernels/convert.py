@@ -32,8 +32,8 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> EideticNetwork:
     """An EideticNetwork that computes what ``module`` computes, its weights being task 0's live units.
 
-    ``module`` is traced with torch.fx in evaluation mode and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout and
-    StochasticDepth are replaced by layers that know segments. Weights, running statistics, dtype, device, memory
+    ``module`` is traced with torch.fx in evaluation mode and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout,
+    StochasticDepth, and what cuts or shuffles channels are replaced by layers that know segments. Weights, running statistics, dtype, device, memory
     format, ``requires_grad`` and training mode are kept; ``module`` is not modified. In evaluation mode the outputs
     are the original's, bit for bit on a CPU, until something is pruned or frozen.
 

@@ -313,10 +313,8 @@ class Builder:
         self.divided[path] = value, tuple(numbers for _, numbers in taken)
         return [piece for piece, _ in taken]
 
-    def shuffle(self, path: str, value: Any, groups: int) -> Any:
+    def shuffle(self, path: str, value: Units, groups: int) -> Units:
         """``value`` after a channel shuffle: its positions are filled from ``groups`` equal runs of them in turn."""
-        if value is INPUT:
-            return INPUT
         self.shuffled.append(path)
         run = value.width // groups
         return value.ordered(value.places[group * run + i] for i in range(run) for group in range(groups))

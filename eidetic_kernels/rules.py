@@ -275,12 +275,16 @@ def splits(step: Step) -> Any:
 
 def separates(step: Step) -> Any:
     """A split that knows the groups it cuts apart."""
-    return step.builder.divide(step.path, step.first(), step.module.sizes, step.where())
+    value = step.first()
+    if value is not INPUT and not isinstance(value, Units):
+        return unknown(step)
+    return step.builder.divide(step.path, value, step.module.sizes, step.where())
 
 
 def shuffles(step: Step) -> Any:
     """A channel shuffle that leaves groups side by side."""
-    return step.builder.shuffle(step.path, step.first(), step.module.groups)
+    value = step.first()
+    return step.builder.shuffle(step.path, value, step.module.groups) if isinstance(value, Units) else unknown(step)
 
 
 def drops(step: Step) -> Any:
