@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from life import Memory, poison, train
+from plain_modules import Plain, pooled
 from small_networks import MLP, Grouped
 from torch import nn
 
@@ -121,6 +122,15 @@ def test_pruning_takes_whole_grains(importance):
         ])  # fmt: skip
         best = scores.argsort(descending=True)[:2].sort().values
         assert plan.groups[0].keep.view(-1, 3)[:, 0].tolist() == (best * 3).tolist()
+
+
+def test_tied_units_move_in_grains_that_fit_both_sides():
+    plain = Plain(
+        lambda s, x: s.fc(pooled(s.g(s.a(x)) + s.h(s.b(x)))), a=nn.Conv2d(3, 12, 1), b=nn.Conv2d(3, 12, 1),
+        g=nn.Conv2d(12, 12, 3, groups=6), h=nn.Conv2d(12, 12, 3, groups=4), fc=nn.Linear(12, 4),
+    )  # fmt: skip
+    net = ek.convert(plain, torch.randn(1, 3, 5, 5))
+    assert [group.segments.grain for group in net.groups] == [6]
 
 
 def test_a_cap_and_a_width_are_rounded_to_whole_grains():
