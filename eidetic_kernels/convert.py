@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from . import rules, tracing
+from . import rearranging, rules, tracing
 from .errors import ConversionError, InputError
 from .layers import (
     EideticBatchNorm1d,
@@ -40,10 +40,10 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> EideticNetwork:
     """An EideticNetwork that computes what ``module`` computes, its weights being task 0's live units.
 
-    ``module`` is traced with torch.fx in evaluation mode and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout and
-    StochasticDepth are replaced by layers that know segments. Weights, running statistics, dtype, device, memory
-    format, ``requires_grad`` and training mode are kept; ``module`` is not modified. In evaluation mode the outputs
-    are the original's, bit for bit on a CPU, until something is pruned or frozen.
+    ``module`` is traced with torch.fx in evaluation mode and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout,
+    StochasticDepth, and what cuts or shuffles channels are replaced by layers that know segments. Weights, running
+    statistics, dtype, device, memory format, ``requires_grad`` and training mode are kept; ``module`` is not modified.
+    In evaluation mode the outputs are the original's, bit for bit on a CPU, until something is pruned or frozen.
 
     Args:
         module: takes one tensor [N, ...] and returns one tensor, the logits [N, classes]. Outputs of its training
@@ -83,6 +83,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     expected = end.meta["value"]
     graph.erase_node(_output(graph))
     graph.output(node)
+    rearranging.rearrange(plain, graph)
     graph.eliminate_dead_code(_changes_in_place)
     _unshare_dropouts(plain, graph)
     _hold_parameters(plain, graph)
@@ -170,6 +171,10 @@ class _Shapes(fx.Interpreter):
             node.meta["shape"] = tuple(result.shape)
             if result.dim() <= 2:  # logits, if anything; kept before something changes them in place
                 node.meta["value"] = result.clone()
+        elif isinstance(result, (tuple, list)) and all(isinstance(each, Tensor) for each in result):
+            node.meta["shapes"] = tuple(tuple(each.shape) for each in result)
+        elif isinstance(result, int):
+            node.meta["number"] = result
         return result
 
 

@@ -482,15 +482,21 @@ class EideticNetwork(nn.Module):
 
     def _wire(self, wiring: graph.Wiring) -> None:
         modules = dict(self.named_modules())
-        for path in wiring.last:
-            modules[path].unit_dim = -1
         for path, parts in wiring.split.items():
             self.set_submodule(path, parts)
+        for path in wiring.last:
+            self.get_submodule(path).unit_dim = -1
         for group in wiring.groups:
             for path, layer in group.producers.items():
                 layer.wire(group.segments, wiring.sources[path], self._scope)
             for layer in group.norms.values():
                 layer.join(group.segments, self._scope)
+        for path, order in wiring.orders.items():
+            self.get_submodule(path).reorder(order)
+        for path, (sources, pieces) in wiring.pieces.items():
+            self.get_submodule(path).wire(sources, pieces, self._scope)
+        for path in wiring.shuffles:
+            self.get_submodule(path).wire()
         for path, sources in wiring.dropouts.items():
             aware = aware_of_segments(modules[path])
             if path in wiring.last:

@@ -35,6 +35,8 @@ from .layers import (
     EideticWindowAttention,
     HeadedAttention,
     SegmentedLayer,
+    Shuffle,
+    Split,
     StaircaseLayer,
 )
 
@@ -431,7 +433,10 @@ def concatenates(step: Step) -> Any:
     """Groups are put side by side in dimension 1."""
     tensors = step.first_argument()
     (dim,) = step.rest(("dim", 0))
-    values = [step.of(tensor) for tensor in tensors] if isinstance(tensors, (list, tuple)) else []
+    pieces = step.of(tensors)  # of a split, as they are
+    values = pieces if isinstance(pieces, list) else []
+    if isinstance(tensors, (list, tuple)):
+        values = [step.of(tensor) for tensor in tensors]
     if all(value is None or value is INPUT for value in values):
         return INPUT if any(value is INPUT for value in values) else unknown(step)
     units = [value for value in values if isinstance(value, Units)]
@@ -459,9 +464,25 @@ def splits(step: Step) -> Any:
     if isinstance(value, Units):
         step.refuse(
             "it cuts units apart at a fixed place, which pruning would move. Give each part a layer of its own, and "
-            "concatenate them where they are read together."
+            "concatenate them where they are read together (ek.convert understands it in dimension 1)."
         )
     return unknown(step)
+
+
+def separates(step: Step) -> Any:
+    """A split that knows the groups it cuts apart."""
+    value = step.first()
+    if value is not INPUT and not isinstance(value, Units):
+        return unknown(step)
+    if isinstance(value, Units) and value.spatial and value.last != (step.module.unit_dim == -1):
+        step.refuse("it cuts positions apart, not units; only x[...] of positions is understood.")
+    return step.builder.divide(step.path, value, step.module.sizes, step.where())
+
+
+def shuffles(step: Step) -> Any:
+    """A channel shuffle that leaves groups side by side."""
+    value = step.first()
+    return step.builder.shuffle(step.path, value, step.module.groups) if isinstance(value, Units) else unknown(step)
 
 
 def drops(step: Step) -> Any:
@@ -582,6 +603,8 @@ def unknown(step: Step) -> Any:
 
 def _attribute(step: Step) -> Any:
     of = step.of(step.node.args[0])
+    if isinstance(of, list) and step.node.target is operator.getitem and isinstance(step.node.args[1], int):
+        return of[step.node.args[1]]
     facts = ("shape", "device", "dtype", "ndim")
     if of is None or (step.node.target is getattr and step.node.args[1] in facts):
         return None
@@ -673,7 +696,7 @@ MODULES.update({
     EideticGroupedConv2d: filters, EideticMultiheadAttention: attends, EideticWindowAttention: attends_in_windows,
     # Plain ones have no rule, but ek.convert replaces them whole: tracing must stop there.
     **dict.fromkeys((LAYER_NORM_2D, WINDOW_ATTENTION, f"{WINDOW_ATTENTION}V2"), refuses("it would be trained by all.")),
-    nn.Flatten: flattens,
+    nn.Flatten: flattens, Split: separates, Shuffle: shuffles,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from . import rules
 from .errors import ConversionError
-from .graph import INPUT, Builder, Units, Wiring
+from .graph import INPUT, Builder, Units, Wiring, wired
 from .layers import (
     EideticBatchNorm,
     EideticBatchNorm2d,
@@ -50,11 +50,14 @@ def wire(network: nn.Module, graph: fx.Graph, prefix: str = "", editable: bool =
 
     ``editable``: ``graph`` is what runs, so rules may put a count of units in the place of a number.
     """
-    builder = Builder(network)
-    values: dict[fx.Node, Any] = {}
-    for node in list(graph.nodes):
-        values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
-    return builder.finish(values[next(reversed(graph.nodes))])
+
+    def read(builder: Builder) -> Wiring:
+        values: dict[fx.Node, Any] = {}
+        for node in list(graph.nodes):
+            values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
+        return builder.finish(values[next(reversed(graph.nodes))])
+
+    return wired(network, read)
 
 
 def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
@@ -64,7 +67,10 @@ def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -
     or a tuple of paths whose values are added together. "output" names the features. Only linear, convolution,
     BatchNorm and dropout layers need to be named: whatever lies between them and keeps units apart may be left out.
     """
-    builder = Builder(network)
+    return wired(network, lambda builder: _read(builder, connections))
+
+
+def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
     values: dict[str, Any] = {"input": INPUT}
     for path, read in connections.items():
         names = (read,) if isinstance(read, str) else tuple(read)

@@ -8,7 +8,8 @@ from .grouped import EideticDepthwiseConv2d, EideticGroupedConv2d
 from .layer_norm import EideticLayerNorm, LayerNormParts
 from .linear import EideticLinear
 from .parameter import EideticParameter
-from .parts import Parts
+from .parts import Parts, Shared
+from .rearrange import Shuffle, Split
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
@@ -34,6 +35,9 @@ __all__ = [
     "Parts",
     "Scope",
     "SegmentedLayer",
+    "Shared",
+    "Shuffle",
+    "Split",
     "StaircaseLayer",
     "aware_of_segments",
 ]

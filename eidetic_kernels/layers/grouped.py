@@ -95,10 +95,10 @@ class EideticGroupedConv2d(SegmentedLayer):
             parts.append(x.new_zeros(self._empty_shape(x)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def part(self, units: slice) -> EideticGroupedConv2d:
+    def part(self, units: Tensor) -> EideticGroupedConv2d:
         """A fresh layer for some of this fresh layer's channels, whole groups, with their parameters."""
         part = copy.deepcopy(self)
-        part.channels = units.stop - units.start
+        part.channels = len(units)
         part.groups = part.channels // self.reads
         part.segments = Segments(part.channels, grain=self.reads)
         for name, parameter in self.named_parameters():

@@ -87,11 +87,11 @@ class EideticLayerNorm(SegmentedLayer):
         rows = slice(self.segments.start(segment), self.segments.stop(segment))
         return tuple(None if t is None else t[rows] for t in (self.frozen_weight, self.frozen_bias))
 
-    def part(self, units: slice) -> EideticLayerNorm:
+    def part(self, units: Tensor) -> EideticLayerNorm:
         """A fresh layer for some of this fresh layer's units, with their parameters."""
         like = self.weight if self.weight is not None else torch.empty(0)
         part = EideticLayerNorm(
-            units.stop - units.start, self.eps, self.elementwise_affine, self.bias is not None, like.device, like.dtype,
+            len(units), self.eps, self.elementwise_affine, self.bias is not None, like.device, like.dtype,
             channels_first=self.channels_first,
         )  # fmt: skip
         part.unit_dim = self.unit_dim
@@ -99,9 +99,6 @@ class EideticLayerNorm(SegmentedLayer):
             for name, parameter in self.named_parameters():
                 getattr(part, name).copy_(parameter[units]).requires_grad_(parameter.requires_grad)
         return part
-
-    def in_parts(self, widths: list[int]) -> Parts:
-        return LayerNormParts(self, widths)
 
     def cut_live(self, keep: Tensor) -> None:
         for name, parameter in list(self.named_parameters()):

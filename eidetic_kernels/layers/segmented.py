@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from ..errors import CapacityError, InputError, TaskError
 from ..layout import Segments
-from .parts import Parts
 from .scope import Scope
 
 
@@ -56,10 +55,6 @@ class SegmentedLayer(nn.Module):
 
     def allocate_frozen(self) -> None:
         raise NotImplementedError
-
-    def in_parts(self, widths: list[int]) -> Parts:
-        """This fresh layer as one layer a group, where its input is a concatenation of groups of these widths."""
-        return Parts(self, widths)
 
     def prune(self, keep: Sequence[int] | Tensor) -> None:
         """Keep only the live units with these indices (ascending, counted from the first live unit)."""

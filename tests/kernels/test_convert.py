@@ -6,32 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conversions import lived_in, load_torchvision, take_through
+from plain_modules import Plain, conv, pooled
 from torch import nn
 
 import eidetic_kernels as ek
 from eidetic_kernels import rules
-
-
-class Plain(nn.Module):
-    """``run(module, x)`` is the forward; the layers are given by name."""
-
-    def __init__(self, run, **layers):
-        super().__init__()
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-        self.run = run
-
-    def forward(self, x):
-        return self.run(self, x)
-
-
-def conv(columns, width, kernel=3, **options):
-    """A convolution that keeps an image's size, normalised."""
-    return nn.Sequential(nn.Conv2d(columns, width, kernel, padding=kernel // 2, **options), nn.BatchNorm2d(width))
-
-
-def pooled(x):
-    return F.adaptive_avg_pool2d(x, 1).flatten(1)
 
 
 def mlp():
@@ -350,6 +329,13 @@ class Swish(nn.Module):
         return x * torch.sigmoid(x) if x.sum() > 0 else x * torch.sigmoid(x)
 
 
+class Here(Plain):
+    """Its forward is of this file, where torch.fx looks for functions that have a rule."""
+
+    def forward(self, x):
+        return self.run(self, x)
+
+
 def swish(x):
     return x * torch.sigmoid(x) if x.sum() > 0 else x * torch.sigmoid(x)
 
@@ -368,7 +354,7 @@ def rulebook():
 @pytest.mark.parametrize("target", [Swish, f"{Swish.__module__}.Swish", swish], ids=["class", "name", "function"])
 def test_a_rule_of_ones_own(target, rulebook):
     own = (lambda s, x: s.b(swish(s.a(x)))) if target is swish else (lambda s, x: s.b(s.act(s.a(x))))
-    plain = Plain(own, a=nn.Linear(6, 7), b=nn.Linear(7, 4), act=Swish())
+    plain = Here(own, a=nn.Linear(6, 7), b=nn.Linear(7, 4), act=Swish())
     with pytest.raises(ek.ConversionError, match="cannot be traced"):
         ek.convert(plain, torch.randn(1, 6))
     ek.register_rule(target, ek.rules.passes)
@@ -467,9 +453,6 @@ REFUSED = {
         lambda: between(lambda s, x: s.n(x), n=nn.BatchNorm2d(4, track_running_stats=False)), IMAGE,
         "node 'n'.*nothing to freeze",
     ),
-    "chunk": (
-        lambda: between(lambda s, x: torch.cat([x.chunk(2, 1)[0]] * 2, 1)), IMAGE, "node 'chunk'.*cuts units apart"
-    ),
     "concatenated samples": (
         lambda: between(lambda s, x: torch.cat([x, x])), IMAGE, "node 'cat'.*concatenation in dimension 0"
     ),
@@ -479,12 +462,6 @@ REFUSED = {
     "concatenated with the input": (
         lambda: Plain(lambda s, x: s.b(torch.cat([s.a(x), x], 1)), a=nn.Linear(6, 4), b=nn.Linear(10, 4)), FLAT,
         "node 'cat'.*concatenated with the network's input",
-    ),
-    "another cut": (
-        lambda: Plain(
-            lambda s, x: s.d(torch.cat([s.a(x), s.b(x)], 1) + s.c(x)), a=nn.Linear(6, 4), b=nn.Linear(6, 3),
-            c=nn.Linear(6, 7), d=nn.Linear(7, 4),
-        ), FLAT, "node 'add'.*concatenated of other sizes",
     ),
     "flattened images of two sizes": (
         lambda: Plain(

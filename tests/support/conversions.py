@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels.layers import Shared
 
 
 def load_torchvision():
@@ -100,12 +101,24 @@ def same_step(plain, x, y, head):
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
     theirs, compared = plain.state_dict(), 0
-    for name, tensor in net.state_dict().items():
-        name = name.removeprefix("body.")
+    for name, tensor in as_converted(net).items():
         if name in theirs and tensor.is_floating_point():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-7, atol=1e-9)
             compared += 1
     assert compared
+
+
+def as_converted(net):
+    """The state of ``net`` by the original's names, divided layers whole again and columns in the original's order."""
+    state = {name.removeprefix("body."): tensor for name, tensor in net.state_dict().items()}
+    for path, layer in net.body.named_modules():
+        first = layer[0] if isinstance(layer, Shared) else layer
+        for name in ("weight", "bias") if isinstance(layer, Shared) else ():
+            if getattr(first, name) is not None:
+                state[f"{path}.{name}"] = torch.cat([getattr(part, name).detach() for part in layer])
+        if getattr(first, "order", None) is not None:
+            state[f"{path}.weight"] = state[f"{path}.weight"][:, first.order]
+    return state
 
 
 def train(net, optimizer, x, y, steps=2):

@@ -79,20 +79,24 @@ def encoder(**options):
 class ByHand(nn.Module):
     """Attention written with F.scaled_dot_product_attention, heads split and joined as people do."""
 
-    def __init__(self, dim=8, heads=2, size=3, dropout=0.0):
+    def __init__(self, dim=8, heads=2, size=3, dropout=0.0, packed=False):
         super().__init__()
-        self.heads, self.size, self.dropout = heads, size, dropout
+        self.heads, self.size, self.dropout, self.packed = heads, size, dropout, packed
         self.embed, self.norm = nn.Linear(5, dim), nn.LayerNorm(dim)
-        self.q, self.k, self.v = (nn.Linear(dim, heads * size) for _ in range(3))
+        if packed:
+            self.qkv = nn.Linear(dim, 3 * heads * size)
+        else:
+            self.q, self.k, self.v = (nn.Linear(dim, heads * size) for _ in range(3))
         self.out, self.head = nn.Linear(heads * size, dim), nn.Linear(dim, 4)
 
     def forward(self, x):
         x = self.embed(x)
         n, t, _ = x.shape
         y = self.norm(x)
-        q = self.q(y).view(n, t, self.heads, self.size).transpose(1, 2)
-        k = self.k(y).reshape(n, t, self.heads, -1).permute(0, 2, 1, 3)
-        v = self.v(y).view(n, -1, self.heads, self.size).transpose(1, 2)
+        q, k, v = self.qkv(y).chunk(3, dim=-1) if self.packed else (self.q(y), self.k(y), self.v(y))
+        q = q.view(n, t, self.heads, self.size).transpose(1, 2)
+        k = k.reshape(n, t, self.heads, -1).permute(0, 2, 1, 3)
+        v = v.view(n, -1, self.heads, self.size).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
         y = y.transpose(1, 2).contiguous().view(n, t, self.heads * self.size)
@@ -142,6 +146,7 @@ TRANSFORMERS = {
     "encoder-norm-last": encoder(norm_first=False),
     "encoder-tokens-first": encoder(batch_first=False),
     "by-hand": lambda: (ByHand(dropout=DROPOUT), (6, 5)),
+    "by-hand-packed": lambda: (ByHand(packed=True), (6, 5)),
     "convnext-like": convnext_like,
     "convnext": convnext,
     "vit": vit,
