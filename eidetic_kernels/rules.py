@@ -277,8 +277,8 @@ def reshapes(step: Step) -> Any:
     if len(sizes) == 2 and isinstance(sizes[0], fx.Node) and sizes[1] == -1 and not value.last:
         return value.flattened()
     step.refuse(
-        "only x.view(x.size(0), -1) is understood, which folds pixels into units: use x.flatten(1); and in ek.convert "
-        "reshapes of positions, which leave the dimension of the units whole."
+        "only x.view(x.size(0), -1) is understood: it folds pixels into units. Use x.flatten(1). (ek.convert also "
+        "understands reshapes of positions, which leave the dimension of the units whole.)"
     )
 
 

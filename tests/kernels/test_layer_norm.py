@@ -142,8 +142,7 @@ def test_parts_have_their_own_scales_and_common_statistics(how):
     plain = scattered(nn.LayerNorm(8, dtype=torch.float64))
     whole = ek.EideticLayerNorm(8, dtype=torch.float64)
     whole.load_state_dict(plain.state_dict())
-    parts = whole.in_parts([5, 3])
-    assert isinstance(parts, LayerNormParts)
+    parts = LayerNormParts(whole, torch.arange(8).split([5, 3]))
     x = torch.randn(4, 8, dtype=torch.float64)
     assert torch.equal(parts(x), plain(x))
     sizes = [(2, 1), (1, 2)]  # frozen, live of each part

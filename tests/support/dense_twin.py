@@ -11,7 +11,7 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels.layers import EideticScaledDotProduct, LayerNormParts
+from eidetic_kernels.layers import EideticScaledDotProduct, LayerNormParts, Shared
 
 
 class MaskedLinear(nn.Module):
@@ -179,6 +179,15 @@ class DenseAttention(nn.Module):
         return (y if self.batch_first else y.transpose(0, 1)), None
 
 
+class MaskedShares(nn.ModuleList):
+    def __init__(self, shares):
+        super().__init__(MaskedLinear(share) for share in shares)
+        self.unit_dim = shares.unit_dim
+
+    def forward(self, x):
+        return torch.cat([share(x) for share in self], self.unit_dim)
+
+
 class DenseScaledDotProduct(nn.Module):
     def __init__(self, layer):
         super().__init__()
@@ -228,6 +237,7 @@ TWINS = {
     ek.EideticMultiheadAttention: DenseAttention,
     ek.EideticWindowAttention: DenseWindowAttention,
     EideticScaledDotProduct: DenseScaledDotProduct,
+    Shared: MaskedShares,
     ek.EideticLinear: MaskedLinear,
     ek.EideticConv2d: MaskedConv2d,
     ek.EideticGroupedConv2d: MaskedGroupedConv2d,
