@@ -27,6 +27,7 @@ from .layers import (
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticRelativeAttention,
     EideticStochasticDepth,
     EideticWindowAttention,
 )
@@ -58,6 +59,7 @@ __all__ = [
     "EideticMultiheadAttention",
     "EideticNetwork",
     "EideticParameter",
+    "EideticRelativeAttention",
     "EideticStochasticDepth",
     "EideticWindowAttention",
     "ForgettingError",

@@ -23,6 +23,7 @@ from .layers import (
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticRelativeAttention,
     EideticScaledDotProduct,
     EideticWindowAttention,
     HeadedAttention,
@@ -83,6 +84,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     expected = end.meta["value"]
     graph.erase_node(_output(graph))
     graph.output(node)
+    rearranging.separate_heads(plain, graph)
     rearranging.rearrange(plain, graph)
     graph.eliminate_dead_code(_changes_in_place)
     _unshare_dropouts(plain, graph)
@@ -399,7 +401,15 @@ def _window_attention_v2(old: nn.Module, where: str) -> None:
     )
 
 
+def _relative_attention(old: nn.Module, where: str) -> EideticRelativeAttention:
+    factory = _factory(old.to_qkv)
+    new = EideticRelativeAttention(old.to_qkv.in_features, old.head_dim, old.max_seq_len, **factory)
+    new.adopt_relative(old)
+    return new
+
+
 TWINS = {
+    rules.RELATIVE_ATTENTION: _relative_attention,
     f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
     rules.WINDOW_ATTENTION: _window_attention,
     nn.MultiheadAttention: _attention,

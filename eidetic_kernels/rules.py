@@ -30,6 +30,7 @@ from .layers import (
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticRelativeAttention,
     EideticScaledDotProduct,
     EideticStochasticDepth,
     EideticWindowAttention,
@@ -308,6 +309,8 @@ def _on_heads(step: Step) -> Any:
     named = getattr(step.node.target, "__name__", step.node.target)
     if step.node.op == "call_module" and isinstance(step.module, EideticScaledDotProduct):
         return _attends_by_function(step)
+    if step.node.op == "call_module" and type(step.module) is nn.Identity:
+        return value
     if named in ("contiguous", "size", "getattr"):
         return value if named == "contiguous" else None
     if isinstance(value, Heads) and named in ("permute", "transpose", "swapaxes"):
@@ -533,10 +536,14 @@ def attends(step: Step) -> Any:
 
 def attends_in_windows(step: Step) -> Any:
     """Attention in windows of an image; the biases of its positions belong to the heads."""
+    return step.builder.drop(f"{step.path}.drop", attends_in_parts(step), step.where())
+
+
+def attends_in_parts(step: Step) -> Any:
+    """The same in parts that were cut before."""
     heads = _heads(step, [step.first_argument()] * 3, 4)
     step.builder.follow(f"{step.path}.position_bias", heads, step.where())
-    made = step.builder.produce(f"{step.path}.out_proj", heads, step.where())
-    return step.builder.drop(f"{step.path}.drop", made, step.where())
+    return step.builder.produce(f"{step.path}.out_proj", heads, step.where())
 
 
 def _heads(step: Step, arguments: list[Any], rank: int) -> Units:
@@ -545,7 +552,7 @@ def _heads(step: Step, arguments: list[Any], rank: int) -> Units:
     for name, argument in zip(("query", "key", "value"), arguments, strict=True):
         value, shape = step.of(argument), step.shape(argument)
         if (isinstance(value, Units) and not value.last) or not shape or len(shape) != rank:
-            form = "tokens [N, T, C]" if rank == 3 else "an image [N, H, W, C]"
+            form = "tokens [N, T, C]" if rank == 3 else "[N, H, W, C]"
             step.refuse(f"its {name} must be {form} whose units come last; and only ek.convert knows sizes.")
         made = step.builder.produce(f"{step.path}.{name}", value, step.where(), tokens=True)
         heads = made if heads is None else step.builder.tie(heads, made, step.where())
@@ -685,6 +692,7 @@ def _remedy(module: nn.Module) -> str:
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 LAYER_NORM_2D = "torchvision.models.convnext.LayerNorm2d"
 WINDOW_ATTENTION = "torchvision.models.swin_transformer.ShiftedWindowAttention"
+RELATIVE_ATTENTION = "torchvision.models.maxvit.RelativePositionalMultiHeadAttention"
 STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.StochasticDepth"
 IMAGE_MODULES = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
@@ -695,7 +703,10 @@ MODULES.update({
     EideticScaledDotProduct: refuses("its queries, keys and values must be heads, units seen as [N, T, heads, size]."),
     EideticGroupedConv2d: filters, EideticMultiheadAttention: attends, EideticWindowAttention: attends_in_windows,
     # Plain ones have no rule, but ek.convert replaces them whole: tracing must stop there.
-    **dict.fromkeys((LAYER_NORM_2D, WINDOW_ATTENTION, f"{WINDOW_ATTENTION}V2"), refuses("it would be trained by all.")),
+    **dict.fromkeys(
+        (LAYER_NORM_2D, WINDOW_ATTENTION, f"{WINDOW_ATTENTION}V2", RELATIVE_ATTENTION), refuses("every task trains it.")
+    ),
+    EideticRelativeAttention: attends_in_parts,
     nn.Flatten: flattens, Split: separates, Shuffle: shuffles,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
     **dict.fromkeys(DROPOUTS, drops),

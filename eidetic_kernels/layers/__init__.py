@@ -10,6 +10,7 @@ from .linear import EideticLinear
 from .parameter import EideticParameter
 from .parts import Parts, Shared
 from .rearrange import Shuffle, Split
+from .relative_attention import EideticRelativeAttention
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
@@ -27,6 +28,7 @@ __all__ = [
     "EideticLinear",
     "EideticMultiheadAttention",
     "EideticParameter",
+    "EideticRelativeAttention",
     "EideticScaledDotProduct",
     "EideticStochasticDepth",
     "EideticWindowAttention",

@@ -47,7 +47,7 @@ class EideticWindowAttention(HeadedAttention):
         table = torch.empty((2 * height - 1) * (2 * width - 1), num_heads, **factory)
         self.position_bias = EideticParameter(nn.init.trunc_normal_(table, std=0.02), 1, self.head_dim)
         self.drop = EideticDropout(dropout)
-        self.register_buffer("positions", _relative_positions(height, width).to(device), persistent=False)
+        self.register_buffer("positions", relative_positions(height, width).to(device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() != 4:
@@ -92,7 +92,7 @@ class EideticWindowAttention(HeadedAttention):
         return f"{self.dim}, window_size={self.window_size}, shift_size={self.shift_size}, num_heads={self.num_heads}"
 
 
-def _relative_positions(height: int, width: int) -> Tensor:
+def relative_positions(height: int, width: int) -> Tensor:
     """For each pair of a window's tokens, which row of the table of biases is theirs: [tokens, tokens]."""
     rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width
     down = rows[:, None] - rows[None, :] + height - 1

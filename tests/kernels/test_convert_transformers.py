@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from conversions import lived_in, take_through, train
 from conversions import recall as answers
-from conversions import take_through, train
 from life import live_tensors, reading
-from small_transformers import TRANSFORMERS, TorchEncoder, converted, make, samples, without_dropout
+from small_transformers import TRANSFORMERS, OneLayer, TorchEncoder, converted, make, samples, without_dropout
 from torch import nn
 
 import eidetic_kernels as ek
@@ -57,6 +57,13 @@ def test_every_gradient_is_the_modules(name):
     numbers = [torch.cat([each.flatten() for each in side.values()]).sort().values for side in (ours, theirs)]
     torch.testing.assert_close(*numbers, **CLOSE)
     assert found[0] >= 0 and found[-1] > 0
+
+
+@pytest.mark.parametrize("unbound", [True, False])
+def test_queries_keys_and_values_of_one_layer(unbound):
+    torch.manual_seed(0)
+    net = take_through(lived_in(OneLayer(unbound)), torch.randn(6, 6, 5))
+    assert [group.name for group in net.groups] == ["body.embed (+1 tied)", "body.qkv.0 (+2 tied)"]
 
 
 @pytest.mark.parametrize("norm_first", [True, False])

@@ -179,6 +179,23 @@ class DenseAttention(nn.Module):
         return (y if self.batch_first else y.transpose(0, 1)), None
 
 
+class DenseRelativeAttention(DenseAttention):
+    """All heads at once, as torchvision writes it."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.scale, self.positions = layer.feat_dim**-0.5, layer.positions
+        self.position_bias = WholeParameter(layer.position_bias)
+
+    def forward(self, x):
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.head_dim)).transpose(-3, -2) for layer in (self.query, self.key, self.value)
+        )
+        bias = self.position_bias()[self.positions].permute(2, 0, 1)
+        weights = (q @ k.transpose(-2, -1) * self.scale + bias).softmax(-1)
+        return self.out_proj((weights @ v).transpose(-3, -2).flatten(-2))
+
+
 class MaskedShares(nn.ModuleList):
     def __init__(self, shares):
         super().__init__(MaskedLinear(share) for share in shares)
@@ -237,6 +254,7 @@ TWINS = {
     ek.EideticMultiheadAttention: DenseAttention,
     ek.EideticWindowAttention: DenseWindowAttention,
     EideticScaledDotProduct: DenseScaledDotProduct,
+    ek.EideticRelativeAttention: DenseRelativeAttention,
     Shared: MaskedShares,
     ek.EideticLinear: MaskedLinear,
     ek.EideticConv2d: MaskedConv2d,

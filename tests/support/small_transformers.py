@@ -103,6 +103,24 @@ class ByHand(nn.Module):
         return self.head((x + self.out(y)).mean(1))
 
 
+class OneLayer(nn.Module):
+    """Queries, keys and values as views of one layer's units, as in many a vision transformer."""
+
+    def __init__(self, unbound, dim=8, heads=2):
+        super().__init__()
+        self.heads, self.unbound = heads, unbound
+        self.embed, self.norm, self.head = nn.Linear(5, dim), nn.LayerNorm(dim), nn.Linear(dim, 4)
+        self.qkv, self.out, self.unchanged = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim), nn.Identity()
+
+    def forward(self, x):
+        x = self.embed(x)
+        n, t, c = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(n, t, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.unbind(0) if self.unbound else (qkv[0], qkv[1], qkv[2])
+        y = F.scaled_dot_product_attention(self.unchanged(q), self.unchanged(k), v)
+        return self.head((x + self.out(y.transpose(1, 2).reshape(n, t, c))).mean(1))
+
+
 class TorchEncoder(nn.Module):
     """torch's own encoder, whose fused kernel for inference has other bits than what it computes otherwise."""
 
@@ -141,6 +159,11 @@ def swin():
 
 
 
+def maxvit():
+    model = _torchvision().maxvit.MaxVit((8, 8), 4, 2, [6], [2], 4, DROPOUT, num_classes=4)
+    return model, (3, 8, 8)
+
+
 TRANSFORMERS = {
     "encoder": encoder(dropout=DROPOUT),
     "encoder-norm-last": encoder(norm_first=False),
@@ -151,6 +174,7 @@ TRANSFORMERS = {
     "convnext": convnext,
     "vit": vit,
     "swin": swin,
+    "maxvit": maxvit,
 }
 
 
