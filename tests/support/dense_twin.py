@@ -188,9 +188,8 @@ class DenseRelativeAttention(DenseAttention):
         self.position_bias = WholeParameter(layer.position_bias)
 
     def forward(self, x):
-        q, k, v = (
-            layer(x).unflatten(-1, (-1, self.head_dim)).transpose(-3, -2) for layer in (self.query, self.key, self.value)
-        )
+        made = (self.query(x), self.key(x), self.value(x))
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2) for each in made)
         bias = self.position_bias()[self.positions].permute(2, 0, 1)
         weights = (q @ k.transpose(-2, -1) * self.scale + bias).softmax(-1)
         return self.out_proj((weights @ v).transpose(-3, -2).flatten(-2))

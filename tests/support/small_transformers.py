@@ -160,7 +160,7 @@ def swin():
 
 
 def maxvit():
-    model = _torchvision().maxvit.MaxVit((8, 8), 4, 2, [6], [2], 4, DROPOUT, num_classes=4)
+    model = _torchvision().maxvit.MaxVit((8, 8), 4, 2, [8], [1], 4, DROPOUT, num_classes=4)
     return model, (3, 8, 8)
 
 
