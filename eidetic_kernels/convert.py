@@ -26,6 +26,7 @@ from .layers import (
     EideticRelativeAttention,
     EideticScaledDotProduct,
     EideticWindowAttention,
+    EideticWindowAttentionV2,
     HeadedAttention,
     SegmentedLayer,
 )
@@ -394,11 +395,8 @@ def _window_attention(old: nn.Module, where: str) -> EideticWindowAttention:
     return new
 
 
-def _window_attention_v2(old: nn.Module, where: str) -> None:
-    raise ConversionError(
-        f"{where}: the position biases of Swin's second version come of a small network that all heads share, which "
-        "has no rule yet."
-    )
+def _window_attention_v2(old: nn.Module, where: str) -> EideticWindowAttentionV2:
+    return EideticWindowAttentionV2(old, **_factory(old.qkv))
 
 
 def _relative_attention(old: nn.Module, where: str) -> EideticRelativeAttention:

@@ -542,7 +542,9 @@ def attends_in_windows(step: Step) -> Any:
 def attends_in_parts(step: Step) -> Any:
     """The same in parts that were cut before."""
     heads = _heads(step, [step.first_argument()] * 3, 4)
-    step.builder.follow(f"{step.path}.position_bias", heads, step.where())
+    for name in ("position_bias", "logit_scale"):
+        if hasattr(step.module, name):
+            step.builder.follow(f"{step.path}.{name}", heads, step.where())
     return step.builder.produce(f"{step.path}.out_proj", heads, step.where())
 
 

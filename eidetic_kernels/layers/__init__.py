@@ -9,12 +9,13 @@ from .layer_norm import EideticLayerNorm, LayerNormParts
 from .linear import EideticLinear
 from .parameter import EideticParameter
 from .parts import Parts, Shared
+from .position_network import EideticPositionNetwork
 from .rearrange import Shuffle, Split
 from .relative_attention import EideticRelativeAttention
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
-from .window_attention import EideticWindowAttention
+from .window_attention import EideticWindowAttention, EideticWindowAttentionV2
 
 __all__ = [
     "EideticBatchNorm",
@@ -28,10 +29,12 @@ __all__ = [
     "EideticLinear",
     "EideticMultiheadAttention",
     "EideticParameter",
+    "EideticPositionNetwork",
     "EideticRelativeAttention",
     "EideticScaledDotProduct",
     "EideticStochasticDepth",
     "EideticWindowAttention",
+    "EideticWindowAttentionV2",
     "HeadedAttention",
     "LayerNormParts",
     "Parts",

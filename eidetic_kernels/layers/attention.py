@@ -55,13 +55,21 @@ class HeadedAttention(nn.Module):
     """
 
     def __init__(
-        self, columns: int, num_heads: int, head_dim: int, dropout: float, bias: bool, out_bias: bool, **factory
+        self,
+        columns: int,
+        num_heads: int,
+        head_dim: int,
+        dropout: float,
+        bias: bool,
+        out_bias: bool,
+        key_bias: bool = True,
+        **factory,
     ):
         super().__init__()
         self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, dropout
         units = num_heads * head_dim
         self.query = EideticLinear(columns, units, bias, **factory)
-        self.key = EideticLinear(columns, units, bias, **factory)
+        self.key = EideticLinear(columns, units, bias and key_bias, **factory)
         self.value = EideticLinear(columns, units, bias, **factory)
         self.out_proj = EideticLinear(units, columns, out_bias, **factory)
 
@@ -74,7 +82,7 @@ class HeadedAttention(nn.Module):
         biases = bias.detach().chunk(3) if bias is not None else (None,) * 3
         for layer, rows, its_bias in zip(self.projections(), weight.detach().chunk(3), biases):
             layer.weight = nn.Parameter(rows.clone(), learning[0])
-            if its_bias is not None:
+            if layer.bias is not None:
                 layer.bias = nn.Parameter(its_bias.clone(), learning[1])
         self.out_proj.weight = out_proj.weight
         if out_proj.bias is not None:
@@ -95,8 +103,10 @@ class HeadedAttention(nn.Module):
     def packed(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the three projections as one, as plain modules keep them; for what is :meth:`whole`."""
         weight = torch.cat([layer.weight for layer in self.projections()])
-        bias = None if self.query.bias is None else torch.cat([layer.bias for layer in self.projections()])
-        return weight, bias
+        if self.query.bias is None:
+            return weight, None
+        none = torch.zeros_like(self.query.bias)
+        return weight, torch.cat([none if layer.bias is None else layer.bias for layer in self.projections()])
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """The heads' outputs [*, T, units], of queries [*, T, units] and keys and values [*, S, units]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +13,8 @@ from ..errors import InputError
 from .attention import HeadedAttention
 from .dropout import EideticDropout
 from .parameter import EideticParameter
+from .position_network import EideticPositionNetwork
+from .segmented import SegmentedLayer
 
 
 class EideticWindowAttention(HeadedAttention):
@@ -37,15 +40,17 @@ class EideticWindowAttention(HeadedAttention):
         dropout: float = 0.0,
         device=None,
         dtype=None,
+        *,
+        key_bias: bool = True,
     ):
         if dim % num_heads:
             raise InputError(f"dim must be a multiple of num_heads; got {dim} and {num_heads}.")
         factory = {"device": device, "dtype": dtype}
-        super().__init__(dim, num_heads, dim // num_heads, attention_dropout, qkv_bias, proj_bias, **factory)
+        super().__init__(dim, num_heads, dim // num_heads, attention_dropout, qkv_bias, proj_bias, key_bias, **factory)
         self.dim, self.window_size, self.shift_size = dim, tuple(window_size), tuple(shift_size)
         height, width = self.window_size
         table = torch.empty((2 * height - 1) * (2 * width - 1), num_heads, **factory)
-        self.position_bias = EideticParameter(nn.init.trunc_normal_(table, std=0.02), 1, self.head_dim)
+        self.position_bias: SegmentedLayer = EideticParameter(nn.init.trunc_normal_(table, std=0.02), 1, self.head_dim)
         self.drop = EideticDropout(dropout)
         self.register_buffer("positions", relative_positions(height, width).to(device), persistent=False)
 
@@ -70,7 +75,7 @@ class EideticWindowAttention(HeadedAttention):
         mask = _neighbours(padded, window, shift, x) if any(shift) else None
 
         def attend(q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
-            weights = (q * self.head_dim**-0.5).matmul(k.transpose(-2, -1))
+            weights = self.similarity(q, k, first)
             weights = weights + bias[first : first + q.shape[1]]
             if mask is not None:
                 weights = (weights.unflatten(0, (n, -1)) + mask.unsqueeze(1)).flatten(0, 1)
@@ -83,6 +88,10 @@ class EideticWindowAttention(HeadedAttention):
             x = torch.roll(x, shift, (1, 2))
         return x[:, :height, :width].contiguous()
 
+    def similarity(self, q: Tensor, k: Tensor, first: int) -> Tensor:
+        """[*, heads, T, T] of heads [*, heads, T, head_dim], ``first`` being the number of the first one."""
+        return (q * self.head_dim**-0.5).matmul(k.transpose(-2, -1))
+
     def adopt_window(self, old: nn.Module) -> None:
         """Take over the parameters of torchvision's module."""
         self.adopt(old.qkv.weight, old.qkv.bias, old.proj)
@@ -90,6 +99,30 @@ class EideticWindowAttention(HeadedAttention):
 
     def extra_repr(self) -> str:
         return f"{self.dim}, window_size={self.window_size}, shift_size={self.shift_size}, num_heads={self.num_heads}"
+
+
+class EideticWindowAttentionV2(EideticWindowAttention):
+    """Stands for torchvision's ``ShiftedWindowAttentionV2`` (Liu et al., 2022): similarity is the cosine times a scale
+    of each head's own, and a small network makes the position biases (:class:`.EideticPositionNetwork`). Keys have no
+    bias: torchvision sets it to zero in each pass.
+
+    Args:
+        old: torchvision's module, whose parameters are taken over.
+    """
+
+    def __init__(self, old: nn.Module, device=None, dtype=None):
+        super().__init__(
+            old.qkv.in_features, old.window_size, old.shift_size, old.num_heads, old.qkv.bias is not None,
+            old.proj.bias is not None, old.attention_dropout, old.dropout, device, dtype, key_bias=False,
+        )  # fmt: skip
+        self.adopt(old.qkv.weight, old.qkv.bias, old.proj)
+        coordinates = old.relative_coords_table.detach().clone().flatten(0, 2)
+        self.position_bias = EideticPositionNetwork(coordinates, old.cpb_mlp, self.head_dim)
+        self.logit_scale = EideticParameter(old.logit_scale, 0, self.head_dim)
+
+    def similarity(self, q: Tensor, k: Tensor, first: int) -> Tensor:
+        scale = torch.clamp(self.logit_scale(), max=math.log(100.0)).exp()
+        return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale[first : first + q.shape[1]]
 
 
 def relative_positions(height: int, width: int) -> Tensor:

@@ -11,7 +11,13 @@ from torch import fx, nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels.layers import EideticScaledDotProduct, LayerNormParts, Shared
+from eidetic_kernels.layers import (
+    EideticPositionNetwork,
+    EideticScaledDotProduct,
+    EideticWindowAttentionV2,
+    LayerNormParts,
+    Shared,
+)
 
 
 class MaskedLinear(nn.Module):
@@ -222,7 +228,7 @@ class DenseWindowAttention(DenseAttention):
         super().__init__(layer)
         self.window, self.shift = list(layer.window_size), list(layer.shift_size)
         self.positions = layer.positions
-        self.position_bias = WholeParameter(layer.position_bias)
+        self.position_bias = _twin(layer.position_bias)
 
     def forward(self, x):
         from torchvision.models.swin_transformer import shifted_window_attention
@@ -233,7 +239,8 @@ class DenseWindowAttention(DenseAttention):
         weights, biases = [], []
         for layer in (self.query, self.key, self.value):
             weights.append(F.pad(layer.weight * layer.mask, (0, whole - present, 0, whole - units)))
-            biases.append(F.pad(layer.bias, (0, whole - units)))
+            its_bias = torch.zeros(units) if layer.bias is None else layer.bias
+            biases.append(F.pad(its_bias, (0, whole - units)))
         out = self.out_proj
         rows = len(out.weight)
         table = self.position_bias()
@@ -242,8 +249,41 @@ class DenseWindowAttention(DenseAttention):
             F.pad(x, (0, whole - present)), torch.cat(weights),
             F.pad(out.weight * out.mask, (0, whole - units, 0, whole - rows)), bias, self.window, heads, self.shift,
             qkv_bias=torch.cat(biases), proj_bias=F.pad(out.bias, (0, whole - rows)),
+            **self.scales(heads),
         )  # fmt: skip
         return y[..., :rows]
+
+    def scales(self, heads):
+        """The function's argument for Swin's second version."""
+        return {}
+
+
+class DenseWindowAttentionV2(DenseWindowAttention):
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.logit_scale = WholeParameter(layer.logit_scale)
+
+    def scales(self, heads):
+        scale = self.logit_scale()
+        return {"logit_scale": F.pad(scale, (0, 0, 0, 0, 0, heads - len(scale)))}
+
+
+class WholePositionNetwork(nn.Module):
+    """What finished tasks' heads were told, and the network of the live ones."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.said, self.coordinates = layer.frozen_weight.clone(), layer.coordinates
+        for name, parameter in layer.named_parameters():
+            setattr(self, name, nn.Parameter(parameter.detach().clone()))
+
+    def forward(self):
+        hidden = torch.relu(self.coordinates @ self.hidden_weight.t() + self.hidden_bias)
+        return torch.cat([self.said.t(), 16 * torch.sigmoid(hidden @ self.weight.t())], 1)
+
+    def live(self):
+        for name, _ in self.named_parameters():
+            yield name, lambda values: values
 
 
 TWINS = {
@@ -252,6 +292,8 @@ TWINS = {
     ek.EideticParameter: WholeParameter,
     ek.EideticMultiheadAttention: DenseAttention,
     ek.EideticWindowAttention: DenseWindowAttention,
+    EideticWindowAttentionV2: DenseWindowAttentionV2,
+    EideticPositionNetwork: WholePositionNetwork,
     EideticScaledDotProduct: DenseScaledDotProduct,
     ek.EideticRelativeAttention: DenseRelativeAttention,
     Shared: MaskedShares,

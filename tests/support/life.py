@@ -91,12 +91,15 @@ class Memory:
             assert now == answers, f"task {task} changed after: {event}"
 
 
+LIVE = ("weight", "bias", "running_mean", "running_var", "hidden_weight", "hidden_bias")
+
+
 def live_tensors(net):
     """Every live parameter and live statistic of the network, heads in training included, by path."""
     found = {}
     for path, module in net.named_modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if name in ("weight", "bias", "running_mean", "running_var") and not path.startswith("router"):
+            if name in LIVE and not path.startswith("router"):
                 found[f"{path}.{name}"] = tensor
     return found
 

@@ -159,6 +159,15 @@ def swin():
 
 
 
+def swin_v2():
+    models = _torchvision()
+    block, merging = models.swin_transformer.SwinTransformerBlockV2, models.swin_transformer.PatchMergingV2
+    model = models.SwinTransformer(
+        [2, 2], 8, [1, 2], [2, 4], [3, 3], 2.0, DROPOUT, DROPOUT, DROPOUT, 4, block=block, downsample_layer=merging
+    )
+    return model, (3, 14, 14)
+
+
 def maxvit():
     model = _torchvision().maxvit.MaxVit((8, 8), 4, 2, [8], [1], 4, DROPOUT, num_classes=4)
     return model, (3, 8, 8)
@@ -174,6 +183,7 @@ TRANSFORMERS = {
     "convnext": convnext,
     "vit": vit,
     "swin": swin,
+    "swin-v2": swin_v2,
     "maxvit": maxvit,
 }
 
