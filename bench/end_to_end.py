@@ -119,8 +119,8 @@ def _published_use(net: nn.Module) -> float:
 def table(results: dict, about: str) -> str:
     lines = ["# Ten tasks, start to end", "", f"`{about}`", "", *__doc__.split("\n\n")[2].splitlines(), ""]
     lines += [
-        "| | training seconds | of published | epochs | units used | accuracy when learned | at the end | most forgotten "
-        "| machine, commit |",
+        "| | training seconds | of published | epochs | units used | accuracy when learned | at the end "
+        "| most forgotten | machine, commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     reference = results.get("published", {}).get("seconds")

@@ -131,7 +131,9 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
     network.head_forward_transfer = header["head_forward_transfer"]
     network.input_shape = None if header["input_shape"] is None else tuple(header["input_shape"])
     if header["router_tasks"] is not None:
-        network.router = Router(*(torch.empty_like(tensors[f"router.{name}"]) for name in ("weight", "bias")))
+        names = ("weight", "bias", "hidden_weight", "hidden_bias")
+        saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
+        network.router = Router(**{name: torch.empty_like(tensor) for name, tensor in saved.items()})
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]

@@ -49,12 +49,12 @@ class Group:
 class Draft:
     """A group while it is being found; tied groups form a tree whose root holds the members.
 
-    ``rows``: of which layers' units these are, as they stand in the network, and from which on.
+    ``path``, ``start``: of which layer's units these are (the first one's, of tied layers), and from which on.
     """
 
     def __init__(self, width: int, path: str, start: int):
         self.width, self.grain = width, 1
-        self.rows = [(path, start)]
+        self.path, self.start = path, start
         self.parent: Draft | None = None
         self.producers: dict[str, StaircaseLayer] = {}
         self.norms: dict[str, SegmentedLayer] = {}
@@ -64,8 +64,11 @@ class Draft:
         return self if self.parent is None else self.parent.root()
 
     def cuts(self, places: Iterable[int]) -> set[tuple[str, int]]:
-        """(layer, unit) before which layers are to be cut, for this group to be cut before its units ``places``."""
-        return {(path, start + place) for place in places for path, start in self.rows}
+        """(layer, unit) before which to cut, for this group to be cut before its units ``places``.
+
+        Layers tied to it follow when they are tied again (see ``_cut_alike``).
+        """
+        return {(self.path, self.start + place) for place in places}
 
 
 class Cut(Exception):
@@ -440,7 +443,6 @@ class Builder:
         left.grain = lcm(left.grain, right.grain)
         left.producers.update(right.producers)
         left.norms.update(right.norms)
-        left.rows += right.rows
         self.drafts.remove(right)
 
     def _take(self, value: Units, places: Sequence[int]) -> tuple[Units, tuple[int, ...]]:

@@ -323,20 +323,31 @@ class EideticNetwork(nn.Module):
         return features
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> routing.Prediction:
+    def predict(self, x: Tensor, rule: str = "learned") -> routing.Prediction:
         """Route each sample to a task and answer with that task's head: one pass of the body, no task id needed.
 
-        Runs in evaluation mode and leaves the mode as it was. Raises RouterError when there is no router or it does
-        not know every finished task.
+        Runs in evaluation mode and leaves the mode as it was.
+
+        Args:
+            rule: how the task is chosen, one of ``eidetic_kernels.routing.RULES``: the "learned" router, that and the
+                heads' own certainty ("joint"), or without any router "entropy", "energy" or "max_logit" of the heads.
+
+        Raises RouterError when the rule needs a router and there is none, or it does not know every finished task.
         """
-        tasks = self.finished_tasks
+        return self.predictions(x, (rule,))[rule]
+
+    @torch.no_grad()
+    def predictions(self, x: Tensor, rules: Iterable[str]) -> dict[str, routing.Prediction]:
+        """As :meth:`predict`, by several rules at once: still one pass of the body."""
+        tasks, rules = self.finished_tasks, tuple(rules)
         if tasks == 0:
             raise RouterError("no task is finished, so there is nothing to route to.")
-        if tasks > 1 and (self.router is None or self.router.tasks != tasks):
+        needed = tasks > 1 and any(rule in routing.NEED_ROUTER for rule in rules)
+        if needed and (self.router is None or self.router.tasks != tasks):
             known = 0 if self.router is None else self.router.tasks
             raise RouterError(
                 f"the router knows {known} of {tasks} finished tasks: call net.train_router(loaders) with a loader for "
-                "each finished task."
+                "each finished task, or route without one (rule='entropy')."
             )
         with evaluating(self):
             features = self.compute_features(x, tasks - 1)
@@ -345,8 +356,8 @@ class EideticNetwork(nn.Module):
                 with self._scope.running(task, False):
                     spans = prefix(self.wiring.features, task, tasks - 1)
                     logits.append(self.heads[task](read(features, spans)))
-            scores = features.new_zeros(len(features), 1) if tasks == 1 else self.router(features)
-            return routing.route(scores, logits)
+            learned = self.router(features) if needed else features.new_zeros(len(features), tasks)
+            return {rule: routing.route(routing.task_scores(rule, logits, learned), logits) for rule in rules}
 
     # ---- pruning
 

@@ -124,6 +124,12 @@ def test_pruning_takes_whole_grains(importance):
         assert plan.groups[0].keep.view(-1, 3)[:, 0].tolist() == (best * 3).tolist()
 
 
+def test_a_grains_score_is_the_norm_of_its_units():
+    scores = torch.tensor([3.0, 0, 0, 2, 2, 0])
+    torch.testing.assert_close(ek.pruning.grain_scores(scores, 3, "l2"), torch.tensor([3.0, 8**0.5]) / 3**0.5)
+    torch.testing.assert_close(ek.pruning.grain_scores(scores, 3, "taylor"), torch.tensor([3.0, 4]) / 3)
+
+
 def test_tied_units_move_in_grains_that_fit_both_sides():
     plain = Plain(
         lambda s, x: s.fc(pooled(s.g(s.a(x)) + s.h(s.b(x)))), a=nn.Conv2d(3, 12, 1), b=nn.Conv2d(3, 12, 1),

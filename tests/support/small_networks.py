@@ -95,7 +95,7 @@ class Grouped(ek.EideticNetwork):
 
     example = (2, 4, 4)
 
-    def __init__(self, width=12, inner=8, norm=True, dropout=0.5):
+    def __init__(self, width=24, inner=16, norm=True, dropout=0.5):
         super().__init__()
         self.stem = ek.EideticConv2d(2, width, 3, padding=1, bias=not norm)
         self.conv1 = ek.EideticConv2d(width, inner, 1)
