@@ -263,10 +263,13 @@ def _attend_by_module(module: nn.Module, graph: fx.Graph, original: nn.Module) -
         options = _attention_options(node)
         q, k, v, mask, gqa = (options[name] for name in ("query", "key", "value", "attn_mask", "enable_gqa"))
         where = f"node {node.name!r} [{node.op} {node.target.__name__}]"
-        if mask is not None or gqa or len(dropouts) != len(calls) or not isinstance(dropouts[number], (int, float)):
+        fixed = not any(isinstance(options[name], fx.Node) for name in ("is_causal", "scale"))
+        known = len(dropouts) == len(calls) and isinstance(dropouts[number], (int, float))
+        if mask is not None or gqa or not fixed or not known:
             raise ConversionError(
                 f"{where}: attention with a mask (is_causal is understood), with fewer keys than queries (enable_gqa), "
-                "or whose dropout in training cannot be read off a trace has no rule."
+                "with a scale made of sizes, which pruning changes, or whose dropout in training cannot be read off a "
+                "trace has no rule."
             )
         path = f"scaled_dot_product_attention_{number}"
         module.add_module(path, EideticScaledDotProduct(dropouts[number]))

@@ -281,7 +281,7 @@ class Builder:
         """``value`` after it was combined with ``constant``, whose units lie in dimension ``dim`` (from the end)."""
         module, name = self.modules[constant.path], constant.path
         width = constant.shape[dim] if len(constant.shape) >= -dim else 1
-        if len(value.parts) > 1 or width != value.width:
+        if len(value.parts) > 1 or value.order is not None or width != value.width:
             raise ConversionError(
                 f"{where}: {name!r} of shape {list(constant.shape)} is combined with the {value.width} units of "
                 f"{value.name}: it must have a slice for each unit of one group, here in dimension {dim}. What all "

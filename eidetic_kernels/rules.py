@@ -114,6 +114,8 @@ def value_of(step: Step) -> Any:
     arguments = [step.values[node] for node in step.node.all_input_nodes]
     if any(isinstance(value, Heads) for value in arguments):
         value = _on_heads(step)
+    elif any(isinstance(value, Constant) for value in arguments) and _rule(step) not in CONSTANT_RULES:
+        step.refuse("a tensor of the network must be combined with units (added, multiplied, concatenated) as it is.")
     else:
         value = _OPERATIONS[step.node.op](step)
     shape = step.shape(step.node)
@@ -202,7 +204,8 @@ def passes_images(step: Step) -> Any:
     else:
         operation = getattr(step.node.target, "__name__", step.node.target)
         output_size = step.rest(("output_size", None))[0]
-    if not isinstance(value, Units) or not value.spatial or value.last:
+    image = isinstance(value, Units) and value.spatial and not value.last
+    if not image or len(step.shape(step.first_argument()) or "NCHW") != 4:
         step.refuse(f"{operation} over units without pixels after them would mix neighbouring units.")
     if "adaptive" not in operation.lower():
         return replace(value, pixels=None)
@@ -219,6 +222,9 @@ def ties(step: Step) -> Any:
     if len(operands) == 1:
         return operands[0][0]
     (a, argument_a), (b, argument_b) = operands
+    ranks = {len(step.shape(argument) or ()) for argument in (argument_a, argument_b)}
+    if isinstance(a, Units) and isinstance(b, Units) and a.spatial and not a.last and len(ranks) > 1:
+        step.refuse("an image and a sequence are combined, which have their units in other places when aligned.")
     if isinstance(a, Constant):
         a, b, argument_a = b, a, argument_b
     if not isinstance(b, Constant):
@@ -270,7 +276,8 @@ def reshapes(step: Step) -> Any:
             # Whatever number stood there, it is the count of units, which pruning changes.
             _resize(step, (*sizes[: kept[0]], _count(step, unit), *sizes[kept[0] + 1 :]))
             return _placed(step, value, kept[0], len(new))
-        if value.last and len(new) > 2 and new[-2] * new[-1] == old[-1] and prod(new[:-2]) == before:
+        heads_whole = old[-1] == prod(new[-2:]) and prod(new[:-2]) == before
+        if value.last and value.order is None and len(new) > 2 and heads_whole:
             with step.node.graph.inserting_before(step.node):
                 heads = step.node.graph.call_function(operator.floordiv, (_count(step, unit), new[-1]))
             _resize(step, (*sizes[:-2], heads, new[-1]))
@@ -382,7 +389,7 @@ def indexes(step: Step) -> Any:
         given = (*given[:place], *[slice(None)] * (rank - len(given) + 1), *given[place + 1 :])
     given = (*given, *[slice(None)] * (rank - len(given)))
     unit = _unit_dim(value, rank)
-    if given[unit] != slice(None) or not all(isinstance(each, (int, slice)) for each in given):
+    if given[unit] != slice(None) or not all(type(each) in (int, slice) for each in given):
         step.refuse("it picks some units, or picks by a tensor; only whole positions may be picked.")
     dropped = [dim for dim, each in enumerate(given) if isinstance(each, int)]
     return _placed(step, value, unit - sum(dim < unit for dim in dropped), rank - len(dropped))
@@ -425,9 +432,10 @@ def averages(step: Step) -> Any:
         if not dims or rank - 1 in dims:
             step.refuse(f"a mean over dimensions {sorted(dims) or 'all'} mixes units; only positions may be averaged.")
         return value if keep else _placed(step, value, rank - 1 - len(dims), rank - len(dims))
-    if not dims or dims & {0, 1, -3, -4}:
+    dims = {dim % len(step.shape(step.first_argument()) or "NCHW") for dim in dims}
+    if not dims or dims & {0, 1}:
         step.refuse(f"a mean over dimensions {sorted(dims) or 'all'} mixes units; only space may be averaged.")
-    if dims not in ({2, 3}, {-1, -2}) or not value.spatial:
+    if dims != {2, 3} or not value.spatial:
         step.refuse("a mean over one side of an image is not understood: average over both.")
     return replace(value, spatial=bool(keep), pixels=1)
 
@@ -455,7 +463,8 @@ def concatenates(step: Step) -> Any:
             return whole
         unit_dims = {-1, rank - 1}
     else:
-        unit_dims = {1, -3} if any(value.spatial for value in units) else {1, -1}
+        rank = len(step.shape(step.node) or ()) or (4 if any(value.spatial for value in units) else 2)
+        unit_dims = {1, 1 - rank}
     if dim not in unit_dims:
         step.refuse(f"a concatenation in dimension {dim} does not put units side by side: concatenate in dimension 1.")
     return step.builder.concatenate(values, step.where())
@@ -654,14 +663,23 @@ def _call_module(step: Step) -> Any:
     step.refuse(_remedy(module))
 
 
-def _call_function(step: Step) -> Any:
+def _rule(step: Step) -> Rule:
+    """The rule for a node that calls something."""
     target = step.node.target
+    if step.node.op == "call_module":
+        return module_rule(step.module) or unknown
+    if step.node.op == "call_method":
+        return METHODS.get(target, unknown)
     name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
-    return (FUNCTIONS.get(target) or FUNCTIONS.get(name) or unknown)(step)
+    return FUNCTIONS.get(target) or FUNCTIONS.get(name) or unknown
+
+
+def _call_function(step: Step) -> Any:
+    return _rule(step)(step)
 
 
 def _call_method(step: Step) -> Any:
-    rule = METHODS.get(step.node.target, unknown)
+    rule = _rule(step)
     if rule is ties and step.node.target.endswith("_") and not step.node.users:
         step.refuse("its result is not used: the operand it changes in place would not be known to be combined.")
     return rule(step)
@@ -675,6 +693,10 @@ _OPERATIONS: dict[str, Rule] = {
     "call_function": _call_function,
     "call_method": _call_method,
 }
+
+
+# What may be done to a tensor of the network before it is combined with units.
+CONSTANT_RULES = (ties, passes, expands, concatenates, measures)
 
 
 def _remedy(module: nn.Module) -> str:

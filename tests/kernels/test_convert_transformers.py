@@ -228,6 +228,30 @@ REFUSED = {
     "pooling over units": (lambda s, x: F.max_pool2d(x, 2), {"head": nn.Linear(4, 3)}, "mix neighbouring units"),
     "a tensor without units": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(6, 1))}, "What all units share"),
     "one number": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(1))}, "What all units share"),
+    "units averaged as pixels": (
+        lambda s, x: x.transpose(1, 2).mean((-1, -2)).unsqueeze(1).unsqueeze(1), {"head": nn.Linear(1, 3)},
+        "node 'mean'.*mixes units",
+    ),
+    "units pooled as pixels": (
+        lambda s, x: F.max_pool2d(x.transpose(1, 2), 2).transpose(1, 2), {"head": nn.Linear(4, 3)},
+        "node 'max_pool2d'.*mix neighbouring units",
+    ),
+    "samples side by side as units": (
+        lambda s, x: torch.cat([x.transpose(1, 2)] * 2, -3).transpose(1, 2), {}, "concatenation in dimension -3"
+    ),
+    "a sequence and an image": (
+        lambda s, x: (x.transpose(1, 2).reshape(2, 8, 1, 6) + x.transpose(1, 2)[:1]).mean(3).transpose(1, 2), {},
+        "node 'add'.*an image and a sequence",
+    ),
+    "a tensor reshaped": (
+        lambda s, x: x + s.p.view(8), {"p": nn.Parameter(torch.ones(2, 4))}, "node 'view'.*as it is"
+    ),
+    "a tensor averaged": (lambda s, x: x + s.p.mean(0), {"p": nn.Parameter(torch.ones(2, 8))}, "node 'mean'.*as it is"),
+    "a scale of sizes": (
+        lambda s, x: F.scaled_dot_product_attention(
+            *[x.view(2, 6, 4, 2).transpose(1, 2)] * 3, scale=1.0 / x.size(-1)
+        ).transpose(1, 2).flatten(2), {}, "a scale made of sizes",
+    ),
     "a tensor picks": (lambda s, x: x[:, s.p.long()], {"p": nn.Parameter(torch.ones(2))}, "."),
     "a tensor used twice": (
         lambda s, x: s.b(x + s.p) + s.p, {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)}, "called twice"
