@@ -228,6 +228,9 @@ REFUSED = {
     "pooling over units": (lambda s, x: F.max_pool2d(x, 2), {"head": nn.Linear(4, 3)}, "mix neighbouring units"),
     "a tensor without units": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(6, 1))}, "What all units share"),
     "one number": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(1))}, "What all units share"),
+    "units and tokens combined": (
+        lambda s, x: (lambda y: y + y.transpose(1, 2))(torch.cat([x, x[:, :2]], 1)), {}, "node 'add'.*the same form"
+    ),
     "units averaged as pixels": (
         lambda s, x: x.transpose(1, 2).mean((-1, -2)).unsqueeze(1).unsqueeze(1), {"head": nn.Linear(1, 3)},
         "node 'mean'.*mixes units",
