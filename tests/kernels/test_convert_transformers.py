@@ -1,6 +1,8 @@
 """ek.convert of transformers and ConvNeXt: exact, learned, pruned, saved; what positions may do, and every refusal."""
 
 import copy
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -292,8 +294,12 @@ def test_refused(case):
     module = Tokens(run, **layers)
     before = copy.deepcopy(module.state_dict())
     example = torch.randn(2, 6, 8 if isinstance(module.embed, nn.Identity) else 5)
-    with pytest.raises(ek.ConversionError, match=f"(?s){text}"):
+    with pytest.raises(ek.ConversionError) as raised:
         ek.convert(module, example)
+    message = str(raised.value)
+    for line in Path(__file__).read_text().splitlines():  # it quotes the case's own line, which may hold ``text``
+        message = message.replace(" ".join(line.split()) or "\0", "")
+    assert re.search(f"(?s){text}", message), message
     assert all(torch.equal(tensor, before[path]) for path, tensor in module.state_dict().items())
 
 
