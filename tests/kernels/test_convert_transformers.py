@@ -261,7 +261,7 @@ REFUSED = {
     "a tensor used twice": (
         lambda s, x: s.b(x + s.p) + s.p, {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)}, "called twice"
     ),
-    "a mask": (lambda s, x: s.a(x, x, x, attn_mask=torch.zeros(6, 6))[0], {"a": _mha()}, "a mask has no rule"),
+    "a mask": (lambda s, x: s.a(x, x, x, attn_mask=torch.zeros(6, 6))[0], {"a": _mha()}, "units have no owner"),
     "attention weights": (lambda s, x: s.a(x, x, x)[1] @ x, {"a": _mha()}, "not its weights"),
     "biases for keys": (lambda s, x: s.a(x, x, x)[0], {"a": _mha(add_bias_kv=True)}, "add_bias_kv"),
     "heads mixed": (
@@ -298,7 +298,8 @@ def test_refused(case):
         ek.convert(module, example)
     message = str(raised.value)
     for line in Path(__file__).read_text().splitlines():  # it quotes the case's own line, which may hold ``text``
-        message = message.replace(" ".join(line.split()) or "\0", "")
+        if "lambda" in line:
+            message = message.replace(" ".join(line.split()), "")
     assert re.search(f"(?s){text}", message), message
     assert all(torch.equal(tensor, before[path]) for path, tensor in module.state_dict().items())
 
