@@ -126,6 +126,9 @@ class ConvertedNetwork(EideticNetwork):
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
 
+    def traced(self) -> tuple[fx.Graph, nn.Module]:
+        return self.body.graph, self.body
+
     def as_architecture(self) -> None:
         """Give up task 0 where it is as ``convert`` began it, so that a saved network can be read into this one."""
         whole = all(group.segments.live == group.segments.width == group.built_width for group in self.groups)

@@ -222,12 +222,19 @@ class Builder:
         widths = [stop - start for start, stop in zip(starts, [*starts[1:], module.segments.width])]
         layers = {path: module}
         if len(widths) > 1:
+            if module.norm is not None:
+                raise ConversionError(
+                    f"{where}: the units of {path!r} are read apart, so its norm would be in several groups at once. "
+                    "Give it no norm, and put an EideticBatchNorm after it."
+                )
             self.split[path] = Shared(module, widths)
             layers = {f"{path}.{number}": layer for number, layer in enumerate(self.split[path])}
         drafts = tuple(Draft(width, path, start) for width, start in zip(widths, starts))
         for draft, (name, layer) in zip(drafts, layers.items()):
             draft.producers[name] = self.modules[name] = layer
             self.reads[name] = value
+        if module.norm is not None:
+            drafts[0].norms[f"{path}.norm"] = module.norm
         self.drafts += drafts
         if tokens:
             self.last |= {path, *layers}

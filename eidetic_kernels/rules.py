@@ -508,14 +508,19 @@ def produces(step: Step) -> Any:
     if shape is not None and not linear and len(shape) != 4:
         step.refuse(f"it reads a tensor of shape {list(shape)}; a convolution reads [N, K, H, W].")
     tokens = linear and shape is not None and len(shape) > 2 and step.first() is INPUT
-    return step.builder.produce(step.path, step.first(), step.where(), tokens)
+    return _with_residual(step, step.builder.produce(step.path, step.first(), step.where(), tokens))
 
 
 def follows(step: Step) -> Any:
-    """A layer of ours that treats each unit by itself, in dimension 1."""
+    """A layer of ours that treats each unit by itself, in dimension 1, and may add a residual."""
     if getattr(step.first(), "last", False):
         step.refuse("it normalises dimension 1, and the units lie in the last: transpose before it.")
-    return step.builder.follow(step.path, step.first(), step.where())
+    return _with_residual(step, step.builder.follow(step.path, step.first(), step.where()))
+
+
+def _with_residual(step: Step, value: Any) -> Any:
+    residual = step.of(step.rest(("residual", None))[0])
+    return value if residual is None else step.builder.tie(value, residual, step.where())
 
 
 def normalises(step: Step) -> Any:

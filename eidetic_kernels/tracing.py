@@ -17,6 +17,8 @@ from .layers import (
     EideticDropout,
     EideticGroupedConv2d,
     EideticStochasticDepth,
+    Parts,
+    Shared,
     StaircaseLayer,
 )
 
@@ -112,4 +114,4 @@ class _Tracer(fx.Tracer):
         self.record_stack_traces = True
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return rules.leaves(module) or super().is_leaf_module(module, path)
+        return isinstance(module, (Parts, Shared)) or rules.leaves(module) or super().is_leaf_module(module, path)

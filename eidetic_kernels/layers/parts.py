@@ -22,10 +22,13 @@ class Parts(nn.ModuleList):
         super().__init__(layer.part(each) for each in units)
         self.train(layer.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         sizes = [part.segments.present(part.scope.task) for part in self]
         # A part's bits must not depend on what lies beside it: each reads memory of its own.
-        return torch.cat([part(piece.contiguous()) for part, piece in zip(self, x.split(sizes, 1))], 1)
+        pieces = [(piece.contiguous(),) for piece in x.split(sizes, 1)]
+        if residual is not None:
+            pieces = [(*piece, other.contiguous()) for piece, other in zip(pieces, residual.split(sizes, 1))]
+        return torch.cat([part(*piece) for part, piece in zip(self, pieces)], 1)
 
 
 class Shared(nn.ModuleList):
@@ -49,4 +52,4 @@ class Shared(nn.ModuleList):
         bias = None if self[0].bias is None else torch.cat([part.bias for part in self])
         y = self[0].whole(x, torch.cat([part.weight for part in self]), bias)
         pieces = y.split([part.segments.live for part in self], dim)
-        return torch.cat([part(x, piece) for part, piece in zip(self, pieces)], dim)
+        return torch.cat([part(x, computed=piece) for part, piece in zip(self, pieces)], dim)

@@ -521,7 +521,7 @@ def test_arguments():
         ek.convert(mlp(), torch.randn(2, 6), head=3)
 
 
-# ---- torchvision, where it is installed; bench/sweep_torchvision.py takes all of its models
+# ---- torchvision, where it is installed; bench/sweep_models.py takes all of its models
 
 
 TORCHVISION = {"resnet18": 32, "squeezenet1_1": 48, "densenet121": 32, "mnasnet0_5": 64}
