@@ -31,6 +31,9 @@ IMPLEMENTATIONS = {
     "segmented_batch_norm": {"cpu": "cpu", "triton": "triton_kernels.batch_norm", "cuda": "cuda"},
 }
 
+# The normalisation after a product takes whatever the product takes.
+_ASKED = {"staircase_linear_norm": "staircase_linear"}
+
 # What runs unasked, by op and device, the first that takes the inputs. Nothing here was measured on a GPU yet: there
 # the normalisation, bound by memory, is left to its one-pass kernels, and products to the library.
 PREFERENCE = {
@@ -47,7 +50,7 @@ def implementation(op: str, *inputs) -> ModuleType | None:
     """
     device = inputs[0].device.type
     for module in _candidates(op, device, _forced()):
-        reason = getattr(module, f"{op}_supports")(*inputs)
+        reason = getattr(module, f"{_ASKED.get(op, op)}_supports")(*inputs)
         if reason is None:
             return module
         if _forced() is not None:
@@ -95,7 +98,13 @@ def choices(op: str, device: str) -> tuple[str, ...]:
     if forced is None:
         names = PREFERENCE.get((op, device), ())
         return tuple(name for name in names if why_missing(name) is None)
-    return (forced,) if forced in IMPLEMENTATIONS[op] else ()
+    return (forced,) if forced in IMPLEMENTATIONS.get(op, ()) else ()
+
+
+def choice(device: str) -> str:
+    """Everything asked to run ops for tensors on ``device``, in words: part of what bits depend on."""
+    names = {name for op in IMPLEMENTATIONS for name in choices(op, device)}
+    return " ".join([*(name for name in NAMES if name in names and name != "torch"), "torch"])
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import backends
 from .errors import ForgettingError
 from .modes import evaluating
 
@@ -176,6 +177,7 @@ def _environment(network: EideticNetwork) -> dict[str, str | int]:
         "dtype": str(like.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "backends": backends.choice(like.device.type),
     }
 
 

@@ -9,7 +9,7 @@ No torch here, and nothing of ours but the errors.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .errors import CapacityError, InputError
@@ -168,17 +168,17 @@ class Stair:
 class Staircase:
     """A layer's structure for one forward pass: its segments in order, the live one (if present) last.
 
-    ``columns`` is the width of the input that is present, ``trainable`` the spans of it that lead to something
-    trainable: the only columns for which a backward pass owes a gradient.
+    ``rows`` counts the units of all of them, ``columns`` is the width of the input that is present, ``trainable`` the
+    spans of it that lead to something trainable: the only columns for which a backward pass owes a gradient.
     """
 
     stairs: tuple[Stair, ...]
     columns: int
     trainable: tuple[Span, ...] = ()
+    rows: int = field(init=False, compare=False)
 
-    @property
-    def rows(self) -> int:
-        return sum(stair.rows for stair in self.stairs)
+    def __post_init__(self):
+        object.__setattr__(self, "rows", sum(stair.rows for stair in self.stairs))
 
     @property
     def frozen_rows(self) -> int:

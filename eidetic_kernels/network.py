@@ -271,6 +271,8 @@ class EideticNetwork(nn.Module):
 
     # ---- forward
 
+    # torch.compile compiles forward, and leaves to Python the checks, and which part of the network runs.
+    @torch.compiler.disable(recursive=False)
     def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
         """Logits [N, classes]: of the task in training, or in evaluation mode of any task.
 
@@ -284,12 +286,14 @@ class EideticNetwork(nn.Module):
         with self._scope.running(scope, features.requires_grad and x.requires_grad):
             return self.heads[task](features)
 
+    @torch.compiler.disable(recursive=False)
     def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
         """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
         self._check_input(x)
         wiring = self.wiring
         if task is not None and not 0 <= task < self.finished_tasks:
             raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
+        self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = super().__call__(x)
         columns = sum(source.columns(task) for source in wiring.features)
@@ -512,6 +516,13 @@ class EideticNetwork(nn.Module):
             raise InputError(
                 f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
             )
+
+    @torch.compiler.disable
+    def _derive(self, task: int | None) -> None:
+        """Let every layer derive what it needs for this pass; see :meth:`SegmentedLayer.derived`."""
+        for group in self.groups:
+            for layer in group.layers:
+                layer.derived(task)
 
     @contextmanager
     def _statistics_kept_on_error(self, x: Tensor) -> Iterator[None]:

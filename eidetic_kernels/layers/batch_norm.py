@@ -82,12 +82,12 @@ class EideticBatchNorm(SegmentedLayer):
 
     def arguments(self, shape: Sequence[int]) -> tuple:
         """What the op needs beside an input of this shape, from ``weight`` to ``activation``."""
-        task, segments = self.scope.task, self.segments
-        present = segments.present(task)
+        task = self.scope.task
+        present = self.derived(task)
         if len(shape) not in self.dims or shape[1] != present:
             ranks = " or ".join(f"{dim}-dimensional" for dim in self.dims)
             raise InputError(f"{self} expects {ranks} input with {present} channels, got {list(shape)}.")
-        live = segments.live if task is None else 0
+        live = self.segments.live if task is None else 0
         training = self.training and live > 0
         if training and math.prod(shape) == present:
             raise InputError(

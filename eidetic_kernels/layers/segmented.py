@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,15 @@ from torch import Tensor, nn
 from ..errors import CapacityError, InputError, TaskError
 from ..layout import Segments
 from .scope import Scope
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a layer derived from its units' numbers when they had this version."""
+
+    version: int
+    task: int | None
+    value: Any
 
 
 class SegmentedLayer(nn.Module):
@@ -32,6 +43,7 @@ class SegmentedLayer(nn.Module):
         self.scope = Scope()
         self.owned = False
         self.attached = False
+        self._known: Known | None = None
 
     def join(self, segments: Segments, scope: Scope) -> None:
         """Hand the layer's units to a network: from now on they are pruned, frozen and recycled there."""
@@ -39,11 +51,11 @@ class SegmentedLayer(nn.Module):
             raise TaskError(
                 f"{self} already has a life of its own ({self.segments}); only a fresh layer can join a network."
             )
-        self.segments, self.scope, self.owned = segments, scope, True
+        self.segments, self.scope, self.owned, self._known = segments, scope, True, None
 
     def attach(self, part: SegmentedLayer) -> None:
         """Let ``part``, a fresh layer of this one's own, live its life: the same units, pruned and frozen with them."""
-        part.segments, part.scope, part.attached = self.segments, self.scope, True
+        part.segments, part.scope, part.attached, part._known = self.segments, self.scope, True, None
 
     def together(self) -> list[SegmentedLayer]:
         """This layer and those attached to it."""
@@ -62,6 +74,25 @@ class SegmentedLayer(nn.Module):
     def allocate_frozen(self) -> None:
         raise NotImplementedError
 
+    def derive(self, task: int | None) -> Any:
+        """What forward needs of the units' numbers, in training (None) or in the recall of a finished task."""
+        return self.segments.present(task)
+
+    def version(self) -> int:
+        """A number that changes whenever the units do that :meth:`derive` looks at."""
+        return self.segments.version
+
+    def derived(self, task: int | None) -> Any:
+        """What :meth:`derive` says, kept until the units or the task change.
+
+        Asked for once before a forward pass, so that torch.compile sees the result and not the way to it, which it
+        would follow anew after every change.
+        """
+        known, version = self._known, self.version()
+        if known is None or known.version != version or known.task != task:
+            known = self._known = Known(version, task, self.derive(task))
+        return known.value
+
     def prune(self, keep: Sequence[int] | Tensor) -> None:
         """Keep only the live units with these indices (ascending, counted from the first live unit)."""
         self._require_alone("prune")
@@ -75,6 +106,7 @@ class SegmentedLayer(nn.Module):
         for layer in self.together():
             layer.cut_live(keep)
         self.segments.prune(len(keep))
+        self.derived(None)
 
     def freeze(self) -> None:
         """The live units become the segment of the task just learned: buffers, out of any optimizer's reach."""
@@ -84,6 +116,7 @@ class SegmentedLayer(nn.Module):
         self.segments.freeze()
         for layer in self.together():
             layer.renew_live()
+        self.derived(None)
 
     def recycle(self, live: int | None = None) -> None:
         """``live`` fresh units (all free ones by default) for the next task."""
@@ -95,6 +128,7 @@ class SegmentedLayer(nn.Module):
         self.segments.recycle(self.segments.free if live is None else live)
         for layer in self.together():
             layer.renew_live()
+        self.derived(None)
 
     def _require_alone(self, call: str) -> None:
         if self.owned:

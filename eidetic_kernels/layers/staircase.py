@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import InputError
 from ..layout import Fixed, Segments, Source, Staircase, staircase
+from ..ops.registration import encoded
 from ..ops.staircase import frozen_blocks
 from ..parameters import cut, empty_like, replace
 from .batch_norm import EideticBatchNorm
@@ -53,7 +54,7 @@ class StaircaseLayer(SegmentedLayer):
 
     @sources.setter
     def sources(self, sources: tuple[Source, ...]) -> None:
-        self._sources, self._known = sources, {}
+        self._sources, self._known = sources, None
 
     @property
     def forward_transfer(self) -> tuple[bool, ...]:
@@ -62,7 +63,7 @@ class StaircaseLayer(SegmentedLayer):
 
     @forward_transfer.setter
     def forward_transfer(self, choices: tuple[bool, ...]) -> None:
-        self._forward_transfer, self._known = choices, {}
+        self._forward_transfer, self._known = choices, None
 
     def wire(self, segments: Segments, sources: tuple[Source, ...], scope: Scope) -> None:
         """Join a network: fill ``segments``, read ``sources``. The network joins the norm by itself."""
@@ -74,12 +75,19 @@ class StaircaseLayer(SegmentedLayer):
 
     def staircase(self, task: int | None = None) -> Staircase:
         """The layer's structure in training (None) or in the recall of a finished task."""
-        versions = (self.segments.version, *[source.group.version for source in self._sources])
-        known = self._known.get(task)
-        if known is None or known[0] != versions:
-            known = versions, staircase(self.segments, self.sources, self.forward_transfer, task)
-            self._known[task] = known
-        return known[1]
+        return self.derived(task)
+
+    def derive(self, task: int | None) -> Staircase:
+        stairs = staircase(self.segments, self.sources, self.forward_transfer, task)
+        encoded(stairs)
+        return stairs
+
+    def version(self) -> int:
+        # Each change of any group raises the sum. One number, since torch.compile can follow a number that changes.
+        version = self.segments.version
+        for source in self._sources:
+            version += source.group.version
+        return version
 
     def mask(self, task: int | None = None) -> Tensor:
         """The paper's mask [rows, columns], bool: a view for people and tests."""

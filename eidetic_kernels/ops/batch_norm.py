@@ -76,9 +76,7 @@ def segmented_batch_norm_oracle(
 # ---- the torch backend
 
 
-def normalise_live(
-    x, weight, bias, running_mean, running_var, training, momentum, eps
-) -> tuple[Tensor, Tensor, Tensor]:
+def _normalise_live(x, weight, bias, running_mean, running_var, training, momentum, eps):
     """Live channels before residual and activation, with the mean and 1 / deviation that they were normalised by."""
     x = _own(x, x)
     y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
@@ -120,7 +118,7 @@ def _torch_forward(
     frozen = len(frozen_scale)
     if x.shape[1] > frozen:
         x_live = x[:, frozen:] if frozen else x
-        live, mean, rstd = normalise_live(x_live, weight, bias, running_mean, running_var, training, momentum, eps)
+        live, mean, rstd = _normalise_live(x_live, weight, bias, running_mean, running_var, training, momentum, eps)
     else:
         live, (mean, rstd) = None, no_statistics(x)
     if frozen or live is None:
@@ -210,10 +208,11 @@ def _live_gradients(dz, x, weight, bias, mean, rstd, training, need_dx):
 # ---- the op
 
 
-def _forward(
+def forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation, exact,
-):  # fmt: skip
+    training, momentum, eps, activation, exact=False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, and the mean and 1 / deviation that live channels were normalised by."""
     twin = backends.implementation("segmented_batch_norm", x, residual, weight, bias, running_mean, frozen_scale)
     run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
     return run(
@@ -257,7 +256,7 @@ OP = Op(
     "segmented_batch_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
     "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
     "str activation, bool exact) -> (Tensor y, Tensor mean, Tensor rstd)",
-    _forward,
+    forward,
     _fake,
 )
 BACKWARD_OP = Op(

@@ -5,8 +5,8 @@
 
 Contract: arguments and gradients as :mod:`.linear` and :mod:`.batch_norm` have them, one after the other; a faster twin
 does the frozen affine and activation, and the live statistics, in the product's own pass. On the torch backend the bits
-are those of the two ops in sequence. The live product before normalisation is kept for the backward pass, the frozen
-one is not.
+are those of the two ops in sequence; elsewhere the live part is whichever backend's that runs BatchNorm. The live
+product before normalisation is kept for the backward pass, the frozen one is not.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .. import backends
 from ..layout import Staircase
 from . import batch_norm
 from .activations import FROM_OUTPUT, activate_, activation_gradient
-from .batch_norm import affine, no_statistics, normalise_live, segmented_batch_norm_oracle, statistics_dtype
+from .batch_norm import affine, no_statistics, segmented_batch_norm_oracle, statistics_dtype
 from .linear import Linear, staircase_linear_oracle
 from .registration import Op, decoded, encoded
 from .staircase import fake_gradients, frozen_products, gradients, read
@@ -73,23 +73,23 @@ def _torch_forward(
     frozen, live = len(frozen_scale), staircase.rows - len(frozen_scale)
     if live:
         pre = Linear.forward(read(x, staircase.live.spans), weight, bias)
-        normal, mean, rstd = normalise_live(
-            pre, norm_weight, norm_bias, running_mean, running_var, training, momentum, eps
-        )
+        normal, mean, rstd = batch_norm.forward(
+            pre, None, norm_weight, norm_bias, running_mean, running_var, frozen_scale[:0], frozen_shift[:0],
+            training, momentum, eps, activation,
+        )  # fmt: skip
+        if not frozen:
+            return normal, pre, mean, rstd
     else:
         pre, (mean, rstd) = x.new_empty(len(x), 0), no_statistics(x)
-    if frozen or not live:
-        y = x.new_empty(len(x), staircase.rows)
-        row = 0
-        for part in frozen_products(x, weight, frozen_weight, frozen_bias, staircase, Linear):
-            rows = slice(row, row + part.shape[1])
-            affine(part, frozen_scale[rows], frozen_shift[rows], y[:, rows])
-            row = rows.stop
-        if live:
-            y[:, frozen:] = normal
-    else:
-        y = normal
-    activate_(y, frozen, activation)
+    y = x.new_empty(len(x), staircase.rows)
+    row = 0
+    for part in frozen_products(x, weight, frozen_weight, frozen_bias, staircase, Linear):
+        rows = slice(row, row + part.shape[1])
+        affine(part, frozen_scale[rows], frozen_shift[rows], y[:, rows])
+        row = rows.stop
+    activate_(y[:, :frozen], frozen, activation)
+    if live:
+        y[:, frozen:] = normal
     return y, pre, mean, rstd
 
 
