@@ -194,6 +194,12 @@ def test_a_wheel_runs_where_there_is_only_torch(kind, environments):
         assert said["why_missing"]["_cuda"] is None
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wheel_checks_itself(kind, environments):
+    done = of(kind, environments).run("-I", "-W", "error", "-m", "eidetic_kernels")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_damaged_module_is_warned_of_once_and_torch_runs(environments):
     environment = environments["cpu"]
     module = environment.site / f"eidetic_kernels/_cpu{SUFFIX}"
