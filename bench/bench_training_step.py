@@ -1,56 +1,61 @@
-"""A training step of the paper's MLP beside the same step of the dense network it replaces.
+"""A training step of every network in every state, forward, backward and whole, beside the dense network's.
 
-    make bench
+    make bench                                       all of it
+    make bench ARGS="-k mlp --benchmark-json=FILE"   one network, kept for bench/compare.py
 
-States are (frozen, live) percentages of each layer's width, the frozen units spread over five finished tasks. Both
-networks use Adam on its fused kernel. `dense` has no state: compare each row with it.
+``dense`` has no state: compare each row with it. Ratios that noise cannot bend come from bench/training_step.py, which
+lets the alternatives take turns.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from networks import STATES, SUBJECTS, dense, eidetic, state_bytes
+from peers import step_of
 
 from eidetic_kernels import default_optimizer
-from eidetic_training import models
 
-BATCH, INPUTS, WIDTH, CLASSES, SEGMENTS = 256, 784, 2000, 10, 5
-STATES = [(0, 100), (50, 50), (50, 10), (90, 10)]
-
-
-def dense() -> nn.Module:
-    layers = []
-    for columns in (INPUTS, WIDTH):
-        layers += [nn.Linear(columns, WIDTH, bias=False), nn.BatchNorm1d(WIDTH), nn.ReLU()]
-    return nn.Sequential(nn.Flatten(), *layers, nn.Linear(WIDTH, CLASSES))
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+ROUNDS = {"mlp": 15, "convnet": 7, "resnet18": 5, "resnet50": 3}
 
 
-def eidetic(frozen: int, live: int) -> nn.Module:
-    net = models.MLP(INPUTS, WIDTH)
-    task = 0
-    if frozen:
-        net.input_shape = (INPUTS,)
-        for task in range(SEGMENTS):
-            net.prepare_for_task(task, CLASSES, max_units=frozen / 100 / SEGMENTS)
-            net.finish_task()
-        task += 1
-    net.prepare_for_task(task, CLASSES, max_units=live / 100)
-    return net.train()
-
-
-def step(net: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, y: torch.Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    nn.functional.cross_entropy(net(x), y).backward()
-    optimizer.step()
-
-
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("part", ["forward", "backward", "step"])
 @pytest.mark.parametrize("state", ["dense", *STATES], ids=lambda s: s if isinstance(s, str) else f"{s[0]}-{s[1]}")
-def test_mlp_training_step(benchmark, state):
-    torch.manual_seed(0)
-    net = dense() if state == "dense" else eidetic(*state)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_training_step(benchmark, name, state, part, device):
+    subject = SUBJECTS[name]
+    net = (dense(subject) if state == "dense" else eidetic(subject, *state)).to(device)
     optimizer = default_optimizer(net.parameters())
-    x, y = torch.randn(BATCH, INPUTS), torch.randint(0, CLASSES, (BATCH,))
-    before = [p.detach().clone() for p in net.parameters()]
-    benchmark.pedantic(step, (net, optimizer, x, y), warmup_rounds=3, rounds=20)
-    assert all(not torch.equal(a, b) for a, b in zip(before, net.parameters())), "the step trains nothing"
+    x, y = subject.data(device)
+    step = step_of(net, x, y, optimizer)
+    before = [p.detach().clone() for p in net.parameters() if p.numel()]
+    step()
+    after = [p for p in net.parameters() if p.numel()]
+    assert all(not torch.equal(a, b) for a, b in zip(before, after)), "the step trains nothing"
+    runs = {"forward": lambda: net(x), "backward": _backward(net, x, y), "step": step}
+    benchmark.extra_info |= {"network": name, "state": str(state), **state_bytes(net, optimizer)}
+    benchmark.pedantic(_waiting(runs[part], device), warmup_rounds=1, rounds=ROUNDS[name])
+
+
+def _backward(net, x, y):
+    loss = F.cross_entropy(net(x), y)
+
+    def run():
+        net.zero_grad(set_to_none=True)
+        loss.backward(retain_graph=True)
+
+    return run
+
+
+def _waiting(run, device):
+    if device == "cpu":
+        return run
+
+    def waiting():
+        run()
+        torch.cuda.synchronize()
+
+    return waiting

@@ -16,12 +16,14 @@ from .errors import (
     StaleOptimizerError,
     TaskError,
 )
+from .from_eideticnet import from_eideticnet
 from .layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
     EideticConv2d,
     EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticLinear,
     EideticStochasticDepth,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
+    "EideticGroupedConv2d",
     "EideticLinear",
     "EideticNetwork",
     "EideticStochasticDepth",
@@ -62,6 +65,7 @@ __all__ = [
     "__version__",
     "convert",
     "default_optimizer",
+    "from_eideticnet",
     "register_rule",
     "rules",
 ]

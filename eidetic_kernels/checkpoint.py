@@ -85,6 +85,7 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
                 "width": group.segments.width,
                 "frozen": group.segments.frozen,
                 "live": group.segments.live,
+                "multiple": group.segments.multiple,
             }
             for group in network.groups
         ],
@@ -105,6 +106,7 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
     for group, saved in zip(network.groups, header["groups"], strict=True):
         group.segments.widen(saved["width"])
         group.segments.assign(tuple(saved["frozen"]), saved["live"])
+        group.segments.align(saved.get("multiple", 1))
     for group in network.groups:
         for path, layer in group.producers.items():
             layer.forward_transfer = tuple(transfer[path])
@@ -128,7 +130,9 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
     network.head_forward_transfer = header["head_forward_transfer"]
     network.input_shape = None if header["input_shape"] is None else tuple(header["input_shape"])
     if header["router_tasks"] is not None:
-        network.router = Router(*(torch.empty_like(tensors[f"router.{name}"]) for name in ("weight", "bias")))
+        names = ("weight", "bias", "hidden_weight", "hidden_bias")
+        saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
+        network.router = Router(**{name: torch.empty_like(tensor) for name, tensor in saved.items()})
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]

@@ -18,7 +18,8 @@ def choices(forward_transfer: bool | Mapping[str, bool], names: list[str]) -> di
 
 
 def cap_units(group: Group, free: int, max_units: int | float | Mapping[str, int | float] | None) -> int:
-    """How many new units a group gets, of ``free`` ones."""
+    """How many new units a group gets, of ``free`` ones: whole grains, and the multiple it is aligned to."""
+    segments = group.segments
     limit = max_units.get(group.name) if isinstance(max_units, Mapping) else max_units
     if limit is None:
         return free
@@ -27,13 +28,13 @@ def cap_units(group: Group, free: int, max_units: int | float | Mapping[str, int
     if isinstance(limit, float):
         if limit > 1:
             raise InputError(f"max_units as a float is a share of the width in [0, 1], got {limit}; a count is an int.")
-        return min(free, round(limit * group.segments.width))
+        return segments.fitting(round(limit * segments.width), free, nearest=True)
     if limit > free and isinstance(max_units, Mapping):
         raise CapacityError(
-            f"{group.name}: {limit} new units were asked for, but only {free} of {group.segments.width} are free. "
+            f"{group.name}: {limit} new units were asked for, but only {free} of {segments.width} are free. "
             "Ask for fewer, or widen the network (net.widen)."
         )
-    return min(free, limit)
+    return segments.fitting(limit, free)
 
 
 def check_classes(num_classes: int) -> None:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from . import rules, tracing
+from . import rearranging, rules, tracing
 from .errors import ConversionError, InputError
 from .layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
     EideticConv2d,
     EideticDepthwiseConv2d,
+    EideticGroupedConv2d,
     EideticLinear,
     SegmentedLayer,
 )
@@ -31,10 +32,10 @@ TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-3}
 def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> EideticNetwork:
     """An EideticNetwork that computes what ``module`` computes, its weights being task 0's live units.
 
-    ``module`` is traced with torch.fx in evaluation mode and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout and
-    StochasticDepth are replaced by layers that know segments. Weights, running statistics, dtype, device, memory
-    format, ``requires_grad`` and training mode are kept; ``module`` is not modified. In evaluation mode the outputs
-    are the original's, bit for bit on a CPU, until something is pruned or frozen.
+    ``module`` is traced with torch.fx in evaluation mode and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout,
+    StochasticDepth, and what cuts or shuffles channels are replaced by layers that know segments. Weights, running
+    statistics, dtype, device, memory format, ``requires_grad`` and training mode are kept; ``module`` is not modified.
+    In evaluation mode the outputs are the original's, bit for bit on a CPU, until something is pruned or frozen.
 
     Args:
         module: takes one tensor [N, ...] and returns one tensor, the logits [N, classes]. Outputs of its training
@@ -74,6 +75,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     expected = end.meta["value"]
     graph.erase_node(_output(graph))
     graph.output(node)
+    rearranging.rearrange(plain, graph)
     graph.eliminate_dead_code(_changes_in_place)
     _unshare_dropouts(plain, graph)
     for node in graph.nodes:
@@ -109,6 +111,9 @@ class ConvertedNetwork(EideticNetwork):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
+
+    def traced(self) -> tuple[fx.Graph, nn.Module]:
+        return self.body.graph, self.body
 
     def as_architecture(self) -> None:
         """Give up task 0 where it is as ``convert`` began it, so that a saved network can be read into this one."""
@@ -158,6 +163,10 @@ class _Shapes(fx.Interpreter):
             node.meta["shape"] = tuple(result.shape)
             if result.dim() <= 2:  # logits, if anything; kept before something changes them in place
                 node.meta["value"] = result.clone()
+        elif isinstance(result, (tuple, list)) and all(isinstance(each, Tensor) for each in result):
+            node.meta["shapes"] = tuple(tuple(each.shape) for each in result)
+        elif isinstance(result, int):
+            node.meta["number"] = result
         return result
 
 
@@ -253,20 +262,19 @@ def _linear(old: nn.Linear, where: str) -> EideticLinear:
 
 
 def _conv2d(old: nn.Conv2d, where: str) -> SegmentedLayer:
-    if old.groups == old.in_channels == old.out_channels and old.groups > 1:
-        return EideticDepthwiseConv2d(
-            old.in_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.bias is not None,
-            old.padding_mode, **_factory(old),
-        )  # fmt: skip
-    if old.groups != 1:
+    window = (old.kernel_size, old.stride, old.padding, old.dilation)
+    rest = (old.bias is not None, old.padding_mode)
+    if old.groups == 1:
+        return EideticConv2d(old.in_channels, old.out_channels, *window, 1, *rest, **_factory(old))
+    if old.in_channels != old.out_channels:
         raise ConversionError(
-            f"{where}: a convolution with groups={old.groups} over {old.in_channels} channels has no rule yet; "
-            "groups=1 and depthwise convolutions (as many groups as channels) have."
+            f"{where}: a convolution of {old.in_channels} into {old.out_channels} channels with groups={old.groups} "
+            "has no rule: each group of channels must make as many as it reads, so that they are the same units. Let "
+            "it make as many, and put a 1x1 convolution behind it."
         )
-    return EideticConv2d(
-        old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, 1,
-        old.bias is not None, old.padding_mode, **_factory(old),
-    )  # fmt: skip
+    if old.groups == old.in_channels:
+        return EideticDepthwiseConv2d(old.in_channels, *window, *rest, **_factory(old))
+    return EideticGroupedConv2d(old.in_channels, old.groups, *window, *rest, **_factory(old))
 
 
 def _batch_norm(twin: type) -> Any:

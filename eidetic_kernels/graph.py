@@ -3,19 +3,23 @@
 Every value in the network is either the network's input, or units of one group or of several side by side, possibly
 flattened so that each unit covers a block of columns. A layer that produces units starts a group; an addition or
 product ties the groups of its operands into one, so ordinary residual connections need no extra convolution (paper,
-section 3.1); a concatenation puts groups side by side. What each operation does is in :mod:`.rules`.
+section 3.1); a concatenation puts groups side by side. Where a layer's units are read apart (``chunk``), each share of
+them is a group of its own, and a shuffle leaves groups side by side and remembers the order. What each operation does
+is in :mod:`.rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from math import lcm
 from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import ConversionError
-from .layers import EideticConv2d, Parts, SegmentedLayer, StaircaseLayer
+from .layers import EideticConv2d, Parts, SegmentedLayer, Shared, StaircaseLayer
 from .layout import Fixed, Segments, Source
 
 
@@ -43,10 +47,14 @@ class Group:
 
 
 class Draft:
-    """A group while it is being found; tied groups form a tree whose root holds the members."""
+    """A group while it is being found; tied groups form a tree whose root holds the members.
 
-    def __init__(self, width: int):
-        self.width = width
+    ``path``, ``start``: of which layer's units these are (the first one's, of tied layers), and from which on.
+    """
+
+    def __init__(self, width: int, path: str, start: int):
+        self.width, self.grain = width, 1
+        self.path, self.start = path, start
         self.parent: Draft | None = None
         self.producers: dict[str, StaircaseLayer] = {}
         self.norms: dict[str, SegmentedLayer] = {}
@@ -55,19 +63,36 @@ class Draft:
     def root(self) -> Draft:
         return self if self.parent is None else self.parent.root()
 
+    def cuts(self, places: Iterable[int]) -> set[tuple[str, int]]:
+        """(layer, unit) before which to cut, for this group to be cut before its units ``places``.
+
+        Layers tied to it follow when they are tied again (see ``_cut_alike``).
+        """
+        return {(self.path, self.start + place) for place in places}
+
+
+class Cut(Exception):
+    """Some layers' units must be several groups: the network is wired again, with these layers cut there."""
+
+    def __init__(self, places: set[tuple[str, int]]):
+        super().__init__(places)
+        self.places = places
+
 
 @dataclass(frozen=True)
 class Units:
     """A value that holds units in dimension 1: of one group, or of several concatenated there in order.
 
     ``spatial``: it has dimensions after that one, ``pixels`` positions of them where that is known. ``flat``: they
-    were folded into dimension 1, each unit being a block of ``pixels`` columns.
+    were folded into dimension 1, each unit being a block of ``pixels`` columns. ``order``: where they were shuffled,
+    the place in ``drafts``, side by side, of the unit that the original has at each position.
     """
 
     drafts: tuple[Draft, ...]
     spatial: bool = False
     flat: bool = False
     pixels: int | None = 1
+    order: tuple[int, ...] | None = None
 
     @property
     def parts(self) -> tuple[Draft, ...]:
@@ -76,6 +101,16 @@ class Units:
     @property
     def width(self) -> int:
         return sum(part.width for part in self.parts)
+
+    @property
+    def places(self) -> Sequence[int]:
+        """``order``, also where nothing was shuffled."""
+        return range(self.width) if self.order is None else self.order
+
+    def ordered(self, places: Iterable[int]) -> Units:
+        """The same units in another order."""
+        order = tuple(places)
+        return replace(self, order=None if order == tuple(range(len(order))) else order)
 
     @property
     def name(self) -> str:
@@ -98,26 +133,46 @@ INPUT = Input()
 class Wiring:
     """What was found: the groups in order of execution, each layer's sources, and where the features are.
 
-    ``split``: layers over several groups, by path, each to be replaced by its parts, one a group.
+    ``split``: layers over several groups, by path, each to be replaced by its parts, one a group. ``orders``: of layers
+    that read shuffled units, where each column lies. ``pieces``: what a split reads, and which of it makes each piece.
     """
 
     groups: tuple[Group, ...]
     sources: dict[str, tuple[Source, ...]]
     dropouts: dict[str, tuple[Source, ...]]
     features: tuple[Source, ...]
-    split: dict[str, Parts]
+    split: dict[str, Parts | Shared]
+    orders: dict[str, tuple[int, ...]]
+    pieces: dict[str, tuple[tuple[Source, ...], tuple[tuple[int, ...], ...]]]
+    shuffles: tuple[str, ...]
+
+
+def wired(network: nn.Module, read: Callable[[Builder], Wiring]) -> Wiring:
+    """What ``read`` finds with a builder, layers' units being cut into as many groups as it turns out they must."""
+    cuts: dict[str, set[int]] = {}
+    while True:
+        try:
+            return read(Builder(network, cuts))
+        except Cut as cut:
+            for path, place in cut.places:
+                cuts.setdefault(path, set()).add(place)
 
 
 class Builder:
-    """Finds the groups of ``network`` as its layers are named in order of execution."""
+    """Finds the groups of ``network`` as its layers are named in order of execution.
 
-    def __init__(self, network: nn.Module):
-        self.network = network
+    ``cuts``: before which of its units each layer is cut into several groups.
+    """
+
+    def __init__(self, network: nn.Module, cuts: dict[str, set[int]]):
+        self.network, self.cuts = network, cuts
         self.modules = dict(network.named_modules())
         self.drafts: list[Draft] = []
         self.reads: dict[str, Any] = {}
         self.dropped: dict[str, Any] = {}
-        self.split: dict[str, Parts] = {}
+        self.split: dict[str, Parts | Shared] = {}
+        self.divided: dict[str, tuple[Units, tuple[tuple[int, ...], ...]]] = {}
+        self.shuffled: list[str] = []
 
     def produce(self, path: str, value: Any, where: str) -> Units:
         """The units that linear layer or convolution ``path`` makes of ``value``."""
@@ -130,12 +185,19 @@ class Builder:
             )
         if not module.segments.width:
             raise ConversionError(f"{where}: {path!r} has no units at all; give it a width of 1 or more.")
-        self.reads[path] = value
         self.source(value, module.weight.shape[1], where)
-        draft = Draft(module.segments.width)
-        draft.producers[path] = module
-        self.drafts.append(draft)
-        return Units((draft,), spatial=True, pixels=None) if image else Units((draft,))
+        starts = [0, *sorted(self.cuts.get(path, ()))]
+        widths = [stop - start for start, stop in zip(starts, [*starts[1:], module.segments.width])]
+        layers = {path: module}
+        if len(widths) > 1:
+            self.split[path] = Shared(module, widths)
+            layers = {f"{path}.{number}": layer for number, layer in enumerate(self.split[path])}
+        drafts = tuple(Draft(width, path, start) for width, start in zip(widths, starts))
+        for draft, (name, layer) in zip(drafts, layers.items()):
+            draft.producers[name] = self.modules[name] = layer
+            self.reads[name] = value
+        self.drafts += drafts
+        return Units(drafts, spatial=True, pixels=None) if image else Units(drafts)
 
     def follow(self, path: str, value: Any, where: str) -> Any:
         """``value`` after layer ``path``, which treats each unit by itself (a normalisation)."""
@@ -151,11 +213,25 @@ class Builder:
                 f"{value.width} units of {value.name}. Where an image was flattened, put the "
                 "normalisation before the flattening."
             )
-        parts = value.parts
-        if len(parts) == 1:
+        parts, grain = value.parts, module.segments.grain
+        for part in parts:
+            if part.width % grain:
+                raise ConversionError(
+                    f"{where}: {path!r} convolves groups of {grain} channels, and the {part.width} units that "
+                    f"{next(iter(part.producers))!r} makes are no whole number of them: such a group would hold units "
+                    "of several layers."
+                )
+            part.grain = lcm(part.grain, grain)  # of widths that both divide, so it divides them too
+        if len(parts) == 1 and value.order is None:
             parts[0].norms[path] = module
         else:
-            self.split[path] = Parts(module, [part.width for part in parts])
+            units = _inverse(value.places).split([part.width for part in parts])
+            if not all(module.segments.keeps_whole(each.tolist()) for each in units):
+                raise ConversionError(
+                    f"{where}: {path!r} convolves groups of {grain} channels, which were shuffled: its groups would "
+                    "hold units of several groups. Put a 1x1 convolution between."
+                )
+            self.split[path] = Parts(module, units)
             for number, part in enumerate(parts):
                 part.norms[f"{path}.{number}"] = self.split[path][number]
         return value
@@ -190,16 +266,17 @@ class Builder:
                 f"{where}: {a.width} units are combined with {b.width}; both sides must be as wide and of "
                 "the same form (image, flattened image or flat)."
             )
-        if [part.width for part in a.parts] != [part.width for part in b.parts]:
+        if a.order != b.order:
             raise ConversionError(
-                f"{where}: the units of {a.name} are combined with those of {b.name}, which were concatenated of other "
-                "sizes: unit by unit they would belong to several groups at once."
+                f"{where}: the units of {a.name} are combined with those of {b.name}, which were shuffled in another "
+                "way. Put a layer (a 1x1 convolution, say) on one side."
             )
+        _cut_alike(a, b)
         for left, right in zip(a.drafts, b.drafts):
             self._unite(left.root(), right.root())
         # A gate has one pixel, and is spread over the other operand's.
         pixels = a.pixels if b.pixels in (1, a.pixels) else b.pixels if a.pixels == 1 else None
-        return Units(a.parts, a.spatial, a.flat, pixels)
+        return Units(a.parts, a.spatial, a.flat, pixels, a.order)
 
     def concatenate(self, values: Sequence[Any], where: str) -> Any:
         """The value of a concatenation in dimension 1: the groups side by side."""
@@ -219,7 +296,31 @@ class Builder:
                 "have one form: all must be images, all flat, or all flattened from images of one known size."
             )
         parts = tuple(part for value in values for part in value.drafts)
-        return Units(parts, spatial, flat, pixels.pop() if len(pixels) == 1 else None)
+        places, offset = [], 0
+        for value in values:
+            places += [offset + place for place in value.places]
+            offset += value.width
+        return Units(parts, spatial, flat, pixels.pop() if len(pixels) == 1 else None).ordered(places)
+
+    def divide(self, path: str, value: Any, sizes: Sequence[int], where: str) -> list[Any]:
+        """The pieces of ``value`` that split ``path`` makes, of ``sizes`` units: each of whole groups."""
+        if value is INPUT:
+            return [INPUT] * len(sizes)
+        if sum(sizes) != value.width or value.flat or not all(sizes):
+            raise ConversionError(
+                f"{where}: {value.width} units of {value.name} cannot be cut into {', '.join(map(str, sizes))}"
+                + (" after flattening: cut before it." if value.flat else ": every unit must go somewhere.")
+            )
+        stops = [sum(sizes[: number + 1]) for number in range(len(sizes))]
+        taken = [self._take(value, value.places[stop - size : stop]) for size, stop in zip(sizes, stops)]
+        self.divided[path] = value, tuple(numbers for _, numbers in taken)
+        return [piece for piece, _ in taken]
+
+    def shuffle(self, path: str, value: Units, groups: int) -> Units:
+        """``value`` after a channel shuffle: its positions are filled from ``groups`` equal runs of them in turn."""
+        self.shuffled.append(path)
+        run = value.width // groups
+        return value.ordered(value.places[group * run + i] for i in range(run) for group in range(groups))
 
     def source(self, value: Any, columns: int, where: str) -> tuple[Source, ...] | None:
         """How a layer with ``columns`` input columns reads ``value``; None while groups are being found."""
@@ -240,13 +341,20 @@ class Builder:
                 "holds units. It returned " + ("the input." if output is INPUT else "something else.")
             )
         for draft in self.drafts:
-            draft.final = Group(Segments(draft.width), draft.width, draft.producers, draft.norms)
-        sources = {
-            path: self.source(value, self.modules[path].weight.shape[1], path) for path, value in self.reads.items()
+            draft.final = Group(Segments(draft.width, grain=draft.grain), draft.width, draft.producers, draft.norms)
+        columns = {path: self.modules[path].weight.shape[1] for path in self.reads}
+        sources = {path: self.source(value, columns[path], path) for path, value in self.reads.items()}
+        orders = {
+            path: tuple(place * block + i for place in value.order for i in range(block))
+            for path, value in self.reads.items()
+            if isinstance(value, Units) and value.order is not None
+            for block in (columns[path] // value.width,)
         }
+        pieces = {path: (self._sources(value, 1), numbers) for path, (value, numbers) in self.divided.items()}
         dropouts = {path: self._dropout_sources(value) for path, value in self.dropped.items()}
         groups = tuple(draft.final for draft in self.drafts)
-        return Wiring(groups, sources, dropouts, self._features(output), self.split)
+        features = self._features(output)
+        return Wiring(groups, sources, dropouts, features, self.split, orders, pieces, tuple(self.shuffled))
 
     def _check(self, path: str, value: Any, where: str) -> nn.Module:
         module = self.modules.get(path)
@@ -271,15 +379,37 @@ class Builder:
             return
         left, right = sorted((left, right), key=self.drafts.index)
         right.parent = left
+        left.grain = lcm(left.grain, right.grain)
         left.producers.update(right.producers)
         left.norms.update(right.norms)
         self.drafts.remove(right)
+
+    def _take(self, value: Units, places: Sequence[int]) -> tuple[Units, tuple[int, ...]]:
+        """The units of ``value`` that lie at ``places``, and which of its groups they are: whole ones, or Cut."""
+        wanted, cuts, numbers, left, offset = set(places), set(), [], [], 0
+        for number, part in enumerate(value.parts):
+            inside = [offset + unit in wanted for unit in range(part.width)]
+            cuts |= part.cuts(unit for unit in range(1, part.width) if inside[unit] != inside[unit - 1])
+            if inside[0]:
+                numbers.append(number)
+                left += range(offset, offset + part.width)
+            offset += part.width
+        if cuts:
+            raise Cut(cuts)
+        rank = {place: number for number, place in enumerate(left)}
+        piece = replace(value, drafts=tuple(value.parts[number] for number in numbers))
+        return piece.ordered(rank[place] for place in places), tuple(numbers)
 
     def _sources(self, value: Units, block: int) -> tuple[Source, ...] | None:
         parts = value.parts
         return tuple(Source(part.final.segments, block) for part in parts) if parts[0].final else None
 
     def _features(self, output: Units) -> tuple[Source, ...]:
+        if output.order is not None:
+            raise ConversionError(
+                f"the features are units of {output.name}, shuffled: end with a layer that reads them, or leave the "
+                "last shuffle out."
+            )
         if output.spatial or output.pixels is None:
             raise ConversionError(
                 f"the features are an image of {output.name} whose size is not known from the "
@@ -300,3 +430,19 @@ class Builder:
                 "flattened into is unknown, since not one linear layer reads it. Drop out before flattening."
             )
         return self._sources(value, blocks.pop())
+
+
+def _cut_alike(a: Units, b: Units) -> None:
+    """Raise Cut unless the groups of ``a`` and ``b`` begin at the same places."""
+    starts = [[sum(part.width for part in value.parts[:n]) for n in range(len(value.parts))] for value in (a, b)]
+    cuts: set[tuple[str, int]] = set()
+    for value, own, others in ((a, *starts), (b, *reversed(starts))):
+        for part, start in zip(value.parts, own):
+            cuts |= part.cuts(place - start for place in others if start < place < start + part.width)
+    if cuts:
+        raise Cut(cuts)
+
+
+def _inverse(places: Sequence[int]) -> torch.Tensor:
+    """At which position each place is."""
+    return torch.tensor(places).argsort()

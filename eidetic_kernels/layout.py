@@ -8,8 +8,9 @@ No torch here, and nothing of ours but the errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import lcm
 from typing import NamedTuple
 
 from .errors import CapacityError, InputError
@@ -27,12 +28,18 @@ class Segments:
 
     This is the only record of a group's sizes and these methods are its only writers. ``width`` is how many
     units the group may hold; sizes of zero are normal.
+
+    ``grain``: units live and go in runs of so many consecutive ones (the channels of one group of a grouped
+    convolution), so every size is a multiple of it, and another is refused. ``multiple``: what sizes are kept at
+    multiples of besides, wherever units allow (the tile of a GPU's product); a choice, which ``ladder`` and
+    ``fitting`` follow.
     """
 
-    def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = ()):
-        self.width = _count("width", width)
-        self.frozen = tuple(_count("frozen segment", size) for size in frozen)
-        self.live = _count("live", self.width - sum(self.frozen) if live is None else live)
+    def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = (), grain: int = 1):
+        self.grain, self.multiple = _positive("grain", grain), 1
+        self.width = self._whole("width", width)
+        self.frozen = tuple(self._whole("frozen segment", size) for size in frozen)
+        self.live = self._whole("live", self.width - sum(self.frozen) if live is None else live)
         if self.total > self.width:
             raise CapacityError(f"{self.total} units were given to a group of width {self.width}; widen it first.")
 
@@ -74,11 +81,34 @@ class Segments:
     def trainable(self) -> Span:
         return Span(self.frozen_total, self.total)
 
+    @property
+    def step(self) -> int:
+        """By how many units sizes change: whole grains, and the multiple where the group is wide enough for it."""
+        step = lcm(self.grain, self.multiple)
+        return step if step <= self.width else self.grain
+
+    def ladder(self, floor: int = 0) -> tuple[int, ...]:
+        """The sizes that the live segment can be pruned to: what it is, then every multiple of the step below that
+        is no less than ``floor``."""
+        highest = (self.live - 1) // self.step * self.step if self.live else -1
+        return (self.live, *range(highest, max(floor, 0) - 1, -self.step))
+
+    def fitting(self, count: int, free: int, nearest: bool = False) -> int:
+        """The largest size of a new live segment of at most (or the nearest to) ``count`` units, ``free`` being there:
+        a multiple of the step, or all of them (a width that is no multiple leaves a last remainder)."""
+        rounded = (count + self.step // 2 * nearest) // self.step * self.step
+        return free if count >= free else min(free, rounded)
+
+    def keeps_whole(self, keep: Sequence[int]) -> bool:
+        """Whether the live units ``keep`` (ascending) are whole grains."""
+        runs = [list(keep[i : i + self.grain]) for i in range(0, len(keep), self.grain)]
+        return all(run[0] % self.grain == 0 and run == list(range(run[0], run[0] + self.grain)) for run in runs)
+
     def prune(self, kept: int) -> None:
         """The live segment shrinks to ``kept`` units."""
         if not 0 <= kept <= self.live:
             raise InputError(f"cannot keep {kept} of {self.live} live units.")
-        self.live = kept
+        self.live = self._whole("live", kept)
 
     def freeze(self) -> None:
         """The live segment becomes the segment of the task just learned; no unit is live afterwards."""
@@ -92,21 +122,36 @@ class Segments:
                 f"{live} live units were asked for, but {self.frozen_total} of {self.width} are frozen and only "
                 f"{self.free} are free; ask for fewer or widen the group."
             )
-        self.live = live
+        self.live = self._whole("live", live)
 
     def widen(self, width: int) -> None:
         if width < self.width:
             raise CapacityError(f"a group of width {self.width} cannot become {width}: units are never taken away.")
-        self.width = width
+        self.width = self._whole("width", width)
+
+    def align(self, multiple: int) -> None:
+        """From now on sizes are kept at multiples of ``multiple`` units, wherever units allow."""
+        self.multiple = _positive("multiple", multiple)
 
     def assign(self, frozen: tuple[int, ...], live: int) -> None:
         """Take over the sizes of a saved group."""
         if sum(frozen) + live > self.width:
             raise CapacityError(f"{sum(frozen) + live} units do not fit a group of width {self.width}.")
+        for size in (*frozen, live):
+            self._whole("segment", size)
         self.frozen, self.live = frozen, live
 
+    def _whole(self, name: str, value: int) -> int:
+        if _count(name, value) % self.grain:
+            raise InputError(
+                f"{name} must be a multiple of {self.grain}, since so many units can only live together (a group of "
+                f"channels of a grouped convolution); got {value}."
+            )
+        return value
+
     def __repr__(self) -> str:
-        return f"Segments(width={self.width}, frozen={list(self.frozen)}, live={self.live})"
+        more = "".join(f", {name}={value}" for name in ("grain", "multiple") if (value := getattr(self, name)) > 1)
+        return f"Segments(width={self.width}, frozen={list(self.frozen)}, live={self.live}{more})"
 
 
 class Fixed:
@@ -258,4 +303,10 @@ def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:
 def _count(name: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise InputError(f"{name} must be a whole number of units, zero or more; got {value!r}.")
+    return value
+
+
+def _positive(name: str, value: int) -> int:
+    if _count(name, value) < 1:
+        raise InputError(f"{name} must be 1 or more, got {value}.")
     return value

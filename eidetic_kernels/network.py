@@ -11,10 +11,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
-from . import capacity, certificate, checkpoint, checks, graph, optimizers, pruning, routing, snapshots, tracing
+from . import (
+    capacity,
+    certificate,
+    checkpoint,
+    checks,
+    extraction,
+    graph,
+    optimizers,
+    pruning,
+    routing,
+    snapshots,
+    tracing,
+)
 from .errors import CapacityError, ConversionError, InputError, RouterError, TaskError
 from .layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
 from .layout import Segments, prefix
@@ -151,7 +163,8 @@ class EideticNetwork(nn.Module):
             forward_transfer: whether new units may read earlier tasks' (nested) or not (disjoint), for all layers or
                 by layer path, "head" being the task's head; layers not named may.
             max_units: caps each unit group's new units: a count, a share of the width (a float up to 1.0), or either
-                by group name. None: all free units.
+                by group name. None: all free units. Where units come in grains or are aligned, a count is rounded
+                down to a multiple, a share to the nearest.
             optimizer: an optimizer to carry over; it is pointed to the new parameters.
 
         Raises:
@@ -252,8 +265,27 @@ class EideticNetwork(nn.Module):
         task, self.current_task = self.current_task, None
         self.records.append(certificate.record(self, task))
 
+    def align(self, multiple: int | Mapping[str, int]) -> None:
+        """Keep what tasks take at multiples of ``multiple`` units (of all unit groups, or by group name).
+
+        A GPU's products run at full speed on sizes that are multiples of 8 or 16. From now on pruning and new live
+        segments keep to them wherever units allow: a group narrower than ``multiple`` is left alone, and the last
+        remainder of a width that is no multiple can be taken as it is. 1 takes it back; a saved network knows it.
+        """
+        checks.check_names(multiple, [group.name for group in self.groups], "unit group")
+        given = multiple if isinstance(multiple, Mapping) else {group.name: multiple for group in self.groups}
+        for name, units in given.items():
+            if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+                raise InputError(f"multiple must be a whole number of units, 1 or more; got {units!r} for {name}.")
+        for group in self.groups:
+            if group.name in given:
+                group.segments.align(given[group.name])
+
     def widen(self, width: int | Mapping[str, int]) -> None:
-        """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on."""
+        """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on.
+
+        Where units come in grains (a grouped convolution reads them), it is rounded up to whole ones.
+        """
         checks.check_names(width, [group.name for group in self.groups], "unit group")
         wanted = [
             width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
@@ -267,7 +299,7 @@ class EideticNetwork(nn.Module):
                     f"{group.name} cannot shrink from {group.segments.width} to {units} units; give a larger width."
                 )
         for group, units in zip(self.groups, wanted):
-            group.segments.widen(units)
+            group.segments.widen(-(-units // group.segments.grain) * group.segments.grain)
 
     # ---- forward
 
@@ -302,20 +334,31 @@ class EideticNetwork(nn.Module):
         return features
 
     @torch.no_grad()
-    def predict(self, x: Tensor) -> routing.Prediction:
+    def predict(self, x: Tensor, rule: str = "learned") -> routing.Prediction:
         """Route each sample to a task and answer with that task's head: one pass of the body, no task id needed.
 
-        Runs in evaluation mode and leaves the mode as it was. Raises RouterError when there is no router or it does
-        not know every finished task.
+        Runs in evaluation mode and leaves the mode as it was.
+
+        Args:
+            rule: how the task is chosen, one of ``eidetic_kernels.routing.RULES``: the "learned" router, that and the
+                heads' own certainty ("joint"), or without any router "entropy", "energy" or "max_logit" of the heads.
+
+        Raises RouterError when the rule needs a router and there is none, or it does not know every finished task.
         """
-        tasks = self.finished_tasks
+        return self.predictions(x, (rule,))[rule]
+
+    @torch.no_grad()
+    def predictions(self, x: Tensor, rules: Iterable[str]) -> dict[str, routing.Prediction]:
+        """As :meth:`predict`, by several rules at once: still one pass of the body."""
+        tasks, rules = self.finished_tasks, tuple(rules)
         if tasks == 0:
             raise RouterError("no task is finished, so there is nothing to route to.")
-        if tasks > 1 and (self.router is None or self.router.tasks != tasks):
+        needed = tasks > 1 and any(rule in routing.NEED_ROUTER for rule in rules)
+        if needed and (self.router is None or self.router.tasks != tasks):
             known = 0 if self.router is None else self.router.tasks
             raise RouterError(
                 f"the router knows {known} of {tasks} finished tasks: call net.train_router(loaders) with a loader for "
-                "each finished task."
+                "each finished task, or route without one (rule='entropy')."
             )
         with evaluating(self):
             features = self.compute_features(x, tasks - 1)
@@ -324,8 +367,8 @@ class EideticNetwork(nn.Module):
                 with self._scope.running(task, False):
                     spans = prefix(self.wiring.features, task, tasks - 1)
                     logits.append(self.heads[task](read(features, spans)))
-            scores = features.new_zeros(len(features), 1) if tasks == 1 else self.router(features)
-            return routing.route(scores, logits)
+            learned = self.router(features) if needed else features.new_zeros(len(features), tasks)
+            return {rule: routing.route(routing.task_scores(rule, logits, learned), logits) for rule in rules}
 
     # ---- pruning
 
@@ -373,6 +416,11 @@ class EideticNetwork(nn.Module):
         for part in plan.groups:
             if part.name not in by_name or by_name[part.name].segments.live != part.live:
                 raise TaskError(f"the plan is out of date: {part.name} no longer has {part.live} live units.")
+            if not by_name[part.name].segments.keeps_whole(part.keep.tolist()):
+                raise InputError(
+                    f"the plan keeps parts of grains: {part.name} has units that live together in runs of "
+                    f"{by_name[part.name].segments.grain} (a grouped convolution reads them); keep whole runs."
+                )
         for part in plan.groups:
             if part.removed:
                 self._cut_group(by_name[part.name], part.keep)
@@ -440,7 +488,28 @@ class EideticNetwork(nn.Module):
         """Check every finished task: structure, fingerprints of frozen tensors, and logits of stored probe inputs."""
         return certificate.certify(self)
 
+    def extract(self, task: int) -> nn.Module:
+        """Finished task ``task`` as a plain torch module: inputs [N, ...] to logits [N, classes], no task id.
+
+        It is made of torch.nn layers and torch.fx graphs of them, holds copies of the units that the task reads and of
+        its head, and needs this package neither to run nor to be pickled, exported (``torch.export.export``,
+        ``torch.onnx.export``) or trained further. The logits are those of ``net(x, task=task)``: of task 0 bit for bit
+        on a CPU, for a contiguous input; of later tasks up to rounding, since a library may round by where weights lie
+        in memory (single samples on a CPU) and by how many channels lie side by side (units that nothing reads are
+        left out), and on a GPU chooses its algorithms by such things.
+
+        A network whose forward cannot be traced (wired by ``connections()``) keeps its own forward on plain layers; it
+        can be exported where torch can follow that forward, and pickled only so.
+
+        Raises TaskError for a task that is not finished.
+        """
+        return extraction.extract(self, task)
+
     # ---- inside
+
+    def traced(self) -> tuple[fx.Graph, nn.Module]:
+        """The graph of ``forward`` and the module that its paths start from. Raises ConversionError."""
+        return tracing.graph_of(self), self
 
     def as_architecture(self) -> None:
         """Undo what construction did beyond building layers; called on a copy that is to be filled from a file."""
@@ -463,6 +532,12 @@ class EideticNetwork(nn.Module):
                 layer.wire(group.segments, wiring.sources[path], self._scope)
             for layer in group.norms.values():
                 layer.join(group.segments, self._scope)
+        for path, order in wiring.orders.items():
+            self.get_submodule(path).reorder(order)
+        for path, (sources, pieces) in wiring.pieces.items():
+            self.get_submodule(path).wire(sources, pieces, self._scope)
+        for path in wiring.shuffles:
+            self.get_submodule(path).wire()
         for path, sources in wiring.dropouts.items():
             aware = aware_of_segments(modules[path])
             if aware is not modules[path]:

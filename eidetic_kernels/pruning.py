@@ -7,7 +7,7 @@ the paper's future work, Taylor bounded per layer, since Taylor alone empties la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING
@@ -100,30 +100,44 @@ def make_plan(
         fraction: how much to remove, in [0, 1], of the live units now present (``of="live"``) or of the layer's
             width (``of="width"``, as the paper counts). At least one unit where the fraction is not zero.
         keep_at_least: units that each group keeps at least, where it has them: a count, or a share of its width.
+
+    Grains go as a whole, by the norm of their scores (``l2``) or their mean. Where the step of a group's sizes is more
+    than one unit, what it loses is the nearest that leaves a multiple of it, and one step at least.
     """
     groups = list(groups)
     floors = [
         round(keep_at_least * group.segments.width) if isinstance(keep_at_least, float) else keep_at_least
         for group in groups
     ]
-    removable = [max(0, group.segments.live - floor) for group, floor in zip(groups, floors)]
+    ladders = [group.segments.ladder(floor) for group, floor in zip(groups, floors)]
+    grains = [grain_scores(scores[group.name], group.segments.grain, importance) for group in groups]
     uniform = [
-        _count(fraction, group.segments.live if of == "live" else group.segments.width, limit)
-        for group, limit in zip(groups, removable)
+        _rung(fraction, group.segments.live if of == "live" else group.segments.width, ladder)
+        for group, ladder in zip(groups, ladders)
     ]
+    last = [len(ladder) - 1 for ladder in ladders]
     if importance == "taylor":
-        counts = _global(groups, scores, sum(uniform), [0] * len(groups), removable)
+        rungs = _global(grains, ladders, uniform, [0] * len(groups), last)
     elif importance == "hybrid":
-        low = [int(HYBRID_FLOOR * count) for count in uniform]
-        high = [min(ceil(HYBRID_CEILING * count), limit) for count, limit in zip(uniform, removable)]
-        counts = _global(groups, scores, sum(uniform), low, high)
+        low = [int(HYBRID_FLOOR * rung) for rung in uniform]
+        high = [min(ceil(HYBRID_CEILING * rung), limit) for rung, limit in zip(uniform, last)]
+        rungs = _global(grains, ladders, uniform, low, high)
     else:
-        counts = uniform
+        rungs = uniform
     plans = []
-    for group, count in zip(groups, counts):
-        order = torch.argsort(scores[group.name].cpu(), stable=True)
-        plans.append(GroupPlan(group.name, group.segments.live, order[count:].sort().values))
+    for group, each, ladder, rung in zip(groups, grains, ladders, rungs):
+        grain, live = group.segments.grain, group.segments.live
+        order = torch.argsort(each, stable=True)[(live - ladder[rung]) // grain :].sort().values
+        keep = (order.view(-1, 1) * grain + torch.arange(grain)).flatten()
+        plans.append(GroupPlan(group.name, live, keep))
     return PruningPlan(importance, tuple(plans))
+
+
+def grain_scores(scores: Tensor, grain: int, importance: str) -> Tensor:
+    """Scores [live / grain] of units that can only live together, from each unit's [live]: their norm, as for tied
+    producers, divided so that grains of any size compare."""
+    power = 2 if importance == "l2" else 1
+    return scores.cpu().view(-1, grain).pow(power).mean(1).pow(1 / power)
 
 
 def weight_scores(group: Group, norm: int) -> Tensor:
@@ -203,17 +217,31 @@ def _checked(groups: Iterable[Group], given: Mapping[str, Tensor]) -> dict[str, 
     return dict(given)
 
 
-def _count(fraction: float, base: int, limit: int) -> int:
-    return min(limit, max(1, round(fraction * base))) if fraction > 0 else 0
+def _rung(fraction: float, base: int, ladder: Sequence[int]) -> int:
+    """Down to which of the sizes in ``ladder`` a group goes that is to lose ``fraction`` of ``base`` units."""
+    if fraction == 0 or len(ladder) == 1:
+        return 0
+    kept = ladder[0] - max(1, round(fraction * base))
+    return min(range(1, len(ladder)), key=lambda rung: abs(ladder[rung] - kept))
 
 
-def _global(groups: list[Group], scores: Mapping[str, Tensor], total: int, low: list[int], high: list[int]):
-    """How many units each group loses when the ``total`` lowest-scored go, each group losing ``low`` to ``high``."""
-    counts = list(low)
-    candidates = []
-    for index, group in enumerate(groups):
-        order = scores[group.name].sort().values.tolist()
-        candidates += [(score, index) for score in order[low[index] : high[index]]]
-    for _, index in sorted(candidates)[: max(0, total - sum(counts))]:
-        counts[index] += 1
-    return counts
+def _global(grains: list[Tensor], ladders: list[Sequence[int]], uniform: list[int], low: list[int], high: list[int]):
+    """Down to which size each group goes, between ``low`` and ``high``, when the lowest-scored grains of the network
+    go, as many units as in ``uniform``. All are places in the groups' ladders."""
+    rungs, candidates = list(low), []
+    left = sum(ladder[0] - ladder[rung] for ladder, rung in zip(ladders, uniform))
+    for index, (scores, ladder) in enumerate(zip(grains, ladders)):
+        grain = ladder[0] // len(scores) if len(scores) else 1
+        ordered = scores.sort().values
+        gone = [(ladder[0] - kept) // grain for kept in ladder]
+        left -= ladder[0] - ladder[low[index]]
+        candidates += [
+            (ordered[gone[rung] : gone[rung + 1]].mean().item(), index, ladder[rung] - ladder[rung + 1])
+            for rung in range(low[index], high[index])
+        ]
+    for _, index, units in sorted(candidates):
+        if left <= 0:
+            break
+        rungs[index] += 1
+        left -= units
+    return rungs

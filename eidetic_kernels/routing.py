@@ -8,6 +8,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .errors import InputError
+
+# How a sample's task is chosen. "learned" is the paper's task classifier; "joint" adds to its log-probability the log-
+# probability of the best class of that task's head. The others need no router and no data: the task whose head is the
+# surest, by the entropy of its softmax (negated), by the log of the sum of its exponentials (the negative free energy,
+# Liu et al., 2020), or by its largest logit.
+RULES = ("learned", "joint", "entropy", "energy", "max_logit")
+NEED_ROUTER = ("learned", "joint")
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -16,7 +25,7 @@ class Prediction:
     task: [N] int64, the task each sample was routed to.
     label: [N] int64, the class within that task.
     logits: [N, most classes of any task], that task's head; -inf beyond its classes.
-    router_logits: [N, tasks], the task classifier's own scores.
+    router_logits: [N, tasks], the scores by which tasks were chosen (the task classifier's own, for "learned").
     """
 
     task: Tensor
@@ -24,24 +33,56 @@ class Prediction:
     logits: Tensor
     router_logits: Tensor
 
+    @property
+    def confidence(self) -> Tensor:
+        """[N] in (0, 1]: the chosen task's share in the softmax of the scores; abstain where it is low."""
+        return self.router_logits.softmax(1).amax(1)
+
 
 class Router(nn.Module):
-    """The task classifier (paper, section 3.4): a linear map from features [N, columns] to task scores [N, tasks].
+    """The task classifier (paper, section 3.4): from features [N, columns] to task scores [N, tasks].
 
-    Its tensors are buffers, so that training the next task cannot move them.
+    A linear map as in the paper, or with one hidden layer of ReLU units between: ``hidden_weight`` [hidden, columns]
+    and ``hidden_bias`` [hidden]. Its tensors are buffers, so that training the next task cannot move them.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor):
+    def __init__(
+        self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None
+    ):
         super().__init__()
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
+        self.register_buffer("hidden_weight", hidden_weight)
+        self.register_buffer("hidden_bias", hidden_bias)
 
     @property
     def tasks(self) -> int:
         return self.weight.shape[0]
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.hidden_weight is not None:
+            features = features[:, : self.hidden_weight.shape[1]]
+            features = F.linear(features, self.hidden_weight, self.hidden_bias).relu()
         return F.linear(features[:, : self.weight.shape[1]], self.weight, self.bias)
+
+
+def task_scores(rule: str, logits: list[Tensor], router_logits: Tensor | None) -> Tensor:
+    """Scores [N, tasks] by one of ``RULES``, from every task's logits ([N, classes] a task) and the router's.
+
+    Raises InputError for a rule that is none.
+    """
+    if rule == "learned":
+        return router_logits
+    if rule == "joint":
+        best = torch.stack([each.log_softmax(1).amax(1) for each in logits], 1)
+        return router_logits.log_softmax(1) + best
+    if rule == "entropy":
+        return torch.stack([(each.softmax(1) * each.log_softmax(1)).sum(1) for each in logits], 1)
+    if rule == "energy":
+        return torch.stack([each.logsumexp(1) for each in logits], 1)
+    if rule == "max_logit":
+        return torch.stack([each.amax(1) for each in logits], 1)
+    raise InputError(f"a routing rule is one of {', '.join(RULES)}; got {rule!r}.")
 
 
 def route(router_logits: Tensor, logits: list[Tensor]) -> Prediction:

@@ -23,10 +23,12 @@ from .errors import ConversionError, InputError
 from .graph import INPUT, Builder, Units
 from .layers import (
     EideticBatchNorm,
-    EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticStochasticDepth,
     SegmentedLayer,
+    Shuffle,
+    Split,
     StaircaseLayer,
 )
 
@@ -248,7 +250,10 @@ def concatenates(step: Step) -> Any:
     """Groups are put side by side in dimension 1."""
     tensors = step.first_argument()
     (dim,) = step.rest(("dim", 0))
-    values = [step.of(tensor) for tensor in tensors] if isinstance(tensors, (list, tuple)) else []
+    pieces = step.of(tensors)  # of a split, as they are
+    values = pieces if isinstance(pieces, list) else []
+    if isinstance(tensors, (list, tuple)):
+        values = [step.of(tensor) for tensor in tensors]
     if all(value is None or value is INPUT for value in values):
         return INPUT if any(value is INPUT for value in values) else unknown(step)
     unit_dims = {1, -3} if any(isinstance(value, Units) and value.spatial for value in values) else {1, -1}
@@ -263,9 +268,23 @@ def splits(step: Step) -> Any:
     if isinstance(value, Units):
         step.refuse(
             "it cuts units apart at a fixed place, which pruning would move. Give each part a layer of its own, and "
-            "concatenate them where they are read together."
+            "concatenate them where they are read together (ek.convert understands it in dimension 1)."
         )
     return unknown(step)
+
+
+def separates(step: Step) -> Any:
+    """A split that knows the groups it cuts apart."""
+    value = step.first()
+    if value is not INPUT and not isinstance(value, Units):
+        return unknown(step)
+    return step.builder.divide(step.path, value, step.module.sizes, step.where())
+
+
+def shuffles(step: Step) -> Any:
+    """A channel shuffle that leaves groups side by side."""
+    value = step.first()
+    return step.builder.shuffle(step.path, value, step.module.groups) if isinstance(value, Units) else unknown(step)
 
 
 def drops(step: Step) -> Any:
@@ -290,12 +309,12 @@ def follows(step: Step) -> Any:
 
 
 def filters(step: Step) -> Any:
-    """A depthwise convolution: each unit's image by itself."""
+    """A grouped convolution: each group of units by itself."""
     value = step.first()
     if not isinstance(value, Units) or not value.spatial:
         step.refuse(
-            "a depthwise convolution follows the units of an image; what it is given here belongs to no task or has no "
-            "pixels. Begin with an ordinary convolution."
+            "a grouped or depthwise convolution follows the units of an image; what it is given here belongs to no "
+            "task or has no pixels. Begin with an ordinary convolution."
         )
     return replace(step.builder.follow(step.path, value, step.where()), pixels=None)
 
@@ -326,6 +345,8 @@ def unknown(step: Step) -> Any:
 
 def _attribute(step: Step) -> Any:
     of = step.of(step.node.args[0])
+    if isinstance(of, list) and step.node.target is operator.getitem and isinstance(step.node.args[1], int):
+        return of[step.node.args[1]]
     facts = ("shape", "device", "dtype", "ndim")
     if of is None or (step.node.target is getattr and step.node.args[1] in facts):
         return None
@@ -396,8 +417,8 @@ IMAGE_MODULES = (
 )  # fmt: skip
 
 MODULES.update({
-    StaircaseLayer: produces, EideticBatchNorm: follows, EideticDepthwiseConv2d: filters, nn.Flatten: flattens,
-    EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
+    StaircaseLayer: produces, EideticBatchNorm: follows, EideticGroupedConv2d: filters, nn.Flatten: flattens,
+    EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops, Split: separates, Shuffle: shuffles,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),
     **dict.fromkeys((

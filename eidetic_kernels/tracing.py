@@ -9,18 +9,20 @@ from torch import fx, nn
 
 from . import rules
 from .errors import ConversionError
-from .graph import INPUT, Builder, Units, Wiring
+from .graph import INPUT, Builder, Units, Wiring, wired
 from .layers import (
     EideticBatchNorm,
     EideticBatchNorm2d,
     EideticConv2d,
-    EideticDepthwiseConv2d,
     EideticDropout,
+    EideticGroupedConv2d,
     EideticStochasticDepth,
+    Parts,
+    Shared,
     StaircaseLayer,
 )
 
-_ON_IMAGES = (EideticConv2d, EideticDepthwiseConv2d, EideticBatchNorm2d, nn.Dropout2d, *rules.IMAGE_MODULES)
+_ON_IMAGES = (EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, nn.Dropout2d, *rules.IMAGE_MODULES)
 
 
 def trace(network: nn.Module) -> Wiring:
@@ -47,11 +49,14 @@ def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None) -> 
 
 def wire(network: nn.Module, graph: fx.Graph, prefix: str = "") -> Wiring:
     """Read ``graph`` by the rules; ``prefix`` stands before its module paths in ``network``."""
-    builder = Builder(network)
-    values: dict[fx.Node, Any] = {}
-    for node in graph.nodes:
-        values[node] = rules.value_of(rules.Step(builder, node, values, prefix))
-    return builder.finish(values[next(reversed(graph.nodes))])
+
+    def read(builder: Builder) -> Wiring:
+        values: dict[fx.Node, Any] = {}
+        for node in graph.nodes:
+            values[node] = rules.value_of(rules.Step(builder, node, values, prefix))
+        return builder.finish(values[next(reversed(graph.nodes))])
+
+    return wired(network, read)
 
 
 def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
@@ -61,7 +66,10 @@ def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -
     or a tuple of paths whose values are added together. "output" names the features. Only linear, convolution,
     BatchNorm and dropout layers need to be named: whatever lies between them and keeps units apart may be left out.
     """
-    builder = Builder(network)
+    return wired(network, lambda builder: _read(builder, connections))
+
+
+def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
     values: dict[str, Any] = {"input": INPUT}
     for path, read in connections.items():
         names = (read,) if isinstance(read, str) else tuple(read)
@@ -90,7 +98,7 @@ def _declared(builder: Builder, path: str, value: Any) -> Any:
         raise ConversionError(f"{where}: the network has no module {path!r}.")
     if isinstance(module, StaircaseLayer):
         return builder.produce(path, value, where)
-    if isinstance(module, (EideticBatchNorm, EideticDepthwiseConv2d)):
+    if isinstance(module, (EideticBatchNorm, EideticGroupedConv2d)):
         return builder.follow(path, value, where)
     if isinstance(module, (*rules.DROPOUTS, EideticDropout, EideticStochasticDepth)):
         return builder.drop(path, value, where)
@@ -103,4 +111,4 @@ class _Tracer(fx.Tracer):
         self.record_stack_traces = True
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return rules.leaves(module) or super().is_leaf_module(module, path)
+        return isinstance(module, (Parts, Shared)) or rules.leaves(module) or super().is_leaf_module(module, path)

@@ -85,10 +85,10 @@ class EideticBatchNorm(SegmentedLayer):
             ),
         )  # fmt: skip
 
-    def part(self, units: slice) -> EideticBatchNorm:
+    def part(self, units: Tensor) -> EideticBatchNorm:
         """A fresh layer for some of this fresh layer's units, with their parameters and statistics."""
         part = type(self)(
-            units.stop - units.start, self.eps, self.momentum, self.affine, device=self.running_mean.device,
+            len(units), self.eps, self.momentum, self.affine, device=self.running_mean.device,
             dtype=self.running_mean.dtype, activation=self.activation,
         )  # fmt: skip
         with torch.no_grad():

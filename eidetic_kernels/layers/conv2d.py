@@ -40,8 +40,8 @@ class EideticConv2d(StaircaseLayer):
     ):
         if groups != 1:
             raise InputError(
-                f"EideticConv2d supports groups=1, got groups={groups}. A depthwise convolution (a group a channel) is "
-                "EideticDepthwiseConv2d."
+                f"EideticConv2d supports groups=1, got groups={groups}. A grouped convolution is "
+                "EideticGroupedConv2d, with a group a channel EideticDepthwiseConv2d."
             )
         self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
@@ -49,13 +49,21 @@ class EideticConv2d(StaircaseLayer):
         self.geometry, self._pads = window(self.kernel_size, self.stride, padding, self.dilation, padding_mode)
         super().__init__(in_channels, out_channels, self.kernel_size, bias, device, dtype)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, computed: Tensor | None = None) -> Tensor:
+        if computed is not None:  # by all parts of a divided layer together
+            return computed
         stairs = self.staircase(self.scope.task)
         self.check_input(x, stairs.columns, dims=4)
+        if self.order is not None and self.untouched:
+            return self.whole(x, self.weight, self.bias)
         (x, *weights), exact = self._arguments(x)
-        if self._pads is not None:
-            x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
-        return ops.staircase_conv2d(x, *weights, stairs, self.geometry, exact)
+        return ops.staircase_conv2d(self._padded(x), *weights, stairs, self.geometry, exact)
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(self._padded(x), weight, bias, *self.geometry)
+
+    def _padded(self, x: Tensor) -> Tensor:
+        return x if self._pads is None else F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
 
     def extra_repr(self) -> str:
         return (

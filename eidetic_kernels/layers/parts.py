@@ -1,26 +1,49 @@
-"""A layer over concatenated groups, as one layer a group."""
+"""A layer over several groups, as one layer a group."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from .segmented import SegmentedLayer
+from .staircase import StaircaseLayer
 
 
 class Parts(nn.ModuleList):
     """Stands for a layer that treats each unit by itself (BatchNorm) where its input concatenates several groups.
 
-    Every group lives its own life, so each gets its own part of the layer, ``widths`` units wide, with the layer's
+    Every group lives its own life, so each gets its own part of the layer: that for ``units`` of it, with the layer's
     parameters and statistics. DenseNet and GoogLeNet need it.
     """
 
-    def __init__(self, layer: SegmentedLayer, widths: list[int]):
-        bounds = [sum(widths[:number]) for number in range(len(widths) + 1)]
-        super().__init__(layer.part(slice(*pair)) for pair in zip(bounds, bounds[1:]))
+    def __init__(self, layer: SegmentedLayer, units: Sequence[Tensor]):
+        super().__init__(layer.part(each) for each in units)
         self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
         sizes = [part.segments.present(part.scope.task) for part in self]
         # A part's bits must not depend on what lies beside it: each reads memory of its own.
         return torch.cat([part(piece.contiguous()) for part, piece in zip(self, x.split(sizes, 1))], 1)
+
+
+class Shared(nn.ModuleList):
+    """Stands for a layer that makes units, where these are read apart (after ``chunk``): one layer a group of them.
+
+    ``widths``: how many of the layer's units each makes, in order. ShuffleNet needs it.
+    """
+
+    def __init__(self, layer: StaircaseLayer, widths: Sequence[int]):
+        bounds = [sum(widths[:number]) for number in range(len(widths) + 1)]
+        super().__init__(layer.part(slice(*pair)) for pair in zip(bounds, bounds[1:]))
+        self.train(layer.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not all(part.untouched for part in self):
+            return torch.cat([part(x) for part in self], 1)
+        # A product's bits depend on its number of rows: until something changes, all parts together are the layer.
+        bias = None if self[0].bias is None else torch.cat([part.bias for part in self])
+        y = self[0].whole(x, torch.cat([part.weight for part in self]), bias)
+        pieces = y.split([part.segments.live for part in self], 1)
+        return torch.cat([part(x, piece) for part, piece in zip(self, pieces)], 1)

@@ -26,9 +26,9 @@ class SegmentedLayer(nn.Module):
 
     frozen_names: tuple[str, ...] = ()
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, grain: int = 1):
         super().__init__()
-        self.segments = Segments(width)
+        self.segments = Segments(width, grain=grain)
         self.scope = Scope()
         self.owned = False
 
@@ -62,6 +62,8 @@ class SegmentedLayer(nn.Module):
             raise InputError("keep must be a list of ascending unit indices without repetition.")
         if len(keep) and not (0 <= keep[0] and keep[-1] < self.segments.live):
             raise InputError(f"keep names units outside 0..{self.segments.live - 1}, the live units present.")
+        if not self.segments.keeps_whole(keep.tolist()):
+            raise InputError(f"keep must name whole runs of {self.segments.grain} units, which can only live together.")
         self.cut_live(keep)
         self.segments.prune(len(keep))
 

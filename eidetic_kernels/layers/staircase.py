@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +30,8 @@ class StaircaseLayer(SegmentedLayer):
 
     def __init__(self, columns: int, width: int, kernel: tuple[int, ...], bias: bool, device, dtype):
         super().__init__(width)
+        self.built = width, columns
+        self.order: Tensor | None = None
         self.sources: tuple[Source, ...] = (Source(Fixed(columns)),)
         self.forward_transfer: tuple[bool, ...] = (True,)
         factory = {"device": device, "dtype": dtype}
@@ -44,6 +48,42 @@ class StaircaseLayer(SegmentedLayer):
             raise InputError(f"{self} reads {self.weight.shape[1]} columns, but its inputs have {columns}.")
         self.join(segments, scope)
         self.sources = sources
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nothing was pruned or frozen yet."""
+        return not self.segments.tasks and tuple(self.weight.shape[:2]) == self.built
+
+    def reorder(self, order: Sequence[int]) -> None:
+        """Column ``order[j]`` of the input holds what the fresh layer's column j reads.
+
+        Sums depend on their order in the last bits: as long as the layer is untouched, it adds in the order it was
+        given, and in that of its input afterwards.
+        """
+        self.order = torch.as_tensor(order)
+        with torch.no_grad():
+            self.weight.copy_(self.weight[:, self.order.argsort().to(self.weight.device)])
+
+    def whole(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """What torch's layer makes of ``x``, by ``weight`` over all columns, added up in the original's order."""
+        if self.order is not None:
+            order = self.order.to(x.device)
+            x, weight = x.index_select(1, order), weight.index_select(1, order)
+        return self._dense(x, weight, bias)
+
+    def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        raise NotImplementedError
+
+    def part(self, units: slice) -> StaircaseLayer:
+        """A fresh layer for some of this fresh layer's units, with their parameters."""
+        part = copy.deepcopy(self)
+        part.segments = Segments(units.stop - units.start)
+        part.built = part.segments.width, self.built[1]
+        for name in {"out_features", "out_channels"} & vars(self).keys():
+            setattr(part, name, part.segments.width)
+        for name, parameter in self.named_parameters():
+            setattr(part, name, nn.Parameter(parameter.detach()[units].clone(), parameter.requires_grad))
+        return part
 
     def staircase(self, task: int | None = None) -> Staircase:
         """The layer's structure in training (None) or in the recall of a finished task."""

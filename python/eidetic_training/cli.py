@@ -1,4 +1,4 @@
-"""The command ``eidetic``: train, predict, report, plot, certify."""
+"""The command ``eidetic``: train, compare, predict, export, report, plot, certify."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import EideticError, ForgettingError, InputError
 from eidetic_kernels.version import __version__
 
+from . import comparison, models, plots, report
 from . import config as configuration
-from . import models, plots, report
 from .callbacks import TensorBoard
 from .experiment import make_tasks, prove, run_experiment
+from .export import WRITERS, export_task
+from .methods import METHODS
+from .reproduce import REPRODUCTIONS, reproduce
+from .routing import routing_report
 from .runs import RunFolder
 
 EXIT_FORGOTTEN, EXIT_ERROR = 1, 2
@@ -50,12 +54,51 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars to the run folder")
     train.set_defaults(run_command=_train)
 
+    compare = commands.add_parser("compare", help="run other methods beside it", description=(
+        "Run several methods on one sequence of tasks under equal conditions (data, network, epochs, seeds), "
+        "print them together and draw them. The same command again continues one that was cut short."))  # fmt: skip
+    compare.add_argument("config", help="a TOML file, or a built-in one such as compare-digits")
+    compare.add_argument("--method", nargs="+", default=list(METHODS), metavar="NAME",
+                         help=f"which (default: all): {', '.join(METHODS)}")  # fmt: skip
+    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                         help="override a value, e.g. --set compare.seeds=1 --set methods.ewc.strength=9")  # fmt: skip
+    compare.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
+    compare.set_defaults(run_command=_compare)
+
+    repeat = commands.add_parser("reproduce", help="repeat one of the paper's tables", description=(
+        "Run the configurations of one of the paper's tables, its search and ours, and print them beside the paper's "
+        "figures. The same command again continues. There are: " + "; ".join(
+            f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items()) + "."))  # fmt: skip
+    repeat.add_argument("name", choices=list(REPRODUCTIONS), metavar="NAME", help=", ".join(REPRODUCTIONS))
+    repeat.add_argument("--seeds", type=int, default=1, help="how many, from 0 on (default: 1)")
+    repeat.add_argument("--row", action="append", dest="rows", help="only this row of the table; may be repeated")
+    repeat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="override a value in every row, e.g. --set data.folder=data/mnist")  # fmt: skip
+    repeat.add_argument("--run", type=Path, help="the folder of all its runs (default: runs/NAME)")
+    repeat.set_defaults(run_command=_reproduce)
+
     predict = commands.add_parser("predict", help="classify images, no task id needed", description=(
         "Route images to a task and classify them. Without images, a few of every task's test set."))  # fmt: skip
     predict.add_argument("run", type=Path)
     predict.add_argument("images", nargs="*", type=Path, help="image files")
     predict.add_argument("--task", type=int, help="ask this task's head instead of the router")
     predict.set_defaults(run_command=_predict)
+
+    export = commands.add_parser("export", help="write one task as a file of its own", description=(
+        "Write a finished task's part of the network as a torch.export program or in ONNX, read the file again, and "
+        "report how far its logits lie from the network's."))  # fmt: skip
+    export.add_argument("run", type=Path)
+    export.add_argument("--task", type=int, required=True, help="the finished task")
+    export.add_argument("--format", choices=list(WRITERS), default="torch",
+                        help="torch (the default): for torch.export.load; onnx: needs the extra 'export'")  # fmt: skip
+    export.add_argument("--out", type=Path, required=True, help="the file, usually .pt2 or .onnx")
+    export.set_defaults(run_command=_export)
+
+    routing = commands.add_parser("routing", help="how well each routing rule names the task", description=(
+        "Every routing rule on the run's test sets, in one pass of the body: tasks named rightly, accuracy beside the "
+        "oracle's, confusion between tasks, and accuracy when the least certain are not answered."))  # fmt: skip
+    routing.add_argument("run", type=Path)
+    routing.set_defaults(run_command=_routing)
 
     for name, action, text in (
         ("report", _report, "print a run's table"),
@@ -85,6 +128,27 @@ def _train(arguments: argparse.Namespace) -> None:
     print(f"Everything is in {folder}: eidetic predict {folder}, eidetic certify {folder}, eidetic plot {folder}")
 
 
+def _compare(arguments: argparse.Namespace) -> None:
+    config = configuration.load(arguments.config, arguments.overrides)
+    folder = arguments.run or Path("runs") / config["name"]
+    compared = comparison.compare(
+        config, lambda seed: make_tasks(config["data"], seed), arguments.method, folder
+    )
+    text = comparison.table(compared)
+    (folder / "table.md").write_text(text + "\n")
+    print(f"\n{text}\n")
+    try:
+        plots.comparison(compared).savefig(folder / "comparison.png", dpi=plots.DPI)
+    except InputError as error:
+        print(error)
+    print(f"Everything is in {folder}.")
+
+
+def _reproduce(arguments: argparse.Namespace) -> None:
+    folder = arguments.run or Path("runs") / arguments.name
+    print(reproduce(arguments.name, folder, arguments.overrides, arguments.seeds, arguments.rows))
+
+
 def _predict(arguments: argparse.Namespace) -> None:
     run = RunFolder(arguments.run)
     network, inputs = load_network(run), run.inputs
@@ -112,6 +176,23 @@ def _predict(arguments: argparse.Namespace) -> None:
     confidence, label = logits.softmax(1).max(1)
     for name, task, index, sure in zip(names, tasks, label.tolist(), confidence.tolist()):
         print(f"{name:{width}}  {task:4}  {inputs.labels[task][index]:5}  {sure:10.1%}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    run = RunFolder(arguments.run)
+    network = load_network(run)
+    done = export_task(network, arguments.task, arguments.out, run.inputs.shape, arguments.format)
+    print(
+        f"{done.path}: task {arguments.task}, {done.parameters:,} parameters, inputs [N, "
+        f"{', '.join(map(str, run.inputs.shape))}]. Its logits differ from the network's by at most "
+        f"{done.difference:.1e} (the largest is {done.largest:.1f})."
+    )
+
+
+def _routing(arguments: argparse.Namespace) -> None:
+    run = RunFolder(arguments.run)
+    tasks = make_tasks(run.config["data"], run.config["seed"])
+    print(routing_report(load_network(run), tasks))
 
 
 def _report(arguments: argparse.Namespace) -> None:

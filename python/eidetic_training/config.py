@@ -31,6 +31,7 @@ DEFAULTS: dict[str, Any] = {
         "folder": None,  # of Parquet files; None is the hub
         "resolution": None,
         "batch_size": 128,
+        "augment": True,  # as is usual for the data set; permuted pixels never are
     },
     "model": {"name": "mlp"},  # and any argument of that model
     "optimizer": {"name": "adamw", "lr": 1e-3},  # and any argument of that optimizer
@@ -41,9 +42,19 @@ DEFAULTS: dict[str, Any] = {
         "forward_transfer": True,
         "prune_last": True,  # False: the last task takes all that is free
     },
-    "router": {"train": True, "max_epochs": 30, "patience": 3, "lr": 1e-3, "batch_size": 256},
+    "compare": {
+        "epochs": 10,  # passes over a task's data, for every method
+        "seeds": 1,  # how many, from `seed` on; each draws its own tasks and weights
+        "tasks_known": True,  # methods that share a network out may know how many tasks will come
+    },
+    "methods": {},  # arguments of single methods, a table each: [methods.ewc] strength = 100.0
+    "router": {
+        "train": True, "max_epochs": 30, "patience": 3, "lr": 1e-3, "batch_size": 256,
+        "hidden": 0,  # ReLU units between features and tasks; 0 is the paper's linear map
+        "examples": None,  # samples of each task to train on; all when not given
+    },
 }
-OPEN_TABLES = ("model", "optimizer", "task")
+OPEN_TABLES = ("model", "optimizer", "task", "methods")
 
 
 def load(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -127,9 +138,13 @@ _FORMS = {
     "data.resolution": (int, type(None)),
     "data.source": (str, list),
     "capacity.share": (float, str, type(None)),
+    "router.examples": (int, type(None)),
     "capacity.forward_transfer": (bool, dict),
 }
-_AT_LEAST_ONE = ("data.tasks", "data.batch_size", "router.max_epochs", "router.patience", "router.batch_size")
+_AT_LEAST_ONE = (
+    "data.tasks", "data.batch_size", "compare.epochs", "compare.seeds", "router.max_epochs", "router.patience",
+    "router.batch_size",
+)  # fmt: skip
 
 
 def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:

@@ -64,15 +64,16 @@ def run_experiment(
 def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
     """The sequence of tasks that a configuration's table ``data`` describes."""
     common = {"folder": data["folder"]}
+    augment = {} if data["augment"] else {"augment": None}
     if data["sequence"] == "several":
         sources = data["source"]
         if not isinstance(sources, list):
             raise InputError(f'data.source must be a list of data sets for "several"; got {sources!r}.')
-        return several(sources, shape=_common_shape(data), **common)
+        return several(sources, shape=_common_shape(data), **augment, **common)
     common["resolution"] = data["resolution"]
     if data["sequence"] == "permuted":
         return permuted(data["source"], data["tasks"], seed, **common)
-    return split_classes(data["source"], data["tasks"], **common)
+    return split_classes(data["source"], data["tasks"], **augment, **common)
 
 
 def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:

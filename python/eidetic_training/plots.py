@@ -12,6 +12,7 @@ import numpy as np
 
 from eidetic_kernels.errors import InputError
 
+from .comparison import Comparison
 from .report import layers
 from .runs import EPOCH_PHASES, Metric, RunFolder, open_run
 
@@ -199,6 +200,30 @@ def _rows(run: RunFolder) -> list[Metric]:
     if not rows:
         raise InputError(f"{run.path} has no metrics recorded yet: train first")
     return rows
+
+
+def comparison(compared: Comparison):
+    """Methods side by side as a matplotlib Figure: above, mean test accuracy of all tasks learned so far; below, of the
+    first task while others are learned. Means over seeds; a method that learns all tasks at once is a dashed line."""
+    figure, (average, first) = _figure(8.6, 6.0, rows=2)
+    for method, colour in zip(compared.methods, _colours(len(compared.methods))):
+        matrices = [result.matrix for result in compared.of(method)]
+        if len(matrices[0]) < len(matrices[0][-1]):
+            level = np.mean([np.mean(matrix[-1]) for matrix in matrices])
+            average.axhline(level, color=colour, linestyle="--", linewidth=1.2, label=method)
+            continue
+        learned = range(1, len(matrices[0]) + 1)
+        for axes, value in ((average, np.mean), (first, lambda row: row[0])):
+            means = np.mean([[value(row) for row in matrix] for matrix in matrices], axis=0)
+            style = {"linewidth": 1.4, "marker": "o", "markersize": 3}
+            axes.plot(learned, means, color=colour, label=method, **style)
+    for axes, title in ((average, "Mean accuracy of the tasks learned so far"), (first, "Accuracy of the first task")):
+        axes.set_ylabel("test accuracy")
+        axes.yaxis.set_major_formatter(_percent_formatter())
+        axes.set_title(title, loc="left", fontsize=10)
+    first.set_xlabel("tasks learned")
+    _legend(figure, average, None)
+    return figure
 
 
 def _ends(rows: Sequence[Metric]) -> dict[int, float]:

@@ -126,9 +126,9 @@ def table(run: RunFolder | str | PathLike) -> str:
     parts = [_tasks(result)]
     if result.router is not None:
         parts.append(
-            f"router: the right task for {_percent(result.router.accuracy)} of the test inputs, "
-            f"the right answer for {_percent(_mean(result.router.routed))} "
-            f"({_percent(_mean(result.router.oracle))} with the task given)"
+            f"router: the right task for {percent(result.router.accuracy)} of the test inputs, "
+            f"the right answer for {percent(_mean(result.router.routed))} "
+            f"({percent(_mean(result.router.oracle))} with the task given)"
         )
     if result.layers:
         parts.append(_capacity(result.layers))
@@ -152,8 +152,8 @@ def _tasks(result: Summary) -> str:
         rows.append(
             [
                 str(task.task),
-                _percent(task.learned),
-                _percent(task.end),
+                percent(task.learned),
+                percent(task.end),
                 _difference(task.forgetting),
                 str(task.epochs),
                 duration(task.seconds),
@@ -162,8 +162,8 @@ def _tasks(result: Summary) -> str:
     rows.append(
         [
             "mean",
-            _percent(result.mean_learned),
-            _percent(result.mean_end),
+            percent(result.mean_learned),
+            percent(result.mean_end),
             _difference(_mean([task.forgetting for task in result.tasks])),
             f"{result.epochs / len(result.tasks):.1f}",
             duration(_mean([task.seconds for task in result.tasks])),
@@ -172,9 +172,9 @@ def _tasks(result: Summary) -> str:
     if router is not None:
         rows[0].append("routed")
         for task, row in zip(result.tasks, rows[1:-1]):
-            row.append(_percent(router.routed[task.task]) if task.task < len(router.routed) else "-")
-        rows[-1].append(_percent(_mean(router.routed)))
-    return _aligned(rows, rules=(0, len(rows) - 2))
+            row.append(percent(router.routed[task.task]) if task.task < len(router.routed) else "-")
+        rows[-1].append(percent(_mean(router.routed)))
+    return aligned(rows, rules=(0, len(rows) - 2))
 
 
 def _capacity(result: Sequence[LayerSummary]) -> str:
@@ -183,10 +183,10 @@ def _capacity(result: Sequence[LayerSummary]) -> str:
     for layer in result:
         counts = [*layer.units, layer.kept, layer.free, layer.width]
         rows.append([layer.name, *(f"{count:,}" for count in counts)])
-    return _aligned(rows, rules=(0,))
+    return aligned(rows, rules=(0,))
 
 
-def _aligned(rows: Sequence[Sequence[str]], rules: Sequence[int]) -> str:
+def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int]) -> str:
     """Columns of text, the first one flush left, the others flush right; a rule after each row in `rules`."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
@@ -198,7 +198,7 @@ def _aligned(rows: Sequence[Sequence[str]], rules: Sequence[int]) -> str:
     return "\n".join(lines)
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{share:.2%}"
 
 

@@ -28,6 +28,9 @@ def train_router(
     patience: int = 3,
     lr: float = 1e-3,
     batch_size: int = 256,
+    hidden: int = 0,
+    dropout: float = 0.2,
+    examples: int | None = None,
     seed: int = 0,
     max_cached_bytes: int = 2**31,
     callbacks: Sequence[Callback] = (),
@@ -41,14 +44,23 @@ def train_router(
     Args:
         loaders: one for each finished task, in order, of batches (x, y); the labels y are not looked at.
         max_epochs, patience: training stops when accuracy has not improved for ``patience`` epochs, or is 1.
+        hidden: ReLU units between features and tasks; 0 is the paper's linear map. More units tell tasks apart that lie
+            in one domain (bench/results/routing.md). ``dropout`` is on them, while they are trained.
+        examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
+            keep of a task whose data goes away.
 
     Raises TaskError while a task is in training or when loaders and finished tasks differ in number,
     NonFiniteLossError when the loss is not finite.
     """
     loaders = list(loaders)
-    for name, value in (("max_epochs", max_epochs), ("patience", patience), ("batch_size", batch_size)):
+    counts = {"max_epochs": max_epochs, "patience": patience, "batch_size": batch_size, "examples": examples or 1}
+    for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}.")
+    if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
+        raise InputError(f"hidden must be a whole number of units, 0 or more; got {hidden!r}.")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout must lie in [0, 1); got {dropout!r}.")
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
@@ -57,17 +69,18 @@ def train_router(
             "each."
         )
     started = time.perf_counter()
+    if examples is not None:
+        loaders = [_kept(loader, examples, batch_size) for loader in loaders]
     data = _features(network, MetaLoader(loaders, batch_size, seed=seed), max_cached_bytes)
     mean, deviation = _moments(data)
-    tasks, columns = len(loaders), len(mean)
-    weight = torch.zeros(tasks, columns, device=mean.device, requires_grad=True)
-    bias = torch.zeros(tasks, device=mean.device, requires_grad=True)
-    optimizer = default_optimizer([weight, bias], lr)
-    best, since, kept = -1.0, 0, (weight, bias)
+    tasks = len(loaders)
+    parameters = _parameters(tasks, len(mean), hidden, mean.device)
+    optimizer = default_optimizer(parameters, lr)
+    best, since, kept = -1.0, 0, parameters
     for epoch in range(1, max_epochs + 1):
         samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
         for features, task in data:
-            scores = F.linear((features - mean) / deviation, weight, bias)
+            scores = _scores((features - mean) / deviation, parameters, dropout)
             loss = F.cross_entropy(scores, task)
             optimizer.zero_grad()
             loss.backward()
@@ -87,16 +100,48 @@ def train_router(
         for callback in callbacks:
             callback(event)
         if accuracy > best:
-            best, since, kept = accuracy, 0, (weight.detach().clone(), bias.detach().clone())
+            best, since, kept = accuracy, 0, [p.detach().clone() for p in parameters]
         else:
             since += 1
         if accuracy == 1 or since >= patience:
             break
-    # The standardisation becomes part of the map, so that inference is one product.
-    scaled = kept[0].detach() / deviation
+    # The standardisation becomes part of the first map, so that inference needs no other step.
+    kept = [p.detach() for p in kept]
+    scaled = kept[-2] / deviation
+    folded = [*kept[:-2], scaled, kept[-1] - scaled @ mean]
     dtype = network.heads[0].frozen_weight.dtype
-    network.router = Router(scaled.to(dtype), (kept[1].detach() - scaled @ mean).to(dtype))
+    network.router = Router(*(tensor.to(dtype) for tensor in folded))
     return best
+
+
+def _parameters(tasks: int, columns: int, hidden: int, device: torch.device) -> list[Tensor]:
+    """Weight and bias, then those of the hidden layer where there is one: the order of :class:`Router`'s arguments."""
+    weight = torch.zeros(tasks, hidden or columns, device=device)
+    layers = [weight, torch.zeros(tasks, device=device)]
+    if hidden:
+        first = torch.randn(hidden, columns, device=device) * math.sqrt(2 / columns)
+        layers += [first, torch.zeros(hidden, device=device)]
+    return [tensor.requires_grad_() for tensor in layers]
+
+
+def _scores(features: Tensor, parameters: list[Tensor], dropout: float) -> Tensor:
+    if len(parameters) == 4:
+        features = F.dropout(F.linear(features, *parameters[2:]).relu(), dropout)
+    return F.linear(features, *parameters[:2])
+
+
+def _kept(loader: Iterable, examples: int, batch_size: int) -> TensorLoader:
+    """``examples`` inputs of a task, as its loader gives them first."""
+    parts, rows = [], 0
+    for x, _ in loader:
+        parts.append(x[: examples - rows])
+        rows += len(parts[-1])
+        if rows == examples:
+            break
+    if not parts:
+        raise InputError("a loader gave no batch, expected at least one.")
+    x = torch.cat(parts)
+    return TensorLoader(x, torch.zeros(len(x), dtype=torch.long), batch_size, num_classes=1)
 
 
 class _Computed:

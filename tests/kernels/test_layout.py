@@ -250,6 +250,62 @@ def test_a_saved_groups_sizes_come_back():
     assert group.frozen == (2, 3)
 
 
+# ---- grains and alignment
+
+
+def test_sizes_of_grains_are_whole():
+    group = Segments(12, grain=3)
+    assert repr(group) == "Segments(width=12, frozen=[], live=12, grain=3)"
+    for change in (group.prune, group.widen, lambda n: group.assign((3, n), 0), lambda n: group.assign((), n)):
+        with pytest.raises(InputError, match="must be a multiple of 3, since so many units .* got (4|13)"):
+            change(13 if change == group.widen else 4)
+        assert (group.width, group.frozen, group.live) == (12, (), 12)
+    group.prune(6)
+    group.freeze()
+    with pytest.raises(InputError, match="live must be a multiple of 3"):
+        group.recycle(5)
+    assert (group.frozen, group.live) == ((6,), 0)
+    for arguments in ((13,), (12, 4), (12, 3, (4,))):
+        with pytest.raises(InputError, match="must be a multiple of 3"):
+            Segments(*arguments, grain=3)
+    with pytest.raises(InputError, match="grain must be 1 or more, got 0"):
+        Segments(4, grain=0)
+
+
+def test_which_sizes_pruning_may_leave():
+    assert Segments(4).ladder() == (4, 3, 2, 1, 0)
+    assert Segments(4).ladder(3) == (4, 3) and Segments(4).ladder(4) == Segments(4).ladder(9) == (4,)
+    assert Segments(12, grain=3).ladder() == (12, 9, 6, 3, 0)
+    assert Segments(12, grain=3).ladder(4) == (12, 9, 6)
+    ragged = Segments(13)
+    ragged.align(4)
+    assert ragged.ladder() == (13, 12, 8, 4, 0) and ragged.ladder(12) == (13, 12) and ragged.ladder(13) == (13,)
+    ragged.align(14)
+    assert ragged.ladder(10) == (13, 12, 11, 10), "a group narrower than the multiple is left alone"
+    assert Segments(0).ladder() == (0,)
+    both = Segments(24, grain=3)
+    both.align(4)
+    assert (both.step, both.ladder()) == (12, (24, 12, 0))
+
+
+def test_which_sizes_a_new_segment_may_have():
+    group = Segments(21)
+    group.align(4)
+    given = [(0, 0), (3, 0), (4, 4), (11, 8), (19, 16), (20, 20), (21, 21), (99, 21)]
+    assert [group.fitting(count, 21) for count, _ in given] == [size for _, size in given]
+    nearest = [(0, 0), (1, 0), (2, 4), (11, 12), (19, 20), (21, 21)]
+    assert [group.fitting(count, 21, nearest=True) for count, _ in nearest] == [size for _, size in nearest]
+    assert group.fitting(14, 15, nearest=True) == 15 and group.fitting(14, 15) == 12, "never more than is free"
+
+
+def test_whole_grains():
+    group = Segments(9, grain=3)
+    assert group.keeps_whole([]) and group.keeps_whole([0, 1, 2, 6, 7, 8]) and group.keeps_whole(range(9))
+    for keep in ([0], [1, 2, 3], [0, 1, 3], [0, 1, 2, 6], [0, 1, 2, 4, 5, 6]):
+        assert not group.keeps_whole(keep), keep
+    assert Segments(4).keeps_whole([1, 3])
+
+
 # ---- errors
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from dense_twin import DenseTwin, assert_masks_are_the_papers
 from life import READINGS, batch, learn, loss_of, reading, recall, train
-from small_networks import MLP, ConvNet, FlatResidual, Residual
+from small_networks import MLP, ConvNet, FlatResidual, Grouped, Residual
 from torch.nn import functional as F
 
 NETWORKS = {
@@ -15,6 +15,8 @@ NETWORKS = {
     "residual": lambda: Residual(dropout=0.0),
     "residual-without-norm": lambda: Residual(norm=False, dropout=0.0),
     "flat-residual": lambda: FlatResidual(dropout=0.0),
+    "grouped": lambda: Grouped(dropout=0.0),
+    "grouped-without-norm": lambda: Grouped(norm=False, dropout=0.0),
 }
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 TASKS = 4
@@ -31,7 +33,8 @@ def shift_normalisation(net):
         for group in net.groups:
             for norm in group.norms.values():
                 norm.weight.add_(torch.rand_like(norm.weight))
-                norm.bias.add_(torch.randn_like(norm.bias))
+                if norm.bias is not None:
+                    norm.bias.add_(torch.randn_like(norm.bias))
 
 
 def assert_equal_to_twin(net, twin, x, y):

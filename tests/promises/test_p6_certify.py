@@ -30,7 +30,9 @@ def owners_of(layer, name):
     """Which task owns each element of a frozen tensor."""
     owners = []
     for task in range(layer.segments.tasks):
-        if name == "frozen_weight":
+        if isinstance(layer, ek.EideticGroupedConv2d):
+            owners += [task] * layer.segments.size(task) * getattr(layer, name)[:1].numel()
+        elif name == "frozen_weight":
             owners += [task] * layer.frozen_rows_of(task)[0].numel()
         else:
             owners += [task] * layer.segments.size(task)

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from life import Memory, batch, digest, learn, loss_of, poison, train
-from small_networks import MLP, ConvNet, FlatResidual, Residual
+from small_networks import MLP, ConvNet, FlatResidual, Grouped, Residual
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
@@ -31,6 +31,7 @@ networks = st.one_of(
     st.builds(ConvNet, st.tuples(width, width, width), st.booleans(), st.just(0.0)),
     st.builds(Residual, width, width, st.booleans(), st.just(0.0)),
     st.builds(FlatResidual, width, width, st.booleans(), st.just(0.0)),
+    st.builds(Grouped, st.sampled_from([3, 6, 9]), st.sampled_from([2, 4, 6]), st.booleans(), st.just(0.0)),
 )
 
 
@@ -80,7 +81,9 @@ class Life(RuleBasedStateMachine):
             return
         self.optimizer, self.saved = optimizer or self.make(net.parameters()), None
         self.transfers.append(transfer)
-        assert [group.segments.live for group in net.groups] == list(units.values())
+        assert [group.segments.live for group in net.groups] == [
+            group.segments.fitting(units[group.name], most) for group, most in zip(net.groups, free)
+        ]
         self.memory.note(net)
 
     @precondition(in_training)
@@ -101,6 +104,11 @@ class Life(RuleBasedStateMachine):
         if fraction in (0.0, 1.0):
             kept = [group.segments.live for group in self.net.groups]
             assert kept == (live if fraction == 0.0 else [0] * len(live))
+
+    @rule(multiple=st.integers(1, 4))
+    def align(self, multiple):
+        self.event = f"align({multiple})"
+        self.net.align(multiple)
 
     @precondition(in_training)
     @rule()

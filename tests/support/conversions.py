@@ -4,10 +4,12 @@ import copy
 
 import torch
 from life import bits, live_tensors
+from tolerances import assert_close, assert_same_bits
 from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels.layers import Shared
 
 
 def load_torchvision():
@@ -42,7 +44,7 @@ def take_through(module, x, *, head=None, classes=None, double=True):
     """Convert ``module`` and hold it to every promise on the batch ``x``; returns the network after three tasks.
 
     Same bits in evaluation, the same training step (in float64, so that chaos stays out), the original untouched, a
-    second task learned by AdamW with decay after pruning, and both recalled bit for bit under poison.
+    second task learned by AdamW with decay after pruning, both recalled bit for bit under poison, and both extracted.
     """
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     modes = [each.training for each in module.modules()]
@@ -78,8 +80,24 @@ def take_through(module, x, *, head=None, classes=None, double=True):
         assert net.eval()(x).isnan().all(), "the poison must reach the task in training"
     for task, answer in enumerate(answers):
         assert recall(net, x, task) == answer, f"task {task} changed"
+        extracted_alike(net, task, x)
     assert net.certify().ok, str(net.certify())
     return net
+
+
+@torch.no_grad()
+def extracted_alike(net, task, x):
+    """``net.extract(task)`` is plain, in evaluation mode, and gives the network's logits; task 0's bit for bit."""
+    plain = net.extract(task)
+    assert not [each for each in plain.modules() if type(each).__module__.startswith("eidetic")]
+    assert not any(each.training for each in plain.modules())
+    for batch in (x, x[:1]):
+        given, expected = plain(batch), net.eval()(batch, task=task)
+        if task:  # the library rounds by where weights lie and by how many channels lie side by side
+            assert_close(f"task {task} extracted", given, expected, condition=10)
+        else:
+            assert_same_bits("task 0 extracted", given, expected)
+    return plain
 
 
 def same_step(plain, x, y, head):
@@ -96,12 +114,24 @@ def same_step(plain, x, y, head):
         losses.append(loss.detach())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
     theirs, compared = plain.state_dict(), 0
-    for name, tensor in net.state_dict().items():
-        name = name.removeprefix("body.")
+    for name, tensor in as_converted(net).items():
         if name in theirs and tensor.is_floating_point():
             torch.testing.assert_close(tensor, theirs[name], rtol=1e-7, atol=1e-9)
             compared += 1
     assert compared
+
+
+def as_converted(net):
+    """The state of ``net`` by the original's names, divided layers whole again and columns in the original's order."""
+    state = {name.removeprefix("body."): tensor for name, tensor in net.state_dict().items()}
+    for path, layer in net.body.named_modules():
+        first = layer[0] if isinstance(layer, Shared) else layer
+        for name in ("weight", "bias") if isinstance(layer, Shared) else ():
+            if getattr(first, name) is not None:
+                state[f"{path}.{name}"] = torch.cat([getattr(part, name).detach() for part in layer])
+        if getattr(first, "order", None) is not None:
+            state[f"{path}.weight"] = state[f"{path}.weight"][:, first.order]
+    return state
 
 
 def train(net, optimizer, x, y, steps=2):

@@ -49,6 +49,30 @@ class MaskedConv2d(MaskedLinear):
         return F.conv2d(x, weight, self.bias, *self.options)
 
 
+class MaskedGroupedConv2d(MaskedConv2d):
+    """A grouped convolution as a dense one whose mask leaves each channel its own group: [channels, channels, ...]."""
+
+    def __init__(self, layer):
+        nn.Module.__init__(self)
+        self.frozen, self.grain = layer.segments.frozen_total, layer.segments.grain
+        own = torch.cat([layer.frozen_weight, layer.weight.detach()])
+        self.own = torch.arange(len(own)).view(-1, 1) // self.grain * self.grain + torch.arange(self.grain)
+        dense = own.new_zeros(len(own), len(own), *own.shape[2:])
+        dense[torch.arange(len(own)).view(-1, 1), self.own] = own
+        self.weight = nn.Parameter(dense)
+        group = torch.arange(len(own)) // self.grain
+        self.mask = (group.view(-1, 1) == group).to(own.dtype).view(len(own), len(own), 1, 1)
+        bias = None if layer.bias is None else torch.cat([layer.frozen_bias, layer.bias.detach()])
+        self.bias = None if bias is None else nn.Parameter(bias)
+        self.options = layer.geometry
+
+    def live(self):
+        rows = slice(self.frozen, None)
+        yield "weight", lambda values: values[torch.arange(len(values)).view(-1, 1), self.own][rows]
+        if self.bias is not None:
+            yield "bias", lambda values: values[rows]
+
+
 class FrozenAndLiveBatchNorm(nn.Module):
     """Frozen channels: scale and shift. Live channels: torch's own BatchNorm module."""
 
@@ -76,6 +100,7 @@ class FrozenAndLiveBatchNorm(nn.Module):
 TWINS = {
     ek.EideticLinear: MaskedLinear,
     ek.EideticConv2d: MaskedConv2d,
+    ek.EideticGroupedConv2d: MaskedGroupedConv2d,
     ek.EideticBatchNorm1d: FrozenAndLiveBatchNorm,
     ek.EideticBatchNorm2d: FrozenAndLiveBatchNorm,
 }

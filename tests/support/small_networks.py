@@ -90,6 +90,29 @@ class FlatResidual(ek.EideticNetwork):
         return F.relu(x + self.outer(self.drop(F.relu(self.bn(self.inner(x))))))
 
 
+class Grouped(ek.EideticNetwork):
+    """Grouped convolutions inside a residual block (two channels a group) and after it (three)."""
+
+    example = (2, 4, 4)
+
+    def __init__(self, width=24, inner=16, norm=True, dropout=0.5):
+        super().__init__()
+        self.stem = ek.EideticConv2d(2, width, 3, padding=1, bias=not norm)
+        self.conv1 = ek.EideticConv2d(width, inner, 1)
+        self.grouped1 = ek.EideticGroupedConv2d(inner, inner // 2, 3, padding=1, bias=not norm)
+        self.bn1 = ek.EideticBatchNorm2d(inner) if norm else nn.Identity()
+        self.conv2 = ek.EideticConv2d(inner, width, 1)
+        self.grouped2 = ek.EideticGroupedConv2d(width, width // 3, 3, stride=2, padding=1)
+        self.bn2 = ek.EideticBatchNorm2d(width) if norm else nn.Identity()
+        self.drop = nn.Dropout(dropout)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        x = x + self.conv2(self.drop(F.relu(self.bn1(self.grouped1(F.relu(self.conv1(x)))))))
+        return self.pool(F.relu(self.bn2(self.grouped2(x)))).flatten(1)
+
+
 NETWORKS = {
     "mlp": MLP,
     "mlp-without-norm": lambda: MLP(norm=False),
@@ -98,4 +121,5 @@ NETWORKS = {
     "residual": Residual,
     "residual-without-norm": lambda: Residual(norm=False),
     "flat-residual": FlatResidual,
+    "grouped": Grouped,
 }

@@ -1,7 +1,8 @@
-"""EideticDepthwiseConv2d: a convolution of each channel by itself, whose channels belong to tasks."""
+"""EideticGroupedConv2d: a convolution of groups of channels, each by itself, whose channels belong to tasks."""
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
@@ -10,22 +11,27 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from ..errors import InputError
+from ..layout import Segments
 from ..ops.staircase import canonical
 from ..parameters import cut, empty_like, replace
 from .conv2d import PADDING_MODES, window
 from .segmented import SegmentedLayer
 
 
-class EideticDepthwiseConv2d(SegmentedLayer):
-    """Stands for :class:`torch.nn.Conv2d` with ``groups = in_channels = out_channels``: the same initialisation and
-    names, ``weight`` [L, 1, kh, kw] and ``bias`` [L] of the live channels.
+class EideticGroupedConv2d(SegmentedLayer):
+    """Stands for :class:`torch.nn.Conv2d` with ``groups > 1`` and ``in_channels = out_channels``: the same
+    initialisation and names, ``weight`` [L, channels // groups, kh, kw] and ``bias`` [L] of the live channels.
 
-    Channel i of the output is made of channel i of the input alone, so it belongs to the same unit: like BatchNorm
-    this layer follows its input's unit group, and resistance holds of itself.
+    A group's output channels are made of its own input channels alone, so they belong to the same units: like
+    BatchNorm this layer follows its input's unit group. A group of channels (a *grain*) belongs to one task as a
+    whole: it lives, is pruned, frozen and recycled as one, and resistance holds of itself.
 
     Args:
         channels: channels of input and output as long as nothing is pruned.
+        groups: how many of them are convolved by themselves; ``channels`` is a multiple of it.
         kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in torch.
+
+    Raises InputError when ``groups`` does not divide ``channels``, and for an input of another shape.
     """
 
     frozen_names = ("frozen_weight", "frozen_bias")
@@ -33,6 +39,7 @@ class EideticDepthwiseConv2d(SegmentedLayer):
     def __init__(
         self,
         channels: int,
+        groups: int,
         kernel_size,
         stride=1,
         padding=0,
@@ -42,24 +49,27 @@ class EideticDepthwiseConv2d(SegmentedLayer):
         device=None,
         dtype=None,
     ):
-        super().__init__(channels)
-        self.channels, self.kernel_size, self.padding, self.padding_mode = (
-            channels, _pair(kernel_size), padding, padding_mode
+        if groups < 1 or channels % groups:
+            raise InputError(f"groups must divide the channels; {groups} groups of {channels} channels were asked for.")
+        super().__init__(channels, channels // groups or 1)
+        self.channels, self.groups, self.kernel_size, self.padding, self.padding_mode = (
+            channels, groups, _pair(kernel_size), padding, padding_mode
         )  # fmt: skip
         self.geometry, self._pads = window(self.kernel_size, _pair(stride), padding, _pair(dilation), padding_mode)
+        self.reads = self.segments.grain  # input channels of each output channel
         factory = {"device": device, "dtype": dtype}
-        self.weight = nn.Parameter(torch.empty(channels, 1, *self.kernel_size, **factory))
+        self.weight = nn.Parameter(torch.empty(channels, self.reads, *self.kernel_size, **factory))
         self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
-        self.register_buffer("frozen_weight", torch.empty(0, 1, *self.kernel_size, **factory), persistent=False)
+        self.register_buffer("frozen_weight", self.weight.detach()[:0].clone(), persistent=False)
         self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the live channels as torch does: uniform in +-1/sqrt(kernel's area)."""
+        """Initialise the live channels as torch does: uniform in +-1/sqrt(fan in), the fan being a group's pixels."""
         if self.weight.numel():
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
             if self.bias is not None:
-                bound = 1 / math.sqrt(math.prod(self.kernel_size))
+                bound = 1 / math.sqrt(math.prod(self.weight.shape[1:]))
                 nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,16 +95,14 @@ class EideticDepthwiseConv2d(SegmentedLayer):
             parts.append(x.new_zeros(self._empty_shape(x)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
-    def part(self, units: slice) -> EideticDepthwiseConv2d:
-        """A fresh layer for some of this fresh layer's channels, with their parameters."""
-        stride, _, dilation = self.geometry
-        part = EideticDepthwiseConv2d(
-            units.stop - units.start, self.kernel_size, stride, self.padding, dilation, self.bias is not None,
-            self.padding_mode, self.weight.device, self.weight.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                getattr(part, name).copy_(parameter[units]).requires_grad_(parameter.requires_grad)
+    def part(self, units: Tensor) -> EideticGroupedConv2d:
+        """A fresh layer for some of this fresh layer's channels, whole groups, with their parameters."""
+        part = copy.deepcopy(self)
+        part.channels = len(units)
+        part.groups = part.channels // self.reads
+        part.segments = Segments(part.channels, grain=self.reads)
+        for name, parameter in self.named_parameters():
+            setattr(part, name, nn.Parameter(parameter.detach()[units].clone(), parameter.requires_grad))
         return part
 
     def cut_live(self, keep: Tensor) -> None:
@@ -108,18 +116,18 @@ class EideticDepthwiseConv2d(SegmentedLayer):
             self.frozen_bias = torch.cat([self.frozen_bias, self.bias.detach()])
 
     def allocate_frozen(self) -> None:
-        self.frozen_weight = empty_like(self.weight, self.segments.frozen_total, 1, *self.kernel_size)
+        self.frozen_weight = empty_like(self.weight, self.segments.frozen_total, *self.weight.shape[1:])
         if self.bias is not None:
             self.frozen_bias = empty_like(self.bias, self.segments.frozen_total)
 
     def renew_live(self) -> None:
-        self.weight = replace(self.weight, empty_like(self.weight, self.segments.live, 1, *self.kernel_size))
+        self.weight = replace(self.weight, empty_like(self.weight, self.segments.live, *self.weight.shape[1:]))
         if self.bias is not None:
             self.bias = replace(self.bias, empty_like(self.bias, self.segments.live))
         self.reset_parameters()
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, *self.geometry, groups=x.shape[1])
+        return F.conv2d(x, weight, bias, *self.geometry, groups=x.shape[1] // self.reads)
 
     def _empty_shape(self, x: Tensor) -> tuple[int, ...]:
         sizes = [
@@ -130,6 +138,29 @@ class EideticDepthwiseConv2d(SegmentedLayer):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.channels}, kernel_size={self.kernel_size}, stride={self.geometry.stride}, padding={self.padding}, "
-            f"dilation={self.geometry.dilation}, bias={self.bias is not None}"
+            f"{self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, stride={self.geometry.stride}, "
+            f"padding={self.padding}, dilation={self.geometry.dilation}, bias={self.bias is not None}"
         )
+
+
+class EideticDepthwiseConv2d(EideticGroupedConv2d):
+    """Stands for :class:`torch.nn.Conv2d` with ``groups = in_channels = out_channels``: a group a channel.
+
+    Args:
+        channels: channels of input and output as long as nothing is pruned.
+        kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in torch.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size,
+        stride=1,
+        padding=0,
+        dilation=1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(channels, channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype)

@@ -1,0 +1,99 @@
+"""The other ways to train the same network: dense, dense with masks, compiled, and the published implementation."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from networks import CLASSES, SEGMENTS, Subject, dense, eidetic
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from eidetic_kernels.layers import StaircaseLayer
+
+
+def step_of(net: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer | None) -> Callable[[], None]:
+    """One training step as a function of nothing."""
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(net(x), y).backward()
+        optimizer.step()
+
+    return step
+
+
+def masked(subject: Subject, frozen: int, live: int) -> nn.Module:
+    """The dense network at full width with the same structure as masks (torch.nn.utils.prune).
+
+    What is neither frozen nor live is masked away; frozen rows are trained like the rest, since a mask cannot stop
+    that: this peer pays for masks only, not for freezing.
+    """
+    plain, net = dense(subject), eidetic(subject, frozen, live)
+    modules = dict(plain.named_modules())
+    for path, layer in net.named_modules():
+        if not isinstance(layer, StaircaseLayer) or path.startswith("heads"):
+            continue
+        present = layer.mask()
+        mask = torch.zeros_like(modules[path].weight)
+        mask[: present.shape[0], : present.shape[1]] = present.view(*present.shape, *[1] * (mask.dim() - 2))
+        prune.custom_from_mask(modules[path], "weight", mask)
+    return plain
+
+
+class Published(nn.Module):
+    """The published MLP after ``SEGMENTS`` pruned tasks, in training: its current task's logits.
+
+    ``checkout`` is a folder with the package ``eideticnet_training``. It logs to a service that is replaced by
+    nothing here, so its figures hold without that cost.
+    """
+
+    def __init__(self, checkout: Path, subject: Subject, frozen: int, live: int):
+        super().__init__()
+        networks = published_package(checkout)
+        torch.manual_seed(0)
+        tasks = SEGMENTS if frozen else 0
+        width = subject.width or 2000
+        self.net = networks.MLP(subject.shape[0], [CLASSES] * (tasks + 1), num_layers=1, width=width)
+        for task in range(tasks):
+            self.net.prepare_for_task(task)
+            self._leave(frozen / 100 * (task + 1) / SEGMENTS)
+        self.net.prepare_for_task(tasks)
+        self._leave((frozen + live) / 100)
+        self.net.train()
+
+    def _leave(self, share: float) -> None:
+        """Prune until ``share`` of each layer's units are present."""
+        if share < 1:
+            self.net._bridge_prune(1 - share, pruning_type=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[self.net.phase]
+
+
+def published_package(checkout: Path) -> types.ModuleType:
+    """The published ``eideticnet_training.networks``, with the packages it logs and draws with replaced by nothing."""
+    if not (checkout / "eideticnet_training").is_dir():
+        raise SystemExit(f"{checkout} is no checkout of the published implementation: it has no eideticnet_training/.")
+    sys.path.insert(0, str(checkout))
+    for name in ("wandb", "torchmetrics", "datasets"):
+        sys.modules.setdefault(name, _Nothing(name))
+    # The package's own __init__ imports its data sets and all that they need: only its networks are wanted.
+    package = types.ModuleType("eideticnet_training")
+    package.__path__ = [str(checkout / "eideticnet_training")]
+    sys.modules.setdefault("eideticnet_training", package)
+    return importlib.import_module("eideticnet_training.networks")
+
+
+class _Nothing(types.ModuleType):
+    """A module whose every name is a function of anything that returns None."""
+
+    def __getattr__(self, name: str):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: None

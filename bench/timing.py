@@ -1,0 +1,44 @@
+"""Times that can be compared: the alternatives take turns in one process, and each is given by its median."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+import torch
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 2) -> dict[str, float]:
+    """Median seconds of every run, the runs taking turns so that a slow spell of the machine meets them all.
+
+    CUDA work is waited for before the clock is read.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(warmup + rounds):
+        for name, run in runs.items():
+            _wait()
+            started = time.perf_counter()
+            run()
+            _wait()
+            if turn >= warmup:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def product_rate(rounds: int = 10) -> float:
+    """Multiply-adds a second of a large float32 product (2048 cubed): the machine's arithmetic limit, measured."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    return 2048**3 / alternate({"product": lambda: a @ b}, rounds)["product"]
+
+
+def copy_rate(rounds: int = 10) -> float:
+    """Bytes a second of copying 256 MiB, read and written bytes both counted: the machine's memory limit, measured."""
+    a = torch.randn(64 * 2**20)
+    b = torch.empty_like(a)
+    return 2 * a.numel() * 4 / alternate({"copy": lambda: b.copy_(a)}, rounds)["copy"]

@@ -1,0 +1,108 @@
+"""The plain torch network that methods without segments train: an eidetic network's twin, and a head a task."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from eidetic_kernels import EideticNetwork
+from eidetic_kernels.errors import InputError
+from eidetic_kernels.layers import (
+    EideticBatchNorm1d,
+    EideticBatchNorm2d,
+    EideticConv2d,
+    EideticDropout,
+    EideticLinear,
+)
+
+
+class PlainNetwork(nn.Module):
+    """The body of ``net`` in torch's own layers with the same weights, and a linear head for each task.
+
+    ``net`` must be fresh. Its ``forward`` is run over the plain layers, so both compute the same.
+    """
+
+    def __init__(self, net: EideticNetwork):
+        super().__init__()
+        self.columns = sum(source.columns(None) for source in net.wiring.features)
+        self._run = type(net).forward
+        for name, child in list(net.named_children()):
+            if name != "heads":
+                setattr(self, name, plain(child))
+        self.task_heads = nn.ModuleList()
+
+    def add_head(self, num_classes: int) -> nn.Linear:
+        device = next(self.parameters()).device
+        self.task_heads.append(nn.Linear(self.columns, num_classes, device=device))
+        return self.task_heads[-1]
+
+    def features(self, x: Tensor) -> Tensor:
+        """[N, columns]"""
+        return self._run(self, x)
+
+    def forward(self, x: Tensor, task: int) -> Tensor:
+        return self.task_heads[task](self.features(x))
+
+    def body_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """Everything but the heads, by name: what tasks share."""
+        return [(name, p) for name, p in self.named_parameters() if not name.startswith("task_heads.")]
+
+
+def plain(module: nn.Module) -> nn.Module:
+    """``module`` with this package's layers replaced by torch's; fresh layers only, their weights are taken over."""
+    if isinstance(module, EideticLinear):
+        twin = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+    elif isinstance(module, EideticConv2d):
+        twin = nn.Conv2d(
+            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
+            module.dilation, bias=module.bias is not None, padding_mode=module.padding_mode,
+        )  # fmt: skip
+    elif isinstance(module, (EideticBatchNorm1d, EideticBatchNorm2d)):
+        if module.activation != "none":
+            raise InputError(f"{module} applies {module.activation} itself; its plain twin would not.")
+        kind = nn.BatchNorm1d if isinstance(module, EideticBatchNorm1d) else nn.BatchNorm2d
+        twin = kind(module.num_features, module.eps, module.momentum, module.affine)
+    elif isinstance(module, EideticDropout):
+        return nn.Dropout(module.p)
+    else:
+        for name, child in list(module.named_children()):
+            setattr(module, name, plain(child))
+        return module
+    twin.load_state_dict(module.state_dict())
+    return twin.train(module.training)
+
+
+def norms(module: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers in ``module``."""
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+class NormStatistics:
+    """Running statistics by task, for methods that train BatchNorm anew on every task.
+
+    Shared statistics would be the last task's: every method without this forgets by its normalisation alone.
+    """
+
+    def __init__(self, network: nn.Module):
+        self.layers = norms(network)
+        self.kept: dict[int, list[tuple[Tensor, Tensor]]] = {}
+
+    def keep(self, task: int) -> None:
+        """Remember the statistics as they stand as ``task``'s."""
+        self.kept[task] = [(m.running_mean.clone(), m.running_var.clone()) for m in self.layers]
+
+    @torch.no_grad()
+    def use(self, task: int) -> None:
+        """Put ``task``'s statistics in place."""
+        for layer, (mean, var) in zip(self.layers, self.kept[task]):
+            layer.running_mean.copy_(mean)
+            layer.running_var.copy_(var)
+
+    def numbers(self) -> int:
+        """How many numbers are kept."""
+        return sum(mean.numel() + var.numel() for kept in self.kept.values() for mean, var in kept)
+
+
+def count(parameters) -> int:
+    """Numbers in ``parameters``."""
+    return sum(p.numel() for p in parameters)

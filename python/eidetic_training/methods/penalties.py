@@ -1,0 +1,144 @@
+"""Methods that pull important weights back: elastic weight consolidation and synaptic intelligence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import Conditions, Hooks
+from .simple import Shared
+
+
+class _Quadratic(Hooks):
+    """strength / 2 * sum over weights of importance * (weight - anchor)^2"""
+
+    def __init__(self, method: Penalised):
+        self.method = method
+
+    def penalty(self) -> Tensor | float:
+        method = self.method
+        if not method.importance:
+            return 0.0
+        terms = (
+            (method.importance[name] * (p - method.anchor[name]).square()).sum()
+            for name, p in method.network.body_parameters()
+        )
+        return method.strength / 2 * sum(terms)
+
+
+class Penalised(Shared):
+    """Abstract. Weights are pulled towards ``anchor`` as strongly as their ``importance`` says."""
+
+    strength: float
+
+    def __init__(self, conditions: Conditions):
+        super().__init__(conditions)
+        self.importance: dict[str, Tensor] = {}
+        self.anchor: dict[str, Tensor] = {}
+
+    def hooks(self, task: int) -> Hooks:
+        return _Quadratic(self)
+
+    def stored_numbers(self) -> float:
+        kept = [*self.importance.values(), *self.anchor.values()]
+        return super().stored_numbers() + sum(t.numel() for t in kept)
+
+
+class EWC(Penalised):
+    """Elastic weight consolidation (Kirkpatrick et al., 2017).
+
+    After each task the diagonal of the Fisher information at its solution, expected over the model's own predictions
+    (labels drawn from its output), becomes importance. The paper keeps one quadratic a task; their sum is one quadratic
+    again, so the sum of importances and their weighted mean anchor are kept instead: the same penalty up to a constant.
+    """
+
+    def __init__(self, conditions: Conditions, strength: float = 1000.0, samples: int = 1000):
+        super().__init__(conditions)
+        self.strength, self.samples = strength, samples
+
+    def after_task(self, task: int, loader: Iterable) -> None:
+        fisher = self.fisher(task, loader)
+        for name, p in self.network.body_parameters():
+            before = self.importance.get(name, torch.zeros_like(p))
+            total = before + fisher[name]
+            pull = before * self.anchor.get(name, torch.zeros_like(p)) + fisher[name] * p.detach()
+            self.anchor[name] = torch.where(total > 0, pull / total.clamp_min(1e-30), p.detach())
+            self.importance[name] = total
+
+    def fisher(self, task: int, loader: Iterable) -> dict[str, Tensor]:
+        """Mean over samples of the squared gradient of log p(label | x), labels drawn from the model.
+
+        Per-sample gradients come from torch.func, in evaluation mode.
+        """
+        network = self.network.eval()
+        body = {name: p.detach() for name, p in network.body_parameters()}
+        total = {name: torch.zeros_like(p) for name, p in body.items()}
+        seen = 0
+
+        def log_likelihood(parameters: dict[str, Tensor], x: Tensor, label: Tensor) -> Tensor:
+            logits = torch.func.functional_call(network, parameters, (x[None], task))
+            return -F.cross_entropy(logits, label[None])
+
+        gradients = torch.func.vmap(torch.func.grad(log_likelihood), in_dims=(None, 0, 0))
+        for x, _ in loader:
+            for part in x[: self.samples - seen].split(16):  # a gradient a sample takes memory
+                with torch.no_grad():
+                    labels = torch.multinomial(network(part, task).softmax(1), 1)[:, 0]
+                for name, g in gradients(body, part, labels).items():
+                    total[name] += g.detach().square().sum(0)  # heads ask for gradients
+                seen += len(part)
+            if seen >= self.samples:
+                break
+        return {name: value / seen for name, value in total.items()}
+
+
+class SynapticIntelligence(Penalised):
+    """Synaptic intelligence (Zenke, Poole and Ganguli, 2017).
+
+    While a task is learned, every weight collects how much its moves lowered the loss (-gradient * move); at the end
+    that, over the square of the whole way (plus ``damping``), is added to its importance. ``strength`` is twice the
+    paper's c.
+    """
+
+    def __init__(self, conditions: Conditions, strength: float = 0.2, damping: float = 1e-3):
+        super().__init__(conditions)
+        self.strength, self.damping = strength, damping
+        self._path: _Path | None = None
+
+    def hooks(self, task: int) -> Hooks:
+        self._path = _Path(self)
+        return self._path
+
+    def after_task(self, task: int, loader: Iterable) -> None:
+        for name, p in self.network.body_parameters():
+            way = p.detach() - self._path.start[name]
+            gained = self._path.contribution[name].clamp_min(0) / (way.square() + self.damping)
+            self.importance[name] = self.importance.get(name, torch.zeros_like(p)) + gained
+            self.anchor[name] = p.detach().clone()
+
+
+class _Path(_Quadratic):
+    """Collects each weight's contribution to lowering the task's own loss; the penalty's gradient is not the task's."""
+
+    def __init__(self, method: SynapticIntelligence):
+        super().__init__(method)
+        body = method.network.body_parameters()
+        self.start = {name: p.detach().clone() for name, p in body}
+        self.contribution = {name: torch.zeros_like(p) for name, p in body}
+        self._before: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def after_backward(self) -> None:
+        method = self.method
+        for name, p in method.network.body_parameters():
+            gradient = p.grad
+            if method.importance:
+                gradient = gradient - method.strength * method.importance[name] * (p.detach() - method.anchor[name])
+            self._before[name] = p.detach().clone(), gradient.clone()
+
+    def after_step(self) -> None:
+        for name, p in self.method.network.body_parameters():
+            before, gradient = self._before[name]
+            self.contribution[name] -= gradient * (p.detach() - before)

@@ -1,0 +1,78 @@
+"""Piggyback (Mallya, Davis and Lazebnik, 2018): a fixed network, and learned binary masks for every later task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .base import Conditions, Method, fit
+from .networks import NormStatistics, PlainNetwork, count, norms
+
+
+class Piggyback(Method):
+    """The first task trains the network; every later one learns which of its weights to use, and a head.
+
+    A weight is used where its real-valued score exceeds ``threshold``; gradients pass the threshold as if it were not
+    there. Scores start at ``start`` as in the paper (0.01 and 0.005). The paper's network is pre-trained on ImageNet;
+    here it is the first task's. BatchNorm: scale and shift stay the first task's, statistics are each task's own.
+    """
+
+    def __init__(self, conditions: Conditions, threshold: float = 0.005, start: float = 0.01, mask_lr: float = 1e-3):
+        super().__init__(conditions)
+        self.threshold, self.start, self.mask_lr = threshold, start, mask_lr
+        self.network = PlainNetwork(conditions.network())
+        self.statistics = NormStatistics(self.network)
+        self.layers = [m for m in self.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        self.masks: dict[int, list[Tensor]] = {}
+
+    def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
+        head = self.network.add_head(num_classes)
+        self.network.train()
+        conditions = self.conditions
+        if task == 0:
+            optimizer = conditions.make_optimizer(self.network.parameters())
+            fit(lambda x: self.network(x, 0), loader, optimizer, conditions.epochs)
+            for _, p in self.network.body_parameters():
+                p.requires_grad_(False)
+            self.masks[0] = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers]
+        else:
+            for layer in norms(self.network):
+                layer.reset_running_stats()
+            scores = [torch.full_like(layer.weight, self.start).requires_grad_() for layer in self.layers]
+            optimizer = conditions.make_optimizer([*scores, *head.parameters()], lr=self.mask_lr)
+            fit(lambda x: self._masked(x, task, self._chosen(scores)), loader, optimizer, conditions.epochs)
+            self.masks[task] = [(score > self.threshold).detach() for score in scores]
+        self.statistics.keep(task)
+
+    def _chosen(self, scores: list[Tensor]) -> list[Tensor]:
+        return [_Step.apply(score, self.threshold) for score in scores]
+
+    def _masked(self, x: Tensor, task: int, masks: list[Tensor]) -> Tensor:
+        """The network's answer with its weights multiplied by ``masks``."""
+        names = {id(p): name for name, p in self.network.named_parameters()}
+        used = {names[id(layer.weight)]: layer.weight * mask for layer, mask in zip(self.layers, masks)}
+        return torch.func.functional_call(self.network, used, (x, task))
+
+    @torch.no_grad()
+    def logits(self, x: Tensor, task: int) -> Tensor:
+        self.network.eval()
+        self.statistics.use(task)
+        return self._masked(x, task, self.masks[task])
+
+    def stored_numbers(self) -> float:
+        bits = sum(mask.numel() for task, masks in self.masks.items() if task for mask in masks)
+        return count(self.network.parameters()) + self.statistics.numbers() + bits / 32
+
+
+class _Step(torch.autograd.Function):
+    """1 above the threshold, 0 below; the gradient passes unchanged (straight through)."""
+
+    @staticmethod
+    def forward(ctx, score: Tensor, threshold: float) -> Tensor:
+        return (score > threshold).to(score.dtype)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor):
+        return gradient, None

@@ -1,0 +1,65 @@
+"""Methods that live on the staircase: Eidetic Learning itself, and what shares its freezing."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from eidetic_kernels.modes import evaluating
+
+from ..settings import TaskSettings
+from ..trainer import train_task
+from .base import Conditions, Method
+
+
+class Segmented(Method):
+    """Abstract. An eidetic network; ``tasks``, where known beforehand, shares the free units evenly among them."""
+
+    def __init__(self, conditions: Conditions, tasks: int | None = None):
+        super().__init__(conditions)
+        self.network = conditions.network()
+        self.expected = tasks
+
+    def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
+        units = None
+        if self.expected is not None:
+            left = self.expected - task
+            units = {group.name: math.ceil(group.segments.free / left) for group in self.network.groups}
+        self.network.prepare_for_task(task, num_classes, max_units=units)
+        self._train(task, loader)
+        if self.network.current_task is not None:
+            self.network.finish_task()
+
+    @abstractmethod
+    def _train(self, task: int, loader: Iterable) -> None: ...
+
+    @torch.no_grad()
+    def logits(self, x: Tensor, task: int) -> Tensor:
+        with evaluating(self.network):
+            return self.network(x, task=task)
+
+    def stored_numbers(self) -> float:
+        frozen = [b for name, b in self.network.named_buffers() if "frozen_" in name]
+        return sum(b.numel() for b in frozen)
+
+    def units_used(self) -> float:
+        rows = self.network.capacity().rows
+        return sum(sum(row.frozen) for row in rows) / sum(row.width for row in rows)
+
+
+class Eidetic(Segmented):
+    """Eidetic Learning (Dronen and Balestriero, 2025). ``settings`` are the training procedure's; the epochs before
+    pruning are the compared ones at most, and pruning, recovery and polish add theirs."""
+
+    def __init__(self, conditions: Conditions, tasks: int | None = None, **settings):
+        super().__init__(conditions, tasks)
+        self.settings = replace(TaskSettings.of_dict(settings), max_epochs=conditions.epochs)
+
+    def _train(self, task: int, loader: Iterable) -> None:
+        optimizer = self.conditions.make_optimizer(self.network.parameters())
+        train_task(self.network, loader, optimizer, settings=self.settings)

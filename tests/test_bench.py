@@ -1,0 +1,64 @@
+"""The benchmarks at sizes that measure nothing, so that they cannot rot."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMOKE = {"EIDETIC_BENCH_SMOKE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}"}
+
+
+def run(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env={**os.environ, **SMOKE}, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_every_benchmark_runs():
+    out = run("-m", "pytest", "-q", "bench", "--benchmark-disable", "-p", "no:cacheprovider", "-k", "not resnet")
+    assert " passed" in out and "failed" not in out
+
+
+@pytest.mark.parametrize("script", ["training_step", "growth"])
+def test_the_scripts_write_their_tables(script, tmp_path):
+    out = tmp_path / script
+    only = ["--only", "mlp", "resnet18"] if script == "training_step" else []
+    run(f"bench/{script}.py", "--rounds", "1", "--out", str(out), *only)
+    results = json.loads(out.with_suffix(".json").read_text())
+    rows = results["rows"] if script == "training_step" else results["tasks"] + results["width"]
+    assert all(ms > 0 for row in rows for ms in row["ms"].values())
+    assert out.with_suffix(".md").read_text().count("\n| ") > len(rows)
+
+
+def test_what_a_step_needs_is_what_the_dense_network_needs_while_nothing_is_frozen(monkeypatch):
+    """784-2000-2000-10: forward, the weights' gradients, and the second layer's and head's input gradients."""
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    limit, networks = importlib.import_module("limit"), importlib.import_module("networks")
+    subject = networks.Subject("mlp", (784,), 8, 2000)
+    weights = 784 * 2000 + 2000 * 2000 + 2000 * 10
+    whole = limit.work(networks.eidetic(subject, 0, 100), subject.data()[0])
+    assert whole.forward == 8 * weights
+    assert whole.backward == 8 * (weights + 2000 * 2000 + 2000 * 10)
+    # Half frozen in five tasks, a tenth live, as the design counts it: 15 % of a dense step's multiply-adds.
+    part = limit.work(networks.eidetic(subject, 50, 10), subject.data()[0])
+    assert (part.forward + part.backward) / (whole.forward + whole.backward) == pytest.approx(0.15, abs=0.01)
+
+
+def test_comparing_two_result_files(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    compare = importlib.import_module("compare")
+    for name, ms in (("before", 1.0), ("after", 3.0)):
+        row = {"model": "mlp", "frozen": 0, "live": 100, "ms": {"dense": 1.0, "eidetic": ms}}
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": [row]}))
+    files = [str(tmp_path / "before.json"), str(tmp_path / "after.json")]
+    compare.main(files)
+    assert capsys.readouterr().out.splitlines()[0].split()[0] == "3.00"
+    with pytest.raises(SystemExit, match="1"):
+        compare.main([*files, "--fail-above", "2"])
