@@ -69,6 +69,17 @@ def test_agrees_with_the_oracle(device):
 
 
 @on_cpu
+@pytest.mark.parametrize("processors", [1, 40])
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_walks_of_several_steps(settings, dtype, processors):
+    """More vectors or rows than a block has threads, of planes whose sizes the steps do not divide."""
+    settings.processors = processors
+    for shape in ((9, 13, 11), (9, 24, 23), (2, 40, 36), (40, 3), (1111,)):
+        case = NormCase((3, 6), shape, dtype, "relu", residual=True, exact=True)
+        case.check(cuda)
+
+
+@on_cpu
 def test_bits_do_not_depend_on_the_order_of_threads(settings):
     for case in norm_promises.cases(DTYPES, each=1, seed=5):
         results = {}
