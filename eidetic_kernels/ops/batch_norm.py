@@ -116,7 +116,7 @@ def _torch_forward(
         x_live = x[:, frozen:] if frozen else x
         live, mean, rstd = _normalise_live(x_live, weight, bias, running_mean, running_var, training, momentum, eps)
     else:
-        live, (mean, rstd) = None, x.new_empty(2, 0, dtype=statistics_dtype(x)).unbind()
+        live, (mean, rstd) = None, (x.new_empty(0, dtype=statistics_dtype(x)) for _ in range(2))
     if frozen or live is None:
         y = new_like(x)
         affine(x[:, :frozen], frozen_scale, frozen_shift, y[:, :frozen])
@@ -135,6 +135,8 @@ def _torch_backward(
     training, activation, exact, need_dx, need_dresidual,
 ):  # fmt: skip
     frozen = len(frozen_scale)
+    if exact and activation in FROM_OUTPUT:
+        dy, activation = activation_gradient(dy, y, activation), "none"
     dz = dx = dweight = dbias = None
     if x.shape[1] > frozen:
         dz, x_live = dy[:, frozen:] if frozen else dy, _own(x[:, frozen:] if frozen else x, x)
@@ -149,9 +151,7 @@ def _torch_backward(
     dz_frozen = dx_frozen = None
     if exact and frozen:
         dz_frozen = dy[:, :frozen]
-        if activation in FROM_OUTPUT:
-            dz_frozen = activation_gradient(dz_frozen, y[:, :frozen], activation)
-        elif activation != "none":
+        if activation != "none":
             z = x.new_empty(dz_frozen.shape)
             affine(x[:, :frozen], frozen_scale, frozen_shift, z)
             z = z if residual is None else z + residual[:, :frozen]

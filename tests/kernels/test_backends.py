@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from life import learn
+from small_networks import MLP
 
 import eidetic_kernels as ek
 from eidetic_kernels import __main__ as command
@@ -145,6 +147,15 @@ def test_half_precision_and_double_run_somewhere_unforced_and_say_why_not_when_f
         layer = ek.EideticLinear(3, 4, dtype=torch.float64)
         with backends.using("triton"), pytest.raises(BackendError, match="float64 is not one of float32"):
             layer(torch.randn(2, 3, dtype=torch.float64))
+
+
+def test_a_certificate_does_not_compare_bits_that_another_backend_made(monkeypatch):
+    net = MLP()
+    learn(net, 0)
+    assert not net.certify().notes
+    monkeypatch.setattr(backends, "choice", lambda device: "abacus torch")
+    certificate = net.certify()
+    assert certificate.ok and "backends abacus torch" in certificate.notes[0]
 
 
 # ---- the self-check and the command

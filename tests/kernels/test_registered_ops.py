@@ -1,7 +1,9 @@
 """The ops as torch sees them: opcheck, torch.compile of ops and of whole networks, and how often that compiles."""
 
 import copy
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -297,6 +299,12 @@ def test_a_compiled_network_survives_its_tasks():
         net.compile(fullgraph=True, backend=backend)
         counts = live_one_life(net, 4, lambda: backend.count)
     assert counts[-1] <= 5 and counts[-1] == counts[2], counts
+
+
+def test_the_readme_names_the_settings_that_were_tested():
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"torch\._dynamo\.config\.(\w+ = \w+)", readme))
+    assert named == {f"{name} = {value}" for name, value in SIZES_CHANGE.items()}
 
 
 def test_without_those_settings_a_network_compiles_again_at_each_change_and_stays_right():
