@@ -284,13 +284,14 @@ def staircase(
         raise InputError(f"{len(nested)} choices of reading were given for {output.tasks + 1} segments.")
     last = output.tasks if task is None else task
     stairs = tuple(
-        Stair(output.size(s), _spans(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
+        Stair(output.size(s), reads(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
     )
     learning = trainable(sources) if task is None else ()
     return Staircase(stairs, sum(source.columns(task) for source in sources), learning)
 
 
-def _spans(sources: tuple[Source, ...], segment: int, nested: bool, task: int | None) -> tuple[Span, ...]:
+def reads(sources: tuple[Source, ...], segment: int, nested: bool, task: int | None) -> tuple[Span, ...]:
+    """The columns, of the concatenation of ``sources`` that is present, which segment ``segment`` of a reader sees."""
     return _joined((source.columns(task), source.span(segment, nested)) for source in sources)
 
 

@@ -182,7 +182,8 @@ class EideticNetwork(nn.Module):
             checks.check_classes(num_classes)
         if optimizer is not None:
             optimizers.check_current(optimizer, self.parameters())
-        transfer = checks.choices(forward_transfer, [*self.wiring.sources, "head"])
+        choosing = [path for path, layer in self.segmented_layers() if hasattr(layer, "forward_transfer")]
+        transfer = checks.choices(forward_transfer, [*choosing, "head"])
         freed = [group.segments.live if t == 0 else group.segments.free for group in self.groups]
         if self.current_task is not None:
             freed = [group.segments.free - group.segments.live for group in self.groups]
@@ -205,7 +206,7 @@ class EideticNetwork(nn.Module):
             else:
                 group.segments.recycle(units)
         for path, layer in self.segmented_layers():
-            if path in self.wiring.sources:
+            if path in transfer:
                 if t == 0:
                     layer.forward_transfer = (transfer[path],)
                 else:
@@ -531,6 +532,8 @@ class EideticNetwork(nn.Module):
         modules = dict(self.named_modules())
         for path, parts in wiring.split.items():
             self.set_submodule(path, parts)
+        for path in wiring.last:
+            self.get_submodule(path).unit_dim = -1
         for group in wiring.groups:
             for path, layer in group.producers.items():
                 layer.wire(group.segments, wiring.sources[path], self._scope)
@@ -544,6 +547,8 @@ class EideticNetwork(nn.Module):
             self.get_submodule(path).wire()
         for path, sources in wiring.dropouts.items():
             aware = aware_of_segments(modules[path])
+            if path in wiring.last:
+                aware.unit_dim = -1
             if aware is not modules[path]:
                 self.set_submodule(path, aware)
             aware.wire(sources, self._scope)

@@ -139,9 +139,12 @@ void rows_forward(const Norm& p, const Kernels& kernels) {
     for (int64_t channel = 0; channel < p.frozen; ++channel) set(columns, channel, frozen_affine(p, channel));
     for (int64_t i = 0; i < live; ++i) {
         if (p.training) {
-            const int64_t place = row_position(live, i);
-            const Moments none, moments{static_cast<float>(p.outer), mean[place], squares[place]};
-            keep_statistics(p, i, p.outer > 0 ? moments : none);
+            Moments moments;
+            if (p.outer > 0) {
+                const int64_t place = row_position(live, i);
+                moments = {static_cast<float>(p.outer), mean[place], squares[place]};
+            }
+            keep_statistics(p, i, moments);
         } else {
             copy_statistics(p, i);
         }
@@ -165,8 +168,12 @@ void rows_backward(const Norm& p, const Kernels& kernels) {
             merge_sums(p, p.workspace);
         }
         for (int64_t i = 0; i < live; ++i) {
-            const float* const at = p.workspace + row_position(live, i);
-            const Gradient gradient = p.outer > 0 ? live_gradient(p, i, at[0], at[width]) : live_gradient(p, i, 0, 0);
+            float dz = 0, dz_x = 0;
+            if (p.outer > 0) {
+                dz = p.workspace[row_position(live, i)];
+                dz_x = p.workspace[width + row_position(live, i)];
+            }
+            const Gradient gradient = live_gradient(p, i, dz, dz_x);
             columns.mean_dz[p.frozen + i] = gradient.mean_dz;
             columns.slope[p.frozen + i] = gradient.slope;
         }

@@ -24,7 +24,7 @@ namespace {
 constexpr int MAX_SPLITS = 64;
 constexpr int ROW_VECTOR = 4;  // wider ones keep too many channels' numbers in registers
 #ifdef EIDETIC_CUDA_ON_CPU
-constexpr int STEPS = 1;  // so that small tests split, too
+constexpr int STEPS = 2;  // so that small tests split, too
 #else
 constexpr int STEPS = 8;  // of each thread at least, before its channel is split further
 #endif

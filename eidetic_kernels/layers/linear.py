@@ -45,13 +45,14 @@ class EideticLinear(StaircaseLayer):
         if computed is not None:  # by all parts of a divided layer together
             return computed
         stairs = self.staircase(self.scope.task)
-        if (self.owned or self.norm is not None) and x.dim() != 2:
+        flat_only = self.norm is not None or (self.owned and self.unit_dim == 1)
+        if flat_only and x.dim() != 2:
             part = "is part of a network" if self.owned else "normalises its units"
             raise InputError(
                 f"{self} {part} and expects [N, {stairs.columns}], got {list(x.shape)}: units are "
                 "counted in dimension 1. Flatten the input (x.flatten(1))."
             )
-        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.dim() else x
+        flat = x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0) if x.dim() == 1 else x
         tensors, exact = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
         if self.order is not None and self.untouched:

@@ -36,6 +36,10 @@ class SegmentedLayer(nn.Module):
     """
 
     frozen_names: tuple[str, ...] = ()
+    # Where the units lie in what the layer is given and gives: 1, or -1 (tokens, images with channels last).
+    unit_dim = 1
+    # How many neighbouring units share one row of its tensors: a head's, in what there is one of a head.
+    shared = 1
 
     def __init__(self, width: int, grain: int = 1):
         super().__init__()

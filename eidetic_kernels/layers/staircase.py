@@ -96,7 +96,7 @@ class StaircaseLayer(SegmentedLayer):
         """What torch's layer makes of ``x``, by ``weight`` over all columns, added up in the original's order."""
         if self.order is not None:
             order = self.order.to(x.device)
-            x, weight = x.index_select(1, order), weight.index_select(1, order)
+            x, weight = x.index_select(self.unit_dim, order), weight.index_select(1, order)
         return self._dense(x, weight, bias)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -18,13 +18,13 @@ from ..layout import Span, Stair, Staircase
 from .registration import Op
 
 
-def read(x: Tensor, spans: Sequence[Span]) -> Tensor:
-    """The columns (dimension 1) of ``x`` [N, K, *] inside ``spans``; a view when they are one span."""
+def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
+    """The columns (dimension ``dim``) of ``x`` inside ``spans``; a view when they are one span."""
     if len(spans) == 1:
-        return x.narrow(1, spans[0].start, spans[0].stop - spans[0].start)
+        return x.narrow(dim, spans[0].start, spans[0].stop - spans[0].start)
     if not spans:
-        return x.narrow(1, 0, 0)
-    return torch.cat([x.narrow(1, start, stop - start) for start, stop in spans], 1)
+        return x.narrow(dim, 0, 0)
+    return torch.cat([x.narrow(dim, start, stop - start) for start, stop in spans], dim)
 
 
 def canonical(x: Tensor) -> Tensor:

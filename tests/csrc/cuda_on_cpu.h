@@ -2,11 +2,12 @@
 //
 // Blocks run one after the other. A block's threads are fibers of one OS thread: each runs until it must wait for
 // others (__syncthreads, a warp shuffle), then the next one does. In which order is a setting: a missing barrier shows
-// when the order changes, since a reader then comes before its writer. Shared memory is NaN when a block begins.
+// when the order changes, since a reader then comes before its writer.
 //
 // It covers what our kernels use: thread and block indices, __shared__ variables, __syncthreads, __shfl_down_sync of
 // whole warps, arithmetic intrinsics, bfloat16 and half through NVIDIA's own headers, which a CPU can call. It knows
-// no inline PTX, tensor cores, cp.async, clusters, atomics; no two blocks ever run at once.
+// no inline PTX, tensor cores, cp.async, clusters, atomics; no two blocks ever run at once, and shared memory is
+// zero when a block begins.
 #pragma once
 
 #if !defined(__x86_64__) || !defined(__linux__)
@@ -22,11 +23,11 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
 #include <functional>
 #include <memory>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
 #undef __global__
@@ -37,16 +38,12 @@
 #define __global__
 #define __device__
 #define __forceinline__ inline __attribute__((always_inline))
-#define __shared__ static __attribute__((section("cuda_shared")))
+#define __shared__ static thread_local
 #define __launch_bounds__(...)
 #define EIDETIC_LAUNCH(kernel, grid, block, stream, ...) \
     ::cuda_on_cpu::launch([&] { (kernel)(__VA_ARGS__); }, grid, block, stream)
 
 using std::min;
-
-// The linker's names for the two ends of the section that holds all shared memory.
-extern char __start_cuda_shared[] __attribute__((weak, visibility("hidden")));
-extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
 
 namespace cuda_on_cpu {
 
@@ -158,7 +155,6 @@ inline std::vector<unsigned> ordered(unsigned count, std::mt19937& random) {
 }
 
 inline void run_block(std::mt19937& random) {
-    std::memset(__start_cuda_shared, 0xff, __stop_cuda_shared - __start_cuda_shared);
     const auto threads = static_cast<unsigned>(block->threads.size());
     block->alive = threads;
     block->at_barrier = 0;
@@ -207,7 +203,7 @@ inline void launch(const std::function<void()>& body, dim3 grid, dim3 size, cuda
     std::mt19937 random(settings.order);
     for (unsigned number : ordered(grid.x * grid.y * grid.z, random)) {
         block_index = {number % grid.x, number / grid.x % grid.y, number / (grid.x * grid.y)};
-        run_block(random);
+        std::thread([&] { run_block(random); }).join();  // its thread-local variables, shared memory, are new
     }
     block = nullptr;
 }

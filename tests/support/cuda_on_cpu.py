@@ -55,26 +55,33 @@ def why_not() -> str | None:
 
 
 def build(sanitize: bool = False) -> Path:
-    """The compiled module's file."""
+    """The compiled module's file; ``sanitize``: the kernels report accesses out of bounds and undefined behaviour."""
     import pybind11
 
-    flags = ["-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-DEIDETIC_CUDA_ON_CPU"]
-    flags += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-parameter"]
-    if sanitize:
-        flags += ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     includes = [ROOT / "tests/csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    command = ["g++", *flags, *[f"-I{path}" for path in includes], "-isystem", str(_cuda_headers())]
-    command += ["-x", "c++", *map(str, SOURCES)]
+    compiler = ["g++", "-std=c++17", "-pthread", "-fPIC", "-fvisibility=hidden", "-DEIDETIC_CUDA_ON_CPU", "-Wall", "-Wextra"]
+    compiler += ["-Werror", "-Wno-unknown-pragmas", *[f"-I{path}" for path in includes]]
+    compiler += ["-isystem", str(_cuda_headers()), "-x", "c++", "-c"]
+    sanitizers = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize else []
+    objects = [
+        _made([*compiler, *(["-O0"] if source.suffix == ".cpp" else ["-O1", *sanitizers]), str(source)], ".o")
+        for source in SOURCES
+    ]
+    return _made(["g++", "-shared", "-pthread", *sanitizers, *map(str, objects)], sysconfig.get_config_var("EXT_SUFFIX"))
+
+
+def _made(command: list[str], suffix: str) -> Path:
+    """The file that ``command`` compiles; another one for every state of the sources."""
     key = hashlib.sha256("\0".join([*command, sys.version]).encode())
     for path in [*SOURCES, *HEADERS]:
         key.update(path.read_bytes())
-    made = ROOT / "build" / f"cuda-on-cpu-{key.hexdigest()[:16]}" / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    made = ROOT / "build/cuda-on-cpu" / f"{key.hexdigest()[:16]}{suffix}"
     made.parent.mkdir(parents=True, exist_ok=True)
-    with open(made.with_suffix(".lock"), "w") as lock:
+    with open(f"{made}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
-            unfinished = made.with_suffix(".unfinished")
-            done = subprocess.run([*command, "-o", str(unfinished)], capture_output=True, text=True)
+            unfinished = f"{made}.unfinished"
+            done = subprocess.run([*command, "-o", unfinished], capture_output=True, text=True)
             assert done.returncode == 0, f"{' '.join(command)} failed:\n{done.stderr}"
             os.replace(unfinished, made)
     return made
@@ -87,6 +94,15 @@ def load(file: Path) -> tuple[ModuleType, Settings]:
     library = ctypes.CDLL(str(file))
     library.cuda_on_cpu_settings.restype = ctypes.POINTER(Settings)
     return module, library.cuda_on_cpu_settings().contents
+
+
+def fresh() -> Settings:
+    """As in cuda_on_cpu.h."""
+    return Settings(processors=4, devices=2, launch_device=-1)
+
+
+def restore(settings: Settings, state: bytes) -> None:
+    ctypes.memmove(ctypes.byref(settings), state, ctypes.sizeof(Settings))
 
 
 @contextmanager

@@ -30,7 +30,8 @@ class EmptyEnvironment:
 
     def run(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
         """Python with `arguments`, far from the checkout; its output is kept as text."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("EIDETIC_", "PYTHON"))}
+        ours = ("EIDETIC_", "PYTHON", "TRITON_")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(ours)}
         return subprocess.run(
             [self.folder / "bin" / "python", *arguments],
             cwd=self.folder,
