@@ -24,7 +24,7 @@ demo: $(STAMPS)/run
 
 # One thread a process: the processes already share the cores among themselves.
 test: $(STAMPS)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 # What is timed is tested first: a wrong kernel must not look fast.
 bench: $(STAMPS)/test

@@ -5,6 +5,7 @@ from .capacity import Capacity, CapacityRow
 from .certificate import Certificate
 from .convert import ConvertedNetwork, convert
 from .errors import (
+    BackendError,
     CapacityError,
     CheckpointError,
     ConversionError,
@@ -24,8 +25,13 @@ from .layers import (
     EideticDepthwiseConv2d,
     EideticDropout,
     EideticGroupedConv2d,
+    EideticLayerNorm,
     EideticLinear,
+    EideticMultiheadAttention,
+    EideticParameter,
+    EideticRelativeAttention,
     EideticStochasticDepth,
+    EideticWindowAttention,
 )
 from .network import EideticNetwork
 from .optimizers import default_optimizer
@@ -36,6 +42,7 @@ from .snapshots import Snapshot
 from .version import __version__
 
 __all__ = [
+    "BackendError",
     "Capacity",
     "CapacityError",
     "CapacityRow",
@@ -49,10 +56,15 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
+    "EideticLayerNorm",
     "EideticGroupedConv2d",
     "EideticLinear",
+    "EideticMultiheadAttention",
     "EideticNetwork",
+    "EideticParameter",
+    "EideticRelativeAttention",
     "EideticStochasticDepth",
+    "EideticWindowAttention",
     "ForgettingError",
     "InputError",
     "NonFiniteLossError",

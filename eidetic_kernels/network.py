@@ -182,7 +182,8 @@ class EideticNetwork(nn.Module):
             checks.check_classes(num_classes)
         if optimizer is not None:
             optimizers.check_current(optimizer, self.parameters())
-        transfer = checks.choices(forward_transfer, [*self.wiring.sources, "head"])
+        choosing = [path for path, layer in self.segmented_layers() if hasattr(layer, "forward_transfer")]
+        transfer = checks.choices(forward_transfer, [*choosing, "head"])
         freed = [group.segments.live if t == 0 else group.segments.free for group in self.groups]
         if self.current_task is not None:
             freed = [group.segments.free - group.segments.live for group in self.groups]
@@ -205,7 +206,7 @@ class EideticNetwork(nn.Module):
             else:
                 group.segments.recycle(units)
         for path, layer in self.segmented_layers():
-            if path in self.wiring.sources:
+            if path in transfer:
                 if t == 0:
                     layer.forward_transfer = (transfer[path],)
                 else:
@@ -303,6 +304,8 @@ class EideticNetwork(nn.Module):
 
     # ---- forward
 
+    # torch.compile compiles forward, and leaves to Python the checks, and which part of the network runs.
+    @torch.compiler.disable(recursive=False)
     def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
         """Logits [N, classes]: of the task in training, or in evaluation mode of any task.
 
@@ -316,12 +319,14 @@ class EideticNetwork(nn.Module):
         with self._scope.running(scope, features.requires_grad and x.requires_grad):
             return self.heads[task](features)
 
+    @torch.compiler.disable(recursive=False)
     def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
         """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
         self._check_input(x)
         wiring = self.wiring
         if task is not None and not 0 <= task < self.finished_tasks:
             raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
+        self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = super().__call__(x)
         columns = sum(source.columns(task) for source in wiring.features)
@@ -527,6 +532,8 @@ class EideticNetwork(nn.Module):
         modules = dict(self.named_modules())
         for path, parts in wiring.split.items():
             self.set_submodule(path, parts)
+        for path in wiring.last:
+            self.get_submodule(path).unit_dim = -1
         for group in wiring.groups:
             for path, layer in group.producers.items():
                 layer.wire(group.segments, wiring.sources[path], self._scope)
@@ -540,6 +547,8 @@ class EideticNetwork(nn.Module):
             self.get_submodule(path).wire()
         for path, sources in wiring.dropouts.items():
             aware = aware_of_segments(modules[path])
+            if path in wiring.last:
+                aware.unit_dim = -1
             if aware is not modules[path]:
                 self.set_submodule(path, aware)
             aware.wire(sources, self._scope)
@@ -587,6 +596,13 @@ class EideticNetwork(nn.Module):
             raise InputError(
                 f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
             )
+
+    @torch.compiler.disable
+    def _derive(self, task: int | None) -> None:
+        """Let every layer derive what it needs for this pass; see :meth:`SegmentedLayer.derived`."""
+        for group in self.groups:
+            for layer in group.layers:
+                layer.derived(task)
 
     @contextmanager
     def _statistics_kept_on_error(self, x: Tensor) -> Iterator[None]:

@@ -47,13 +47,16 @@ def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None) -> 
         ) from error
 
 
-def wire(network: nn.Module, graph: fx.Graph, prefix: str = "") -> Wiring:
-    """Read ``graph`` by the rules; ``prefix`` stands before its module paths in ``network``."""
+def wire(network: nn.Module, graph: fx.Graph, prefix: str = "", editable: bool = False) -> Wiring:
+    """Read ``graph`` by the rules; ``prefix`` stands before its module paths in ``network``.
+
+    ``editable``: ``graph`` is what runs, so rules may put a count of units in the place of a number.
+    """
 
     def read(builder: Builder) -> Wiring:
         values: dict[fx.Node, Any] = {}
-        for node in graph.nodes:
-            values[node] = rules.value_of(rules.Step(builder, node, values, prefix))
+        for node in list(graph.nodes):
+            values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
         return builder.finish(values[next(reversed(graph.nodes))])
 
     return wired(network, read)

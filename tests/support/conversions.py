@@ -37,10 +37,14 @@ def lived_in(module):
             if each.affine:
                 nn.init.uniform_(each.weight, 0.5, 1.5)
                 nn.init.normal_(each.bias, 0, 0.1)
+    with torch.no_grad():  # zero-initialised heads and biases, layer scales, LayerNorm's ones
+        for parameter in module.parameters():
+            if parameter.numel() > 1 and parameter.min() == parameter.max():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return module
 
 
-def take_through(module, x, *, head=None, classes=None, double=True):
+def take_through(module, x, *, head=None, classes=None, double=True, extract=True):
     """Convert ``module`` and hold it to every promise on the batch ``x``; returns the network after three tasks.
 
     Same bits in evaluation, the same training step (in float64, so that chaos stays out), the original untouched, a
@@ -80,7 +84,8 @@ def take_through(module, x, *, head=None, classes=None, double=True):
         assert net.eval()(x).isnan().all(), "the poison must reach the task in training"
     for task, answer in enumerate(answers):
         assert recall(net, x, task) == answer, f"task {task} changed"
-        extracted_alike(net, task, x)
+        if extract:
+            extracted_alike(net, task, x)
     assert net.certify().ok, str(net.certify())
     return net
 
