@@ -91,6 +91,7 @@ class Joint(Shared):
     """
 
     def learn_all(self, loaders: Sequence[Iterable], classes: Sequence[int]) -> None:
+        torch.manual_seed(self.conditions.seed << 16)
         for num_classes in classes:
             self.network.add_head(num_classes)
         self.network.train()
