@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Conditions, Hooks, Method, fit
-from .networks import NormStatistics, PlainNetwork, count, norms
+from .networks import PlainNetwork, count, norms
 
 FREE = -1  # the owner of a weight that no task has
 
@@ -89,7 +89,7 @@ class PackNet(Method):
     def stored_numbers(self) -> float:
         bits = max(1, self.tasks).bit_length()  # an owner for each weight
         masks = sum(owner.numel() for owner in self.owner) * bits / 32
-        statistics = sum(2 * layer.num_features for layer in NormStatistics(self.network).layers)
+        statistics = sum(2 * layer.num_features for layer in norms(self.network))
         return count(self.network.parameters()) + statistics + masks
 
 
