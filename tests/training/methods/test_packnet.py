@@ -87,3 +87,13 @@ def test_numbers_kept_are_the_network_and_an_owner_for_each_weight():
     expected = count(method.network.parameters()) + 2 * (16 + 12) + weights * 2 / 32
     assert method.stored_numbers() == expected
     assert answers(method, 0).shape == (48, 3)
+
+
+def test_free_weights_begin_a_task_anew_and_owned_ones_stay():
+    method = learned(PackNet(conditions(), prune=0.5))
+    before = [layer.weight.detach().clone() for layer in method.layers]
+    method._start()
+    for old, layer, owner in zip(before, method.layers, method.owner):
+        assert torch.equal(layer.weight[owner == 0], old[owner == 0])
+        fresh = layer.weight[owner == FREE]
+        assert (fresh != 0).all() and fresh.abs().max() <= layer.in_features**-0.5

@@ -10,7 +10,10 @@ from eidetic_training.methods import METHODS
 
 EXACT = ("eidetic", "clnp", "packnet", "piggyback", "single")
 SHARED = ("sequential", "ewc", "si", "superposition")
-SETTINGS = {"eidetic": {"max_recovery_epochs": 1, "keep_at_least": 3, "polish_epochs": 1, "tasks": 3}, "clnp": {"tasks": 3}}
+SETTINGS = {
+    "eidetic": {"max_recovery_epochs": 1, "keep_at_least": 3, "polish_epochs": 1, "tasks": 3},
+    "clnp": {"tasks": 3},
+}
 
 
 def make(name, **options):
