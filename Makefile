@@ -4,7 +4,8 @@
 # make lint   ruff
 # make clean  removes what the others made, runs excepted
 #
-# PYTHON is the interpreter (3.10 or newer) the environment is made from, VENV where it is made.
+# PYTHON is the interpreter (3.10 or newer) the environment is made from, VENV where it is made. setup.py says which
+# variables steer the compilation.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -13,6 +14,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip install --disable-pip-version-check
+COMPILED := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
 .PHONY: demo test bench lint clean
 
@@ -21,7 +24,7 @@ demo: $(STAMPS)/run
 
 # One thread a process: the processes already share the cores among themselves.
 test: $(STAMPS)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 # What is timed is tested first: a wrong kernel must not look fast.
 bench: $(STAMPS)/test
@@ -33,6 +36,7 @@ lint: $(STAMPS)/test
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -f eidetic_kernels/*.so
 	find eidetic_kernels python tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 $(STAMPS)/venv:
@@ -43,11 +47,12 @@ $(STAMPS)/venv:
 	mkdir -p $(STAMPS)
 	touch $@
 
-# Installed again when the dependencies may have changed; the install is editable, so code changes need nothing.
-$(STAMPS)/run: $(STAMPS)/venv pyproject.toml
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[data,plots]"
+# Installed again when the dependencies or compiled sources may have changed; the install is editable, so changes of
+# Python code need nothing. CUDA is compiled for the demo where there is a GPU, for the tests where there is nvcc.
+$(STAMPS)/run: $(STAMPS)/venv $(COMPILED)
+	nvidia-smi >/dev/null 2>&1 || export EIDETIC_CPU_ONLY=1; $(PIP) -e ".[data,plots]"
 	touch $@
 
-$(STAMPS)/test: $(STAMPS)/venv pyproject.toml
-	$(BIN)/python -m pip install --disable-pip-version-check -e ".[test]"
+$(STAMPS)/test: $(STAMPS)/venv $(COMPILED)
+	$(PIP) -e ".[test]"
 	touch $@ $(STAMPS)/run

@@ -5,6 +5,7 @@ from .capacity import Capacity, CapacityRow
 from .certificate import Certificate
 from .convert import ConvertedNetwork, convert
 from .errors import (
+    BackendError,
     CapacityError,
     CheckpointError,
     ConversionError,
@@ -16,6 +17,7 @@ from .errors import (
     StaleOptimizerError,
     TaskError,
 )
+from .from_eideticnet import from_eideticnet
 from .layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
@@ -23,8 +25,13 @@ from .layers import (
     EideticDepthwiseConv2d,
     EideticDropout,
     EideticGroupedConv2d,
+    EideticLayerNorm,
     EideticLinear,
+    EideticMultiheadAttention,
+    EideticParameter,
+    EideticRelativeAttention,
     EideticStochasticDepth,
+    EideticWindowAttention,
 )
 from .network import EideticNetwork
 from .optimizers import default_optimizer
@@ -35,6 +42,7 @@ from .snapshots import Snapshot
 from .version import __version__
 
 __all__ = [
+    "BackendError",
     "Capacity",
     "CapacityError",
     "CapacityRow",
@@ -48,10 +56,15 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
+    "EideticLayerNorm",
     "EideticGroupedConv2d",
     "EideticLinear",
+    "EideticMultiheadAttention",
     "EideticNetwork",
+    "EideticParameter",
+    "EideticRelativeAttention",
     "EideticStochasticDepth",
+    "EideticWindowAttention",
     "ForgettingError",
     "InputError",
     "NonFiniteLossError",
@@ -64,6 +77,7 @@ __all__ = [
     "__version__",
     "convert",
     "default_optimizer",
+    "from_eideticnet",
     "register_rule",
     "rules",
 ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from . import backends
 from .errors import ForgettingError
 from .modes import evaluating
 
@@ -134,7 +135,7 @@ def _structure_problems(network: EideticNetwork) -> list[str]:
     for group in network.groups:
         for path, norm in group.norms.items():
             for name, tensor in _frozen_of(norm):
-                if len(tensor) != group.segments.frozen_total:
+                if len(tensor) * norm.shared != group.segments.frozen_total:
                     what = name.replace("_", " ") + "s"
                     problems.append(
                         f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units."
@@ -149,7 +150,8 @@ def _frozen_tensors(network: EideticNetwork, task: int) -> Iterator[tuple[str, l
         for path, layer in group.producers.items():
             yield path, [tensor for tensor in layer.frozen_rows_of(task) if tensor is not None]
         for path, norm in group.norms.items():
-            yield path, [tensor[rows] for _, tensor in _frozen_of(norm)]
+            slices = slice(rows.start // norm.shared, rows.stop // norm.shared)
+            yield path, [tensor[slices] for _, tensor in _frozen_of(norm)]
     yield f"heads.{task}", [tensor for tensor in network.heads[task].frozen_rows_of(task) if tensor is not None]
 
 
@@ -176,6 +178,7 @@ def _environment(network: EideticNetwork) -> dict[str, str | int]:
         "dtype": str(like.dtype).removeprefix("torch."),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+        "backends": backends.choice(like.device.type),
     }
 
 

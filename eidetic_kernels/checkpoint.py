@@ -21,7 +21,8 @@ from .routing import Router
 from .version import __version__
 
 if TYPE_CHECKING:
-    from .layers import StaircaseLayer
+    from .graph import Group
+    from .layers import SegmentedLayer, StaircaseLayer
     from .network import EideticNetwork
 
 FORMAT = 1
@@ -90,7 +91,7 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
             for group in network.groups
         ],
         "forward_transfer": {
-            path: layer.forward_transfer for group in network.groups for path, layer in group.producers.items()
+            path: layer.forward_transfer for group in network.groups for path, layer in _choosing(group)
         },
         "heads": [
             {"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads
@@ -108,15 +109,15 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
         group.segments.assign(tuple(saved["frozen"]), saved["live"])
         group.segments.align(saved.get("multiple", 1))
     for group in network.groups:
-        for path, layer in group.producers.items():
+        for path, layer in _choosing(group):
             layer.forward_transfer = tuple(transfer[path])
     for group in network.groups:
         for path, layer in group.producers.items():
             layer.allocate_frozen()
             layer.renew_live(transfer[path][-1])
-        for layer in group.norms.values():
+        for path, layer in group.norms.items():
             layer.allocate_frozen()
-            layer.renew_live()
+            layer.renew_live(*transfer.get(path, ())[-1:])
     network.current_task = header["current_task"]
     for task, saved in enumerate(header["heads"]):
         segments = Segments(saved["classes"], frozen=(0,) * task)
@@ -204,6 +205,12 @@ def _subclasses(cls: type):
     for each in cls.__subclasses__():
         yield each
         yield from _subclasses(each)
+
+
+def _choosing(group: Group) -> list[tuple[str, SegmentedLayer]]:
+    """The layers on ``group`` that choose, segment by segment, between nested and disjoint reading."""
+    layers = [*group.producers.items(), *group.norms.items()]
+    return [(path, layer) for path, layer in layers if hasattr(layer, "forward_transfer")]
 
 
 def _first_layer(network: EideticNetwork) -> StaircaseLayer:

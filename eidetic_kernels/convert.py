@@ -7,6 +7,7 @@ import inspect
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
@@ -18,11 +19,20 @@ from .layers import (
     EideticConv2d,
     EideticDepthwiseConv2d,
     EideticGroupedConv2d,
+    EideticLayerNorm,
     EideticLinear,
+    EideticMultiheadAttention,
+    EideticParameter,
+    EideticRelativeAttention,
+    EideticScaledDotProduct,
+    EideticWindowAttention,
+    EideticWindowAttentionV2,
+    HeadedAttention,
     SegmentedLayer,
 )
 from .modes import evaluating
 from .network import EideticNetwork
+from .written_out import write_out
 
 # How far the converted network's outputs may lie from the original's on the example, where bits cannot be compared
 # (on a GPU the library may choose another algorithm for memory that lies elsewhere).
@@ -60,7 +70,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         raise InputError(f"convert takes a plain torch.nn.Module, got {type(module).__name__}.")
     if not isinstance(example_input, Tensor) or example_input.dim() < 2:
         raise InputError("example_input must be a batch that the module accepts, a tensor [N, ...].")
-    plain = copy.deepcopy(module)
+    plain = write_out(copy.deepcopy(module))
     modes = {path: each.training for path, each in plain.named_modules()}
     plain.eval()  # training-mode extras (auxiliary classifiers) stay outside of the graph
     graph = _one_input(tracing.graph_of(plain, _defaults(plain)), plain)
@@ -75,9 +85,12 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     expected = end.meta["value"]
     graph.erase_node(_output(graph))
     graph.output(node)
+    rearranging.separate_heads(plain, graph)
     rearranging.rearrange(plain, graph)
     graph.eliminate_dead_code(_changes_in_place)
     _unshare_dropouts(plain, graph)
+    _hold_parameters(plain, graph)
+    _attend_by_module(plain, graph, module)
     for node in graph.nodes:
         node.meta.pop("value", None)
         if node.op == "call_module":
@@ -105,12 +118,16 @@ class ConvertedNetwork(EideticNetwork):
         super().__init__()
         self.__dict__["constructor_arguments"] = ((), {})
         self.body = body
-        self._wire(tracing.wire(self, body.graph, "body."))
+        self._wire(tracing.wire(self, body.graph, "body.", editable=True))
+        body.recompile()
         for node in body.graph.nodes:
             node.meta.clear()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
+
+    def traced(self) -> tuple[fx.Graph, nn.Module]:
+        return self.body.graph, self.body
 
     def as_architecture(self) -> None:
         """Give up task 0 where it is as ``convert`` began it, so that a saved network can be read into this one."""
@@ -220,18 +237,79 @@ def _unshare_dropouts(module: nn.Module, graph: fx.Graph) -> None:
             seen.add(path)
 
 
+def _hold_parameters(module: nn.Module, graph: fx.Graph) -> None:
+    """Parameters that the graph uses directly become layers, a part a unit."""
+    for node in list(graph.nodes):
+        if node.op != "get_attr":
+            continue
+        owner, _, name = node.target.rpartition(".")
+        owner = module.get_submodule(owner)
+        held = getattr(owner, name)
+        if isinstance(held, nn.Parameter) and held.dim():
+            delattr(owner, name)
+            owner.add_module(name, EideticParameter(held, dim=None))
+        if isinstance(getattr(owner, name), EideticParameter):
+            with graph.inserting_before(node):
+                call = graph.call_module(node.target)
+            call.meta = node.meta
+            node.replace_all_uses_with(call)
+            graph.erase_node(node)
+
+
+def _attend_by_module(module: nn.Module, graph: fx.Graph, original: nn.Module) -> None:
+    """Calls of F.scaled_dot_product_attention become modules, which know whose heads they are given."""
+    calls = _calls_of_attention(graph)
+    if not calls:
+        return
+    dropouts = [_attention_options(node)["dropout_p"] for node in _calls_of_attention(_trained(original))]
+    for number, node in enumerate(calls):
+        options = _attention_options(node)
+        q, k, v, mask, gqa = (options[name] for name in ("query", "key", "value", "attn_mask", "enable_gqa"))
+        where = f"node {node.name!r} [{node.op} {node.target.__name__}]"
+        fixed = not any(isinstance(options[name], fx.Node) for name in ("is_causal", "scale"))
+        known = len(dropouts) == len(calls) and isinstance(dropouts[number], (int, float))
+        if mask is not None or gqa or not fixed or not known:
+            raise ConversionError(
+                f"{where}: attention with a mask (is_causal is understood), with fewer keys than queries (enable_gqa), "
+                "with a scale made of sizes, which pruning changes, or whose dropout in training cannot be read off a "
+                "trace has no rule."
+            )
+        path = f"scaled_dot_product_attention_{number}"
+        module.add_module(path, EideticScaledDotProduct(dropouts[number]))
+        node.op, node.target, node.args = "call_module", path, (q, k, v, options["is_causal"])
+        node.kwargs = {"scale": options["scale"]}
+
+
+def _calls_of_attention(graph: fx.Graph) -> list[fx.Node]:
+    return [node for node in graph.nodes if node.target is F.scaled_dot_product_attention]
+
+
+def _attention_options(node: fx.Node) -> dict[str, Any]:
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
+    defaults = dict.fromkeys(names) | {"dropout_p": 0.0, "is_causal": False, "enable_gqa": False}
+    return defaults | dict(zip(names, node.args)) | node.kwargs
+
+
+def _trained(original: nn.Module) -> fx.Graph:
+    """The graph of training: its dropouts are not those of evaluation."""
+    training = write_out(copy.deepcopy(original)).train()
+    return tracing.graph_of(training, _defaults(training))
+
+
 # ---- the layers
 
 
 def _plain(module: nn.Module, cls: type) -> bool:
     """Whether ``module`` is what ``cls`` computes, and nothing more."""
-    return isinstance(module, cls) and type(module).forward is cls.forward and not isinstance(module, SegmentedLayer)
+    twin = isinstance(module, (SegmentedLayer, HeadedAttention))
+    return isinstance(cls, type) and isinstance(module, cls) and type(module).forward is cls.forward and not twin
 
 
 def _replace(module: nn.Module, node: fx.Node) -> None:
     """Put the twin that knows segments in the place of the layer that ``node`` calls."""
     old = module.get_submodule(node.target)
-    twin = next((make for cls, make in TWINS.items() if _plain(old, cls)), None)
+    name = f"{type(old).__module__}.{type(old).__qualname__}"
+    twin = TWINS.get(name) or next((make for cls, make in TWINS.items() if _plain(old, cls)), None)
     if twin is None:
         return
     hooks = [*old._forward_hooks, *old._forward_pre_hooks, *old._backward_hooks]
@@ -241,10 +319,11 @@ def _replace(module: nn.Module, node: fx.Node) -> None:
             "which would be lost. Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
         )
     new = twin(old, f"node {node.name!r} [{node.op} {node.target}]")
-    for name, parameter in old.named_parameters(recurse=False):
-        setattr(new, name, parameter)  # a copy already, in its dtype, device and memory format
-    for name, buffer in old.named_buffers(recurse=False):
-        new.register_buffer(name, buffer)
+    if isinstance(new, SegmentedLayer):  # an attention is made of several, and has taken over their parameters
+        for name, parameter in old.named_parameters(recurse=False):
+            setattr(new, name, parameter)  # a copy already, in its dtype, device and memory format
+        for name, buffer in old.named_buffers(recurse=False):
+            new.register_buffer(name, buffer)
     new.train(old.training)
     module.set_submodule(node.target, new)
 
@@ -286,7 +365,60 @@ def _batch_norm(twin: type) -> Any:
     return make
 
 
+def _layer_norm(old: nn.LayerNorm, where: str) -> EideticLayerNorm:
+    if len(old.normalized_shape) != 1:
+        raise ConversionError(
+            f"{where}: LayerNorm over the dimensions {list(old.normalized_shape)} mixes units and positions; only one "
+            "over the units alone can be kept task by task."
+        )
+    first = type(old).forward is not nn.LayerNorm.forward
+    factory = _factory(old) if old.elementwise_affine else {}
+    return EideticLayerNorm(
+        old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **factory, channels_first=first
+    )
+
+
+def _attention(old: nn.MultiheadAttention, where: str) -> EideticMultiheadAttention:
+    if not old._qkv_same_embed_dim or old.bias_k is not None or old.add_zero_attn:
+        raise ConversionError(
+            f"{where}: attention with keys or values of another size (kdim, vdim), with biases of its own for them "
+            "(add_bias_kv) or with an added zero (add_zero_attn) has no rule."
+        )
+    bias = old.in_proj_bias is not None
+    new = EideticMultiheadAttention(
+        old.embed_dim, old.num_heads, old.dropout, bias, old.batch_first, **_factory(old)
+    )
+    new.adopt(old.in_proj_weight, old.in_proj_bias, old.out_proj)
+    return new
+
+
+def _window_attention(old: nn.Module, where: str) -> EideticWindowAttention:
+    new = EideticWindowAttention(
+        old.qkv.in_features, old.window_size, old.shift_size, old.num_heads, old.qkv.bias is not None,
+        old.proj.bias is not None, old.attention_dropout, old.dropout, **_factory(old.qkv),
+    )  # fmt: skip
+    new.adopt_window(old)
+    return new
+
+
+def _window_attention_v2(old: nn.Module, where: str) -> EideticWindowAttentionV2:
+    return EideticWindowAttentionV2(old, **_factory(old.qkv))
+
+
+def _relative_attention(old: nn.Module, where: str) -> EideticRelativeAttention:
+    factory = _factory(old.to_qkv)
+    new = EideticRelativeAttention(old.to_qkv.in_features, old.head_dim, old.max_seq_len, **factory)
+    new.adopt_relative(old)
+    return new
+
+
 TWINS = {
+    rules.RELATIVE_ATTENTION: _relative_attention,
+    f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
+    rules.WINDOW_ATTENTION: _window_attention,
+    nn.MultiheadAttention: _attention,
+    rules.LAYER_NORM_2D: _layer_norm,
+    nn.LayerNorm: _layer_norm,
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm(EideticBatchNorm1d),

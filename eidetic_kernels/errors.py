@@ -39,3 +39,7 @@ class RouterError(EideticError):
 
 class NonFiniteLossError(EideticError):
     """The training loss became NaN or infinite; the network was put back to its last good state."""
+
+
+class BackendError(EideticError):
+    """The backend that was asked for is unknown, is not here, or does not take these inputs."""

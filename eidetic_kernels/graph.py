@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from .errors import ConversionError
-from .layers import EideticConv2d, Parts, SegmentedLayer, Shared, StaircaseLayer
+from .layers import EideticConv2d, EideticLayerNorm, LayerNormParts, Parts, SegmentedLayer, Shared, StaircaseLayer
 from .layout import Fixed, Segments, Source
 
 
@@ -81,11 +81,12 @@ class Cut(Exception):
 
 @dataclass(frozen=True)
 class Units:
-    """A value that holds units in dimension 1: of one group, or of several concatenated there in order.
+    """A value that holds units of one group, or of several concatenated in order, in dimension 1 or in the last.
 
-    ``spatial``: it has dimensions after that one, ``pixels`` positions of them where that is known. ``flat``: they
-    were folded into dimension 1, each unit being a block of ``pixels`` columns. ``order``: where they were shuffled,
-    the place in ``drafts``, side by side, of the unit that the original has at each position.
+    ``spatial``: it has dimensions beside that one and the batch, ``pixels`` positions of them where that is known.
+    ``flat``: they were folded into dimension 1, each unit being a block of ``pixels`` columns. ``order``: where they
+    were shuffled, the place in ``drafts``, side by side, of the unit that the original has at each position. ``last``:
+    the units lie in the last dimension, after the positions (tokens [N, T, C], images with channels last).
     """
 
     drafts: tuple[Draft, ...]
@@ -93,6 +94,7 @@ class Units:
     flat: bool = False
     pixels: int | None = 1
     order: tuple[int, ...] | None = None
+    last: bool = False
 
     @property
     def parts(self) -> tuple[Draft, ...]:
@@ -122,6 +124,26 @@ class Units:
         return replace(self, flat=self.spatial or self.flat, spatial=False)
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Units of attention heads in two dimensions: heads in ``axis`` (-2 or -3), each head's ``dim`` units in the last.
+
+    Few operations know what to do with them; all others refuse.
+    """
+
+    units: Units
+    axis: int
+    dim: int
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A tensor of the network itself, of this shape, that belongs to the units it will be combined with."""
+
+    path: str
+    shape: tuple[int, ...]
+
+
 class Input:
     """The network's input, or something made of it alone: it belongs to no task."""
 
@@ -133,8 +155,10 @@ INPUT = Input()
 class Wiring:
     """What was found: the groups in order of execution, each layer's sources, and where the features are.
 
-    ``split``: layers over several groups, by path, each to be replaced by its parts, one a group. ``orders``: of layers
-    that read shuffled units, where each column lies. ``pieces``: what a split reads, and which of it makes each piece.
+    ``dropouts``: modules without units of their own that must know which are frozen. ``split``: layers over several
+    groups, by path, each to be replaced by its parts, one a group. ``orders``: of layers that read shuffled units,
+    where each column lies. ``pieces``: what a split reads, and which of it makes each piece. ``last``: paths of layers
+    and other modules whose units lie in the last dimension.
     """
 
     groups: tuple[Group, ...]
@@ -145,6 +169,7 @@ class Wiring:
     orders: dict[str, tuple[int, ...]]
     pieces: dict[str, tuple[tuple[Source, ...], tuple[tuple[int, ...], ...]]]
     shuffles: tuple[str, ...]
+    last: frozenset[str]
 
 
 def wired(network: nn.Module, read: Callable[[Builder], Wiring]) -> Wiring:
@@ -173,16 +198,23 @@ class Builder:
         self.split: dict[str, Parts | Shared] = {}
         self.divided: dict[str, tuple[Units, tuple[tuple[int, ...], ...]]] = {}
         self.shuffled: list[str] = []
+        self.last: set[str] = set()
 
-    def produce(self, path: str, value: Any, where: str) -> Units:
-        """The units that linear layer or convolution ``path`` makes of ``value``."""
+    def produce(self, path: str, value: Any, where: str, tokens: bool = False) -> Units:
+        """The units that linear layer or convolution ``path`` makes of ``value``.
+
+        ``tokens``: ``value`` is a network input with positions before its last dimension, which a linear layer reads.
+        """
         module = self._once(path, value, where)
         image = isinstance(module, EideticConv2d)
-        if isinstance(value, Units) and value.spatial != image:
+        tokens = tokens or (isinstance(value, Units) and value.last and not image)
+        if isinstance(value, Units) and (value.spatial and not tokens) != image:
             raise ConversionError(
                 f"{where}: {path!r} reads "
                 + ("flat units; a convolution needs an image." if image else "an image: flatten it first.")
             )
+        if image and isinstance(value, Units) and value.last:
+            raise ConversionError(f"{where}: {path!r} reads units in the last dimension; a convolution's lie in 1.")
         if not module.segments.width:
             raise ConversionError(f"{where}: {path!r} has no units at all; give it a width of 1 or more.")
         self.source(value, module.weight.shape[1], where)
@@ -190,14 +222,23 @@ class Builder:
         widths = [stop - start for start, stop in zip(starts, [*starts[1:], module.segments.width])]
         layers = {path: module}
         if len(widths) > 1:
+            if module.norm is not None:
+                raise ConversionError(
+                    f"{where}: the units of {path!r} are read apart, so its norm would be in several groups at once. "
+                    "Give it no norm, and put an EideticBatchNorm after it."
+                )
             self.split[path] = Shared(module, widths)
             layers = {f"{path}.{number}": layer for number, layer in enumerate(self.split[path])}
         drafts = tuple(Draft(width, path, start) for width, start in zip(widths, starts))
         for draft, (name, layer) in zip(drafts, layers.items()):
             draft.producers[name] = self.modules[name] = layer
             self.reads[name] = value
+        if module.norm is not None:
+            drafts[0].norms[f"{path}.norm"] = module.norm
         self.drafts += drafts
-        return Units(drafts, spatial=True, pixels=None) if image else Units(drafts)
+        if tokens:
+            self.last |= {path, *layers}
+        return Units(drafts, spatial=image or tokens, pixels=None if image or tokens else 1, last=tokens)
 
     def follow(self, path: str, value: Any, where: str) -> Any:
         """``value`` after layer ``path``, which treats each unit by itself (a normalisation)."""
@@ -213,6 +254,8 @@ class Builder:
                 f"{value.width} units of {value.name}. Where an image was flattened, put the "
                 "normalisation before the flattening."
             )
+        if value.last:
+            self.last.add(path)
         parts, grain = value.parts, module.segments.grain
         for part in parts:
             if part.width % grain:
@@ -231,9 +274,28 @@ class Builder:
                     f"{where}: {path!r} convolves groups of {grain} channels, which were shuffled: its groups would "
                     "hold units of several groups. Put a 1x1 convolution between."
                 )
-            self.split[path] = Parts(module, units)
+            self.split[path] = (LayerNormParts if isinstance(module, EideticLayerNorm) else Parts)(module, units)
             for number, part in enumerate(parts):
                 part.norms[f"{path}.{number}"] = self.split[path][number]
+        return value
+
+    def grow(self, value: Units, grain: int) -> None:
+        """The units of ``value`` live and go in runs of ``grain`` (a head's)."""
+        for part in value.parts:
+            part.grain = lcm(part.grain, grain)
+
+    def hold(self, constant: Constant, value: Units, dim: int, where: str) -> Units:
+        """``value`` after it was combined with ``constant``, whose units lie in dimension ``dim`` (from the end)."""
+        module, name = self.modules[constant.path], constant.path
+        width = constant.shape[dim] if len(constant.shape) >= -dim else 1
+        if len(value.parts) > 1 or value.order is not None or width != value.width:
+            raise ConversionError(
+                f"{where}: {name!r} of shape {list(constant.shape)} is combined with the {value.width} units of "
+                f"{value.name}: it must have a slice for each unit of one group, here in dimension {dim}. What all "
+                "units share would be trained by every task."
+            )
+        module.orient(dim)
+        value.parts[0].norms[name] = self._once(name, value, where)
         return value
 
     def drop(self, path: str, value: Any, where: str) -> Any:
@@ -250,6 +312,8 @@ class Builder:
                 "each place its own dropout."
             )
         self.dropped[path] = value
+        if isinstance(value, Units) and value.last:
+            self.last.add(path)
         return value
 
     def tie(self, a: Any, b: Any, where: str) -> Any:
@@ -261,10 +325,10 @@ class Builder:
                 f"{where}: units are combined with the network's input, which belongs to no task and cannot be "
                 "pruned with them. Put a layer (a 1x1 convolution, say) on the input's side."
             )
-        if (a.width, a.flat, a.spatial) != (b.width, b.flat, b.spatial):
+        if (a.width, a.flat, a.spatial, a.last) != (b.width, b.flat, b.spatial, b.last):
             raise ConversionError(
                 f"{where}: {a.width} units are combined with {b.width}; both sides must be as wide and of "
-                "the same form (image, flattened image or flat)."
+                "the same form (image, flattened image, flat, or tokens with their units last)."
             )
         if a.order != b.order:
             raise ConversionError(
@@ -276,7 +340,7 @@ class Builder:
             self._unite(left.root(), right.root())
         # A gate has one pixel, and is spread over the other operand's.
         pixels = a.pixels if b.pixels in (1, a.pixels) else b.pixels if a.pixels == 1 else None
-        return Units(a.parts, a.spatial, a.flat, pixels, a.order)
+        return Units(a.parts, a.spatial, a.flat, pixels, a.order, a.last)
 
     def concatenate(self, values: Sequence[Any], where: str) -> Any:
         """The value of a concatenation in dimension 1: the groups side by side."""
@@ -287,8 +351,8 @@ class Builder:
                 f"{where}: units are concatenated with the network's input or with a tensor of the network's own. Put "
                 "a layer (a 1x1 convolution, say) on that side."
             )
-        forms = {(value.flat, value.spatial) for value in values}
-        flat, spatial = next(iter(forms))
+        forms = {(value.flat, value.spatial, value.last) for value in values}
+        flat, spatial, last = next(iter(forms))
         pixels = {value.pixels for value in values}
         if len(forms) > 1 or (flat and len(pixels | {None}) != 2):
             raise ConversionError(
@@ -300,7 +364,7 @@ class Builder:
         for value in values:
             places += [offset + place for place in value.places]
             offset += value.width
-        return Units(parts, spatial, flat, pixels.pop() if len(pixels) == 1 else None).ordered(places)
+        return Units(parts, spatial, flat, pixels.pop() if len(pixels) == 1 else None, None, last).ordered(places)
 
     def divide(self, path: str, value: Any, sizes: Sequence[int], where: str) -> list[Any]:
         """The pieces of ``value`` that split ``path`` makes, of ``sizes`` units: each of whole groups."""
@@ -314,6 +378,8 @@ class Builder:
         stops = [sum(sizes[: number + 1]) for number in range(len(sizes))]
         taken = [self._take(value, value.places[stop - size : stop]) for size, stop in zip(sizes, stops)]
         self.divided[path] = value, tuple(numbers for _, numbers in taken)
+        if value.last:
+            self.last.add(path)
         return [piece for piece, _ in taken]
 
     def shuffle(self, path: str, value: Units, groups: int) -> Units:
@@ -353,8 +419,10 @@ class Builder:
         pieces = {path: (self._sources(value, 1), numbers) for path, (value, numbers) in self.divided.items()}
         dropouts = {path: self._dropout_sources(value) for path, value in self.dropped.items()}
         groups = tuple(draft.final for draft in self.drafts)
-        features = self._features(output)
-        return Wiring(groups, sources, dropouts, features, self.split, orders, pieces, tuple(self.shuffled))
+        features, shuffled = self._features(output), tuple(self.shuffled)
+        return Wiring(
+            groups, sources, dropouts, features, self.split, orders, pieces, shuffled, frozenset(self.last)
+        )
 
     def _check(self, path: str, value: Any, where: str) -> nn.Module:
         module = self.modules.get(path)

@@ -8,8 +8,8 @@ No torch here, and nothing of ours but the errors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from math import lcm
 from typing import NamedTuple
 
@@ -27,7 +27,8 @@ class Segments:
     """How the units of one group are owned: frozen segment sizes in task order, then the live ones.
 
     This is the only record of a group's sizes and these methods are its only writers. ``width`` is how many
-    units the group may hold; sizes of zero are normal.
+    units the group may hold, ``frozen_total`` how many finished tasks own; sizes of zero are normal. ``version`` counts
+    the changes, so that what was derived from the sizes is known to be out of date.
 
     ``grain``: units live and go in runs of so many consecutive ones (the channels of one group of a grouped
     convolution), so every size is a multiple of it, and another is refused. ``multiple``: what sizes are kept at
@@ -38,8 +39,9 @@ class Segments:
     def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = (), grain: int = 1):
         self.grain, self.multiple = _positive("grain", grain), 1
         self.width = self._whole("width", width)
-        self.frozen = tuple(self._whole("frozen segment", size) for size in frozen)
-        self.live = self._whole("live", self.width - sum(self.frozen) if live is None else live)
+        self.version = 0
+        frozen = tuple(self._whole("frozen segment", size) for size in frozen)
+        self._hold(frozen, self._whole("live", self.width - sum(frozen) if live is None else live))
         if self.total > self.width:
             raise CapacityError(f"{self.total} units were given to a group of width {self.width}; widen it first.")
 
@@ -47,10 +49,6 @@ class Segments:
     def tasks(self) -> int:
         """How many finished tasks have a segment here (possibly empty)."""
         return len(self.frozen)
-
-    @property
-    def frozen_total(self) -> int:
-        return sum(self.frozen)
 
     @property
     def total(self) -> int:
@@ -108,12 +106,11 @@ class Segments:
         """The live segment shrinks to ``kept`` units."""
         if not 0 <= kept <= self.live:
             raise InputError(f"cannot keep {kept} of {self.live} live units.")
-        self.live = self._whole("live", kept)
+        self._hold(self.frozen, self._whole("live", kept))
 
     def freeze(self) -> None:
         """The live segment becomes the segment of the task just learned; no unit is live afterwards."""
-        self.frozen = (*self.frozen, self.live)
-        self.live = 0
+        self._hold((*self.frozen, self.live), 0)
 
     def recycle(self, live: int) -> None:
         """``live`` fresh units for the next task."""
@@ -122,7 +119,7 @@ class Segments:
                 f"{live} live units were asked for, but {self.frozen_total} of {self.width} are frozen and only "
                 f"{self.free} are free; ask for fewer or widen the group."
             )
-        self.live = self._whole("live", live)
+        self._hold(self.frozen, self._whole("live", live))
 
     def widen(self, width: int) -> None:
         if width < self.width:
@@ -139,7 +136,11 @@ class Segments:
             raise CapacityError(f"{sum(frozen) + live} units do not fit a group of width {self.width}.")
         for size in (*frozen, live):
             self._whole("segment", size)
-        self.frozen, self.live = frozen, live
+        self._hold(frozen, live)
+
+    def _hold(self, frozen: tuple[int, ...], live: int) -> None:
+        self.frozen, self.live, self.frozen_total = frozen, live, sum(frozen)
+        self.version += 1
 
     def _whole(self, name: str, value: int) -> int:
         if _count(name, value) % self.grain:
@@ -158,6 +159,7 @@ class Fixed:
     """Units that belong to no task: the network's own input. Every segment may read all of them."""
 
     tasks = 0
+    version = 0
 
     def __init__(self, count: int):
         self.count = _count("count", count)
@@ -211,17 +213,17 @@ class Stair:
 class Staircase:
     """A layer's structure for one forward pass: its segments in order, the live one (if present) last.
 
-    ``columns`` is the width of the input that is present, ``trainable`` the spans of it that lead to something
-    trainable: the only columns for which a backward pass owes a gradient.
+    ``rows`` counts the units of all of them, ``columns`` is the width of the input that is present, ``trainable`` the
+    spans of it that lead to something trainable: the only columns for which a backward pass owes a gradient.
     """
 
     stairs: tuple[Stair, ...]
     columns: int
     trainable: tuple[Span, ...] = ()
+    rows: int = field(init=False, compare=False)
 
-    @property
-    def rows(self) -> int:
-        return sum(stair.rows for stair in self.stairs)
+    def __post_init__(self):
+        object.__setattr__(self, "rows", sum(stair.rows for stair in self.stairs))
 
     @property
     def frozen_rows(self) -> int:
@@ -234,6 +236,22 @@ class Staircase:
     @property
     def live(self) -> Stair | None:
         return self.stairs[-1] if self.stairs and self.stairs[-1].live else None
+
+    def encode(self) -> tuple[int, ...]:
+        """All of it as one row of integers, for ops that take it as a tensor: columns, how many trainable spans and
+        stairs, the spans, then rows, live and spans (their number first) of each stair."""
+        numbers = [self.columns, len(self.trainable), len(self.stairs), *_flat(self.trainable)]
+        for stair in self.stairs:
+            numbers += [stair.rows, int(stair.live), len(stair.spans), *_flat(stair.spans)]
+        return tuple(numbers)
+
+    @classmethod
+    def decode(cls, numbers: Sequence[int]) -> Staircase:
+        """The staircase that :meth:`encode` made these integers of."""
+        rest = iter(numbers)
+        columns, trainable_spans, stairs = next(rest), next(rest), next(rest)
+        trainable = _spans_from(rest, trainable_spans)
+        return cls(tuple(_stair_from(rest) for _ in range(stairs)), columns, trainable)
 
     def mask(self) -> tuple[tuple[bool, ...], ...]:
         """The paper's mask, row by row: a view for people and tests; no computation uses it."""
@@ -266,13 +284,14 @@ def staircase(
         raise InputError(f"{len(nested)} choices of reading were given for {output.tasks + 1} segments.")
     last = output.tasks if task is None else task
     stairs = tuple(
-        Stair(output.size(s), _spans(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
+        Stair(output.size(s), reads(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
     )
     learning = trainable(sources) if task is None else ()
     return Staircase(stairs, sum(source.columns(task) for source in sources), learning)
 
 
-def _spans(sources: tuple[Source, ...], segment: int, nested: bool, task: int | None) -> tuple[Span, ...]:
+def reads(sources: tuple[Source, ...], segment: int, nested: bool, task: int | None) -> tuple[Span, ...]:
+    """The columns, of the concatenation of ``sources`` that is present, which segment ``segment`` of a reader sees."""
     return _joined((source.columns(task), source.span(segment, nested)) for source in sources)
 
 
@@ -298,6 +317,19 @@ def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:
                 spans.append(Span(offset + start, offset + stop))
         offset += width
     return tuple(spans)
+
+
+def _flat(spans: Sequence[Span]) -> list[int]:
+    return [end for span in spans for end in span]
+
+
+def _spans_from(numbers: Iterator[int], count: int) -> tuple[Span, ...]:
+    return tuple(Span(next(numbers), next(numbers)) for _ in range(count))
+
+
+def _stair_from(numbers: Iterator[int]) -> Stair:
+    rows, live, spans = next(numbers), next(numbers), next(numbers)
+    return Stair(rows, _spans_from(numbers, spans), bool(live))
 
 
 def _count(name: str, value: int) -> int:

@@ -11,10 +11,22 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
-from . import capacity, certificate, checkpoint, checks, graph, optimizers, pruning, routing, snapshots, tracing
+from . import (
+    capacity,
+    certificate,
+    checkpoint,
+    checks,
+    extraction,
+    graph,
+    optimizers,
+    pruning,
+    routing,
+    snapshots,
+    tracing,
+)
 from .errors import CapacityError, ConversionError, InputError, RouterError, TaskError
 from .layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
 from .layout import Segments, prefix
@@ -170,7 +182,8 @@ class EideticNetwork(nn.Module):
             checks.check_classes(num_classes)
         if optimizer is not None:
             optimizers.check_current(optimizer, self.parameters())
-        transfer = checks.choices(forward_transfer, [*self.wiring.sources, "head"])
+        choosing = [path for path, layer in self.segmented_layers() if hasattr(layer, "forward_transfer")]
+        transfer = checks.choices(forward_transfer, [*choosing, "head"])
         freed = [group.segments.live if t == 0 else group.segments.free for group in self.groups]
         if self.current_task is not None:
             freed = [group.segments.free - group.segments.live for group in self.groups]
@@ -193,7 +206,7 @@ class EideticNetwork(nn.Module):
             else:
                 group.segments.recycle(units)
         for path, layer in self.segmented_layers():
-            if path in self.wiring.sources:
+            if path in transfer:
                 if t == 0:
                     layer.forward_transfer = (transfer[path],)
                 else:
@@ -291,6 +304,8 @@ class EideticNetwork(nn.Module):
 
     # ---- forward
 
+    # torch.compile compiles forward, and leaves to Python the checks, and which part of the network runs.
+    @torch.compiler.disable(recursive=False)
     def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
         """Logits [N, classes]: of the task in training, or in evaluation mode of any task.
 
@@ -304,12 +319,14 @@ class EideticNetwork(nn.Module):
         with self._scope.running(scope, features.requires_grad and x.requires_grad):
             return self.heads[task](features)
 
+    @torch.compiler.disable(recursive=False)
     def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
         """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
         self._check_input(x)
         wiring = self.wiring
         if task is not None and not 0 <= task < self.finished_tasks:
             raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
+        self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = super().__call__(x)
         columns = sum(source.columns(task) for source in wiring.features)
@@ -476,7 +493,28 @@ class EideticNetwork(nn.Module):
         """Check every finished task: structure, fingerprints of frozen tensors, and logits of stored probe inputs."""
         return certificate.certify(self)
 
+    def extract(self, task: int) -> nn.Module:
+        """Finished task ``task`` as a plain torch module: inputs [N, ...] to logits [N, classes], no task id.
+
+        It is made of torch.nn layers and torch.fx graphs of them, holds copies of the units that the task reads and of
+        its head, and needs this package neither to run nor to be pickled, exported (``torch.export.export``,
+        ``torch.onnx.export``) or trained further. The logits are those of ``net(x, task=task)``: of task 0 bit for bit
+        on a CPU, for a contiguous input; of later tasks up to rounding, since a library may round by where weights lie
+        in memory (single samples on a CPU) and by how many channels lie side by side (units that nothing reads are
+        left out), and on a GPU chooses its algorithms by such things.
+
+        A network whose forward cannot be traced (wired by ``connections()``) keeps its own forward on plain layers; it
+        can be exported where torch can follow that forward, and pickled only so.
+
+        Raises TaskError for a task that is not finished.
+        """
+        return extraction.extract(self, task)
+
     # ---- inside
+
+    def traced(self) -> tuple[fx.Graph, nn.Module]:
+        """The graph of ``forward`` and the module that its paths start from. Raises ConversionError."""
+        return tracing.graph_of(self), self
 
     def as_architecture(self) -> None:
         """Undo what construction did beyond building layers; called on a copy that is to be filled from a file."""
@@ -494,6 +532,8 @@ class EideticNetwork(nn.Module):
         modules = dict(self.named_modules())
         for path, parts in wiring.split.items():
             self.set_submodule(path, parts)
+        for path in wiring.last:
+            self.get_submodule(path).unit_dim = -1
         for group in wiring.groups:
             for path, layer in group.producers.items():
                 layer.wire(group.segments, wiring.sources[path], self._scope)
@@ -507,6 +547,8 @@ class EideticNetwork(nn.Module):
             self.get_submodule(path).wire()
         for path, sources in wiring.dropouts.items():
             aware = aware_of_segments(modules[path])
+            if path in wiring.last:
+                aware.unit_dim = -1
             if aware is not modules[path]:
                 self.set_submodule(path, aware)
             aware.wire(sources, self._scope)
@@ -554,6 +596,13 @@ class EideticNetwork(nn.Module):
             raise InputError(
                 f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
             )
+
+    @torch.compiler.disable
+    def _derive(self, task: int | None) -> None:
+        """Let every layer derive what it needs for this pass; see :meth:`SegmentedLayer.derived`."""
+        for group in self.groups:
+            for layer in group.layers:
+                layer.derived(task)
 
     @contextmanager
     def _statistics_kept_on_error(self, x: Tensor) -> Iterator[None]:

@@ -162,25 +162,26 @@ def taylor_scores(
     """
     groups = list(groups)
     scores = {group.name: torch.zeros(group.segments.live) for group in groups}
-    samples = 0
+    samples = batch = 0
 
     def hook(group: Group):
         def forward(layer, inputs, output):
-            live = output[:, group.segments.frozen_total :]
-            if live.requires_grad and live.shape[1]:
+            dim, first = layer.unit_dim, group.segments.frozen_total
+            frozen, live = output.split([first, output.shape[dim] - first], dim)
+            if live.requires_grad and live.shape[dim]:
                 activation = live.detach()
-                live.register_hook(lambda gradient: accumulate(group, activation, gradient))
+                live.register_hook(lambda gradient: accumulate(group, dim, (activation * gradient).abs()))
                 # The slice itself must lie on the path of the gradient.
-                return torch.cat([output[:, : group.segments.frozen_total], live], 1)
+                return torch.cat([frozen, live], dim)
             return None
 
         return forward
 
-    def accumulate(group: Group, activation: Tensor, gradient: Tensor) -> None:
-        products = (activation * gradient).abs()
-        pixels = products[0, 0].numel()
-        # The loss is a mean over the batch: undo that, so that batches of any size count sample by sample.
-        scores[group.name] += (products.transpose(0, 1).flatten(1).sum(1) * len(products) / pixels).cpu()
+    def accumulate(group: Group, dim: int, products: Tensor) -> None:
+        # The loss is a mean over the batch: undo that, so that batches of any size count sample by sample. A layer's
+        # own first dimension need not be the batch: it may hold windows of images, or tokens.
+        products = products.movedim(dim, 0).flatten(1)
+        scores[group.name] += (products.mean(1) * batch * batch).cpu()
 
     handles = [
         layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()
@@ -190,9 +191,10 @@ def taylor_scores(
     try:
         with evaluating(network), torch.enable_grad():
             for x, y in data:
+                batch = len(x)
                 value = loss(network(x.to(device)), y.to(device))
                 torch.autograd.grad(value, parameters, allow_unused=True)
-                samples += len(x)
+                samples += batch
     finally:
         for handle in handles:
             handle.remove()

@@ -20,6 +20,39 @@ VIEWS = ("view", "reshape", torch.reshape)
 SHUFFLES = tuple(f for f in (torch.channel_shuffle, getattr(F, "channel_shuffle", None)) if f is not None)
 
 
+def separate_heads(module: nn.Module, graph: fx.Graph) -> None:
+    """Queries, keys and values that one layer makes and a view [N, T, 3, heads, size], permuted, separates: cut apart
+    first, and each seen as heads by itself, [N, heads, T, size]. The numbers are the same."""
+    for node in list(graph.nodes):
+        given = next(iter(node.all_input_nodes), None)
+        shape, seen = (None if each is None else each.meta.get("shape") for each in (given, node))
+        if node.target not in VIEWS or not shape or not seen or len(seen) != 5 or seen[:2] != shape[:2]:
+            continue
+        exchange = _only_user(node)
+        dims = () if exchange is None else exchange.args[1:]
+        dims = tuple(dims[0]) if len(dims) == 1 and isinstance(dims[0], (tuple, list)) else dims
+        if dims != (2, 0, 3, 1, 4) or exchange.target not in ("permute", torch.permute):
+            continue
+        users = list(exchange.users)
+        unbound = len(users) == 1 and users[0].target in ("unbind", torch.unbind) and users[0].args[1:] in ((), (0,))
+        picks = list(users[0].users) if unbound else users
+        if any(pick.target is not operator.getitem or not isinstance(pick.args[1], int) for pick in picks):
+            continue
+        sizes = node.args[1] if isinstance(node.args[1], (tuple, list)) else node.args[1:]
+        pieces = _call(module, graph, node, given, Split([shape[2] // seen[2]] * seen[2], -1))
+        pieces.meta.pop("shape", None)
+        for pick in picks:
+            with graph.inserting_before(pick):
+                piece = graph.call_function(operator.getitem, (pieces, pick.args[1]))
+                heads = graph.call_method("reshape", (piece, *sizes[:2], *sizes[3:]))
+                moved = graph.call_method("transpose", (heads, 1, 2))
+            piece.meta, heads.meta, moved.meta = (
+                {**pick.meta, "shape": each}
+                for each in ((*shape[:2], shape[2] // seen[2]), (*seen[:2], *seen[3:]), exchange.meta["shape"][1:])
+            )
+            pick.replace_all_uses_with(moved)
+
+
 def rearrange(module: nn.Module, graph: fx.Graph) -> None:
     """Replace what cuts or shuffles dimension 1 in ``graph`` of ``module`` by :class:`Split` and :class:`Shuffle`.
 
@@ -28,13 +61,16 @@ def rearrange(module: nn.Module, graph: fx.Graph) -> None:
     for node in list(graph.nodes):
         given = next(iter(node.all_input_nodes), None)
         shape = None if given is None else given.meta.get("shape")
+        if shape is not None and node.op in ("call_function", "call_method") and node.target in SPLITS:
+            pieces = node.meta.get("shapes", ())
+            sizes = _cut(shape, pieces) if len(shape) in (2, 4) else None
+            tokens = _cut((shape[0], shape[-1], *shape[1:-1]), tuple((p[0], p[-1], *p[1:-1]) for p in pieces))
+            if sizes or tokens:
+                split = Split(sizes) if sizes else Split(tokens, -1)
+                node.replace_all_uses_with(_call(module, graph, node, given, split))
         if shape is None or len(shape) not in (2, 4):
             continue
-        if node.op in ("call_function", "call_method") and node.target in SPLITS:
-            sizes = _cut(shape, node.meta.get("shapes", ()))
-            if sizes:
-                node.replace_all_uses_with(_call(module, graph, node, given, Split(sizes)))
-        elif node.target is operator.getitem and (bounds := _slice(node, shape)) is not None:
+        if node.target is operator.getitem and (bounds := _slice(node, shape)) is not None:
             _slice_by_split(module, graph, node, given, bounds)
         elif (groups := _shuffled(module, node)) is not None:
             node.replace_all_uses_with(_call(module, graph, node, given, Shuffle(groups)))

@@ -17,6 +17,8 @@ from .layers import (
     EideticDropout,
     EideticGroupedConv2d,
     EideticStochasticDepth,
+    Parts,
+    Shared,
     StaircaseLayer,
 )
 
@@ -45,13 +47,16 @@ def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None) -> 
         ) from error
 
 
-def wire(network: nn.Module, graph: fx.Graph, prefix: str = "") -> Wiring:
-    """Read ``graph`` by the rules; ``prefix`` stands before its module paths in ``network``."""
+def wire(network: nn.Module, graph: fx.Graph, prefix: str = "", editable: bool = False) -> Wiring:
+    """Read ``graph`` by the rules; ``prefix`` stands before its module paths in ``network``.
+
+    ``editable``: ``graph`` is what runs, so rules may put a count of units in the place of a number.
+    """
 
     def read(builder: Builder) -> Wiring:
         values: dict[fx.Node, Any] = {}
-        for node in graph.nodes:
-            values[node] = rules.value_of(rules.Step(builder, node, values, prefix))
+        for node in list(graph.nodes):
+            values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
         return builder.finish(values[next(reversed(graph.nodes))])
 
     return wired(network, read)
@@ -109,4 +114,4 @@ class _Tracer(fx.Tracer):
         self.record_stack_traces = True
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return rules.leaves(module) or super().is_leaf_module(module, path)
+        return isinstance(module, (Parts, Shared)) or rules.leaves(module) or super().is_leaf_module(module, path)

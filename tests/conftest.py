@@ -1,6 +1,8 @@
-"""For all tests: one thread (tiny tensors, and bits that do not depend on the machine's cores), fixed seeds, and
-the helpers in `support/` importable by name."""
+"""For all tests: one thread (tiny tensors, and bits that do not depend on the machine's cores), fixed seeds, the
+helpers in `support/` importable by name, and Triton in its interpreter where there is no GPU (it must be told before
+it is imported)."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -8,6 +10,8 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -1,15 +1,21 @@
 """Drop-in layers whose units belong to tasks."""
 
+from .attention import EideticMultiheadAttention, EideticScaledDotProduct, HeadedAttention
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .grouped import EideticDepthwiseConv2d, EideticGroupedConv2d
+from .layer_norm import EideticLayerNorm, LayerNormParts
 from .linear import EideticLinear
+from .parameter import EideticParameter
 from .parts import Parts, Shared
+from .position_network import EideticPositionNetwork
 from .rearrange import Shuffle, Split
+from .relative_attention import EideticRelativeAttention
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
+from .window_attention import EideticWindowAttention, EideticWindowAttentionV2
 
 __all__ = [
     "EideticBatchNorm",
@@ -18,9 +24,19 @@ __all__ = [
     "EideticConv2d",
     "EideticDepthwiseConv2d",
     "EideticDropout",
+    "EideticLayerNorm",
     "EideticGroupedConv2d",
     "EideticLinear",
+    "EideticMultiheadAttention",
+    "EideticParameter",
+    "EideticPositionNetwork",
+    "EideticRelativeAttention",
+    "EideticScaledDotProduct",
     "EideticStochasticDepth",
+    "EideticWindowAttention",
+    "EideticWindowAttentionV2",
+    "HeadedAttention",
+    "LayerNormParts",
     "Parts",
     "Scope",
     "SegmentedLayer",

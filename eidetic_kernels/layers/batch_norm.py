@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -63,26 +66,41 @@ class EideticBatchNorm(SegmentedLayer):
             nn.init.ones_(self.weight) if self.weight.numel() else None
             nn.init.zeros_(self.bias) if self.bias.numel() else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        present = self.segments.present(self.scope.task)
-        if x.dim() not in self.dims or x.shape[1] != present:
-            ranks = " or ".join(f"{dim}-dimensional" for dim in self.dims)
-            raise InputError(f"{self} expects {ranks} input with {present} channels, got {list(x.shape)}.")
-        live = self.segments.live if self.scope.task is None else 0
-        training = self.training and live > 0
-        if training and x.numel() == x.shape[1]:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """act(norm(x) + residual), for ``residual`` shaped as x (a network ties its units to x's)."""
+        return self.normalise(x, residual, self.scope.exact or (not self.owned and x.requires_grad))
+
+    def normalise(self, x: Tensor, residual: Tensor | None, exact: bool) -> Tensor:
+        """``forward``; ``exact`` where the gradient at frozen channels is owed too."""
+        arguments = self.arguments(x.shape)
+        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
             raise InputError(
-                f"{self} needs more than one value per channel in training, got a batch of shape {list(x.shape)}: "
+                f"{self} adds a residual shaped as its input, {x.dtype} {list(x.shape)}; got {residual.dtype} "
+                f"{list(residual.shape)}."
+            )
+        return ops.segmented_batch_norm(x, *arguments, exact, residual)
+
+    def arguments(self, shape: Sequence[int]) -> tuple:
+        """What the op needs beside an input of this shape, from ``weight`` to ``activation``."""
+        task = self.scope.task
+        present = self.derived(task)
+        if len(shape) not in self.dims or shape[1] != present:
+            ranks = " or ".join(f"{dim}-dimensional" for dim in self.dims)
+            raise InputError(f"{self} expects {ranks} input with {present} channels, got {list(shape)}.")
+        live = self.segments.live if task is None else 0
+        training = self.training and live > 0
+        if training and math.prod(shape) == present:
+            raise InputError(
+                f"{self} needs more than one value per channel in training, got a batch of shape {list(shape)}: "
                 "batch statistics of one sample are meaningless. Use drop_last=True or a larger batch."
             )
-        frozen = present - live
+        scale, shift = self.frozen_scale, self.frozen_shift
+        if task is not None:
+            scale, shift = scale[:present], shift[:present]
         # Running statistics move in float32 or better under autocast too; x keeps its dtype.
-        return ops.segmented_batch_norm(
-            x, self.weight, self.bias, self.running_mean, self.running_var,
-            self.frozen_scale[:frozen], self.frozen_shift[:frozen],
-            training, self._momentum() if training else 0.0, self.eps, self.activation, self.scope.exact or (
-                not self.owned and x.requires_grad
-            ),
+        return (
+            self.weight, self.bias, self.running_mean, self.running_var, scale, shift,
+            training, self._momentum() if training else 0.0, self.eps, self.activation,
         )  # fmt: skip
 
     def part(self, units: Tensor) -> EideticBatchNorm:
@@ -132,7 +150,8 @@ class EideticBatchNorm(SegmentedLayer):
         return 1.0 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
 
     def extra_repr(self) -> str:
-        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}"
+        activation = "" if self.activation == "none" else f", activation={self.activation!r}"
+        return f"{self.num_features}, eps={self.eps}, momentum={self.momentum}, affine={self.affine}{activation}"
 
 
 class EideticBatchNorm1d(EideticBatchNorm):
@@ -140,7 +159,9 @@ class EideticBatchNorm1d(EideticBatchNorm):
 
     Args:
         num_features, eps, momentum, affine, device, dtype: as in torch; ``track_running_stats`` must be True.
-        activation: "none" or "relu", applied in the same pass.
+        activation: "none", "relu", "relu6", "silu", "gelu" (exact) or "hardswish", applied in the same pass.
+
+    ``forward(x, residual=None)`` adds the residual before the activation, in the same pass too.
     """
 
     dims = (2, 3)

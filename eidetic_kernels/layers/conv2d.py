@@ -8,6 +8,7 @@ from torch.nn.modules.utils import _pair
 
 from .. import ops
 from ..errors import InputError
+from .batch_norm import EideticBatchNorm2d
 from .staircase import StaircaseLayer
 
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
@@ -20,9 +21,14 @@ class EideticConv2d(StaircaseLayer):
         in_channels: channels of the input [N, in_channels, H, W] as long as nothing is pruned.
         out_channels: the layer's width: how many channels all tasks together may own.
         kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in torch.
+        norm: an ``EideticBatchNorm2d(out_channels, activation=...)`` that becomes part of this layer; results are those
+            of the two layers one after the other. ``forward`` then takes a ``residual`` as the norm does.
 
-    Raises InputError for ``groups`` other than 1, and for an input of another shape or dtype than the weights'.
+    Raises InputError for ``groups`` other than 1, for an input of another shape or dtype than the weights', and for a
+    norm of another width.
     """
+
+    norms = EideticBatchNorm2d
 
     def __init__(
         self,
@@ -37,6 +43,8 @@ class EideticConv2d(StaircaseLayer):
         padding_mode: str = "zeros",
         device=None,
         dtype=None,
+        *,
+        norm: EideticBatchNorm2d | None = None,
     ):
         if groups != 1:
             raise InputError(
@@ -47,17 +55,21 @@ class EideticConv2d(StaircaseLayer):
         self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
         self.padding, self.padding_mode = padding, padding_mode
         self.geometry, self._pads = window(self.kernel_size, self.stride, padding, self.dilation, padding_mode)
-        super().__init__(in_channels, out_channels, self.kernel_size, bias, device, dtype)
+        super().__init__(in_channels, out_channels, self.kernel_size, bias, device, dtype, norm)
 
-    def forward(self, x: Tensor, computed: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, computed: Tensor | None = None) -> Tensor:
         if computed is not None:  # by all parts of a divided layer together
             return computed
         stairs = self.staircase(self.scope.task)
         self.check_input(x, stairs.columns, dims=4)
-        if self.order is not None and self.untouched:
-            return self.whole(x, self.weight, self.bias)
+        if self.norm is None and residual is not None:
+            raise InputError(f"{self} has no norm to take a residual: add it to the output instead.")
         (x, *weights), exact = self._arguments(x)
-        return ops.staircase_conv2d(self._padded(x), *weights, stairs, self.geometry, exact)
+        if self.order is not None and self.untouched:
+            y = self.whole(x, *weights[:2])
+        else:
+            y = ops.staircase_conv2d(self._padded(x), *weights, stairs, self.geometry, exact)
+        return y if self.norm is None else self.norm.normalise(y, residual, exact)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(self._padded(x), weight, bias, *self.geometry)

@@ -13,6 +13,8 @@ class _Dropping(nn.Module):
     """Abstract. Drops live units only, so what frozen units read and produce is the same in training and evaluation
     (P5). Not wired, or with nothing frozen, it is torch's. Subclasses say how: ``_drop``."""
 
+    unit_dim = 1  # or -1: see SegmentedLayer
+
     def __init__(self, p: float):
         super().__init__()
         self.p = p
@@ -25,20 +27,20 @@ class _Dropping(nn.Module):
         return self.sources[0] if self.sources else None
 
     def wire(self, sources: Source | tuple[Source, ...], scope: Scope) -> None:
-        """Learn which columns (dimension 1) are frozen, of one group or of several concatenated."""
+        """Learn which columns (dimension ``unit_dim``) are frozen, of one group or of several concatenated."""
         self.sources, self.scope = (sources,) if isinstance(sources, Source) else sources, scope
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
-        live = trainable(self.sources)
-        if not self.sources or live == (Span(0, x.shape[1]),):
+        dim, live = self.unit_dim, trainable(self.sources)
+        if not self.sources or live == (Span(0, x.shape[dim]),):
             return self._drop(x)
         parts, end = [], 0
         for start, stop in live:
-            parts += [x[:, end:start], self._drop(x[:, start:stop])]
+            parts += [x.narrow(dim, end, start - end), self._drop(x.narrow(dim, start, stop - start))]
             end = stop
-        return torch.cat([*parts, x[:, end:]], 1) if parts else x
+        return torch.cat([*parts, x.narrow(dim, end, x.shape[dim] - end)], dim) if parts else x
 
     def _drop(self, x: Tensor) -> Tensor:
         raise NotImplementedError
@@ -85,9 +87,9 @@ class EideticStochasticDepth(_Dropping):
         return f"p={self.p}, mode={self.mode}"
 
 
-def aware_of_segments(module: nn.Module) -> _Dropping:
+def aware_of_segments(module: nn.Module) -> nn.Module:
     """What stands for a dropout or stochastic depth in a wired network: itself, if it is of this package."""
-    if isinstance(module, _Dropping):
+    if hasattr(module, "wire"):
         return module
     if hasattr(module, "mode"):
         aware = EideticStochasticDepth(module.p, module.mode)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import ops
 from ..errors import InputError
+from .batch_norm import EideticBatchNorm1d
 from .staircase import StaircaseLayer
 
 
@@ -17,29 +18,48 @@ class EideticLinear(StaircaseLayer):
         in_features: columns of the input [*, in_features] as long as nothing is pruned.
         out_features: the layer's width: how many units all tasks together may own.
         bias, device, dtype: as in torch.
+        norm: an ``EideticBatchNorm1d(out_features, activation=...)`` that becomes part of this layer and runs in the
+            product's own pass where a backend can; results are those of the two layers one after the other.
 
     With nothing frozen or pruned it computes what torch computes. ``forward`` returns the frozen units first,
-    then the live ones. Raises InputError for an input of another shape or dtype than the weights'.
+    then the live ones. Raises InputError for an input of another shape or dtype than the weights', and for a norm of
+    another width.
     """
 
-    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+    norms = EideticBatchNorm1d
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        norm: EideticBatchNorm1d | None = None,
+    ):
         self.in_features, self.out_features = in_features, out_features
-        super().__init__(in_features, out_features, (), bias, device, dtype)
+        super().__init__(in_features, out_features, (), bias, device, dtype, norm)
 
     def forward(self, x: Tensor, computed: Tensor | None = None) -> Tensor:
         if computed is not None:  # by all parts of a divided layer together
             return computed
         stairs = self.staircase(self.scope.task)
-        if self.owned and x.dim() != 2:
+        flat_only = self.norm is not None or (self.owned and self.unit_dim == 1)
+        if flat_only and x.dim() != 2:
+            part = "is part of a network" if self.owned else "normalises its units"
             raise InputError(
-                f"{self} is part of a network and expects [N, {stairs.columns}], got {list(x.shape)}: units are "
+                f"{self} {part} and expects [N, {stairs.columns}], got {list(x.shape)}: units are "
                 "counted in dimension 1. Flatten the input (x.flatten(1))."
             )
-        flat = x if x.dim() == 2 else x.reshape(-1, x.shape[-1]) if x.dim() else x
+        flat = x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0) if x.dim() == 1 else x
         tensors, exact = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
         if self.order is not None and self.untouched:
-            return self.whole(x, self.weight, self.bias)
+            y = self.whole(x, self.weight, self.bias)
+            return y if self.norm is None else self.norm.normalise(y, None, exact)
+        if self.norm is not None:
+            return ops.staircase_linear_norm(*tensors, stairs, *self.norm.arguments((len(x), stairs.rows)), exact)
         y = ops.staircase_linear(*tensors, stairs, exact)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], stairs.rows)
 

@@ -22,10 +22,13 @@ class Parts(nn.ModuleList):
         super().__init__(layer.part(each) for each in units)
         self.train(layer.training)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         sizes = [part.segments.present(part.scope.task) for part in self]
         # A part's bits must not depend on what lies beside it: each reads memory of its own.
-        return torch.cat([part(piece.contiguous()) for part, piece in zip(self, x.split(sizes, 1))], 1)
+        pieces = [(piece.contiguous(),) for piece in x.split(sizes, 1)]
+        if residual is not None:
+            pieces = [(*piece, other.contiguous()) for piece, other in zip(pieces, residual.split(sizes, 1))]
+        return torch.cat([part(*piece) for part, piece in zip(self, pieces)], 1)
 
 
 class Shared(nn.ModuleList):
@@ -34,16 +37,19 @@ class Shared(nn.ModuleList):
     ``widths``: how many of the layer's units each makes, in order. ShuffleNet needs it.
     """
 
+    unit_dim = 1  # or -1: see SegmentedLayer
+
     def __init__(self, layer: StaircaseLayer, widths: Sequence[int]):
         bounds = [sum(widths[:number]) for number in range(len(widths) + 1)]
         super().__init__(layer.part(slice(*pair)) for pair in zip(bounds, bounds[1:]))
         self.train(layer.training)
 
     def forward(self, x: Tensor) -> Tensor:
+        dim = self.unit_dim
         if not all(part.untouched for part in self):
-            return torch.cat([part(x) for part in self], 1)
+            return torch.cat([part(x) for part in self], dim)
         # A product's bits depend on its number of rows: until something changes, all parts together are the layer.
         bias = None if self[0].bias is None else torch.cat([part.bias for part in self])
         y = self[0].whole(x, torch.cat([part.weight for part in self]), bias)
-        pieces = y.split([part.segments.live for part in self], 1)
-        return torch.cat([part(x, piece) for part, piece in zip(self, pieces)], 1)
+        pieces = y.split([part.segments.live for part in self], dim)
+        return torch.cat([part(x, computed=piece) for part, piece in zip(self, pieces)], dim)

@@ -12,14 +12,14 @@ from .scope import Scope
 
 
 class Split(nn.Module):
-    """Stands for ``chunk``, ``split`` or a slice in dimension 1, into pieces of ``sizes`` units.
+    """Stands for ``chunk``, ``split`` or a slice of dimension ``unit_dim`` (1 or -1), into pieces of ``sizes`` units.
 
     Wired, each piece is some of the groups that lie side by side in its input, as many units as they have by now.
     """
 
-    def __init__(self, sizes: Sequence[int]):
+    def __init__(self, sizes: Sequence[int], unit_dim: int = 1):
         super().__init__()
-        self.sizes = tuple(sizes)
+        self.sizes, self.unit_dim = tuple(sizes), unit_dim
         self.sources: tuple[Source, ...] = ()
         self.pieces: tuple[tuple[int, ...], ...] = ()
         self.scope = Scope()
@@ -30,10 +30,11 @@ class Split(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self.sources:
-            return x.split(self.sizes, 1)
-        groups = x.split([source.columns(self.scope.task) for source in self.sources], 1)
+            return x.split(self.sizes, self.unit_dim)
+        dim = self.unit_dim
+        groups = x.split([source.columns(self.scope.task) for source in self.sources], dim)
         return tuple(
-            groups[piece[0]] if len(piece) == 1 else torch.cat([groups[i] for i in piece], 1) for piece in self.pieces
+            groups[piece[0]] if len(piece) == 1 else torch.cat([groups[i] for i in piece], dim) for piece in self.pieces
         )
 
     def extra_repr(self) -> str:

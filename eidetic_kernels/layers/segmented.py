@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,15 @@ from torch import Tensor, nn
 from ..errors import CapacityError, InputError, TaskError
 from ..layout import Segments
 from .scope import Scope
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a layer derived from its units' numbers when they had this version."""
+
+    version: int
+    task: int | None
+    value: Any
 
 
 class SegmentedLayer(nn.Module):
@@ -25,12 +36,26 @@ class SegmentedLayer(nn.Module):
     """
 
     frozen_names: tuple[str, ...] = ()
+    # Where the units lie in what the layer is given and gives: 1, or -1 (tokens, images with channels last).
+    unit_dim = 1
+    # How many neighbouring units share one row of its tensors: a head's, in what there is one of a head.
+    shared = 1
 
     def __init__(self, width: int, grain: int = 1):
         super().__init__()
         self.segments = Segments(width, grain=grain)
         self.scope = Scope()
         self.owned = False
+        self.attached = False
+
+    @property
+    def segments(self) -> Segments:
+        """How the layer's units are owned."""
+        return self._segments
+
+    @segments.setter
+    def segments(self, segments: Segments) -> None:
+        self._segments, self._known = segments, None
 
     def join(self, segments: Segments, scope: Scope) -> None:
         """Hand the layer's units to a network: from now on they are pruned, frozen and recycled there."""
@@ -39,6 +64,15 @@ class SegmentedLayer(nn.Module):
                 f"{self} already has a life of its own ({self.segments}); only a fresh layer can join a network."
             )
         self.segments, self.scope, self.owned = segments, scope, True
+
+    def attach(self, part: SegmentedLayer) -> None:
+        """Let ``part``, a fresh layer of this one's own, live its life: the same units, pruned and frozen with them."""
+        part.segments, part.scope, part.attached = self.segments, self.scope, True
+
+    def together(self) -> list[SegmentedLayer]:
+        """This layer and those attached to it."""
+        attached = [part for part in self.children() if isinstance(part, SegmentedLayer) and part.attached]
+        return [self, *attached]
 
     def cut_live(self, keep: Tensor) -> None:
         raise NotImplementedError
@@ -52,6 +86,25 @@ class SegmentedLayer(nn.Module):
     def allocate_frozen(self) -> None:
         raise NotImplementedError
 
+    def derive(self, task: int | None) -> Any:
+        """What forward needs of the units' numbers, in training (None) or in the recall of a finished task."""
+        return self.segments.present(task)
+
+    def version(self) -> int:
+        """A number that changes whenever the units do that :meth:`derive` looks at."""
+        return self.segments.version
+
+    def derived(self, task: int | None) -> Any:
+        """What :meth:`derive` says, kept until the units or the task change.
+
+        Asked for once before a forward pass, so that torch.compile sees the result and not the way to it, which it
+        would follow anew after every change.
+        """
+        known, version = self._known, self.version()
+        if known is None or known.version != version or known.task != task:
+            known = self._known = Known(version, task, self.derive(task))
+        return known.value
+
     def prune(self, keep: Sequence[int] | Tensor) -> None:
         """Keep only the live units with these indices (ascending, counted from the first live unit)."""
         self._require_alone("prune")
@@ -64,15 +117,20 @@ class SegmentedLayer(nn.Module):
             raise InputError(f"keep names units outside 0..{self.segments.live - 1}, the live units present.")
         if not self.segments.keeps_whole(keep.tolist()):
             raise InputError(f"keep must name whole runs of {self.segments.grain} units, which can only live together.")
-        self.cut_live(keep)
+        for layer in self.together():
+            layer.cut_live(keep)
         self.segments.prune(len(keep))
+        self.derived(None)
 
     def freeze(self) -> None:
         """The live units become the segment of the task just learned: buffers, out of any optimizer's reach."""
         self._require_alone("freeze")
-        self.freeze_live()
+        for layer in self.together():
+            layer.freeze_live()
         self.segments.freeze()
-        self.renew_live()
+        for layer in self.together():
+            layer.renew_live()
+        self.derived(None)
 
     def recycle(self, live: int | None = None) -> None:
         """``live`` fresh units (all free ones by default) for the next task."""
@@ -82,11 +140,15 @@ class SegmentedLayer(nn.Module):
         if live is None and not self.segments.free:
             raise CapacityError(f"all {self.segments.width} units are frozen; nothing is left to recycle.")
         self.segments.recycle(self.segments.free if live is None else live)
-        self.renew_live()
+        for layer in self.together():
+            layer.renew_live()
+        self.derived(None)
 
     def _require_alone(self, call: str) -> None:
         if self.owned:
             raise TaskError(f"this layer shares its units with others of its network: call net.{_ON_NETWORK[call]}.")
+        if self.attached:
+            raise TaskError(f"this layer is part of another, which has the same units: call {call} on that one.")
 
     # A fresh layer's state_dict has torch's names only, so torch's weights load into it and the other way round;
     # frozen tensors appear once a task is finished.

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import InputError
 from ..layout import Fixed, Segments, Source, Staircase, staircase
+from ..ops.registration import encoded
 from ..ops.staircase import frozen_blocks
 from ..parameters import cut, empty_like, replace
+from .batch_norm import EideticBatchNorm
 from .scope import Scope
 from .segmented import SegmentedLayer
 
@@ -23,26 +25,52 @@ class StaircaseLayer(SegmentedLayer):
 
     ``frozen_weight`` holds the frozen segments' blocks [rows, columns, *kernel] end to end, ``frozen_bias`` [F]
     their biases. ``forward_transfer`` says for each frozen segment, and lastly for the live one, whether it reads
-    nested (every earlier unit) or disjoint (its own task's units only).
+    nested (every earlier unit) or disjoint (its own task's units only). ``norm`` normalises and activates the units, as
+    a part of this layer; None: it does not.
     """
 
     frozen_names = ("frozen_weight", "frozen_bias")
+    norms: type[EideticBatchNorm] = EideticBatchNorm
 
-    def __init__(self, columns: int, width: int, kernel: tuple[int, ...], bias: bool, device, dtype):
+    def __init__(
+        self, columns: int, width: int, kernel: tuple[int, ...], bias: bool, device, dtype,
+        norm: EideticBatchNorm | None,
+    ):  # fmt: skip
         super().__init__(width)
         self.built = width, columns
         self.order: Tensor | None = None
-        self.sources: tuple[Source, ...] = (Source(Fixed(columns)),)
-        self.forward_transfer: tuple[bool, ...] = (True,)
+        self.sources = (Source(Fixed(columns)),)
+        self.forward_transfer = (True,)
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(width, columns, *kernel, **factory))
         self.bias = nn.Parameter(torch.empty(width, **factory)) if bias else None
         self.register_buffer("frozen_weight", torch.empty(0, **factory), persistent=False)
         self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
+        self.norm = norm
+        if norm is not None:
+            self._attach_norm(norm)
         self.reset_parameters()
 
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """What the layer reads: its input's groups, side by side."""
+        return self._sources
+
+    @sources.setter
+    def sources(self, sources: tuple[Source, ...]) -> None:
+        self._sources, self._known = sources, None
+
+    @property
+    def forward_transfer(self) -> tuple[bool, ...]:
+        """By segment, whether it reads nested."""
+        return self._forward_transfer
+
+    @forward_transfer.setter
+    def forward_transfer(self, choices: tuple[bool, ...]) -> None:
+        self._forward_transfer, self._known = choices, None
+
     def wire(self, segments: Segments, sources: tuple[Source, ...], scope: Scope) -> None:
-        """Join a network: fill ``segments``, read ``sources``."""
+        """Join a network: fill ``segments``, read ``sources``. The network joins the norm by itself."""
         columns = sum(source.columns(None) for source in sources)
         if columns != self.weight.shape[1]:
             raise InputError(f"{self} reads {self.weight.shape[1]} columns, but its inputs have {columns}.")
@@ -68,7 +96,7 @@ class StaircaseLayer(SegmentedLayer):
         """What torch's layer makes of ``x``, by ``weight`` over all columns, added up in the original's order."""
         if self.order is not None:
             order = self.order.to(x.device)
-            x, weight = x.index_select(1, order), weight.index_select(1, order)
+            x, weight = x.index_select(self.unit_dim, order), weight.index_select(1, order)
         return self._dense(x, weight, bias)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -87,7 +115,19 @@ class StaircaseLayer(SegmentedLayer):
 
     def staircase(self, task: int | None = None) -> Staircase:
         """The layer's structure in training (None) or in the recall of a finished task."""
-        return staircase(self.segments, self.sources, self.forward_transfer, task)
+        return self.derived(task)
+
+    def derive(self, task: int | None) -> Staircase:
+        stairs = staircase(self.segments, self.sources, self.forward_transfer, task)
+        encoded(stairs)
+        return stairs
+
+    def version(self) -> int:
+        # Each change of any group raises the sum. One number, since torch.compile can follow a number that changes.
+        version = self.segments.version
+        for source in self._sources:
+            version += source.group.version
+        return version
 
     def mask(self, task: int | None = None) -> Tensor:
         """The paper's mask [rows, columns], bool: a view for people and tests."""
@@ -161,6 +201,18 @@ class StaircaseLayer(SegmentedLayer):
                 f"{self} holds {self.weight.dtype} and was given {x.dtype}: convert the input "
                 f"(x.to({self.weight.dtype})), or the network (net.to({x.dtype})) if that is a floating type."
             )
+
+    def _attach_norm(self, norm: EideticBatchNorm) -> None:
+        if not isinstance(norm, self.norms):
+            raise InputError(f"norm must be a fresh {self.norms.__name__}, got {type(norm).__name__}.")
+        if norm.segments.width != self.segments.width:
+            raise InputError(
+                f"norm has {norm.segments.width} channels and the layer {self.segments.width} units: give it "
+                f"{self.norms.__name__}({self.segments.width})."
+            )
+        if norm.owned or norm.attached or norm.segments.tasks or norm.segments.live != norm.segments.width:
+            raise InputError(f"norm must be a fresh {self.norms.__name__}; this one already has a life of its own.")
+        self.attach(norm)
 
     def _arguments(self, x: Tensor) -> tuple[tuple[Tensor | None, ...], bool]:
         """The op's tensors, in the dtype that autocast asks for, and whether the input gradient is owed in full."""

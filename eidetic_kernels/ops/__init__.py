@@ -1,9 +1,10 @@
-"""The ops: contract, oracle and autograd of each, one file an op."""
+"""The ops: contract, oracle, torch implementation, gradients and registration of each, one file an op."""
 
 from .activations import ACTIVATIONS
 from .batch_norm import segmented_batch_norm, segmented_batch_norm_oracle
 from .conv2d import Geometry, staircase_conv2d, staircase_conv2d_oracle
 from .linear import staircase_linear, staircase_linear_oracle
+from .linear_norm import staircase_linear_norm, staircase_linear_norm_oracle
 from .staircase import dense_weight
 
 __all__ = [
@@ -15,5 +16,7 @@ __all__ = [
     "staircase_conv2d",
     "staircase_conv2d_oracle",
     "staircase_linear",
+    "staircase_linear_norm",
+    "staircase_linear_norm_oracle",
     "staircase_linear_oracle",
 ]

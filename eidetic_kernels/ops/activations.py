@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 FUNCTIONS = {
     "none": lambda z: z,
@@ -15,3 +16,45 @@ FUNCTIONS = {
 }
 
 ACTIVATIONS = tuple(FUNCTIONS)
+
+# Their derivatives can be read off the output, so the value before the activation need not be computed again.
+FROM_OUTPUT = ("relu", "relu6")
+
+# A CPU computes these with other instructions at the end of a row than within it: other bits, by where a value lies.
+_UNEVEN = ("silu", "gelu")
+
+aten = torch.ops.aten
+
+_IN_PLACE = {
+    "none": lambda z: z,
+    "relu": torch.relu_,
+    "relu6": lambda z: aten.hardtanh_(z, 0, 6),
+    "silu": aten.silu_,
+    "gelu": aten.gelu_,
+    "hardswish": aten.hardswish_,
+}
+
+_GRADIENTS = {
+    "none": lambda dy, z: dy,
+    "relu": lambda dy, z: aten.threshold_backward(dy, z, 0),
+    "relu6": lambda dy, z: aten.hardtanh_backward(dy, z, 0, 6),
+    "silu": aten.silu_backward,
+    "gelu": aten.gelu_backward,
+    "hardswish": aten.hardswish_backward,
+}
+
+
+def activate_(y: Tensor, frozen: int, activation: str) -> None:
+    """Activate ``y`` [N, C, *] in place; the bits of the first ``frozen`` channels depend on their values alone."""
+    if frozen and y.device.type == "cpu" and activation in _UNEVEN:
+        # One value at a time, all alike: with a gap between values there are no vectors, so no ends of vectors.
+        rows = y[:, :frozen]
+        apart = torch.empty(*rows.shape, 2, dtype=y.dtype)[..., 0]
+        rows.copy_(_IN_PLACE[activation](apart.copy_(rows)))
+        y = y[:, frozen:]
+    _IN_PLACE[activation](y)
+
+
+def activation_gradient(dy: Tensor, z: Tensor, activation: str) -> Tensor:
+    """The gradient at ``z``, the value before the activation (for those of ``FROM_OUTPUT``, the output will do)."""
+    return _GRADIENTS[activation](dy, z)

@@ -1,28 +1,37 @@
-"""Segmented BatchNorm: frozen channels are two numbers, live channels normalise with batch statistics.
+"""Segmented BatchNorm with activation and residual: frozen channels are two numbers, live ones use batch statistics.
 
-    y[:, c] = act(x[:, c] * scale[c] + shift[c])                                   frozen c < F
-    y[:, c] = act((x[:, c] - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c])  live c >= F
+    y[:, c] = act(x[:, c] * scale[c] + shift[c] + residual[:, c])                                   frozen c < F
+    y[:, c] = act((x[:, c] - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c] + residual[:, c])  live c >= F
 
 Contract (what any faster twin is held to):
 
-    x [N, C] or [N, C, *]; frozen_scale, frozen_shift [F]; weight, bias [C - F] or None; trainable
+    x [N, C] or [N, C, *]; residual as x, or None; frozen_scale, frozen_shift [F]
+    weight, bias [C - F] or None; trainable
     running_mean, running_var [C - F]: read in evaluation, moved by ``momentum`` in training (biased variance
         normalises, unbiased variance is kept, as torch has it)
-    returns y, shaped as x
+    activation: one of ACTIVATIONS, values and derivatives as torch's, NaN included
+    returns y, shaped as x; contiguous, or channels_last where x is
 
-Backward writes the gradients of weight and bias, and of the live channels of x; frozen channels of x get zeros,
-or with ``exact=True`` their true gradient. The published implementation evaluates each frozen BatchNorm a second
-time and applies its affine twice in training (paper, section 3.3); here it is one multiply-add.
+Backward writes the gradients of weight and bias, and of the live channels of x and residual; frozen channels get zeros,
+or with ``exact=True`` their true gradient. A frozen channel's bits depend on its own values alone, not on what lies
+beside it (P1). The published implementation evaluates each frozen BatchNorm a second time and applies its affine twice
+in training (paper, section 3.3); here it is one multiply-add.
 """
 
 from __future__ import annotations
+
+from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .activations import FUNCTIONS
+from .. import backends
+from .activations import FROM_OUTPUT, FUNCTIONS, activate_, activation_gradient
+from .registration import Op, memory_format
+
+aten = torch.ops.aten
 
 
 def segmented_batch_norm(
@@ -38,13 +47,14 @@ def segmented_batch_norm(
     eps: float,
     activation: str = "none",
     exact: bool = False,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """See the module's contract. Callers check shapes; ``frozen_scale`` may be cut to a task's prefix, in which
     case x holds that prefix only and the live arguments are not read."""
-    return _SegmentedBatchNorm.apply(
-        x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+    return OP(
+        x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
         training, momentum, eps, activation, exact,
-    )  # fmt: skip
+    )[0]  # fmt: skip
 
 
 def segmented_batch_norm_oracle(
@@ -65,62 +75,229 @@ def segmented_batch_norm_oracle(
     return FUNCTIONS[activation](y)
 
 
-class _SegmentedBatchNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, exact,
-    ):  # fmt: skip
-        frozen = len(frozen_scale)
-        live = x.shape[1] - frozen
-        y, mean, rstd = None, None, None
-        if live:
-            # The library's fast paths want whole memory; its outputs are copied beside the frozen ones below.
-            y, mean, rstd = torch.native_batch_norm(
-                x[:, frozen:].contiguous() if frozen else x,
-                weight, bias, running_mean, running_var, training, momentum, eps,
-            )  # fmt: skip
-        if frozen:
-            y_live, y = y, torch.empty_like(x)
-            _affine(x[:, :frozen], frozen_scale, frozen_shift, y[:, :frozen])
-            if live:
-                y[:, frozen:] = y_live
-        elif y is None:
-            y = x.clone()
-        if activation == "relu":
-            y.relu_()
-        ctx.save_for_backward(
-            x, weight, running_mean, running_var, mean, rstd, frozen_scale, y if activation == "relu" else None
-        )
-        ctx.training, ctx.eps, ctx.exact, ctx.has_bias = training, eps, exact, bias is not None
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, weight, running_mean, running_var, mean, rstd, frozen_scale, y = ctx.saved_tensors
-        if y is not None:
-            dy = torch.ops.aten.threshold_backward(dy, y, 0)
-        frozen = len(frozen_scale)
-        dx = dweight = dbias = None
-        if x.shape[1] > frozen:
-            wanted = [ctx.needs_input_grad[0], weight is not None, ctx.has_bias]
-            dx, dweight, dbias = torch.ops.aten.native_batch_norm_backward(
-                dy[:, frozen:].contiguous() if frozen else dy, x[:, frozen:].contiguous() if frozen else x,
-                weight, running_mean, running_var, mean, rstd, ctx.training, ctx.eps, wanted,
-            )  # fmt: skip
-        if ctx.needs_input_grad[0] and (frozen or dx is None):
-            dx_live, dx = dx, torch.zeros_like(x)
-            if dx_live is not None:
-                dx[:, frozen:] = dx_live
-            if ctx.exact:
-                dx[:, :frozen] = dy[:, :frozen] * frozen_scale.view(-1, *[1] * (x.dim() - 2))
-        return dx, dweight, dbias, None, None, None, None, None, None, None, None, None
+# ---- the torch backend
 
 
-def _affine(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+def _normalise_live(x, weight, bias, running_mean, running_var, training, momentum, eps):
+    """Live channels before residual and activation, with the mean and 1 / deviation that they were normalised by."""
+    x = _own(x, x)
+    y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
+    if not training:
+        mean, rstd = running_mean.clone(), torch.rsqrt(running_var + eps)
+    dtype = statistics_dtype(x)
+    return (y, mean, rstd) if mean.dtype == dtype else (y, mean.to(dtype), rstd.to(dtype))
+
+
+def affine(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
+    """Frozen channels before residual and activation."""
     columns = (-1, *[1] * (x.dim() - 2))
     if x.dtype == scale.dtype:
         torch.addcmul(shift.view(columns), x, scale.view(columns), out=out)
     else:  # half-precision activations, float32 statistics
         out.copy_(torch.addcmul(shift.view(columns), x, scale.view(columns)))
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of a batch's mean and 1 / deviation."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def new_like(x: Tensor) -> Tensor:
+    """Memory for an output shaped as ``x``, contiguous or channels_last."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+
+
+def _torch_forward(
+    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+    training, momentum, eps, activation,
+):  # fmt: skip
+    frozen = len(frozen_scale)
+    if x.shape[1] > frozen:
+        x_live = x[:, frozen:] if frozen else x
+        live, mean, rstd = _normalise_live(x_live, weight, bias, running_mean, running_var, training, momentum, eps)
+    else:
+        live, (mean, rstd) = None, (x.new_empty(0, dtype=statistics_dtype(x)) for _ in range(2))
+    if frozen or live is None:
+        y = new_like(x)
+        affine(x[:, :frozen], frozen_scale, frozen_shift, y[:, :frozen])
+        if live is not None:
+            y[:, frozen:] = live
+    else:
+        y = live
+    if residual is not None:
+        y += residual
+    activate_(y, frozen, activation)
+    return y, mean, rstd
+
+
+def _torch_backward(
+    dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
+    training, activation, exact, need_dx, need_dresidual,
+):  # fmt: skip
+    frozen = len(frozen_scale)
+    if exact and activation in FROM_OUTPUT:
+        dy, activation = activation_gradient(dy, y, activation), "none"
+    dz = dx = dweight = dbias = None
+    if x.shape[1] > frozen:
+        dz, x_live = dy[:, frozen:] if frozen else dy, _own(x[:, frozen:] if frozen else x, x)
+        if activation in FROM_OUTPUT:
+            dz = activation_gradient(dz, y[:, frozen:] if frozen else y, activation)
+        elif activation != "none":
+            z = _live_again(x_live, weight, bias, mean, rstd)
+            z = z if residual is None else z + residual[:, frozen:]
+            dz = activation_gradient(dz, z.to(dz.dtype), activation)
+        dz = _own(dz, x)
+        dx, dweight, dbias = _live_gradients(dz, x_live, weight, bias, mean, rstd, training, need_dx)
+    dz_frozen = dx_frozen = None
+    if exact and frozen:
+        dz_frozen = dy[:, :frozen]
+        if activation != "none":
+            z = x.new_empty(dz_frozen.shape)
+            affine(x[:, :frozen], frozen_scale, frozen_shift, z)
+            z = z if residual is None else z + residual[:, :frozen]
+            dz_frozen = activation_gradient(dz_frozen, z, activation)
+        dx_frozen = dz_frozen * frozen_scale.view(-1, *[1] * (x.dim() - 2))
+    dx = _whole(dx_frozen, dx, x, frozen) if need_dx else None
+    if not need_dresidual:
+        return dx, None, dweight, dbias
+    if dz is dy:  # an op must not return its input
+        dz = dz.clone()
+    return dx, _whole(dz_frozen, dz, x, frozen), dweight, dbias
+
+
+def _own(live: Tensor, x: Tensor) -> Tensor:
+    """Live channels in memory of their own, lying as ``x`` does: the library's fast paths want it."""
+    return live.contiguous(memory_format=memory_format(x))
+
+
+def _whole(of_frozen: Tensor | None, of_live: Tensor | None, x: Tensor, frozen: int) -> Tensor:
+    """A gradient for all channels of ``x``; zeros where there is none."""
+    if not frozen and of_live is not None:
+        return of_live
+    whole = new_like(x)
+    whole[:, :frozen] = 0 if of_frozen is None else of_frozen
+    if of_live is not None:
+        whole[:, frozen:] = of_live
+    return whole
+
+
+def _live_again(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
+    """Live channels before residual and activation, in the backward pass."""
+    columns = (-1, *[1] * (x.dim() - 2))
+    # Not x * scale + shift: where the mean is large, their difference has few digits left.
+    z = (x - mean.view(columns)) * (rstd if weight is None else rstd * weight).view(columns)
+    return z if bias is None else z + bias.view(columns)
+
+
+def _live_gradients(dz, x, weight, bias, mean, rstd, training, need_dx):
+    """Gradients of the normalisation alone."""
+    if training:
+        wanted = [need_dx, weight is not None, bias is not None]
+        return aten.native_batch_norm_backward(dz, x, weight, None, None, mean, rstd, True, 0.0, wanted)
+    columns, others = (-1, *[1] * (x.dim() - 2)), [dim for dim in range(x.dim()) if dim != 1]
+    slope = rstd if weight is None else rstd * weight
+    dx = dz * slope.view(columns) if need_dx else None
+    dweight = None if weight is None else (dz * (x - mean.view(columns))).sum(others) * rstd
+    return dx, dweight, None if bias is None else dz.sum(others)
+
+
+# ---- the op
+
+
+def _twin(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleType | None:
+    if not frozen and x.device.type == "cpu" and backends.forced() is None:
+        return None  # with nothing frozen a layer computes what torch's does, on a CPU to the bit
+    return backends.implementation("segmented_batch_norm", x, residual, weight, bias, mean, frozen_scale)
+
+
+def forward(
+    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+    training, momentum, eps, activation, exact=False,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y, and the mean and 1 / deviation that live channels were normalised by."""
+    twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale))
+    run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
+    return run(
+        x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+        training, momentum, eps, activation,
+    )  # fmt: skip
+
+
+def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *rest):
+    live = x.shape[1] - frozen_scale.shape[0]
+    return new_like(x), *(x.new_empty(live, dtype=statistics_dtype(x)) for _ in range(2))
+
+
+def backward(
+    dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
+    training, activation, exact, need_dx, need_dresidual, beside=None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to.
+
+    ``beside``: how many frozen channels the forward pass had, where x holds live ones only.
+    """
+    twin = _twin(x, residual, weight, bias, mean, frozen_scale, len(frozen_scale) if beside is None else beside)
+    arguments = (
+        x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
+        training, activation, exact, need_dx, need_dresidual,
+    )  # fmt: skip
+    if twin is None:
+        dx, dresidual, dweight, dbias = _torch_backward(dy, y, *arguments)
+    else:
+        dx, dresidual, dweight, dbias = twin.segmented_batch_norm_backward(dy, *arguments)
+    if x.shape[1] == len(frozen_scale):  # nothing that learns is part of this pass
+        dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
+    elif weight is not None and dweight.dtype != weight.dtype:
+        dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
+    return dx, dresidual, dweight, dbias
+
+
+def _fake_backward(dy, y, x, residual, weight, bias, *rest):
+    images = (new_like(x) if need else None for need in rest[-2:])
+    return *images, *(None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias))
+
+
+OP = Op(
+    "segmented_batch_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
+    "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
+    "str activation, bool exact) -> (Tensor y, Tensor mean, Tensor rstd)",
+    forward,
+    _fake,
+)
+BACKWARD_OP = Op(
+    "segmented_batch_norm_backward(Tensor dy, Tensor? y, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
+    "Tensor mean, Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool exact, "
+    "bool need_dx, bool need_dresidual) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+    backward,
+    _fake_backward,
+)
+
+
+class _SegmentedBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+        training, momentum, eps, activation, exact,
+    ):  # fmt: skip
+        y, mean, rstd = OP.below_autograd(
+            x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+            training, momentum, eps, activation, exact,
+        )  # fmt: skip
+        kept = y if activation in FROM_OUTPUT else None
+        ctx.save_for_backward(kept, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift)
+        ctx.options = training, activation, exact
+        ctx.mark_non_differentiable(mean, rstd)
+        ctx.set_materialize_grads(False)
+        return y, mean, rstd
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy, *_):
+        if dy is None:
+            return (None,) * 13
+        needed = ctx.needs_input_grad[:4]
+        gradients = BACKWARD_OP.below_autograd(dy, *ctx.saved_tensors, *ctx.options, *needed[:2])
+        return *(gradient if need else None for gradient, need in zip(gradients, needed)), *(None,) * 9
+
+
+OP.differentiate(_SegmentedBatchNorm)

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..layout import Staircase
-from .staircase import StaircaseFunction, oracle
+from .registration import Op, decoded, encoded, memory_format
+from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products
 
 
 class Geometry(NamedTuple):
@@ -37,8 +38,7 @@ def staircase_conv2d(
     exact: bool = False,
 ) -> Tensor:
     """See the module's contract. Callers check shapes and dtypes."""
-    product = _Convolution(geometry)
-    return StaircaseFunction.apply(x, weight, bias, frozen_weight, frozen_bias, staircase, product, exact)
+    return OP(x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, exact, *geometry)
 
 
 def staircase_conv2d_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, geometry, exact=False) -> Tensor:
@@ -59,7 +59,7 @@ class _Convolution:
     def forward(self, x, weight, bias):
         if x.shape[1] and weight.shape[0]:
             return F.conv2d(x, weight, bias, *self.geometry)
-        y = x.new_zeros(self._output_shape(x, weight))
+        y = x.new_zeros(output_shape(x, weight, len(weight), self.geometry))
         return y if bias is None else y + bias.view(-1, 1, 1)
 
     def weight_gradient(self, dy, x, weight):
@@ -79,9 +79,61 @@ class _Convolution:
             dy, x, weight, None, stride, padding, dilation, False, (0, 0), 1, needed
         )
 
-    def _output_shape(self, x, weight) -> tuple[int, ...]:
-        sizes = [
-            (size + 2 * padding - dilation * (side - 1) - 1) // stride + 1
-            for size, side, stride, padding, dilation in zip(x.shape[2:], weight.shape[2:], *self.geometry)
-        ]
-        return (x.shape[0], weight.shape[0], *sizes)
+
+def output_shape(x: Tensor, weight: Tensor, rows: int, geometry: Geometry) -> tuple[int, ...]:
+    """The shape [N, rows, H', W'] of the convolution of ``x`` [N, K, H, W] by kernels as large as ``weight``'s."""
+    sizes = [
+        (size + 2 * padding - dilation * (side - 1) - 1) // stride + 1
+        for size, side, stride, padding, dilation in zip(x.shape[2:], weight.shape[2:], *geometry)
+    ]
+    return (x.shape[0], rows, *sizes)
+
+
+def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry):
+    convolution = _Convolution(Geometry(*geometry))
+    y = products(x, weight, bias, frozen_weight, frozen_bias, decoded(numbers), convolution)
+    return y.contiguous(memory_format=_format(x, weight))
+
+
+def _fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry):
+    shape = output_shape(x, weight, rows, Geometry(*geometry))
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x, weight))
+
+
+def _backward(dy, x, weight, frozen_weight, numbers, exact, need_x, need_weight, need_bias, *geometry):
+    staircase = decoded(numbers)
+    dy_frozen, dy_live = dy[:, : staircase.frozen_rows], dy[:, staircase.frozen_rows :]
+    dx, dweight, dbias = gradients(
+        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, _Convolution(Geometry(*geometry)),
+        need_x, need_weight, need_bias,
+    )  # fmt: skip
+    return dx, dweight.contiguous(memory_format=memory_format(weight)) if need_weight else None, dbias
+
+
+def _format(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """How the output lies: channels_last where the input or the weights do, as the library has it."""
+    last = torch.channels_last
+    return last if last in (memory_format(x), memory_format(weight)) else torch.contiguous_format
+
+
+GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
+
+OP = Op(
+    "staircase_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
+    f"Tensor staircase, SymInt rows, bool exact, {GEOMETRY}) -> Tensor",
+    _forward,
+    _fake,
+)
+BACKWARD_OP = Op(
+    "staircase_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "
+    f"bool need_x, bool need_weight, bool need_bias, {GEOMETRY}) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    lambda dy, x, weight, frozen_weight, numbers, exact, *rest: fake_gradients(x, weight, *rest[:3]),
+)
+
+
+class _Function(StaircaseFunction):
+    op, backward_op = OP, BACKWARD_OP
+
+
+OP.differentiate(_Function)

@@ -24,8 +24,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import backends
 from ..layout import Staircase
-from .staircase import StaircaseFunction, oracle
+from .registration import Op, decoded, encoded
+from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products
 
 
 def staircase_linear(
@@ -38,7 +40,7 @@ def staircase_linear(
     exact: bool = False,
 ) -> Tensor:
     """See the module's contract. Callers check shapes and dtypes; ``x`` is two-dimensional."""
-    return StaircaseFunction.apply(x, weight, bias, frozen_weight, frozen_bias, staircase, _Linear, exact)
+    return OP(x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, exact)
 
 
 def staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, exact=False) -> Tensor:
@@ -46,7 +48,7 @@ def staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, stairca
     return oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, F.linear, exact)
 
 
-class _Linear:
+class Linear:
     """The dense product of one segment; stateless, see :class:`.staircase.Product`."""
 
     @staticmethod
@@ -60,3 +62,40 @@ class _Linear:
     @staticmethod
     def input_gradient(dy, x, weight):
         return dy @ weight
+
+
+def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact):
+    staircase = decoded(numbers)
+    twin = backends.implementation("staircase_linear", x, weight, frozen_weight, staircase)
+    if twin is not None:
+        return twin.staircase_linear_forward(x, weight, bias, frozen_weight, frozen_bias, staircase)
+    return products(x, weight, bias, frozen_weight, frozen_bias, staircase, Linear)
+
+
+def _backward(dy, x, weight, frozen_weight, numbers, exact, *needed):
+    staircase = decoded(numbers)
+    dy_frozen, dy_live = dy[:, : staircase.frozen_rows], dy[:, staircase.frozen_rows :]
+    return gradients(
+        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, Linear, *needed
+    )  # fmt: skip
+
+
+OP = Op(
+    "staircase_linear(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
+    "Tensor staircase, SymInt rows, bool exact) -> Tensor",
+    _forward,
+    lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact: x.new_empty(x.shape[0], rows),
+)
+BACKWARD_OP = Op(
+    "staircase_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "
+    "bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    lambda dy, x, weight, frozen_weight, numbers, exact, *needed: fake_gradients(x, weight, *needed),
+)
+
+
+class _Function(StaircaseFunction):
+    op, backward_op = OP, BACKWARD_OP
+
+
+OP.differentiate(_Function)

@@ -1,7 +1,7 @@
-"""What the staircase ops share: spans of an input, blocks of frozen weights, and one autograd function for all.
+"""What the staircase ops share: spans of an input, blocks of frozen weights, and the passes over segments.
 
 An op brings a :class:`Product`, the dense product of one segment and its two gradients; the staircase around it is
-written once, here.
+written once, here. This is the torch backend of both.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Span, Stair, Staircase
+from .registration import Op
 
 
-def read(x: Tensor, spans: Sequence[Span]) -> Tensor:
-    """The columns (dimension 1) of ``x`` [N, K, *] inside ``spans``; a view when they are one span."""
+def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
+    """The columns (dimension ``dim``) of ``x`` inside ``spans``; a view when they are one span."""
     if len(spans) == 1:
-        return x.narrow(1, spans[0].start, spans[0].stop - spans[0].start)
+        return x.narrow(dim, spans[0].start, spans[0].stop - spans[0].start)
     if not spans:
-        return x.narrow(1, 0, 0)
-    return torch.cat([x.narrow(1, start, stop - start) for start, stop in spans], 1)
+        return x.narrow(dim, 0, 0)
+    return torch.cat([x.narrow(dim, start, stop - start) for start, stop in spans], dim)
 
 
 def canonical(x: Tensor) -> Tensor:
@@ -85,51 +86,91 @@ class Product(Protocol):
 
 
 class StaircaseFunction(torch.autograd.Function):
-    """Every segment's product, and a backward pass for what is live; see the contract in :mod:`.linear`."""
+    """Gradients of a staircase op; subclasses name it and its backward op. ``geometry`` is what a convolution adds."""
 
-    @staticmethod
-    def forward(ctx, x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product, exact):
-        ctx.save_for_backward(x, weight, frozen_weight)
-        ctx.staircase, ctx.product, ctx.exact, ctx.has_bias = staircase, product, exact, bias is not None
-        parts, row = [], 0
-        blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
-        for stair, block in zip(staircase.frozen, blocks):
-            if stair.rows:
-                its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
-                parts.append(product.forward(canonical(read(x, stair.spans)), block, its_bias))
-            row += stair.rows
-        if staircase.live is not None and staircase.live.rows:
-            parts.append(product.forward(read(x, staircase.live.spans), weight, bias))
-        if not parts:
-            return product.forward(x[:, :0], weight[:0, :0], None)
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    op: Op
+    backward_op: Op
+
+    @classmethod
+    def forward(cls, ctx, x, weight, bias, frozen_weight, frozen_bias, staircase, rows, exact, *geometry):
+        ctx.save_for_backward(x, weight, frozen_weight, staircase)
+        ctx.exact, ctx.geometry, ctx.backward_op = exact, geometry, cls.backward_op
+        return cls.op.below_autograd(
+            x, weight, bias, frozen_weight, frozen_bias, staircase, rows, exact, *geometry
+        )  # fmt: skip
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
-        x, weight, frozen_weight = ctx.saved_tensors
-        staircase, product = ctx.staircase, ctx.product
-        dx = dweight = dbias = None
-        live = staircase.live
-        if live is not None:
-            dy_live = dy[:, staircase.frozen_rows :]
-            if ctx.needs_input_grad[1]:
-                dweight = product.weight_gradient(dy_live, read(x, live.spans), weight)
-            if ctx.has_bias and ctx.needs_input_grad[2]:
-                dbias = dy_live.sum((0, *range(2, dy.dim())))
-        if ctx.needs_input_grad[0]:
-            dx = torch.zeros_like(x)
-            if ctx.exact:
-                blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
-                row = 0
-                for stair, block in zip(staircase.stairs, [*blocks, weight]):
-                    part = product.input_gradient(dy[:, row : row + stair.rows], x, block)
-                    write(dx, stair.spans, part, accumulate=True)
-                    row += stair.rows
-            elif live is not None and staircase.trainable:
-                columns = read(weight, positions(live.spans, staircase.trainable))
-                write(dx, staircase.trainable, product.input_gradient(dy_live, x, columns))
-        return dx, dweight, dbias, None, None, None, None, None
+        needed = ctx.needs_input_grad[:3]
+        dx, dweight, dbias = ctx.backward_op.below_autograd(
+            dy, *ctx.saved_tensors, ctx.exact, *needed, *ctx.geometry
+        )  # fmt: skip
+        dx, dweight, dbias = dx if needed[0] else None, dweight if needed[1] else None, dbias if needed[2] else None
+        return dx, dweight, dbias, None, None, None, None, None, *(None for _ in ctx.geometry)
+
+
+def products(x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> Tensor:
+    """Every segment's product, one after the other."""
+    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
+    if staircase.live is not None and staircase.live.rows:
+        parts.append(product.forward(read(x, staircase.live.spans), weight, bias))
+    if not parts:
+        return product.forward(x[:, :0], weight[:0, :0], None)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+
+def frozen_products(x, weight, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> list[Tensor]:
+    """The products of the frozen segments that have rows; of ``weight`` only the kernel's size matters."""
+    parts, row = [], 0
+    blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
+    for stair, block in zip(staircase.frozen, blocks):
+        if stair.rows:
+            its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
+            parts.append(product.forward(canonical(read(x, stair.spans)), block, its_bias))
+        row += stair.rows
+    return parts
+
+
+def gradients(
+    dy_frozen: Tensor | None, dy_live: Tensor, x: Tensor, weight: Tensor, frozen_weight: Tensor, staircase: Staircase,
+    product: Product, need_x: bool, need_weight: bool, need_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """What a backward pass owes: gradients of x, weight and bias, each None where it is not needed.
+
+    ``dy_frozen``: the frozen rows' gradient where the input's is owed in full (exact), else None.
+    """
+    live = staircase.live
+    dx = dweight = dbias = None
+    if live is None:  # nothing that learns is part of this pass
+        dweight = torch.zeros_like(weight) if need_weight else None
+        dbias = weight.new_zeros(len(weight)) if need_bias else None
+    else:
+        dweight = product.weight_gradient(dy_live, read(x, live.spans), weight) if need_weight else None
+        dbias = dy_live.sum((0, *range(2, dy_live.dim()))) if need_bias else None
+    if need_x:
+        dx = torch.zeros_like(x)
+        if dy_frozen is not None:
+            row = 0
+            for stair, block in zip(staircase.frozen, frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])):
+                part = product.input_gradient(dy_frozen[:, row : row + stair.rows], x, block)
+                write(dx, stair.spans, part, accumulate=True)
+                row += stair.rows
+            if live is not None:
+                write(dx, live.spans, product.input_gradient(dy_live, x, weight), accumulate=True)
+        elif live is not None and staircase.trainable:
+            columns = read(weight, positions(live.spans, staircase.trainable))
+            write(dx, staircase.trainable, product.input_gradient(dy_live, x, columns))
+    return dx, dweight, dbias
+
+
+def fake_gradients(x, weight, need_x, need_weight, need_bias) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Tensors like those that :func:`gradients` returns."""
+    return (
+        torch.empty_like(x) if need_x else None,
+        torch.empty_like(weight) if need_weight else None,
+        weight.new_empty(weight.shape[0]) if need_bias else None,
+    )
 
 
 def dense_weight(weight: Tensor, frozen_weight: Tensor, staircase: Staircase) -> Tensor:

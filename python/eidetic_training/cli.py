@@ -1,4 +1,4 @@
-"""The command ``eidetic``: train, compare, predict, report, plot, certify."""
+"""The command ``eidetic``: train, compare, predict, export, report, plot, certify."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from . import comparison, models, plots, report
 from . import config as configuration
 from .callbacks import TensorBoard
 from .experiment import make_tasks, prove, run_experiment
+from .export import WRITERS, export_task
 from .methods import METHODS
 from .reproduce import REPRODUCTIONS, reproduce
 from .routing import routing_report
@@ -82,6 +83,16 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("images", nargs="*", type=Path, help="image files")
     predict.add_argument("--task", type=int, help="ask this task's head instead of the router")
     predict.set_defaults(run_command=_predict)
+
+    export = commands.add_parser("export", help="write one task as a file of its own", description=(
+        "Write a finished task's part of the network as a torch.export program or in ONNX, read the file again, and "
+        "report how far its logits lie from the network's."))  # fmt: skip
+    export.add_argument("run", type=Path)
+    export.add_argument("--task", type=int, required=True, help="the finished task")
+    export.add_argument("--format", choices=list(WRITERS), default="torch",
+                        help="torch (the default): for torch.export.load; onnx: needs the extra 'export'")  # fmt: skip
+    export.add_argument("--out", type=Path, required=True, help="the file, usually .pt2 or .onnx")
+    export.set_defaults(run_command=_export)
 
     routing = commands.add_parser("routing", help="how well each routing rule names the task", description=(
         "Every routing rule on the run's test sets, in one pass of the body: tasks named rightly, accuracy beside the "
@@ -165,6 +176,17 @@ def _predict(arguments: argparse.Namespace) -> None:
     confidence, label = logits.softmax(1).max(1)
     for name, task, index, sure in zip(names, tasks, label.tolist(), confidence.tolist()):
         print(f"{name:{width}}  {task:4}  {inputs.labels[task][index]:5}  {sure:10.1%}")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    run = RunFolder(arguments.run)
+    network = load_network(run)
+    done = export_task(network, arguments.task, arguments.out, run.inputs.shape, arguments.format)
+    print(
+        f"{done.path}: task {arguments.task}, {done.parameters:,} parameters, inputs [N, "
+        f"{', '.join(map(str, run.inputs.shape))}]. Its logits differ from the network's by at most "
+        f"{done.difference:.1e} (the largest is {done.largest:.1f})."
+    )
 
 
 def _routing(arguments: argparse.Namespace) -> None:

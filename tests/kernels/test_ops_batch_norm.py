@@ -6,9 +6,13 @@ import random
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_cases import CHANNELS as CASE_CHANNELS
+from kernel_cases import SHAPES as CASE_SHAPES
+from kernel_cases import NormCase
 from staircases import DTYPES, assert_close, assert_same_bits, assert_same_results, inside_poison
 
-from eidetic_kernels.ops import segmented_batch_norm, segmented_batch_norm_oracle
+from eidetic_kernels import backends
+from eidetic_kernels.ops import ACTIVATIONS, batch_norm, segmented_batch_norm, segmented_batch_norm_oracle
 
 IMPLEMENTATIONS = {"op": segmented_batch_norm, "oracle": segmented_batch_norm_oracle}
 EPS, MOMENTUM = 1e-3, 0.3
@@ -21,6 +25,12 @@ CHANNELS = {  # frozen, live
     "none": (0, 0),
 }
 SHAPES = {"flat": (6,), "line": (4, 5), "image": (3, 4, 5)}  # samples, then space
+
+
+@pytest.fixture(autouse=True)
+def torch_backend():
+    with backends.using("torch"):
+        yield
 
 
 class Norm:
@@ -234,3 +244,82 @@ def test_a_channels_bits_do_not_depend_on_what_else_is_present():
         live = norm.x[:, norm.frozen :].contiguous()
         alone = F.batch_norm(live, norm.mean.clone(), norm.var.clone(), norm.weight, norm.bias, training, MOMENTUM, EPS)
         assert_same_bits(f"live of {channels}, {list(live.shape)}", whole[:, norm.frozen :], alone)
+
+
+class Torch:
+    """The torch backend as a module of kernels, for the cases that every backend is held to."""
+
+    @staticmethod
+    def segmented_batch_norm_forward(*arguments):
+        Torch.y, mean, rstd = batch_norm.OP.run(*arguments)
+        return Torch.y, mean, rstd
+
+    @staticmethod
+    def segmented_batch_norm_backward(dy, *arguments):
+        dx, dresidual, dweight, dbias = batch_norm.BACKWARD_OP.run(dy, Torch.y, *arguments)
+        # In half precision torch rounds between one operation and the next, which sums of gradients feel.
+        return dx, dresidual, *(None if g is None else g.to(dy.dtype) for g in (dweight, dbias))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations_and_residuals_equal_the_oracle(activation):
+    # A value that half precision rounds across a kink has the derivative of the other side.
+    half = () if activation in ("relu6", "hardswish") else (torch.bfloat16,)
+    for dtype, training, residual, exact, affine in itertools.product(
+        (torch.float32, torch.float64, *half), (True, False), (True, False), (True, False), (True, False)
+    ):
+        for channels, shape, last in (((7, 4), (3, 7, 5), False), ((7, 4), (3, 7, 5), True), ((3, 5), (9,), False)):
+            case = NormCase(channels, shape, dtype, activation, training, affine, residual, exact, last)
+            case.check(Torch)
+
+
+@pytest.mark.parametrize("channels", CASE_CHANNELS)
+def test_sizes_that_bite_equal_the_oracle(channels):
+    for shape, activation, residual in itertools.product(CASE_SHAPES, ("relu", "gelu"), (True, False)):
+        case = NormCase(CASE_CHANNELS[channels], CASE_SHAPES[shape], activation=activation, residual=residual)
+        if not case.ill_posed:
+            case.check(Torch)
+    NormCase(CASE_CHANNELS[channels], (64, 3, 3), activation="silu", mean=1000.0, std=1.0).check(Torch)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activated_channels_bits_do_not_depend_on_what_lies_beside_it(activation, dtype):
+    """P1: vector instructions and what follows the last whole vector give exponentials different bits."""
+    generator = random.Random(3)
+    for _ in range(30):
+        frozen, live = generator.randint(1, 70), generator.randint(0, 40)
+        shape = (generator.choice([1, 3, 17]), *generator.choice([(), (3,), (5, 5)]))
+        case = NormCase((frozen, live), shape, dtype, activation, False, residual=True)
+        t = case.tensors()
+        x, residual = (t[name].to(memory_format=torch.contiguous_format) for name in ("x", "residual"))
+        live_tensors = t["weight"], t["bias"], t["running_mean"], t["running_var"]
+        options = False, 0.0, EPS, activation, False
+        whole = segmented_batch_norm(x, *live_tensors, t["frozen_scale"], t["frozen_shift"], *options, residual)
+        kept = generator.randint(1, frozen)
+        prefix = segmented_batch_norm(
+            x[:, :kept].contiguous(), *live_tensors, t["frozen_scale"][:kept], t["frozen_shift"][:kept],
+            *options, residual[:, :kept].contiguous(),
+        )  # fmt: skip
+        assert_same_bits(f"{kept} of {frozen} + {live}, {shape}", prefix, whole[:, :kept])
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_nan_and_infinity_go_through_an_activation_as_in_torch(activation):
+    values = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 6.0, 3.0, -3.0, -0.0]).view(8, 1)
+    values = values.expand(8, 4).contiguous()
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    x = values.clone().requires_grad_()
+    # mean 0 and variance 1 without eps, scale 1 and shift 0: live and frozen channels activate x itself
+    y = segmented_batch_norm(x, ones, zeros, zeros, ones, ones, zeros, False, 0.0, 0.0, activation, True)
+    expected = values.clone().requires_grad_()
+    z = F.batch_norm(expected, torch.zeros(4), torch.ones(4), torch.ones(4), torch.zeros(4), eps=0.0)
+    z = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu,
+         "hardswish": F.hardswish}[activation](z)  # fmt: skip
+    y.backward(torch.ones_like(y)), z.backward(torch.ones_like(z))
+    # Of infinity torch's gelu makes NaN with vector instructions, and infinity without.
+    alike = ~values.isinf() | (activation != "gelu")
+    torch.testing.assert_close(y[alike], z[alike], rtol=1e-6, atol=1e-6, equal_nan=True)
+    # At NaN and infinity torch's own derivatives differ between vector instructions and single ones.
+    finite = values.isfinite()
+    torch.testing.assert_close(x.grad[finite], expected.grad[finite], rtol=1e-6, atol=1e-6)

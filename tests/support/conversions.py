@@ -4,6 +4,7 @@ import copy
 
 import torch
 from life import bits, live_tensors
+from tolerances import assert_close, assert_same_bits
 from torch import nn
 from torch.nn import functional as F
 
@@ -36,14 +37,18 @@ def lived_in(module):
             if each.affine:
                 nn.init.uniform_(each.weight, 0.5, 1.5)
                 nn.init.normal_(each.bias, 0, 0.1)
+    with torch.no_grad():  # zero-initialised heads and biases, layer scales, LayerNorm's ones
+        for parameter in module.parameters():
+            if parameter.numel() > 1 and parameter.min() == parameter.max():
+                parameter.add_(torch.randn_like(parameter) * 0.1)
     return module
 
 
-def take_through(module, x, *, head=None, classes=None, double=True):
+def take_through(module, x, *, head=None, classes=None, double=True, extract=True):
     """Convert ``module`` and hold it to every promise on the batch ``x``; returns the network after three tasks.
 
     Same bits in evaluation, the same training step (in float64, so that chaos stays out), the original untouched, a
-    second task learned by AdamW with decay after pruning, and both recalled bit for bit under poison.
+    second task learned by AdamW with decay after pruning, both recalled bit for bit under poison, and both extracted.
     """
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     modes = [each.training for each in module.modules()]
@@ -79,8 +84,25 @@ def take_through(module, x, *, head=None, classes=None, double=True):
         assert net.eval()(x).isnan().all(), "the poison must reach the task in training"
     for task, answer in enumerate(answers):
         assert recall(net, x, task) == answer, f"task {task} changed"
+        if extract:
+            extracted_alike(net, task, x)
     assert net.certify().ok, str(net.certify())
     return net
+
+
+@torch.no_grad()
+def extracted_alike(net, task, x):
+    """``net.extract(task)`` is plain, in evaluation mode, and gives the network's logits; task 0's bit for bit."""
+    plain = net.extract(task)
+    assert not [each for each in plain.modules() if type(each).__module__.startswith("eidetic")]
+    assert not any(each.training for each in plain.modules())
+    for batch in (x, x[:1]):
+        given, expected = plain(batch), net.eval()(batch, task=task)
+        if task:  # the library rounds by where weights lie and by how many channels lie side by side
+            assert_close(f"task {task} extracted", given, expected, condition=10)
+        else:
+            assert_same_bits("task 0 extracted", given, expected)
+    return plain
 
 
 def same_step(plain, x, y, head):

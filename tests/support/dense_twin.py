@@ -4,11 +4,20 @@ It shares no code with the package but the network's own ``forward``; weights an
 ``dense_weight()`` and ``mask()``. Gradients of frozen rows are the caller's to zero, as the paper's hooks do.
 """
 
+import copy
+
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels.layers import (
+    EideticPositionNetwork,
+    EideticScaledDotProduct,
+    EideticWindowAttentionV2,
+    LayerNormParts,
+    Shared,
+)
 
 
 class MaskedLinear(nn.Module):
@@ -97,10 +106,201 @@ class FrozenAndLiveBatchNorm(nn.Module):
             yield f"inner.{name}", lambda values: values
 
 
+class MaskedLayerNorm(nn.Module):
+    """Unit by unit: mean and variance over the columns that the unit's task may see, by masked sums."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.eps, self.channels_first = parts[0].eps, parts[0].unit_dim == 1
+        tasks = torch.cat([owners(part.segments) for part in parts])
+        nested = [all(choices) for choices in zip(*(part.forward_transfer for part in parts), strict=True)]
+        disjoint = ~torch.tensor(nested)[tasks].view(-1, 1)
+        seen = torch.where(disjoint, tasks.view(1, -1) == tasks.view(-1, 1), tasks.view(1, -1) <= tasks.view(-1, 1))
+        self.share = seen.double() / seen.sum(1, keepdim=True)
+        for number, part in enumerate(parts):
+            self.add_module(str(number), Affine(part))
+        self.parts = len(parts)
+
+    def forward(self, x):
+        x = x.movedim(1, -1) if self.channels_first else x
+        share = self.share.to(x.dtype)
+        mean = x @ share.t()
+        variance = (x * x) @ share.t() - mean * mean
+        y = (x - mean) / torch.sqrt(variance + self.eps)
+        affine = [getattr(self, str(number)).both() for number in range(self.parts)]
+        y = y * torch.cat([scale for scale, _ in affine]) + torch.cat([shift for _, shift in affine])
+        return y.movedim(-1, 1) if self.channels_first else y
+
+
+class Affine(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.frozen = layer.segments.frozen_total
+        self.units = layer.segments.total
+        for name, parameter in layer.named_parameters():
+            values = torch.cat([getattr(layer, f"frozen_{name}"), parameter.detach()])
+            setattr(self, name, nn.Parameter(values))
+
+    def both(self):
+        """Scale and shift of all units."""
+        scale = getattr(self, "weight", torch.ones(self.units))
+        return scale, getattr(self, "bias", torch.zeros(self.units))
+
+    def live(self):
+        for name, _ in self.named_parameters():
+            yield name, lambda values: values[self.frozen :]
+
+
+class WholeParameter(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.frozen, self.dim = len(layer.frozen_weight), layer.dim
+        self.weight = nn.Parameter(torch.cat([layer.frozen_weight, layer.weight.detach()]))
+
+    def forward(self):
+        return self.weight.movedim(0, self.dim)
+
+    def live(self):
+        yield "weight", lambda values: values[self.frozen :]
+
+
+class DenseAttention(nn.Module):
+    """All heads at once, softmax written out."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.head_dim, self.batch_first = layer.head_dim, getattr(layer, "batch_first", True)
+        for name in ("query", "key", "value", "out_proj"):
+            self.add_module(name, MaskedLinear(getattr(layer, name)))
+
+    def forward(self, query, key, value, **options):
+        if not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.head_dim))
+            for layer, x in ((self.query, query), (self.key, key), (self.value, value))
+        )
+        weights = (torch.einsum("nthd,nshd->nhts", q, k) / self.head_dim**0.5).softmax(-1)
+        y = self.out_proj(torch.einsum("nhts,nshd->nthd", weights, v).flatten(-2))
+        return (y if self.batch_first else y.transpose(0, 1)), None
+
+
+class DenseRelativeAttention(DenseAttention):
+    """All heads at once, as torchvision writes it."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.scale, self.positions = layer.feat_dim**-0.5, layer.positions
+        self.position_bias = WholeParameter(layer.position_bias)
+
+    def forward(self, x):
+        made = (self.query(x), self.key(x), self.value(x))
+        q, k, v = (each.unflatten(-1, (-1, self.head_dim)).transpose(-3, -2) for each in made)
+        bias = self.position_bias()[self.positions].permute(2, 0, 1)
+        weights = (q @ k.transpose(-2, -1) * self.scale + bias).softmax(-1)
+        return self.out_proj((weights @ v).transpose(-3, -2).flatten(-2))
+
+
+class MaskedShares(nn.ModuleList):
+    def __init__(self, shares):
+        super().__init__(MaskedLinear(share) for share in shares)
+        self.unit_dim = shares.unit_dim
+
+    def forward(self, x):
+        return torch.cat([share(x) for share in self], self.unit_dim)
+
+
+class DenseScaledDotProduct(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+
+    def forward(self, q, k, v, is_causal, scale=None):
+        assert is_causal and scale is None
+        weights = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        later = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
+        return weights.masked_fill(later, -torch.inf).softmax(-1) @ v
+
+
+class DenseWindowAttention(DenseAttention):
+    """torchvision's own function, on units and heads filled up with zeros until it takes them."""
+
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.window, self.shift = list(layer.window_size), list(layer.shift_size)
+        self.positions = layer.positions
+        self.position_bias = _twin(layer.position_bias)
+
+    def forward(self, x):
+        from torchvision.models.swin_transformer import shifted_window_attention
+
+        present, units = x.shape[-1], len(self.query.weight)
+        heads = -(-max(present, units, 1) // self.head_dim)
+        whole = heads * self.head_dim
+        weights, biases = [], []
+        for layer in (self.query, self.key, self.value):
+            weights.append(F.pad(layer.weight * layer.mask, (0, whole - present, 0, whole - units)))
+            its_bias = torch.zeros(units) if layer.bias is None else layer.bias
+            biases.append(F.pad(its_bias, (0, whole - units)))
+        out = self.out_proj
+        rows = len(out.weight)
+        table = self.position_bias()
+        bias = F.pad(table, (0, heads - table.shape[1]))[self.positions].permute(2, 0, 1).unsqueeze(0)
+        y = shifted_window_attention(
+            F.pad(x, (0, whole - present)), torch.cat(weights),
+            F.pad(out.weight * out.mask, (0, whole - units, 0, whole - rows)), bias, self.window, heads, self.shift,
+            qkv_bias=torch.cat(biases), proj_bias=F.pad(out.bias, (0, whole - rows)),
+            **self.scales(heads),
+        )  # fmt: skip
+        return y[..., :rows]
+
+    def scales(self, heads):
+        """The function's argument for Swin's second version."""
+        return {}
+
+
+class DenseWindowAttentionV2(DenseWindowAttention):
+    def __init__(self, layer):
+        super().__init__(layer)
+        self.logit_scale = WholeParameter(layer.logit_scale)
+
+    def scales(self, heads):
+        scale = self.logit_scale()
+        return {"logit_scale": F.pad(scale, (0, 0, 0, 0, 0, heads - len(scale)))}
+
+
+class WholePositionNetwork(nn.Module):
+    """What finished tasks' heads were told, and the network of the live ones."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.said, self.coordinates = layer.frozen_weight.clone(), layer.coordinates
+        for name, parameter in layer.named_parameters():
+            setattr(self, name, nn.Parameter(parameter.detach().clone()))
+
+    def forward(self):
+        hidden = torch.relu(self.coordinates @ self.hidden_weight.t() + self.hidden_bias)
+        return torch.cat([self.said.t(), 16 * torch.sigmoid(hidden @ self.weight.t())], 1)
+
+    def live(self):
+        for name, _ in self.named_parameters():
+            yield name, lambda values: values
+
+
 TWINS = {
+    ek.EideticLayerNorm: lambda layer: MaskedLayerNorm([layer]),
+    LayerNormParts: lambda parts: MaskedLayerNorm(list(parts)),
+    ek.EideticParameter: WholeParameter,
+    ek.EideticMultiheadAttention: DenseAttention,
+    ek.EideticWindowAttention: DenseWindowAttention,
+    EideticWindowAttentionV2: DenseWindowAttentionV2,
+    EideticPositionNetwork: WholePositionNetwork,
+    EideticScaledDotProduct: DenseScaledDotProduct,
+    ek.EideticRelativeAttention: DenseRelativeAttention,
+    Shared: MaskedShares,
     ek.EideticLinear: MaskedLinear,
     ek.EideticConv2d: MaskedConv2d,
     ek.EideticGroupedConv2d: MaskedGroupedConv2d,
+    ek.EideticDepthwiseConv2d: MaskedGroupedConv2d,
     ek.EideticBatchNorm1d: FrozenAndLiveBatchNorm,
     ek.EideticBatchNorm2d: FrozenAndLiveBatchNorm,
 }
@@ -129,9 +329,11 @@ class DenseTwin(nn.Module):
 
     def pairs(self, net):
         """(path, the network's live parameter, the twin's parameter, how to cut the live part out of it)."""
+        layers = dict(net.named_modules())
         for path, module in self.named_modules():
             if hasattr(module, "live"):
-                layer = net.live_head if path == "head" else net.get_submodule(path)
+                alone = isinstance(module, Affine) and path not in layers  # a norm over one group is a layer itself
+                layer = net.live_head if path == "head" else layers[path.rpartition(".")[0] if alone else path]
                 for name, cut in module.live():
                     ours = getattr(layer, name.removeprefix("inner."))
                     if ours.numel():
@@ -145,9 +347,23 @@ class DenseTwin(nn.Module):
                     yield f"{path}.{name}", getattr(net.get_submodule(path), name), getattr(module.inner, name)
 
 
+def _graph_twin(module):
+    twin = copy.deepcopy(module)
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            layer = module.get_submodule(node.target)
+            if getattr(layer, "p", 0) != 0:
+                raise AssertionError("the twin has no dropout")
+            if type(layer) in TWINS:
+                twin.set_submodule(node.target, TWINS[type(layer)](layer))
+    return twin
+
+
 def _twin(module):
     if type(module) in TWINS:
         return TWINS[type(module)](module)
+    if isinstance(module, fx.GraphModule):
+        return _graph_twin(module)
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*[_twin(child) for child in module])
     if isinstance(module, (ek.EideticDropout, nn.Dropout)):

@@ -7,6 +7,8 @@ from dataclasses import asdict
 import torch
 from torch.nn import functional as F
 
+import eidetic_kernels as ek
+
 CLASSES = 3
 READINGS = ("nested", "disjoint", "mixed")
 
@@ -36,7 +38,8 @@ def train(net, optimizer, steps=3, seed=0):
 def reading(net, how, task):
     """`forward_transfer` for prepare_for_task: all nested, all disjoint, or alternating by layer and task."""
     if how == "mixed":
-        return {path: (index + task) % 2 == 0 for index, path in enumerate([*net.wiring.sources, "head"])}
+        norms = [path for path, layer in net.segmented_layers() if isinstance(layer, ek.EideticLayerNorm)]
+        return {path: (index + task) % 2 == 0 for index, path in enumerate([*net.wiring.sources, *norms, "head"])}
     return how == "nested"
 
 
@@ -88,12 +91,15 @@ class Memory:
             assert now == answers, f"task {task} changed after: {event}"
 
 
+LIVE = ("weight", "bias", "running_mean", "running_var", "hidden_weight", "hidden_bias")
+
+
 def live_tensors(net):
     """Every live parameter and live statistic of the network, heads in training included, by path."""
     found = {}
     for path, module in net.named_modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if name in ("weight", "bias", "running_mean", "running_var") and not path.startswith("router"):
+            if name in LIVE and not path.startswith("router"):
                 found[f"{path}.{name}"] = tensor
     return found
 

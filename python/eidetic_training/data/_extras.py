@@ -8,12 +8,12 @@ from types import ModuleType
 from eidetic_kernels.errors import InputError
 
 
-def need(module: str, purpose: str) -> ModuleType:
+def need(module: str, purpose: str, extra: str = "data") -> ModuleType:
     """Import an optional package, or raise `InputError` that names the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(
             f"{purpose} needs the package {module.split('.')[0]!r}, which could not be imported ({error}). "
-            'Install it with: pip install "eidetic-kernels[data]"'
+            f'Install it with: pip install "eidetic-kernels[{extra}]"'
         ) from error

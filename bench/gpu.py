@@ -1,0 +1,501 @@
+"""What only a GPU can tell: the ops of every backend beside the machine's own limits, promises, and ten tasks.
+
+    python bench/gpu.py [--only ROW ...] [--out bench/results/gpu/gpu]
+
+bench/gpu.sh runs it row by row. Every record is kept in OUT.json, and OUT.md written from it, as soon as it is there; a
+row that is measured again replaces its older self. EIDETIC_BENCH_SMOKE=1: tiny sizes on a CPU, to see that it runs.
+
+    promises  every finished task recalled bit for bit, with each backend, while later tasks are learned
+    product   the staircase product beside cuBLAS on one dense product of as many (useful) multiply-adds
+    norm      segmented BatchNorm + ReLU beside copying the bytes it must move, and beside torch's two dense calls
+    fused     product, BatchNorm and ReLU in one op beside the torch backend's two
+    mnist     ten tasks of permuted MNIST, 60,000 images each, with shared/data/mnist here or beside the checkout
+    step      a training step beside the dense network's
+
+A frozen half is five segments that read nested; "ragged" ones are not multiples of 16. Times are medians of rounds in
+which the alternatives take turns; on a GPU each is the mean of calls between two events.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from eidetic_kernels import backends, default_optimizer, extensions
+from eidetic_kernels.errors import BackendError
+from eidetic_kernels.layout import Segments, Source, Staircase, staircase
+from eidetic_kernels.ops import segmented_batch_norm, staircase_linear, staircase_linear_norm
+from eidetic_training import TaskSettings, config, evaluate, models, report, train_task
+from eidetic_training.data import ImageSet, permuted
+from eidetic_training.data import Source as Images
+from eidetic_training.experiment import run_experiment
+from eidetic_training.runs import environment
+from eidetic_training.tables import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+DRY = os.environ.get("EIDETIC_BENCH_SMOKE", "0") != "0"
+DEVICE = torch.device("cpu" if DRY else "cuda")
+SEGMENTS = 5
+STATES = ((50, 50), (50, 10), (100, 0))
+WIDTHS, BATCH = ((192,), 8) if DRY else ((2048, 4096), 4096)
+ROUNDS = 1 if DRY else 9
+TURN = 0.02  # seconds that one turn of calls may take on a GPU; short calls are repeated, at most CALLS times
+CALLS = 20
+# In the interpreter, which a dry run uses, half precision is wrong.
+PRECISIONS = ("float32",) if DRY else ("bfloat16", "float32 tf32", "float32")
+FORMATS = ("rows", "NCHW", "NHWC")
+WRONG = 0.02  # relative RMS difference from the torch backend at which a time is not worth having
+
+
+# ---- measuring
+
+
+def alternate(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Median seconds of one call of each of `runs`."""
+    for run in runs.values():
+        run()  # what is compiled or chosen at the first call
+    calls = {name: max(1, min(CALLS, int(TURN / _seconds(run, 1)))) for name, run in runs.items()}
+    times = [{name: _seconds(run, calls[name]) for name, run in runs.items()} for _ in range(ROUNDS)]
+    return {name: statistics.median(turn[name] for turn in times) for name in runs}
+
+
+def _seconds(run: Callable[[], object], calls: int) -> float:
+    """Of one call, the mean of so many."""
+    if DEVICE.type == "cpu":
+        started = time.perf_counter()
+        run()
+        return time.perf_counter() - started
+    run()  # the queue is not empty when the first event is reached
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(calls):
+        run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop) / 1e3 / calls
+
+
+def copy_rate() -> float:
+    """Bytes a second of copying, read and written ones both counted: the memory's limit."""
+    a = torch.randn(2**8 if DRY else 2**28, device=DEVICE)
+    b = torch.empty_like(a)
+    return 2 * a.numel() * a.element_size() / alternate({"copy": lambda: b.copy_(a)})["copy"]
+
+
+@contextmanager
+def precision(name: str) -> Iterator[torch.dtype]:
+    """The dtype of `name`, with torch's setting for float32 products as it says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if "tf32" in name else "highest")
+    try:
+        yield getattr(torch, name.split()[0])
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def twins(op: str) -> list[str]:
+    """The backends that have `op` and can run here, torch first."""
+    names = ["torch", *backends.IMPLEMENTATIONS[op]]
+    return [name for name in names if DEVICE.type in backends.devices(name) and backends.why_missing(name) is None]
+
+
+def runnable(op: str, call: Callable[[], Tensor]) -> tuple[dict[str, Callable], list[dict]]:
+    """`call` with each backend that takes it and agrees with torch, and records of those that do not."""
+    with backends.using("torch"):
+        expected = call().float()
+    runs, others = {}, []
+    for name in twins(op):
+        try:
+            with backends.using(name):
+                error = ((call().float() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
+        except BackendError as reason:
+            others.append({"backend": name, "declined": str(reason)})
+            continue
+        if not error < WRONG:
+            raise AssertionError(f"{op} with {name} differs from torch by {error:.2g} (relative RMS)")
+
+        def run(name=name):
+            with backends.using(name):
+                return call()
+
+        runs[name] = run
+    return runs, others
+
+
+# ---- structures
+
+
+def segments(width: int, state: tuple[int, int], ragged: bool = False) -> Segments:
+    """`state` is (frozen, live) in percent; sizes are multiples of 16, or made odd."""
+    frozen, live = (share * width // 100 for share in state)
+    size = frozen // SEGMENTS // 16 * 16 - ragged * (frozen > 0)
+    live = max(0, live // 16 * 16 - ragged)
+    return Segments(width, live, (max(0, size),) * SEGMENTS if frozen else ())
+
+
+def stairs(width: int, state: tuple[int, int], ragged: bool = False) -> Staircase:
+    output = segments(width, state, ragged)
+    return staircase(output, (Source(output),), (True,) * (output.tasks + 1), None)
+
+
+def tensors(structure: Staircase, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight and frozen_weight, at unit scale."""
+    live = structure.live
+    x = torch.randn(BATCH, structure.columns, device=DEVICE, dtype=dtype)
+    scale = max(1, structure.columns) ** -0.5
+    weight = torch.randn(live.rows, live.columns, device=DEVICE, dtype=dtype) * scale
+    count = sum(stair.rows * stair.columns for stair in structure.frozen)
+    return x, weight, torch.randn(count, device=DEVICE, dtype=dtype) * scale
+
+
+def norm_arguments(frozen: int, live: int) -> tuple[Tensor, ...]:
+    """weight, bias, running_mean, running_var, frozen_scale, frozen_shift."""
+    weight, var = (torch.rand(live, device=DEVICE) + 0.5 for _ in range(2))
+    bias, mean = (torch.randn(live, device=DEVICE) for _ in range(2))
+    return weight, bias, mean, var, torch.rand(frozen, device=DEVICE) + 0.5, torch.randn(frozen, device=DEVICE)
+
+
+# ---- rows
+
+
+def measure_product() -> Iterator[dict]:
+    for dtype_name in PRECISIONS:
+        for width in WIDTHS:
+            for state in STATES:
+                for ragged in (False, True):
+                    with precision(dtype_name) as dtype, torch.no_grad():
+                        yield from _product(dtype_name, dtype, width, state, ragged)
+
+
+def _product(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, int], ragged: bool) -> Iterator[dict]:
+    structure = stairs(width, state, ragged)
+    x, weight, frozen_weight = tensors(structure, dtype)
+    runs, others = runnable(
+        "staircase_linear", lambda: staircase_linear(x, weight, None, frozen_weight, None, structure)
+    )
+    useful = structure.multiply_adds()
+    rows = max(16, round(useful / width / 16) * 16)
+    dense_x, dense = (torch.randn(n, width, device=DEVICE, dtype=dtype) for n in (BATCH, rows))
+    seconds = alternate({"dense": lambda: F.linear(dense_x, dense), **runs})
+    shape = {"dtype": dtype_name, "width": width, "batch": BATCH, "state": state, "ragged": ragged}
+    limit = BATCH * rows * width / seconds["dense"]
+    for name in runs:
+        rate = BATCH * useful / seconds[name]
+        yield {
+            **shape, "backend": name, "ms": 1e3 * seconds[name], "dense_ms": 1e3 * seconds["dense"],
+            "tera_multiply_adds": rate / 1e12, "of_dense_rate": rate / limit,
+        }  # fmt: skip
+    yield from ({**shape, **other} for other in others)
+
+
+def measure_norm() -> Iterator[dict]:
+    limit = copy_rate()
+    yield {"copy_bytes_a_second": limit}
+    shapes = {"rows": (8, 6), "NCHW": (2, 6, 3, 3), "NHWC": (2, 6, 3, 3)}
+    if not DRY:
+        shapes = {"rows": (65536, 2048), "NCHW": (256, 256, 56, 56), "NHWC": (256, 256, 56, 56)}
+    for dtype in (torch.float32,) if DRY else (torch.bfloat16, torch.float32):
+        for layout in FORMATS:
+            for frozen in (0.0, 0.5, 1.0):
+                yield from _norm(dtype, layout, shapes[layout], frozen, limit)
+
+
+def _norm(dtype: torch.dtype, layout: str, shape: tuple[int, ...], share: float, limit: float) -> Iterator[dict]:
+    channels = shape[1]
+    frozen = int(share * channels)
+    x = torch.randn(shape, device=DEVICE, dtype=dtype)
+    if layout == "NHWC":
+        x = x.to(memory_format=torch.channels_last)
+    arguments = norm_arguments(frozen, channels - frozen)
+    live = 1 - frozen / channels
+    dense = norm_arguments(0, channels)[:4]
+    bytes_of_x = x.numel() * x.element_size()
+
+    def forward():
+        return segmented_batch_norm(x, *arguments, True, 0.1, 1e-5, "relu")
+
+    def unfused():
+        return F.relu_(F.batch_norm(x, dense[2], dense[3], dense[0], dense[1], True, 0.1, 1e-5))
+
+    about = {"dtype": str(dtype)[6:], "layout": layout, "shape": shape, "frozen": share}
+    # Statistics come before values, so live channels are read twice, both ways; frozen gradients are written as zeros.
+    with torch.no_grad():
+        runs, others = runnable("segmented_batch_norm", forward)
+        moved = bytes_of_x * (2 + live)
+        yield from _norm_records({**about, "part": "forward"}, {"unfused": unfused, **runs}, moved, limit)
+    yield from ({**about, **other} for other in others)
+
+    x.requires_grad_()
+    dy = torch.randn_like(x)
+    moved = bytes_of_x * (1 + 4 * live)
+    for tensor in (*dense[:2], *arguments[:2]):
+        tensor.requires_grad_()
+    wanted = {name: [x, *(dense if name == "unfused" else arguments)[:2]] for name in ("unfused", *runs)}
+    held = {name: run() for name, run in {"unfused": unfused, **runs}.items()}
+
+    def backward(name):
+        def run():
+            with backends.using(None if name == "unfused" else name):
+                return torch.autograd.grad(held[name], wanted[name], dy, retain_graph=True, allow_unused=True)
+
+        return run
+
+    yield from _norm_records({**about, "part": "backward"}, {name: backward(name) for name in held}, moved, limit)
+
+
+def _norm_records(about: dict, runs: dict[str, Callable], moved: float, limit: float) -> Iterator[dict]:
+    seconds = alternate(runs)
+    for name in runs:
+        if name != "unfused":
+            yield {
+                **about, "backend": name, "ms": 1e3 * seconds[name], "unfused_ms": 1e3 * seconds["unfused"],
+                "gigabytes": moved / 1e9, "of_copy_rate": moved / seconds[name] / limit,
+            }  # fmt: skip
+
+
+def measure_fused() -> Iterator[dict]:
+    for dtype_name in PRECISIONS:
+        for width in WIDTHS:
+            for state in STATES[:2]:
+                with precision(dtype_name) as dtype, torch.no_grad():
+                    yield from _fused(dtype_name, dtype, width, state)
+
+
+def _fused(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, int]) -> Iterator[dict]:
+    structure = stairs(width, state)
+    x, weight, frozen_weight = tensors(structure, dtype)
+    norm = norm_arguments(structure.frozen_rows, structure.live.rows)
+
+    def forward():
+        return staircase_linear_norm(
+            x, weight, None, frozen_weight, None, structure, *norm, True, 0.1, 1e-5, "relu"
+        )
+
+    runs, others = runnable("staircase_linear_norm", forward)
+    seconds = alternate(runs)
+    about = {"dtype": dtype_name, "width": width, "batch": BATCH, "state": state}
+    for name in runs:
+        ms = {"ms": 1e3 * seconds[name], "torch_ms": 1e3 * seconds["torch"]}
+        yield {**about, "backend": name, **ms, "of_torch": ms["ms"] / ms["torch_ms"]}
+    yield from ({**about, **other} for other in others)
+
+
+def measure_step() -> Iterator[dict]:
+    from networks import STATES as ALL
+    from networks import SUBJECTS, dense, eidetic
+    from peers import step_of
+
+    subjects = {"mlp": SUBJECTS["mlp"], "resnet18": SUBJECTS["resnet18"]}
+    for model, subject in subjects.items():
+        x, y = subject.data(DEVICE)
+        if model == "resnet18" and not DRY:
+            x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
+        for state in ALL:
+            nets = {"dense": dense(subject).to(DEVICE), "eidetic": eidetic(subject, *state).to(DEVICE)}
+            steps = {name: step_of(net, x, y, default_optimizer(net.parameters())) for name, net in nets.items()}
+            seconds = alternate(steps)
+            ms = {name: 1e3 * value for name, value in seconds.items()}
+            about = {"model": model, "state": state, "batch": len(x)}
+            yield {**about, "ms": ms["eidetic"], "dense_ms": ms["dense"], "of_dense": ms["eidetic"] / ms["dense"]}
+
+
+def check_promises() -> Iterator[dict]:
+    tasks = permuted(_blobs(), 3)
+    choices = [None, *(name for name in backends.NAMES if DEVICE.type in backends.devices(name))]
+    for name in choices:
+        if name is not None and (reason := backends.why_missing(name)):
+            yield {"backend": name, "declined": reason}
+            continue
+        torch.manual_seed(0)
+        net = models.build("mlp", tasks[0].train.shape, width=8 if DRY else 512).to(DEVICE)
+        with backends.using(name):
+            digests = []
+            for t, task in enumerate(tasks):
+                net.prepare_for_task(t, task.num_classes)
+                settings = TaskSettings(max_epochs=1 if DRY else 5, max_recovery_epochs=1, polish_epochs=1)
+                loader = task.train_loader(128, device=DEVICE)
+                train_task(net, loader, default_optimizer(net.parameters()), settings=settings)
+                found = [evaluate(net, tasks[k].test_loader(200, DEVICE), k) for k in range(t + 1)]
+                digests.append(found[t].digest)
+                assert [one.digest for one in found] == digests, f"learning task {t} changed an earlier task's bits"
+            net.certify().check()
+        accuracies = [one.accuracy for one in found]
+        yield {"backend": name or "unforced", "tasks": len(tasks), "forgotten_bits": 0, "accuracies": accuracies}
+
+
+def _blobs() -> Images:
+    """Ten kinds of 28 x 28 images that a small network can tell apart: the check needs no data set."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.rand(10, 1, 28, 28, generator=generator)
+    side = 4 if DRY else 28
+
+    def made(count: int) -> ImageSet:
+        labels = torch.arange(count) % 10
+        noisy = 0.6 * kinds[labels] + 0.4 * torch.rand(count, 1, 28, 28, generator=generator)
+        return ImageSet((255 * noisy[..., :side, :side]).to(torch.uint8), labels, 10)
+
+    return Images("blobs", made(40 if DRY else 4000), made(20 if DRY else 1000))
+
+
+def measure_mnist() -> Iterator[dict]:
+    if DRY:
+        chosen = ["data.tasks=2", "model.width=8", "task.max_epochs=1", "router.max_epochs=1", "data.source=parquet"]
+    else:
+        chosen = ["data.source=mnist", "data.batch_size=512"]
+    with tempfile.TemporaryDirectory() as folder:
+        data = _tiny_images(Path(folder)) if DRY else _mnist()
+        if data is None:
+            yield {"declined": "no folder shared/data/mnist, here or beside the checkout"}
+            return
+        overrides = [*chosen, f"data.folder={data}", f"device={DEVICE.type}"]
+        started = time.perf_counter()
+        run = run_experiment(config.load("demo", overrides), Path(folder) / "run")
+        seconds = time.perf_counter() - started
+        final = [row.accuracy for row in run.tests if row.learned == max(r.learned for r in run.tests)]
+        kept = sum(row.units for row in run.capacity)
+        width = sum({row.layer: row.width for row in run.capacity}.values())
+        yield {
+            "seconds": seconds, "learning_seconds": max(row.seconds for row in run.metrics if row.phase != "router"),
+            "tasks": len(final), "mean_accuracy": statistics.mean(final), "used": kept / width,
+            "routed": statistics.mean(run.router.routed), "settings": overrides[: len(chosen)],
+            "report": report.table(run),
+        }  # fmt: skip
+
+
+def _mnist() -> Path | None:
+    places = (ROOT / "shared" / "data", ROOT.parent / "shared" / "data")
+    return next((place for place in places if (place / "mnist").is_dir()), None)
+
+
+def _tiny_images(folder: Path) -> Path:
+    """A Parquet set of a few images, so that the row can be tried without the data."""
+    import io
+
+    import numpy as np
+    import pyarrow
+    import pyarrow.parquet
+    from PIL import Image
+
+    for split in ("train", "test"):
+        rows = []
+        for label in range(20):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((4, 4), 12 * label, dtype=np.uint8)).save(buffer, "PNG")
+            rows.append({"image": {"bytes": buffer.getvalue(), "path": ""}, "label": label % 2})
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / f"{split}.parquet")
+    return folder
+
+
+ROWS = {
+    "promises": check_promises, "product": measure_product, "norm": measure_norm, "fused": measure_fused,
+    "mnist": measure_mnist, "step": measure_step,
+}  # fmt: skip
+
+
+# ---- writing down
+
+
+def machine() -> dict:
+    facts = {**environment(), "command": " ".join(["python", *sys.argv]), "machine": platform.machine()}
+    facts["backends"] = {name: backends.why_missing(name) or "runs" for name in backends.NAMES}
+    with_cuda = extensions.load("_cuda")
+    facts["compiled for CUDA"] = with_cuda and with_cuda.built_for()
+    facts["torch for CUDA"] = torch.version.cuda
+    try:
+        import triton
+
+        facts["triton"] = triton.__version__
+    except ImportError:
+        facts["triton"] = None
+    try:
+        asked = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total,power.limit", "--format=csv,noheader"]
+        facts["device"] = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        facts["device"] = "no GPU; figures without meaning"
+    return facts
+
+
+def table(results: dict) -> str:
+    """All records; those of a row share its columns."""
+    lines = ["# On a GPU", "", f"`bench/gpu.sh`; {__doc__.split('    promises')[0].splitlines()[0]}", ""]
+    lines += [f"- {name}: {value}" for name, value in results["machine"].items()]
+    for row, held in results["rows"].items():
+        lines += ["", f"## {row}", "", f"{held['seconds']:.0f} s" + (", " + held["state"] if held["state"] else "")]
+        records = [record for record in held["records"] if "declined" not in record]
+        columns = list(dict.fromkeys(key for record in records for key in record if key != "report"))
+        if records:
+            lines += ["", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+            lines += ["| " + " | ".join(_cell(record.get(key, "")) for key in columns) + " |" for record in records]
+        lines += ["", *(_cell(r) for r in held["records"] if "declined" in r)]
+        lines += [f"```\n{record['report']}\n```" for record in records if "report" in record]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return "- " + ", ".join(f"{key}: {_cell(one)}" for key, one in value.items())
+    return ", ".join(map(_cell, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def run_row(name: str, results: dict, out: Path) -> bool:
+    """Measures one row, keeping every record at once; whether it came to its end."""
+    started = time.perf_counter()
+    held = results["rows"][name] = {"records": [], "seconds": 0.0, "state": "cut short"}
+
+    def keep(state: str) -> None:
+        held["seconds"], held["state"] = time.perf_counter() - started, state
+        write_json(out.with_suffix(".json"), results)
+        out.with_suffix(".md").write_text(table(results), encoding="utf-8")
+
+    try:
+        for record in ROWS[name]():
+            held["records"].append(record)
+            print(name, {key: value for key, value in record.items() if key != "report"}, flush=True)
+            keep("cut short")
+    except Exception as error:  # the other rows are worth having
+        traceback.print_exc()
+        keep(f"FAILED: {type(error).__name__}: {error}")
+        return False
+    keep("")
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "gpu" / "gpu")
+    given = parser.parse_args()
+    if DEVICE.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("torch finds no GPU here; EIDETIC_BENCH_SMOKE=1 tries every row on the CPU.")
+    torch.manual_seed(0)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    store = given.out.with_suffix(".json")
+    results = {"machine": machine(), "rows": {}}
+    before = json.loads(store.read_text()) if store.exists() else None
+    if before and before["machine"]["commit"] == results["machine"]["commit"]:
+        results["rows"] = before["rows"]
+    complete = [run_row(name, results, given.out) for name in given.only]
+    print(f"wrote {store} and {given.out.with_suffix('.md')}")
+    if not all(complete):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

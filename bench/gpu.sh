@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# On a machine with an NVIDIA GPU: builds, tests every backend on the device, checks the promises, measures.
+#
+#   bench/gpu.sh             unattended, under nine minutes, no network; the most valuable steps come first
+#   bench/gpu.sh --dry-run   every measuring function at tiny sizes on a CPU, nothing built or tested
+#
+# Writes to bench/results/gpu/, or to the folder that OUT names, as it goes along: steps.md (what was run, how it ended),
+# log.txt (all output), gpu.json and gpu.md (what was measured). Python needs torch, pytest and, to build, setuptools,
+# pybind11 and ninja; nvcc compiles for this GPU alone. PYTHON names the interpreter, LIMIT the seconds in all.
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+OUT="${OUT:-bench/results/gpu}"
+PYTHON="${PYTHON:-python3}"
+LIMIT="${LIMIT:-530}"
+export PYTHONPATH="$PWD:$PWD/python" PYTHONUNBUFFERED=1
+mkdir -p "$OUT"
+rm -f "$OUT"/{steps.md,log.txt,gpu.json,gpu.md}
+printf '| step | | seconds |\n|---|---|---|\n' >"$OUT/steps.md"
+failed=0
+
+# step NAME SECONDS COMMAND...: runs it for so long at most, or for what is left of all the time.
+step() {
+  local name=$1 seconds=$2 began=$SECONDS status result
+  shift 2
+  if ((LIMIT - SECONDS < seconds)); then seconds=$((LIMIT - SECONDS)); fi
+  if ((seconds < 3)); then
+    result="not run: time is up"
+  else
+    printf '\n== %s: %s\n' "$name" "$*" | tee -a "$OUT/log.txt"
+    timeout --kill-after=5 "$seconds" "$@" 2>&1 | tee -a "$OUT/log.txt"
+    status=${PIPESTATUS[0]}
+    case $status in
+      0) result="passed" ;;
+      124 | 137) result="cut short after $seconds s" ;;
+      *) result="FAILED (exit status $status)" ;;
+    esac
+  fi
+  [[ $result == passed ]] || failed=1
+  echo "| $name | $result | $((SECONDS - began)) |" >>"$OUT/steps.md"
+}
+
+skip() { echo "| $1 | not run: $2 | 0 |" >>"$OUT/steps.md"; }
+
+measure() { step "measure $1" "$2" "$PYTHON" bench/gpu.py --only "$1" --out "$OUT/gpu"; }
+
+if [[ ${1:-} == --dry-run ]]; then
+  export EIDETIC_BENCH_SMOKE=1 TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=
+  step "measure" 300 "$PYTHON" bench/gpu.py --out "$OUT/gpu"
+  cat "$OUT/steps.md"
+  exit $failed
+elif (($#)); then
+  echo "usage: bench/gpu.sh [--dry-run]" >&2
+  exit 2
+fi
+
+architecture=$("$PYTHON" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null) || {
+  echo "torch (of $PYTHON) finds no GPU here; bench/gpu.sh --dry-run runs anywhere." >&2
+  exit 1
+}
+pytest=("$PYTHON" -m pytest -q -p no:cacheprovider)
+"$PYTHON" -c 'import xdist' 2>/dev/null && pytest+=(-n 8)
+
+step "build for sm_$architecture" 150 env EIDETIC_FORCE_CUDA=1 EIDETIC_CUDA_ARCHS="$architecture" \
+  "$PYTHON" setup.py build_ext --inplace
+step "backends, each beside the oracle" 60 "$PYTHON" -m eidetic_kernels
+step "kernel tests on the device" 150 env OMP_NUM_THREADS=1 "${pytest[@]}" tests/kernels -k "triton or cuda or backend or cpu"
+measure promises 60
+measure product 90
+measure norm 60
+measure mnist 120
+measure fused 45
+measure step 45
+if command -v compute-sanitizer >/dev/null; then
+  step "compute-sanitizer memcheck" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 EIDETIC_BACKEND=cuda \
+    compute-sanitizer --error-exitcode 9 "$PYTHON" -m eidetic_kernels
+  step "compute-sanitizer racecheck" 60 compute-sanitizer --tool racecheck --error-exitcode 9 "$PYTHON" -m eidetic_kernels
+else
+  skip "compute-sanitizer" "it is not installed"
+fi
+step "promises' tests" 120 env OMP_NUM_THREADS=1 "${pytest[@]}" tests/promises
+
+cat "$OUT/steps.md"
+echo "results: $OUT"
+exit $failed

@@ -1,0 +1,65 @@
+"""The compiled C++ kernels for CPU tensors (csrc/cpu): the one file that calls ``_cpu``.
+
+They take tensors, return tensors and know no autograd; :mod:`.ops` asks ``..._supports`` first. A call uses as many
+threads as ``torch.get_num_threads()`` says; results do not depend on their number.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import extensions
+from .compiled import batch_norm_backward, batch_norm_forward, why_no_batch_norm
+
+
+def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, frozen_scale) -> str | None:
+    """Why these inputs cannot run here; None: they can. float32, every layout."""
+    if x.device.type != "cpu":
+        return f"x is on {x.device}; it takes tensors on the CPU."
+    missing = extensions.why_missing("_cpu")
+    if missing is not None:
+        return missing
+    return why_no_batch_norm(x, residual, weight, bias, running_mean, frozen_scale, (torch.float32,))
+
+
+def segmented_batch_norm_forward(
+    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
+    activation,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The contract of :mod:`eidetic_kernels.ops.batch_norm`, forward.
+
+    Args:
+        x: [N, C], [N, C, L] or [N, C, H, W], of any strides; ``residual`` alike, or None.
+        weight, bias: [L] of the live channels, or None.
+        running_mean, running_var: [L]; read in evaluation, moved by ``momentum`` in training.
+        frozen_scale, frozen_shift: [F]; the first F channels are frozen.
+
+    Returns:
+        y in x's memory format (contiguous where x is a copy), and mean, rstd [L], float32: the statistics that
+        normalised the live channels, for the backward pass.
+    """
+    return batch_norm_forward(
+        extensions.load("_cpu"), _threads(), x, residual, weight, bias, running_mean, running_var, frozen_scale,
+        frozen_shift, training, momentum, eps, activation,
+    )  # fmt: skip
+
+
+def segmented_batch_norm_backward(
+    dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift, training, activation, exact, need_dx,
+    need_dresidual,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """The contract of :mod:`eidetic_kernels.ops.batch_norm`, backward; recomputes the pre-activation from x.
+
+    Returns:
+        dx and dresidual, shaped as x (None where not needed): zeros in frozen channels, or with ``exact`` their true
+        gradients; dweight and dbias [L] (None without weight and bias).
+    """
+    return batch_norm_backward(
+        extensions.load("_cpu"), _threads(), dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
+        training, activation, exact, need_dx, need_dresidual,
+    )  # fmt: skip
+
+
+def _threads() -> dict[str, int]:
+    return {"threads": torch.get_num_threads()}

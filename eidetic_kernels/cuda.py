@@ -1,0 +1,50 @@
+"""The compiled CUDA kernels (csrc/cuda): the one file that calls ``_cuda``. Signatures as in :mod:`.cpu`.
+
+Kernels are enqueued on torch's current stream of the tensors' device; errors of a launch become RuntimeErrors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import extensions
+from .compiled import DTYPES, batch_norm_backward, batch_norm_forward, why_no_batch_norm
+
+DEVICE = "cuda"
+
+
+def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, frozen_scale) -> str | None:
+    """Why these inputs cannot run here; None: they can. float32, bfloat16 and float16, every layout."""
+    if x.device.type != DEVICE:
+        return f"x is on {x.device}; it takes tensors on a GPU."
+    missing = extensions.why_missing("_cuda")
+    if missing is not None:
+        return missing
+    return why_no_batch_norm(x, residual, weight, bias, running_mean, frozen_scale, tuple(DTYPES))
+
+
+def segmented_batch_norm_forward(
+    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
+    activation,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """(y, mean, rstd); see :func:`eidetic_kernels.cpu.segmented_batch_norm_forward`."""
+    return batch_norm_forward(
+        extensions.load("_cuda"), _place(x), x, residual, weight, bias, running_mean, running_var, frozen_scale,
+        frozen_shift, training, momentum, eps, activation,
+    )  # fmt: skip
+
+
+def segmented_batch_norm_backward(
+    dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift, training, activation, exact, need_dx,
+    need_dresidual,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """(dx, dresidual, dweight, dbias); see :func:`eidetic_kernels.cpu.segmented_batch_norm_backward`."""
+    return batch_norm_backward(
+        extensions.load("_cuda"), _place(x), dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
+        training, activation, exact, need_dx, need_dresidual,
+    )  # fmt: skip
+
+
+def _place(x: Tensor) -> dict[str, int]:
+    return {"device": x.device.index, "stream": torch.cuda.current_stream(x.device).cuda_stream}

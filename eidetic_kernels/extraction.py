@@ -1,0 +1,364 @@
+"""``net.extract``: one finished task's prefix as a plain torch module, which needs this package no more.
+
+A layer of one segment becomes the torch.nn layer it is. One of several becomes a torch.fx.GraphModule that holds a
+torch.nn layer a segment and one concatenation, so no product with zeros is computed. A frozen BatchNorm becomes the
+multiply-add it is, and dropout, which leaves frozen units alone, goes. Segments that the task's head reads neither
+directly nor through others (earlier tasks' units, where a task is disjoint) are left out.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils import skip_init
+
+from . import rules
+from .errors import ConversionError, TaskError
+from .layers import (
+    EideticBatchNorm,
+    EideticBatchNorm2d,
+    EideticConv2d,
+    EideticGroupedConv2d,
+    EideticLinear,
+    Parts,
+    SegmentedLayer,
+    Shared,
+    Shuffle,
+    Split,
+    StaircaseLayer,
+)
+from .layout import Segments, Source, Span, staircase
+from .modes import evaluating
+from .ops.activations import FUNCTIONS
+
+if TYPE_CHECKING:
+    from .network import EideticNetwork
+
+
+def extract(network: EideticNetwork, task: int) -> nn.Module:
+    """See :meth:`.EideticNetwork.extract`."""
+    finished = network.finished_tasks
+    if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < finished:
+        known = f"finished tasks are 0..{finished - 1}" if finished else "no task is finished"
+        raise TaskError(f"task {task!r} cannot be extracted: {known}. A task is finished by finish_task (train_task).")
+    prefix = Prefix(network, task)
+    head = prefix.plain([network.heads[task]])
+    name = f"Task{task}Of{type(network).__name__}"
+    try:
+        with evaluating(network):
+            graph, root = network.traced()
+    except ConversionError:  # wired by hand, since forward cannot be traced
+        return _around(_with_own_forward(network, prefix), head, name)
+    return _plain_graph(graph, root, prefix, head, name)
+
+
+class Prefix:
+    """What task ``task`` of ``network`` needs: of each unit group the segments it reads, directly or through others.
+
+    ``kept`` holds a group's segments with those that are not needed emptied, by the group's own segments.
+    """
+
+    def __init__(self, network: EideticNetwork, task: int):
+        self.task = task
+        self._producers = {group.segments: list(group.producers.values()) for group in network.groups}
+        needed: dict[Segments, set[int]] = {segments: set() for segments in self._producers}
+        self._need(needed, self._read_by(network.heads[task], task))
+        for segments, tasks in needed.items():
+            present = _nonempty(segments, range(task + 1))
+            if present and not tasks:  # units nobody reads, but poolings on their way refuse images without channels
+                self._need(needed, [(segments, present[0])])
+        self.kept = {
+            segments: Segments(
+                segments.width, 0, tuple(size if t in tasks else 0 for t, size in enumerate(segments.frozen))
+            )
+            for segments, tasks in needed.items()
+        }
+
+    def plain(self, layers: Sequence[SegmentedLayer]) -> nn.Module:
+        """The plain twin of a layer; or of the parts, one a group, that stand for a layer over several groups."""
+        for kind, make in PLAIN.items():
+            if isinstance(layers[0], kind):
+                return make(self, layers).eval()
+        raise ConversionError(f"{type(layers[0]).__name__} has no plain twin yet, so this task cannot be extracted.")
+
+    def rows(self, segments: Segments) -> list[tuple[int, slice]]:
+        """The segments that are kept of a group, and which of its units they are; none is empty."""
+        sizes = self.kept.get(segments, segments).frozen[: self.task + 1]
+        return [(t, slice(segments.start(t), segments.stop(t))) for t, size in enumerate(sizes) if size]
+
+    def sources(self, layer: StaircaseLayer) -> tuple[Source, ...]:
+        """What the layer reads, of what is kept."""
+        return tuple(Source(self.kept.get(source.group, source.group), source.block) for source in layer.sources)
+
+    def _read_by(self, layer: StaircaseLayer, reader: int) -> list[tuple[Segments, int]]:
+        tasks = range(reader + 1) if layer.forward_transfer[reader] else (reader,)
+        groups = [source.group for source in layer.sources if isinstance(source.group, Segments)]
+        return [(group, t) for group in groups for t in _nonempty(group, tasks)]
+
+    def _need(self, needed: dict[Segments, set[int]], found: list[tuple[Segments, int]]) -> None:
+        """Add segments to ``needed``, and whatever they are made of."""
+        found = list(found)
+        while found:
+            segments, task = found.pop()
+            if task not in needed[segments]:
+                needed[segments].add(task)
+                for layer in self._producers[segments]:
+                    found += self._read_by(layer, task)
+
+
+def _nonempty(segments: Segments, tasks: Sequence[int]) -> list[int]:
+    return [t for t in tasks if segments.frozen[t]]
+
+
+# ---- layers
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """One segment of a plain layer: its module, and the columns of the input that it reads."""
+
+    name: str
+    module: nn.Module
+    spans: tuple[Span, ...]
+
+
+def _staircase_layer(prefix: Prefix, layers: Sequence[StaircaseLayer]) -> nn.Module:
+    (layer,) = layers
+    dims = layer.weight.dim()
+    output = prefix.kept.get(layer.segments, layer.segments)
+    structure = staircase(output, prefix.sources(layer), layer.forward_transfer, prefix.task)
+    pieces = []
+    for t, stair in enumerate(structure.stairs):
+        if stair.rows:
+            weight, bias = layer.frozen_rows_of(t)
+            weight = weight if stair.columns else weight.new_zeros(stair.rows, 1, *weight.shape[2:])
+            pieces.append(_Piece(f"task{t}", _filled(_like(layer, weight), weight, bias), stair.spans))
+    if pieces or dims == 2:
+        return _joined(pieces, structure.columns, dims)
+    return _no_channels(layer)
+
+
+def _no_channels(layer: SegmentedLayer) -> nn.Module:
+    """An image of the right size without channels: the library has no convolution of none, so one is cut off."""
+    zero = layer.weight.new_zeros(1, 1, *layer.kernel_size)
+    bias = None if layer.bias is None else zero.flatten()[:1]
+    graph = fx.Graph()
+    nothing = _read(graph, graph.placeholder("x"), (), 0, 4)
+    graph.output(_columns(graph, graph.call_module("window", (nothing,)), Span(0, 0)))
+    return fx.GraphModule({"window": _filled(_like(layer, zero), zero, bias)}, graph, "Segments")
+
+
+def _like(layer: SegmentedLayer, weight: Tensor) -> nn.Module:
+    """A torch.nn layer with room for ``weight`` [rows, columns, *kernel]."""
+    factory = {"device": weight.device, "dtype": weight.dtype}
+    rows, columns, bias = weight.shape[0], weight.shape[1], layer.bias is not None
+    if isinstance(layer, EideticLinear):
+        return skip_init(nn.Linear, columns, rows, bias, **factory)
+    stride, _, dilation = layer.geometry
+    groups = rows // columns if isinstance(layer, EideticGroupedConv2d) else 1
+    return skip_init(
+        nn.Conv2d, columns * groups, rows, layer.kernel_size, stride, layer.padding, dilation, groups, bias,
+        layer.padding_mode, **factory,
+    )  # fmt: skip
+
+
+def _filled(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    with torch.no_grad():
+        module.weight.copy_(weight)
+        if bias is not None:
+            module.bias.copy_(bias)
+    return module
+
+
+def _batch_norm(prefix: Prefix, layers: Sequence[EideticBatchNorm]) -> nn.Module:
+    """The frozen normalisation of all kept units, ``shift + x * scale``: the same when the module is trained."""
+    columns = (-1, 1, 1) if isinstance(layers[0], EideticBatchNorm2d) else (-1,)
+    root = nn.Module()
+    for name in ("scale", "shift"):
+        rows = [
+            getattr(layer, f"frozen_{name}")[units] for layer in layers for _, units in prefix.rows(layer.segments)
+        ]
+        values = torch.cat(rows) if rows else getattr(layers[0], f"frozen_{name}")[:0]
+        root.register_parameter(name, nn.Parameter(values.view(columns)))
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    y = graph.call_function(torch.addcmul, (graph.get_attr("shift"), x, graph.get_attr("scale")))
+    activation = layers[0].activation
+    graph.output(y if activation == "none" else graph.call_function(FUNCTIONS[activation], (y,)))
+    return fx.GraphModule(root, graph, "Affine")
+
+
+def _grouped(prefix: Prefix, layers: Sequence[EideticGroupedConv2d]) -> nn.Module:
+    pieces, column = [], 0
+    for part, layer in enumerate(layers):
+        for t, units in prefix.rows(layer.segments):
+            bias = None if layer.frozen_bias is None else layer.frozen_bias[units]
+            module = _filled(_like(layer, layer.frozen_weight[units]), layer.frozen_weight[units], bias)
+            name = f"task{t}" if len(layers) == 1 else f"part{part}_task{t}"
+            stop = column + units.stop - units.start
+            pieces.append(_Piece(name, module, (Span(column, stop),)))
+            column = stop
+    return _joined(pieces, column, 4) if pieces else _no_channels(layers[0])
+
+
+# How each kind of layer becomes plain: a function of the prefix and the layer's parts (one, as a rule).
+PLAIN: dict[type[SegmentedLayer], Callable[[Prefix, Sequence[Any]], nn.Module]] = {
+    EideticLinear: _staircase_layer,
+    EideticConv2d: _staircase_layer,
+    EideticBatchNorm: _batch_norm,
+    EideticGroupedConv2d: _grouped,
+}
+
+
+def _joined(pieces: Sequence[_Piece], columns: int, dims: int) -> nn.Module:
+    """``pieces`` side by side; a single one that reads everything is the layer itself."""
+    if len(pieces) == 1 and pieces[0].spans == (Span(0, columns),):
+        return pieces[0].module
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = [graph.call_module(piece.name, (_read(graph, x, piece.spans, columns, dims),)) for piece in pieces]
+    if not made:
+        made = [_columns(graph, x, Span(0, 0))]
+    graph.output(made[0] if len(made) == 1 else graph.call_function(torch.cat, (made, 1)))
+    return fx.GraphModule({piece.name: piece.module for piece in pieces}, graph, "Segments")
+
+
+def _read(graph: fx.Graph, x: fx.Node, spans: Sequence[Span], columns: int, dims: int) -> fx.Node:
+    if tuple(spans) == (Span(0, columns),):
+        return x
+    parts = [_columns(graph, x, span) for span in spans]
+    if not parts:  # one column of zeros: what reads no unit is its bias
+        nothing = _columns(graph, x, Span(0, 0))
+        return graph.call_function(F.pad, (nothing, (*(0, 0) * (dims - 2), 0, 1)))
+    if len(parts) == 1:  # a product's bits depend on where its input lies: memory of its own, as in the network
+        return graph.call_method("clone", (parts[0],))
+    return graph.call_function(torch.cat, (parts, 1))
+
+
+def _columns(graph: fx.Graph, x: fx.Node, span: Span) -> fx.Node:
+    return graph.call_function(operator.getitem, (x, (slice(None), slice(*span))))
+
+
+def _side_by_side(parts: Sequence[nn.Module]) -> nn.Module:
+    """``parts`` that read the same input, concatenated."""
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = [graph.call_module(f"part{number}", (x,)) for number in range(len(parts))]
+    graph.output(graph.call_function(torch.cat, (made, 1)))
+    return fx.GraphModule({f"part{number}": part for number, part in enumerate(parts)}, graph, "Shared")
+
+
+def _split(module: Split, prefix: Prefix) -> nn.Module:
+    """The pieces, of as many units as are kept, each in memory of its own."""
+    widths, pieces = module.sizes, [(number,) for number in range(len(module.sizes))]  # of the network's input
+    if module.sources:
+        widths, pieces = [prefix.kept[source.group].present(prefix.task) for source in module.sources], module.pieces
+    spans = [Span(sum(widths[:number]), sum(widths[: number + 1])) for number in range(len(widths))]
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    made = []
+    for piece in pieces:
+        parts = [_columns(graph, x, spans[number]) for number in piece]
+        alone = len(parts) == 1
+        made.append(graph.call_method("clone", (parts[0],)) if alone else graph.call_function(torch.cat, (parts, 1)))
+    graph.output(tuple(made))
+    return fx.GraphModule(nn.Module(), graph, "Split")
+
+
+# ---- the network
+
+
+def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Module, name: str) -> nn.Module:
+    """``graph`` with every layer's plain twin in its place, and ``head`` on its end."""
+    plain, values = fx.Graph(), {}
+    modules: dict[str, Any] = {}
+    for node in graph.nodes:
+        if node.op == "output":
+            path = "head"
+            while any(target.split(".")[0] == path for target in modules):
+                path += "_"
+            modules[path] = head
+            plain.output(plain.call_module(path, (values[node.args[0]],)))
+            break
+        module = root.get_submodule(node.target) if node.op == "call_module" else None
+        shuffled = isinstance(module, Shuffle) and module.wired  # its readers' columns are in the input's order
+        if shuffled or (module is not None and rules.module_rule(module) is rules.drops):
+            values[node] = values[node.all_input_nodes[0]]
+            continue
+        if module is not None:
+            modules[node.target] = _twin(module, prefix)
+        elif node.op == "get_attr":
+            modules[node.target] = copy.deepcopy(operator.attrgetter(node.target)(root))
+        values[node] = plain.node_copy(node, lambda each: values[each])
+        values[node].meta.clear()
+    return fx.GraphModule(_tree(modules), plain, name).eval()
+
+
+def _tree(modules: dict[str, Any]) -> nn.Module:
+    """A module that holds ``modules`` at their paths; a GraphModule takes them from it in the order of its graph."""
+    root = nn.Module()
+    for path, each in modules.items():
+        *above, name = path.split(".")
+        parent = root
+        for step in above:
+            if not hasattr(parent, step):
+                parent.add_module(step, nn.Module())
+            parent = getattr(parent, step)
+        setattr(parent, name, each)
+    return root
+
+
+def _twin(module: nn.Module, prefix: Prefix) -> nn.Module:
+    if isinstance(module, SegmentedLayer):
+        return prefix.plain([module])
+    if isinstance(module, Parts):
+        return prefix.plain(list(module))
+    if isinstance(module, Shared):
+        return _side_by_side([prefix.plain([part]) for part in module])
+    if isinstance(module, Split):
+        return _split(module, prefix)
+    if isinstance(module, Shuffle):
+        return nn.ChannelShuffle(module.groups)
+    return copy.deepcopy(module).eval()
+
+
+def _with_own_forward(network: EideticNetwork, prefix: Prefix) -> nn.Module:
+    """A module with the network's own forward, methods and attributes, its layers being plain ones."""
+    from .network import EideticNetwork
+
+    twin = copy.deepcopy(network)
+    twin.heads = nn.ModuleList()
+    for path, module in network.named_modules():
+        if isinstance(module, SegmentedLayer) and module not in set(network.heads):
+            twin.set_submodule(path, prefix.plain([module]))
+        elif rules.module_rule(module) is rules.drops:
+            twin.set_submodule(path, nn.Identity())
+    kinds = type(network).__mro__
+    skipped = ("__dict__", "__weakref__", "__init__", "__new__", "connections")
+    members = {
+        name: value
+        for kind in reversed(kinds[: kinds.index(EideticNetwork)])
+        for name, value in vars(kind).items()
+        if name not in skipped
+    }
+    body = type(f"Plain{type(network).__name__}", (nn.Module,), members)()
+    ours = vars(EideticNetwork())
+    for name, value in vars(twin).items():
+        if name in ("_modules", "_parameters", "_buffers"):
+            vars(body)[name].update({key: each for key, each in value.items() if key not in ours[name]})
+        elif name not in ours:
+            vars(body)[name] = value
+    return body
+
+
+def _around(body: nn.Module, head: nn.Module, name: str) -> nn.Module:
+    graph = fx.Graph()
+    graph.output(graph.call_module("head", (graph.call_module("body", (graph.placeholder("x"),)),)))
+    return fx.GraphModule({"body": body, "head": head}, graph, name).eval()

@@ -1,0 +1,214 @@
+"""Attention whose heads belong to tasks: EideticMultiheadAttention, and what it shares with windowed attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ..errors import InputError
+from ..layout import Segments, Source
+from ..ops.staircase import canonical
+from .linear import EideticLinear
+from .scope import Scope
+
+PROJECTIONS = ("query", "key", "value")
+
+
+# The outputs, like the queries, of one segment's queries, keys and values [*, heads, T, head_dim], the index of its
+# first head, and whether it is live.
+Attend = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
+
+
+def by_segment(
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, task: int | None, exact: bool, attend: Attend
+) -> Tensor:
+    """Attention of heads [*, heads, T, head_dim], segment by segment, whose units are ``segments``.
+
+    Frozen heads are computed in memory of their own, without gradient unless ``exact``.
+    """
+    parts = []
+    for segment in range((segments.tasks if task is None else task) + 1):
+        size, live = segments.size(segment) // q.shape[-1], segment == segments.tasks
+        if size:
+            first = segments.start(segment) // q.shape[-1]
+            heads = [x.narrow(-3, first, size) for x in (q, k, v)]
+            if not live:
+                heads = [_apart(x if exact else x.detach()) for x in heads]
+            parts.append(attend(*heads, first, live))
+    return torch.cat(parts, -3) if len(parts) > 1 else parts[0] if parts else q
+
+
+def _apart(x: Tensor) -> Tensor:
+    return canonical(x.flatten(0, -2)).view(x.shape)
+
+
+class HeadedAttention(nn.Module):
+    """Abstract. ``query``, ``key``, ``value`` [heads * head_dim, columns] make heads, ``out_proj`` reads them.
+
+    A head's query, key and value rows are ``head_dim`` units of one group that live, are pruned and frozen together
+    (its grain). Heads never mix: each segment's are computed by themselves, so a frozen head's bits depend on nothing
+    beside it, and what ``out_proj``'s segments read keeps Resistance.
+    """
+
+    def __init__(
+        self,
+        columns: int,
+        num_heads: int,
+        head_dim: int,
+        dropout: float,
+        bias: bool,
+        out_bias: bool,
+        key_bias: bool = True,
+        **factory,
+    ):
+        super().__init__()
+        self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, dropout
+        units = num_heads * head_dim
+        self.query = EideticLinear(columns, units, bias, **factory)
+        self.key = EideticLinear(columns, units, bias and key_bias, **factory)
+        self.value = EideticLinear(columns, units, bias, **factory)
+        self.out_proj = EideticLinear(units, columns, out_bias, **factory)
+
+    def projections(self) -> tuple[EideticLinear, ...]:
+        return self.query, self.key, self.value
+
+    def adopt(self, weight: Tensor, bias: Tensor | None, out_proj: nn.Linear) -> None:
+        """Take over a plain module's packed projections: ``weight`` [3 * units, columns], ``bias`` [3 * units]."""
+        learning = [weight.requires_grad, bias is not None and bias.requires_grad]
+        biases = bias.detach().chunk(3) if bias is not None else (None,) * 3
+        for layer, rows, its_bias in zip(self.projections(), weight.detach().chunk(3), biases):
+            layer.weight = nn.Parameter(rows.clone(), learning[0])
+            if layer.bias is not None:
+                layer.bias = nn.Parameter(its_bias.clone(), learning[1])
+        self.out_proj.weight = out_proj.weight
+        if out_proj.bias is not None:
+            self.out_proj.bias = out_proj.bias
+
+    def whole(self) -> bool:
+        """Whether nothing was frozen or pruned yet, and nobody watches the layers inside: the plain module's case."""
+        layers = (*self.projections(), self.out_proj)
+        segments = self.query.segments
+        return (
+            segments.tasks == self.out_proj.segments.tasks == 0
+            and segments.live == self.num_heads * self.head_dim
+            and self.out_proj.segments.live == self.out_proj.out_features
+            and self.query.scope.task is None
+            and not any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
+        )
+
+    def packed(self) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias of the three projections as one, as plain modules keep them; for what is :meth:`whole`."""
+        weight = torch.cat([layer.weight for layer in self.projections()])
+        if self.query.bias is None:
+            return weight, None
+        none = torch.zeros_like(self.query.bias)
+        return weight, torch.cat([none if layer.bias is None else layer.bias for layer in self.projections()])
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
+        """The heads' outputs [*, T, units], of queries [*, T, units] and keys and values [*, S, units]."""
+        exact = self.query.scope.exact or (not self.query.owned and q.requires_grad)
+        heads = [x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(-3, -2) for x in (q, k, v)]
+        y = by_segment(*heads, self.query.segments, self.query.scope.task, exact, attend)
+        return y.transpose(-3, -2).flatten(-2)
+
+
+class EideticMultiheadAttention(HeadedAttention):
+    """Stands for :class:`torch.nn.MultiheadAttention`: the same arguments, initialisation and numbers, no masks.
+
+    ``forward(query, key, value)``, [N, T, embed_dim] each (or [T, N, embed_dim] without ``batch_first``), returns
+    (output, None): attention weights of several tasks' heads would mean nothing, and are not given. Dropout of
+    attention weights leaves frozen heads alone.
+
+    As long as nothing is frozen or pruned torch's own function computes it, with torch's bits (its fast path for
+    inference included, whose bits are not those of its path for training).
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        dropout: float = 0.0,
+        bias: bool = True,
+        batch_first: bool = False,
+        device=None,
+        dtype=None,
+    ):
+        if embed_dim % num_heads:
+            raise InputError(f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}.")
+        factory = {"device": device, "dtype": dtype}
+        super().__init__(embed_dim, num_heads, embed_dim // num_heads, dropout, bias, bias, **factory)
+        self.embed_dim, self.batch_first = embed_dim, batch_first
+        plain = nn.MultiheadAttention(embed_dim, num_heads, dropout, bias, batch_first=batch_first, **factory)
+        self.adopt(plain.in_proj_weight, plain.in_proj_bias, plain.out_proj)
+        self.__dict__["_plain"] = plain.to("meta")  # no module of this one: its parameters are not the network's
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        if key_padding_mask is not None or attn_mask is not None or is_causal:
+            raise InputError("EideticMultiheadAttention takes no masks.")
+        if query.dim() != 3:
+            raise InputError(f"queries, keys and values are [N, T, C], a batch; got {list(query.shape)}.")
+        if self.whole() and query.shape[-1] == self.embed_dim:
+            return self._as_torch(query, key, value, need_weights), None
+        if not self.batch_first:
+            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+        y = self.out_proj(self.attended(self.query(query), self.key(key), self.value(value), self._attend))
+        return (y if self.batch_first else y.transpose(0, 1)), None
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
+        dropout = self.dropout if live and self.training else 0.0
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+
+    def _as_torch(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool) -> Tensor:
+        self._plain.train(self.training)
+        weight, bias = self.packed()
+        tensors = {"in_proj_weight": weight, "out_proj.weight": self.out_proj.weight}
+        if bias is not None:
+            tensors |= {"in_proj_bias": bias, "out_proj.bias": self.out_proj.bias}
+        return functional_call(self._plain, tensors, (query, key, value), {"need_weights": need_weights})[0]
+
+    def extra_repr(self) -> str:
+        return f"{self.embed_dim}, {self.num_heads}, dropout={self.dropout}, batch_first={self.batch_first}"
+
+
+class EideticScaledDotProduct(nn.Module):
+    """Stands for a call of ``F.scaled_dot_product_attention`` on heads [N, heads, T, head_dim]: segment by segment.
+
+    ``dropout``: of the live heads' attention weights, in training.
+    """
+
+    unit_dim = -3
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.dropout = dropout
+        self.sources: tuple[Source, ...] = ()
+        self.scope = Scope()
+
+    def wire(self, sources: tuple[Source, ...], scope: Scope) -> None:
+        """Learn whose heads these are."""
+        self.sources, self.scope = sources, scope
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, is_causal: bool = False, scale: float | None = None) -> Tensor:
+        def attend(q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
+            dropout = self.dropout if live and self.training else 0.0
+            return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal, scale=scale)
+
+        (source,) = self.sources
+        return by_segment(q, k, v, source.group, self.scope.task, self.scope.exact, attend)
+
+    def extra_repr(self) -> str:
+        return f"dropout={self.dropout}"

@@ -1,0 +1,208 @@
+"""EideticLayerNorm: LayerNorm whose statistics run over what a unit's own task may see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..layout import Source, Span, reads
+from ..ops.staircase import canonical, positions, read
+from ..parameters import cut, empty_like, replace
+from .parts import Parts
+from .segmented import SegmentedLayer
+
+
+class EideticLayerNorm(SegmentedLayer):
+    """Drop-in for :class:`torch.nn.LayerNorm` over the units of the last dimension.
+
+    *Prefix LayerNorm*: a unit of segment s is normalised with mean and variance over the units that segment s may
+    see, all earlier ones and its own (nested) or its own alone (disjoint), ``forward_transfer`` saying which, and with
+    its own scale and shift. So a frozen unit's output never depends on a later unit, in value or in statistics, and
+    with one segment this is LayerNorm. Like BatchNorm it follows its input's units: one output, whoever reads it.
+
+    What a later segment reads of an earlier one is therefore what the earlier task learned with. The alternative,
+    normalising the whole prefix anew for each segment that reads, needs a copy of the activations a segment; it learns
+    no better (bench/results/transformers.md).
+
+    Args:
+        normalized_shape: the number of units (or a tuple of that one number).
+        eps, elementwise_affine, bias, device, dtype: as in torch.
+        channels_first: the units lie in dimension 1 of [N, C, *], as torchvision's LayerNorm2d has it.
+
+    ``weight`` and ``bias`` [L] belong to the live units, ``frozen_weight`` and ``frozen_bias`` [F] to the frozen ones.
+    Raises InputError for an input of another shape.
+    """
+
+    frozen_names = ("frozen_weight", "frozen_bias")
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        channels_first: bool = False,
+    ):
+        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+        if len(shape) != 1:
+            raise InputError(
+                f"LayerNorm over the {len(shape)} dimensions {list(shape)} mixes units and positions; units are one "
+                "dimension, the last. Normalise over that one."
+            )
+        super().__init__(shape[0])
+        self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
+        self.channels_first = channels_first
+        self.unit_dim = 1 if channels_first else -1
+        self.forward_transfer: tuple[bool, ...] = (True,)
+        factory = {"device": device, "dtype": dtype}
+        self.weight = nn.Parameter(torch.empty(shape, **factory)) if elementwise_affine else None
+        self.bias = nn.Parameter(torch.empty(shape, **factory)) if elementwise_affine and bias else None
+        for name in ("weight", "bias"):
+            frozen = None if getattr(self, name) is None else torch.empty(0, **factory)
+            self.register_buffer(f"frozen_{name}", frozen, persistent=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Live units start as torch's: scale 1, shift 0."""
+        with torch.no_grad():
+            if self.weight is not None:
+                self.weight.fill_(1)
+            if self.bias is not None:
+                self.bias.fill_(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalised(x, [self])
+
+    def affine_of(self, segment: int) -> tuple[Tensor | None, Tensor | None]:
+        """Scale and shift of a segment's units."""
+        if segment == self.segments.tasks:
+            return self.weight, self.bias
+        rows = slice(self.segments.start(segment), self.segments.stop(segment))
+        return tuple(None if t is None else t[rows] for t in (self.frozen_weight, self.frozen_bias))
+
+    def part(self, units: Tensor) -> EideticLayerNorm:
+        """A fresh layer for some of this fresh layer's units, with their parameters."""
+        like = self.weight if self.weight is not None else torch.empty(0)
+        part = EideticLayerNorm(
+            len(units), self.eps, self.elementwise_affine, self.bias is not None, like.device, like.dtype,
+            channels_first=self.channels_first,
+        )  # fmt: skip
+        part.unit_dim = self.unit_dim
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                getattr(part, name).copy_(parameter[units]).requires_grad_(parameter.requires_grad)
+        return part
+
+    def cut_live(self, keep: Tensor) -> None:
+        for name, parameter in list(self.named_parameters()):
+            setattr(self, name, cut(parameter, keep))
+
+    def freeze_live(self) -> None:
+        for name, parameter in self.named_parameters():
+            setattr(self, f"frozen_{name}", torch.cat([getattr(self, f"frozen_{name}"), parameter.detach()]))
+        self.forward_transfer = (*self.forward_transfer, True)
+
+    def allocate_frozen(self) -> None:
+        for name, parameter in self.named_parameters():
+            setattr(self, f"frozen_{name}", empty_like(parameter, self.segments.frozen_total))
+
+    def renew_live(self, forward_transfer: bool = True) -> None:
+        self.forward_transfer = (*self.forward_transfer[:-1], forward_transfer)
+        for name, parameter in list(self.named_parameters()):
+            setattr(self, name, replace(parameter, empty_like(parameter, self.segments.live)))
+        self.reset_parameters()
+
+    def extra_repr(self) -> str:
+        return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+class LayerNormParts(Parts):
+    """LayerNorm over concatenated groups: scale and shift belong to each group's part, the statistics run over all.
+
+    A segment reads disjoint where any of the parts was told so.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _normalised(x, list(self))
+
+
+def _normalised(x: Tensor, parts: list[EideticLayerNorm]) -> Tensor:
+    """``x`` [*, C] (or [N, C, *]), the concatenation of the parts' units, normalised segment by segment."""
+    first = parts[0]
+    task = first.scope.task
+    sources = tuple(Source(part.segments) for part in parts)
+    widths = [source.columns(task) for source in sources]
+    x = x.movedim(first.unit_dim, -1) if x.dim() else x
+    if x.dim() < 2 or x.shape[-1] != sum(widths):
+        form = f"[N, {sum(widths)}, *]" if first.unit_dim == 1 else f"[*, {sum(widths)}]"
+        raise InputError(f"{first} expects an input of shape {form}, got {list(x.movedim(-1, first.unit_dim).shape)}.")
+    exact = first.scope.exact or (not first.owned and x.requires_grad)
+    tasks = first.segments.tasks
+    pieces: list[list[Tensor]] = [[] for _ in parts]
+    for segment in range((tasks if task is None else task) + 1):
+        sizes = [part.segments.size(segment) for part in parts]
+        if not sum(sizes):
+            continue
+        own, offset = [], 0
+        for part, width in zip(parts, widths):
+            own.append(Span(offset + part.segments.start(segment), offset + part.segments.stop(segment)))
+            offset += width
+        own = tuple(span for span in own if span.start < span.stop)
+        seen = reads(sources, segment, all(part.forward_transfer[segment] for part in parts), task)
+        live = segment == tasks
+        affine = [_joined(tensors) for tensors in zip(*(part.affine_of(segment) for part in parts))]
+        y = _segment(_seen(x, seen, own, live, exact), positions(seen, own), *affine, first.eps)
+        for piece, values in zip(pieces, y.split(sizes, -1)):
+            piece.append(values)
+    values = [value for piece in pieces for value in piece]
+    y = torch.cat(values, -1) if len(values) > 1 else values[0] if values else x.narrow(-1, 0, 0)
+    return y.movedim(-1, first.unit_dim)
+
+
+def _seen(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], live: bool, exact: bool) -> Tensor:
+    """What a segment sees of ``x``: a frozen one in memory of its own, a live one with gradient for live units only."""
+    if not live:
+        return canonical(read(x if exact else x.detach(), seen, -1).flatten(0, -2)).view(*x.shape[:-1], -1)
+    if exact or positions(seen, own) == (Span(0, sum(stop - start for start, stop in seen)),):
+        return read(x, seen, -1)
+    parts = []
+    for start, stop in seen:
+        for a, b, learning in _cut_by(start, stop, own):
+            part = x.narrow(-1, a, b - a)
+            parts.append(part if learning else part.detach())
+    return torch.cat(parts, -1)
+
+
+def _cut_by(start: int, stop: int, own: tuple[Span, ...]):
+    """The pieces (from, to, inside ``own``) of [start, stop)."""
+    for a, b in own:
+        if start <= a and b <= stop:
+            if start < a:
+                yield start, a, False
+            yield a, b, True
+            start = b
+    if start < stop:
+        yield start, stop, False
+
+
+def _segment(x: Tensor, own: tuple[Span, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """The columns ``own`` of ``x`` [*, K], normalised over all K."""
+    columns = x.shape[-1:]
+    if sum(stop - start for start, stop in own) == columns[0]:
+        return F.layer_norm(x, columns, weight, bias, eps)
+    y = read(F.layer_norm(x, columns, None, None, eps), own, -1)
+    y = y if weight is None else y * weight
+    return y if bias is None else y + bias
+
+
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    if tensors[0] is None:
+        return None
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

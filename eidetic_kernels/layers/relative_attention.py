@@ -1,0 +1,59 @@
+"""EideticRelativeAttention: attention among the tokens of each part of an image, whose heads belong to tasks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .attention import HeadedAttention
+from .parameter import EideticParameter
+from .window_attention import relative_positions
+
+
+class EideticRelativeAttention(HeadedAttention):
+    """Stands for torchvision's ``RelativePositionalMultiHeadAttention`` (MaxViT, Tu et al., 2022).
+
+    [N, G, P, C] in and out: P tokens, a square of positions, attend to each other in each of G parts. Each head has its
+    own column of the table of relative position biases, which lives and is frozen with it.
+
+    Args:
+        feat_dim, head_dim, max_seq_len: as in torchvision.
+    """
+
+    def __init__(self, feat_dim: int, head_dim: int, max_seq_len: int, device=None, dtype=None):
+        if feat_dim % head_dim:
+            raise InputError(f"feat_dim must be a multiple of head_dim; got {feat_dim} and {head_dim}.")
+        factory = {"device": device, "dtype": dtype}
+        super().__init__(feat_dim, feat_dim // head_dim, head_dim, 0.0, True, True, **factory)
+        self.feat_dim, self.max_seq_len, self.scale = feat_dim, max_seq_len, feat_dim**-0.5
+        side = math.isqrt(max_seq_len)
+        table = torch.empty((2 * side - 1) ** 2, self.num_heads, **factory)
+        self.position_bias = EideticParameter(nn.init.trunc_normal_(table, std=0.02), 1, head_dim)
+        self.register_buffer("positions", relative_positions(side, side).to(device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dim() != 4 or x.shape[2] != self.max_seq_len:
+            raise InputError(f"{self} expects [N, G, {self.max_seq_len}, C], got {list(x.shape)}.")
+        if self.whole() and x.shape[-1] == self.feat_dim:
+            q, k, v = F.linear(x, *self.packed()).chunk(3, -1)  # one product, as torchvision has it: its bits
+        else:
+            q, k, v = (layer(x) for layer in self.projections())
+        bias = self.position_bias()[self.positions].movedim(-1, 0)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
+            weights = torch.einsum("nghid,nghjd->nghij", q, k * self.scale) + bias[first : first + q.shape[2]]
+            return torch.einsum("nghij,nghjd->nghid", weights.softmax(-1), v)
+
+        return self.out_proj(self.attended(q, k, v, attend))
+
+    def adopt_relative(self, old: nn.Module) -> None:
+        """Take over the parameters of torchvision's module."""
+        self.adopt(old.to_qkv.weight, old.to_qkv.bias, old.merge)
+        self.position_bias = EideticParameter(old.relative_position_bias_table, 1, self.head_dim)
+
+    def extra_repr(self) -> str:
+        return f"{self.feat_dim}, head_dim={self.head_dim}, max_seq_len={self.max_seq_len}"

@@ -1,0 +1,137 @@
+"""P1, P3 and P4 through the layers, on every backend of this machine; Triton in its interpreter where there is no GPU.
+
+Shapes are tiny: the interpreter takes milliseconds a tile.
+"""
+
+import copy
+
+import pytest
+import torch
+from life import batch, bits, loss_of, poison, recall
+from torch.nn import functional as F
+
+import eidetic_kernels as ek
+from eidetic_kernels import backends
+
+HERE = [name for name in backends.NAMES if backends.why_missing(name) is None]
+
+
+class Small(ek.EideticNetwork):
+    """A layer with its own norm, and a layer and a norm apart."""
+
+    example = (4,)
+
+    def __init__(self):
+        super().__init__()
+        self.first = ek.EideticLinear(4, 8, norm=ek.EideticBatchNorm1d(8, activation="silu"))
+        self.second, self.norm = ek.EideticLinear(8, 7), ek.EideticBatchNorm1d(7, activation="relu")
+
+    def forward(self, x):
+        return self.norm(self.second(self.first(x)))
+
+
+class Images(ek.EideticNetwork):
+    """A convolution with its norm, and one that adds a residual."""
+
+    example = (2, 3, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.stem = ek.EideticConv2d(2, 6, 3, padding=1, norm=ek.EideticBatchNorm2d(6, activation="gelu"))
+        self.block = ek.EideticConv2d(6, 6, 3, padding=1, norm=ek.EideticBatchNorm2d(6, activation="relu6"))
+        self.pool = torch.nn.AdaptiveAvgPool2d(1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.pool(self.block(x, x)).flatten(1)
+
+
+NETWORKS = {"layers": Small, "images": Images}
+
+
+@pytest.fixture(params=HERE)
+def backend(request):
+    with backends.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def device(backend):
+    return "cuda" if "cuda" in backends.devices(backend) and torch.cuda.is_available() else "cpu"
+
+
+def answers(net, device):
+    x = batch(net, 5)[0].to(device)
+    return [bits(recall(net, x, task)) for task in range(net.finished_tasks)]
+
+
+def learned(make, tasks, device):
+    """A network that has finished some tasks, a third of it live in the next."""
+    net = make().to(device)
+    for task in range(tasks):
+        on_device_learn(net, task, device)
+    return net
+
+
+def on_device_learn(net, task, device, how="nested"):
+    net.prepare_for_task(task, 3, how == "nested", max_units=0.4)
+    step(net, device, task)
+    net.prune(0.3)
+    step(net, device, task)
+    net.finish_task()
+
+
+def step(net, device, seed):
+    x, y = (t.to(device) for t in batch(net, 9, seed=seed))
+    net.train()
+    optimizer = torch.optim.SGD(net.parameters(), 0.1, weight_decay=0.1)
+    F.cross_entropy(net(x), y).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_recall_keeps_its_bits_and_nothing_leaks_in(name, backend, device):
+    """P1 and P3."""
+    net, known = NETWORKS[name]().to(device), []
+    for task in range(3):
+        on_device_learn(net, task, device, "nested" if task < 2 else "disjoint")
+        now = answers(net, device)
+        assert now[: len(known)] == known, f"after task {task}"
+        known = now
+    net.prepare_for_task(3, 3)
+    poison(net)
+    assert answers(net, device) == known
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_frozen_units_are_the_same_in_training_and_evaluation(name, backend, device):
+    """P5, of the units that no activation outside of this package has touched."""
+    net = learned(NETWORKS[name], 2, device)
+    net.prepare_for_task(2, 3)
+    x = batch(net, 9)[0].to(device)
+    with torch.no_grad():
+        training, evaluated = net.train().compute_features(x), net.eval().compute_features(x)
+    frozen = net.groups[-1].segments.frozen_total
+    assert 0 < frozen < training.shape[1]
+    assert torch.equal(training[:, :frozen], evaluated[:, :frozen])
+    assert not torch.equal(training, evaluated)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_forward_and_backward_equal_the_double_precision_network(name, backend, device):
+    """P4: against the same network in float64 on torch, which tests/promises/test_p4_oracle.py holds to the paper's."""
+    net = learned(NETWORKS[name], 2, device)
+    net.prepare_for_task(2, 3)
+    reference = copy.deepcopy(net).cpu().double()
+    x, y = batch(net, 9)
+    loss = loss_of(net.train(), x.to(device), y.to(device))
+    loss.backward()
+    with backends.using("torch"):
+        expected = loss_of(reference.train(), x.double(), y)
+        expected.backward()
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=1e-5, atol=1e-6)
+    for (path, ours), (_, theirs) in zip(net.named_parameters(), reference.named_parameters()):
+        error = (ours.grad.cpu().double() - theirs.grad).abs().max() / theirs.grad.abs().max().clamp_min(1e-3)
+        assert error < 1e-4, f"{path}: {error:.1e}"
+    for (path, ours), (_, theirs) in zip(net.named_buffers(), reference.named_buffers()):
+        torch.testing.assert_close(ours.cpu().double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=path)
