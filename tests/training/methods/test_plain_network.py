@@ -8,8 +8,9 @@ from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.layers import EideticStochasticDepth
 from eidetic_training import models
-from eidetic_training.methods.networks import NormStatistics, PlainNetwork, count
+from eidetic_training.methods.networks import NormStatistics, PlainNetwork, count, plain
 
 SHAPES = {"mlp": (1, 5, 5), "convnet": (2, 8, 8), "resnet18": (3, 8, 8)}
 NAMES = [name for name in NETWORKS if name != "grouped"]
@@ -82,6 +83,8 @@ def test_ties_are_told():
 def test_what_has_no_twin_is_refused():
     with pytest.raises(InputError, match="EideticGroupedConv2d has no plain twin here"):
         PlainNetwork(NETWORKS["grouped"]())
+    with pytest.raises(InputError, match="EideticStochasticDepth has no plain twin here"):
+        plain(nn.Sequential(ek.EideticLinear(3, 3), EideticStochasticDepth(0.1)))
 
     class Fused(ek.EideticNetwork):
         def __init__(self):
