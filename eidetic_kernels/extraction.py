@@ -131,6 +131,11 @@ class _Piece:
 
 def _staircase_layer(prefix: Prefix, layers: Sequence[StaircaseLayer]) -> nn.Module:
     (layer,) = layers
+    if layer.norm is not None:
+        raise ConversionError(
+            f"{layer} owns its norm, and such layers cannot be extracted yet: build the network with the norm as a "
+            "layer of its own."
+        )
     dims = layer.weight.dim()
     output = prefix.kept.get(layer.segments, layer.segments)
     structure = staircase(output, prefix.sources(layer), layer.forward_transfer, prefix.task)
