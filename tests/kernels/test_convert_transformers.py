@@ -26,7 +26,7 @@ def name(request):
 def test_exact_and_nothing_forgotten(name):
     """The same bits in evaluation, the same training step in float64, two tasks recalled under NaN."""
     module, shape = make(name)
-    take_through(module.train(), torch.randn(6, *shape), extract=False)
+    take_through(module.train(), torch.randn(6, *shape))
 
 
 @pytest.mark.parametrize("batch", [1, 5])
@@ -64,7 +64,7 @@ def test_every_gradient_is_the_modules(name):
 @pytest.mark.parametrize("unbound", [True, False])
 def test_queries_keys_and_values_of_one_layer(unbound):
     torch.manual_seed(0)
-    net = take_through(lived_in(OneLayer(unbound)), torch.randn(6, 6, 5), extract=False)
+    net = take_through(lived_in(OneLayer(unbound)), torch.randn(6, 6, 5))
     assert [group.name for group in net.groups] == ["body.embed (+1 tied)", "body.qkv.0 (+2 tied)"]
 
 
@@ -76,7 +76,7 @@ def test_torchs_own_encoder(norm_first):
     fused = plain.eval()(x).detach()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        take_through(plain.train(), x, extract=False)
+        take_through(plain.train(), x)
         assert "encoder.layers.0.self_attn.in_proj_weight" in plain.state_dict()
         net = ek.convert(plain.eval(), x)
         assert torch.equal(net(x), plain(x))

@@ -1,0 +1,159 @@
+"""net.extract of transformers and ConvNeXt: each task's logits however it reads, plain parts, exports, refusals."""
+
+import warnings
+
+import pytest
+import torch
+from conversions import extracted_alike
+from life import READINGS, batch, learn, poison, recall
+from small_transformers import TRANSFORMERS, converted, scatter
+from tolerances import assert_close, assert_same_bits
+from torch import nn
+from torch.nn import functional as F
+
+import eidetic_kernels as ek
+
+
+def learned(name, how="nested", tasks=3, dtype=torch.float32, fraction=0.5):
+    """A network after ``tasks`` tasks, its norms and layer scales away from where they begin."""
+    net = converted(name).to(dtype)
+    for task in range(tasks):
+        if task:
+            learn(net, task, how, 0, max_units=0.4, steps=1)
+        else:
+            net.prune(fraction)
+            scatter(net)
+            net.finish_task()
+    return net
+
+
+@pytest.mark.parametrize("how", READINGS)
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_every_tasks_logits(name, how):
+    """Under NaN in everything live, too: in float64 to 1e-10, so that a statistic over the wrong units shows."""
+    net = learned(name, how, dtype=torch.float64)
+    net.prepare_for_task(3, 4, max_units=0.2)
+    poison(net)
+    for task in range(3):
+        plain = extracted_alike(net, task, batch(net, 3)[0])
+        assert {tensor.dtype for tensor in plain.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_all_units_of_a_task_may_be_gone(name):
+    net = learned(name, tasks=2)
+    net.prepare_for_task(2, 3)
+    net.prune(1.0)
+    net.finish_task()
+    for task in range(3):
+        extracted_alike(net, task, batch(net, 3)[0])
+
+
+class Streams(ek.EideticNetwork):
+    """LayerNorm over flat units, with a tensor of the network's own on them, and one over two groups side by side."""
+
+    example = (6,)
+
+    def __init__(self, **options):
+        super().__init__()
+        self.a, self.b, self.c = ek.EideticLinear(6, 10), ek.EideticLinear(6, 9), ek.EideticLinear(19, 8)
+        self.alone, self.both = ek.EideticLayerNorm(10, **options), ek.EideticLayerNorm(19, **options)
+        self.scale = ek.EideticParameter(torch.rand(10) + 0.5)
+
+    def forward(self, x):
+        a = F.relu(self.alone(self.a(x)) * self.scale())
+        return F.relu(self.c(self.both(torch.cat([a, self.b(x)], 1))))
+
+
+@pytest.mark.parametrize("options", [{}, {"elementwise_affine": False}, {"bias": False}, {"eps": 0.1}], ids=str)
+@pytest.mark.parametrize("how", READINGS)
+def test_prefix_norms(how, options):
+    net = Streams(**options).double()
+    for task in range(3):
+        learn(net, task, how, max_units=0.4 if task else None)
+    for task in range(3):
+        extracted_alike(net, task, batch(net)[0])
+
+
+def test_a_disjoint_task_leaves_others_units_out():
+    """Where a norm reads nested, its statistics need the earlier units, which therefore stay."""
+    net = Streams()
+    learn(net, 0)
+    choices = {path: False for path, layer in net.segmented_layers() if hasattr(layer, "forward_transfer")}
+    for task, nested in ((1, False), (2, True)):
+        net.prepare_for_task(task, 4, choices | {"alone": nested, "head": False}, max_units=2)
+        net.finish_task()
+    sizes = [[layer.segments.frozen for layer in (net.a, net.b)], [net.extract(t).state_dict() for t in range(3)]]
+    (a, b), states = sizes
+    assert states[1]["a.weight"].shape[0] == a[1] and states[1]["b.weight"].shape[0] == b[1]
+    assert sum(t.shape[0] for name, t in states[2].items() if name.startswith("a.") and name.endswith("weight")) == sum(a)
+    assert states[2]["b.weight"].shape[0] == b[2]
+
+
+def test_layers_of_one_segment_are_torchs():
+    plain = learned("vit", tasks=1).extract(0)
+    kinds = {type(module) for module in plain.modules() if not list(module.children())}
+    assert kinds == {nn.Conv2d, nn.LayerNorm, nn.Linear, nn.GELU}
+    assert F.scaled_dot_product_attention in {
+        node.target
+        for module in plain.modules()
+        if isinstance(module, torch.fx.GraphModule)
+        for node in module.graph.nodes
+    }
+    assert isinstance(plain.get_parameter("class_token"), nn.Parameter)
+
+
+@pytest.mark.parametrize("name", ["swin", "swin-v2"])
+def test_windows_of_images_of_any_size(name):
+    """Padded, shifted, and smaller than a window, where there is nothing to shift."""
+    net = learned(name)
+    for size in ((4, 4), (6, 10), (13, 5), (12, 24)):
+        x = torch.randn(2, 3, *size)
+        for task in (0, 2):
+            extracted_alike(net, task, x)
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_it_can_be_trained(name):
+    net = learned(name, tasks=2)
+    plain, (x, y) = net.extract(1), batch(net)
+    assert_same_bits("training mode", plain.train()(x), plain.eval()(x))
+    F.cross_entropy(plain(x), y).backward()
+    unused = [path for path, tensor in plain.named_parameters() if tensor.grad is None]
+    assert not unused
+
+
+@pytest.mark.parametrize("name", ["convnext", "vit", "swin", "maxvit"])
+def test_export(name):
+    net = learned(name, "mixed")
+    plain, x = net.extract(2), batch(net)[0]
+    shapes = ({0: torch.export.Dim("samples")},)
+    exported = torch.export.export(plain, (x,), dynamic_shapes=shapes).module()
+    for samples in (3, len(x)):
+        assert_close("exported", exported(x[:samples]), recall(net, x[:samples], 2), condition=10)
+
+
+@pytest.mark.parametrize("name", ["convnext", "vit"])
+def test_onnx(name, tmp_path):
+    pytest.importorskip("onnx", reason="the extra 'export' is not installed")
+    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
+    from onnx.reference import ReferenceEvaluator
+
+    net = learned(name, tasks=2)
+    plain, x = net.extract(1), batch(net)[0]
+    path = tmp_path / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter's own
+        torch.onnx.export(plain, (x,), dynamo=True, dynamic_shapes=({0: "samples"},), verbose=False).save(path)
+    evaluator = ReferenceEvaluator(str(path))
+    (logits,) = evaluator.run(None, {evaluator.input_names[0]: x[:5].numpy()})
+    assert_close("ONNX", torch.from_numpy(logits), recall(net, x[:5], 1), condition=10)
+
+
+def test_an_attention_without_a_plain_twin_is_named(monkeypatch):
+    net = learned("encoder", tasks=1)
+    for module in list(net.modules()):
+        if isinstance(module, ek.EideticMultiheadAttention):
+            module.__class__ = type("OfMyOwn", (type(module).__mro__[1],), {"forward": type(module).forward})
+    with pytest.raises(ek.ConversionError, match="OfMyOwn has no plain twin yet"):
+        net.extract(0)
