@@ -312,6 +312,8 @@ def _attention(module: HeadedAttention, prefix: Prefix) -> nn.Module:
     given = heads, module.head_dim, plain
     if isinstance(module, EideticMultiheadAttention):
         return attention.traced(attention.MultiheadAttention(*given, batch_first=module.batch_first))
+    if not isinstance(module, (EideticRelativeAttention, EideticWindowAttention)):
+        raise ConversionError(_NO_TWIN.format(type(module).__name__))
     tensors = {"position_bias": _values(module.position_bias, prefix), "positions": module.positions}
     if isinstance(module, EideticRelativeAttention):
         return attention.traced(attention.RelativeAttention(*given, scale=module.scale, **tensors))
@@ -319,9 +321,7 @@ def _attention(module: HeadedAttention, prefix: Prefix) -> nn.Module:
     if isinstance(module, EideticWindowAttentionV2):
         tensors["logit_scale"] = _values(module.logit_scale, prefix)
         return attention.traced(attention.CosineWindowAttention(*given, **window, **tensors))
-    if isinstance(module, EideticWindowAttention):
-        return attention.traced(attention.WindowAttention(*given, **window, **tensors))
-    raise ConversionError(_NO_TWIN.format(type(module).__name__))
+    return attention.traced(attention.WindowAttention(*given, **window, **tensors))
 
 
 def _values(layer: EideticParameter | EideticPositionNetwork, prefix: Prefix) -> Tensor:

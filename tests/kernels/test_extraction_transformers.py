@@ -14,16 +14,17 @@ from torch.nn import functional as F
 import eidetic_kernels as ek
 
 
-def learned(name, how="nested", tasks=3, dtype=torch.float32, fraction=0.5):
+def learned(name, how="nested", tasks=3, dtype=torch.float32):
     """A network after ``tasks`` tasks, its norms and layer scales away from where they begin."""
     net = converted(name).to(dtype)
     for task in range(tasks):
         if task:
-            learn(net, task, how, 0, max_units=0.4, steps=1)
+            learn(net, task, how, 0, max_units=6, steps=1)
         else:
-            net.prune(fraction)
+            net.prune(0.5)
             scatter(net)
             net.finish_task()
+            net.widen(64)
     return net
 
 
@@ -32,7 +33,7 @@ def learned(name, how="nested", tasks=3, dtype=torch.float32, fraction=0.5):
 def test_every_tasks_logits(name, how):
     """Under NaN in everything live, too: in float64 to 1e-10, so that a statistic over the wrong units shows."""
     net = learned(name, how, dtype=torch.float64)
-    net.prepare_for_task(3, 4, max_units=0.2)
+    net.prepare_for_task(3, 4, max_units=4)
     poison(net)
     for task in range(3):
         plain = extracted_alike(net, task, batch(net, 3)[0])
@@ -42,7 +43,7 @@ def test_every_tasks_logits(name, how):
 @pytest.mark.parametrize("name", TRANSFORMERS)
 def test_all_units_of_a_task_may_be_gone(name):
     net = learned(name, tasks=2)
-    net.prepare_for_task(2, 3)
+    net.prepare_for_task(2, 3, max_units=4)
     net.prune(1.0)
     net.finish_task()
     for task in range(3):
@@ -69,6 +70,7 @@ class Streams(ek.EideticNetwork):
 @pytest.mark.parametrize("how", READINGS)
 def test_prefix_norms(how, options):
     net = Streams(**options).double()
+    net.wiring  # noqa: B018  wired first, since the norm over two groups becomes two parts
     for task in range(3):
         learn(net, task, how, max_units=0.4 if task else None)
     for task in range(3):
@@ -83,11 +85,12 @@ def test_a_disjoint_task_leaves_others_units_out():
     for task, nested in ((1, False), (2, True)):
         net.prepare_for_task(task, 4, choices | {"alone": nested, "head": False}, max_units=2)
         net.finish_task()
-    sizes = [[layer.segments.frozen for layer in (net.a, net.b)], [net.extract(t).state_dict() for t in range(3)]]
-    (a, b), states = sizes
-    assert states[1]["a.weight"].shape[0] == a[1] and states[1]["b.weight"].shape[0] == b[1]
-    assert sum(t.shape[0] for name, t in states[2].items() if name.startswith("a.") and name.endswith("weight")) == sum(a)
-    assert states[2]["b.weight"].shape[0] == b[2]
+    for task, kept in ((0, [0]), (1, [1]), (2, [0, 1, 2])):
+        plain = extracted_alike(net, task, batch(net)[0])
+        for name, layer in (("a", net.a), ("b", net.b)):  # what a norm over both sees of one it sees of the other
+            weights = [tensor for path, tensor in plain.get_submodule(name).named_parameters() if "weight" in path]
+            rows = [tensor.shape[0] for tensor in weights]
+            assert rows == [layer.segments.frozen[t] for t in kept]
 
 
 def test_layers_of_one_segment_are_torchs():
