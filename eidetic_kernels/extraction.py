@@ -161,6 +161,11 @@ class _Piece:
 
 def _staircase_layer(prefix: Prefix, layers: Sequence[StaircaseLayer]) -> nn.Module:
     (layer,) = layers
+    if layer.norm is not None:
+        raise ConversionError(
+            f"{layer} owns its norm, and such layers cannot be extracted yet: build the network with the norm as a "
+            "layer of its own."
+        )
     output = prefix.kept.get(layer.segments, layer.segments)
     structure = staircase(output, prefix.sources(layer), layer.forward_transfer, prefix.task)
     pieces = []
@@ -246,7 +251,7 @@ def _layer_norm(prefix: Prefix, layers: Sequence[EideticLayerNorm]) -> nn.Module
     """Segment by segment, torch's LayerNorm over what it may see; of these columns its own are scaled and shifted."""
     first = layers[0]
     sources = tuple(Source(prefix.kept[layer.segments]) for layer in layers)
-    widths = [source.columns(prefix.task) for source in sources]
+    starts = [sum(source.columns(prefix.task) for source in sources[:part]) for part in range(len(sources) + 1)]
     root, graph = nn.Module(), fx.Graph()
     x = graph.placeholder("x")
     if first.unit_dim == 1:
@@ -254,42 +259,43 @@ def _layer_norm(prefix: Prefix, layers: Sequence[EideticLayerNorm]) -> nn.Module
     made: list[list[fx.Node]] = [[] for _ in layers]
     for t in range(prefix.task + 1):
         sizes = [source.group.frozen[t] for source in sources]
-        own = tuple(
-            Span(sum(widths[:part]) + source.group.start(t), sum(widths[:part]) + source.group.stop(t))
-            for part, source in enumerate(sources)
-            if sizes[part]
-        )
-        if not own:
+        if not sum(sizes):
             continue
+        ends = [(start + source.group.start(t), start + source.group.stop(t)) for start, source in zip(starts, sources)]
+        own = tuple(Span(*pair) for pair, size in zip(ends, sizes) if size)
         seen = reads(sources, t, all(layer.forward_transfer[t] for layer in layers), prefix.task)
-        count = sum(stop - start for start, stop in seen)
-        affine = [
-            None if each[0] is None else torch.cat(each) for each in zip(*(layer.affine_of(t) for layer in layers))
-        ]
-        whole = sum(sizes) == count
-        like = affine[0] if affine[0] is not None else torch.empty(0)
-        options = {"elementwise_affine": whole and affine[0] is not None, "bias": affine[1] is not None}
-        norm = nn.LayerNorm(count, first.eps, **options, device=like.device, dtype=like.dtype)
-        if options["elementwise_affine"]:
-            _filled(norm, *affine)
-        if whole and seen == (Span(0, sum(widths)),) and len(layers) == 1 and first.unit_dim != 1:
+        columns = sum(stop - start for start, stop in seen)
+        norm, weight, bias = _norm_of(layers, t, columns, sum(sizes))
+        if seen == (Span(0, sum(sizes)),) and sum(sizes) == starts[-1] and len(layers) == 1 and first.unit_dim == -1:
             return norm
         root.add_module(f"task{t}", norm)
-        y = graph.call_module(f"task{t}", (_read(graph, x, seen, sum(widths), -1),))
-        if not whole:
-            places = positions(seen, own)
-            y = _side_by_side(graph, [_columns(graph, y, span, -1) for span in places], -1)
-            for name, tensor, operation in zip(("weight", "bias"), affine, (torch.mul, torch.add)):
-                if tensor is not None:
-                    root.register_parameter(f"task{t}_{name}", nn.Parameter(tensor.clone()))
-                    y = graph.call_function(operation, (y, graph.get_attr(f"task{t}_{name}")))
+        y = graph.call_module(f"task{t}", (_read(graph, x, seen, starts[-1], -1),))
+        if columns > sum(sizes):
+            y = _side_by_side(graph, [_columns(graph, y, span, -1) for span in positions(seen, own)], -1)
+        for name, tensor, operation in (("weight", weight, torch.mul), ("bias", bias, torch.add)):
+            if tensor is not None:
+                root.register_parameter(f"task{t}_{name}", nn.Parameter(tensor.clone()))
+                y = graph.call_function(operation, (y, graph.get_attr(f"task{t}_{name}")))
         for part, size in enumerate(sizes):
             if size:
                 span = Span(sum(sizes[:part]), sum(sizes[: part + 1]))
-                made[part].append(_read(graph, y, (span,), sum(sizes), -1))
+                made[part].append(y if size == sum(sizes) else _columns(graph, y, span, -1))
     y = _side_by_side(graph, [each for part in made for each in part] or [x], -1)
-    graph.output(y if first.unit_dim != 1 else graph.call_function(torch.movedim, (y, -1, 1)))
+    graph.output(y if first.unit_dim == -1 else graph.call_function(torch.movedim, (y, -1, 1)))
     return fx.GraphModule(root, graph, "PrefixNorm")
+
+
+def _norm_of(
+    layers: Sequence[EideticLayerNorm], segment: int, seen: int, own: int
+) -> tuple[nn.LayerNorm, Tensor | None, Tensor | None]:
+    """torch's LayerNorm over ``seen`` columns, and what scale and shift are left for the segment's ``own`` ones: those
+    of a LayerNorm that sees no others are in it."""
+    each = zip(*(layer.affine_of(segment) for layer in layers))
+    weight, bias = (None if tensors[0] is None else torch.cat(tensors) for tensors in each)
+    like = torch.empty(0) if weight is None else weight
+    whole = weight is not None and own == seen
+    norm = nn.LayerNorm(seen, layers[0].eps, whole, bias is not None, like.device, like.dtype)
+    return (_filled(norm, weight, bias), None, None) if whole else (norm, weight, bias)
 
 
 # How each kind of layer becomes plain: a function of the prefix and the layer's parts (one, as a rule).

@@ -24,6 +24,24 @@ EIDETIC_INLINE void store(float* to, Lanes lanes, int64_t count = LANES) {
     std::memcpy(to, &lanes, count * sizeof(float));
 }
 
+// Mean and sum of squared distances from it of COUNT vectors (a power of two), lane by lane; sums are trees, so that
+// additions need not wait for each other.
+template <int COUNT>
+EIDETIC_INLINE Lanes tree_sum(const Lanes* values) {
+    if constexpr (COUNT == 1) {
+        return values[0];
+    } else {
+        return tree_sum<COUNT / 2>(values) + tree_sum<COUNT / 2>(values + COUNT / 2);
+    }
+}
+
+template <int COUNT>
+EIDETIC_INLINE void group_moments(Lanes (&values)[COUNT], Lanes& mean, Lanes& squares) {
+    mean = tree_sum<COUNT>(values) * (1.0f / COUNT);
+    for (int i = 0; i < COUNT; ++i) values[i] = (values[i] - mean) * (values[i] - mean);
+    squares = tree_sum<COUNT>(values);
+}
+
 // e^x within two units in the last place; 0 where it would not be a normal number.
 EIDETIC_INLINE Lanes exponential(Lanes x) {
     constexpr float to_integer = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer

@@ -40,10 +40,9 @@ struct LaneMoments {
     // GROUP vectors at once: their mean and squares exactly, then one merge.
     template <int GROUP>
     __attribute__((always_inline)) void add(const float* x) {
-        Lanes values[GROUP], sum{}, deviation{};
-        for (int i = 0; i < GROUP; ++i) sum += values[i] = load(x + i * LANES);
-        const Lanes group_mean = sum * (1.0f / GROUP);
-        for (int i = 0; i < GROUP; ++i) deviation += (values[i] - group_mean) * (values[i] - group_mean);
+        Lanes values[GROUP], group_mean, deviation;
+        for (int i = 0; i < GROUP; ++i) values[i] = load(x + i * LANES);
+        group_moments(values, group_mean, deviation);
         merge(GROUP, group_mean, deviation);
     }
     __attribute__((always_inline)) void merge(float others, Lanes other_mean, Lanes other_squares) {

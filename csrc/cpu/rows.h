@@ -17,12 +17,15 @@ EIDETIC_INLINE void cover_places(int64_t size, const Body& body) {
 template <int GROUP>
 EIDETIC_INLINE void add_rows(const SegmentedBatchNorm& p, int64_t row, float counted, float* mean, float* squares) {
     const float total = counted + GROUP, share = GROUP / total, cross = counted * share;
-    const float* const x = at(p.x, row * p.x_stride + p.frozen);
+    const int64_t x_stride = p.x_stride;  // not read again after every store
+    const float* const x = at(p.x, row * x_stride + p.frozen);
     cover_places(p.channels - p.frozen, [&](int64_t channel, int64_t count, int64_t place) EIDETIC_BODY {
-        Lanes values[GROUP], sum{}, deviation{};
-        for (int i = 0; i < GROUP; ++i) sum += values[i] = load(x + i * p.x_stride + channel, count);
-        const Lanes group_mean = sum * (1.0f / GROUP);
-        for (int i = 0; i < GROUP; ++i) deviation += (values[i] - group_mean) * (values[i] - group_mean);
+        Lanes values[GROUP], group_mean, deviation;
+        for (int i = 0; i < GROUP; ++i) {
+            values[i] = load(x + i * x_stride + channel, count);
+            __builtin_prefetch(x + (i + GROUP) * x_stride + channel);  // rows look like a scattered walk
+        }
+        group_moments(values, group_mean, deviation);
         if (counted == 0) {
             store(mean + place, group_mean);
             store(squares + place, deviation);

@@ -75,7 +75,8 @@ def _torch_forward(
         z, None, norm_weight, norm_bias, running_mean, running_var, frozen_scale, frozen_shift,
         training, momentum, eps, activation,
     )  # fmt: skip
-    return y, z[:, len(frozen_scale) :].contiguous(), mean, rstd
+    pre = z[:, len(frozen_scale) :].clone(memory_format=torch.contiguous_format) if len(frozen_scale) else z
+    return y, pre, mean, rstd
 
 
 def _frozen_gradient(

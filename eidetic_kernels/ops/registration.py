@@ -40,11 +40,12 @@ class Op:
         LIBRARY.impl(self.name, self._with_gradients, "Autograd")
 
     def __call__(self, *arguments: Any) -> Any:
-        return self.registered(*arguments) if _watched() else self._with_gradients(*arguments)
+        watched = torch.compiler.is_compiling() or _traced()
+        return self.registered(*arguments) if watched else self._with_gradients(*arguments)
 
     def below_autograd(self, *arguments: Any) -> Any:
         """The op without gradients, as autograd functions call it."""
-        if not _watched():
+        if not _traced():
             return self.run(*arguments)
         with torch._C._AutoDispatchBelowAutograd():
             return self.registered(*arguments)
@@ -53,20 +54,22 @@ class Op:
         return self.function.apply(*arguments) if torch.is_grad_enabled() else self.below_autograd(*arguments)
 
 
-def _watched() -> bool:
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+def _traced() -> bool:
+    return torch._C._len_torch_dispatch_stack() > 0
 
 
 def encoded(staircase: Staircase) -> Tensor:
     """``staircase`` as the ops take it, a CPU tensor of int64; made once."""
     if not hasattr(staircase, "numbers"):
-        object.__setattr__(staircase, "numbers", torch.tensor(staircase.encode(), dtype=torch.int64))
+        numbers = torch.tensor(staircase.encode(), dtype=torch.int64)
+        numbers.staircase = staircase
+        object.__setattr__(staircase, "numbers", numbers)
     return staircase.numbers
 
 
 def decoded(numbers: Tensor) -> Staircase:
-    """The staircase in a tensor that :func:`encoded` made."""
-    return _decode(tuple(numbers.tolist()))
+    """The staircase in a tensor that :func:`encoded` made, or in one with the same numbers."""
+    return getattr(numbers, "staircase", None) or _decode(tuple(numbers.tolist()))
 
 
 @lru_cache(maxsize=4096)

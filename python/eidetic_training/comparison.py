@@ -98,18 +98,23 @@ def compare(
     unknown = [name for name in (*methods, *config["methods"]) if name not in METHODS]
     if unknown:
         raise InputError(f"unknown method {', '.join(map(repr, unknown))}; there are: {', '.join(METHODS)}.")
-    matters = ("data", "model", "optimizer", "task", "compare", "methods")
-    comparison = Comparison(folder, {key: config[key] for key in matters})
+    comparison = Comparison(folder, _conditions(config))
     for seed in range(config["seed"], config["seed"] + config["compare"]["seeds"]):
-        tasks = None
-        for name in methods:
-            if (name, seed) in comparison.results:
-                continue
-            tasks = tasks or tasks_of(seed)
+        missing = [name for name in methods if (name, seed) not in comparison.results]
+        tasks = tasks_of(seed) if missing else []
+        for name in missing:
+            make_method(config, name, seed, tasks)  # what is wrong with any is said before hours go into others
+        for name in missing:
             result = _run(config, name, seed, tasks)
             comparison.add(result)
             say(f"{name}, seed {seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
     return comparison
+
+
+def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What two results must share to be compared; not how many seeds there are."""
+    kept = {key: config[key] for key in ("data", "model", "optimizer", "task", "methods")}
+    return {**kept, "compare": {key: value for key, value in config["compare"].items() if key != "seeds"}}
 
 
 def _run(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task]) -> Result:

@@ -117,10 +117,12 @@ def reproduce(
 
     Rows and seeds that are complete are not run again; one that was cut short goes on after its last finished task.
 
-    Raises InputError for a name, or a row, that is none.
+    Raises InputError for a name, or a row, that is none, and for no seed.
     """
     if name not in REPRODUCTIONS:
         raise InputError(f"there is no reproduction {name!r}; there are: {', '.join(REPRODUCTIONS)}.")
+    if seeds < 1:
+        raise InputError(f"a reproduction needs one seed or more; got {seeds}.")
     plan = REPRODUCTIONS[name]
     chosen = list(plan.variants) if rows is None else list(rows)
     unknown = [row for row in chosen if row not in plan.variants]

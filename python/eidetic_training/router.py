@@ -53,7 +53,9 @@ def train_router(
     NonFiniteLossError when the loss is not finite.
     """
     loaders = list(loaders)
-    counts = {"max_epochs": max_epochs, "patience": patience, "batch_size": batch_size, "examples": examples or 1}
+    counts = {"max_epochs": max_epochs, "patience": patience, "batch_size": batch_size}
+    if examples is not None:
+        counts["examples"] = examples
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}.")

@@ -67,7 +67,9 @@ class RoutingReport:
 
 @torch.no_grad()
 def routing_report(network: EideticNetwork, tasks: Sequence[Task], rules: Sequence[str] | None = None) -> RoutingReport:
-    """Try ``rules`` (all that the network can) on the test sets of its finished tasks: one pass of the body a batch.
+    """Try ``rules`` (all that the network can) on the test sets of its finished tasks.
+
+    All rules together take one pass of the body a batch, and the oracle another.
 
     Raises InputError when tasks and finished tasks differ in number.
     """

@@ -94,7 +94,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(settings):
 
 @on_cpu
 def test_frozen_bits_do_not_depend_on_the_device_s_size(settings):
-    case = NormCase((5, 6), (9, 16, 16), activation="silu", exact=True)
+    case = NormCase((5, 6), (9, 32, 32), activation="silu", exact=True)
     results = []
     for settings.processors in (1, 7, 132):
         results.append(case.run(cuda, case.tensors()))

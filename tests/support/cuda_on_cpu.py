@@ -59,15 +59,16 @@ def build(sanitize: bool = False) -> Path:
     import pybind11
 
     includes = [ROOT / "tests/csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    compiler = ["g++", "-std=c++17", "-pthread", "-fPIC", "-fvisibility=hidden", "-DEIDETIC_CUDA_ON_CPU", "-Wall", "-Wextra"]
-    compiler += ["-Werror", "-Wno-unknown-pragmas", *[f"-I{path}" for path in includes]]
+    compiler = ["g++", "-std=c++17", "-pthread", "-fPIC", "-fvisibility=hidden", "-DEIDETIC_CUDA_ON_CPU"]
+    compiler += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", *[f"-I{path}" for path in includes]]
     compiler += ["-isystem", str(_cuda_headers()), "-x", "c++", "-c"]
     sanitizers = ["-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"] if sanitize else []
     objects = [
         _made([*compiler, *(["-O0"] if source.suffix == ".cpp" else ["-O1", *sanitizers]), str(source)], ".o")
         for source in SOURCES
     ]
-    return _made(["g++", "-shared", "-pthread", *sanitizers, *map(str, objects)], sysconfig.get_config_var("EXT_SUFFIX"))
+    linker = ["g++", "-shared", "-pthread", *sanitizers]
+    return _made([*linker, *map(str, objects)], sysconfig.get_config_var("EXT_SUFFIX"))
 
 
 def _made(command: list[str], suffix: str) -> Path:

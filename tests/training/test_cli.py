@@ -204,7 +204,7 @@ def test_plot_draws_into_the_run_or_elsewhere(copied, tmp_path, eidetic):
                 assert min(figure.size) > 100
 
 
-@pytest.mark.parametrize("command", ["report", "plot", "certify", "predict"])
+@pytest.mark.parametrize("command", ["report", "plot", "certify", "predict", "routing"])
 def test_a_folder_that_is_no_run_is_refused(command, tmp_path, eidetic):
     failing(eidetic(command, tmp_path), f"eidetic {command}: ", "is not a run folder")
 
@@ -389,3 +389,67 @@ def test_help_and_version(capsys):
             main(arguments)
         assert stop.value.code == 0
     assert cli.__version__ in capsys.readouterr().out
+
+
+# ---- compare
+
+
+COMPARE = ("--method", "single", "sequential", "joint", "--set", "compare.epochs=2")
+
+
+def test_compare_prints_and_writes_a_table_a_figure_and_matrices(settings, tmp_path, eidetic):
+    folder = tmp_path / "compared"
+    status, out, _ = eidetic("compare", settings, "--run", folder, *COMPARE)
+    assert status == 0
+    names = {"comparison.json", "comparison.png", "table.md"} | {f"{n}-seed0.csv" for n in COMPARE[1:4]}
+    assert {path.name for path in folder.iterdir()} == names
+    table = (folder / "table.md").read_text()
+    assert table in out and {line.split()[1] for line in table.splitlines()[2:]} == set(COMPARE[1:4])
+    assert f"Everything is in {folder}." in out
+    with Image.open(folder / "comparison.png") as figure:
+        assert min(figure.size) > 100
+    status, out, _ = eidetic("compare", settings, "--run", folder, *COMPARE)
+    assert status == 0 and "mean accuracy" not in out, "nothing is run again"
+    assert (folder / "table.md").read_text() == table
+
+
+def test_compare_s_errors(settings, tmp_path, eidetic):
+    folder = tmp_path / "compared"
+    failing(eidetic("compare", settings, "--run", folder, "--method", "ewk"), "eidetic compare: unknown method 'ewk'")
+    outcome = eidetic("compare", settings, "--run", folder, "--method", "hat", "--set", "methods.hat.sparsty=1")
+    failing(outcome, "method hat: ", "sparsty")
+    assert eidetic("compare", settings, "--run", folder, *COMPARE[:2], *COMPARE[4:])[0] == 0
+    outcome = eidetic("compare", settings, "--run", folder, "--method", "single", "--set", "compare.epochs=3")
+    failing(outcome, "was made under other conditions")
+
+
+# ---- reproduce
+
+
+def test_reproduce_runs_one_row(settings, tmp_path, eidetic):
+    data = settings.parent / "images"
+    sets = ["data.source=parquet", f"data.folder={data}", "data.tasks=2", "data.batch_size=24", f"model.width={WIDTH}",
+            "task.max_epochs=2", "task.max_recovery_epochs=1", "router.max_epochs=1"]  # fmt: skip
+    arguments = [part for each in sets for part in ("--set", each)]
+    folder = tmp_path / "table"
+    status, out, _ = eidetic("reproduce", "table3-digits", "--run", folder, "--row", "backoff", *arguments)
+    assert status == 0
+    assert "# table3-digits" in out and "| backoff | 1 |" in out and "paper's search |" not in out
+    assert {path.name for path in folder.iterdir()} == {"backoff-seed0", "table.md"}
+    failing(eidetic("reproduce", "table3", "--row", "l9", "--run", folder), "eidetic reproduce: table3 has no row 'l9'")
+    failing(eidetic("reproduce", "table3", "--seeds", "0", "--run", folder), "one seed or more")
+    with pytest.raises(SystemExit):
+        main(["reproduce", "table9"])
+
+
+# ---- routing
+
+
+def test_routing_prints_every_rule_beside_the_oracle(trained, eidetic):
+    status, out, _ = eidetic("routing", trained)
+    assert status == 0
+    for word in ("oracle", "learned", "joint", "entropy", "energy", "max_logit", "of task 1", "when answering"):
+        assert word in out
+    recorded = RunFolder(trained).router
+    (learned,) = [line.split() for line in out.splitlines() if line.startswith("learned")][:1]
+    assert float(learned[2].strip("%")) == pytest.approx(100 * sum(recorded.routed) / 2, abs=0.06)

@@ -4,6 +4,7 @@ import math
 import random
 import shutil
 import time
+import types
 
 import pytest
 import torch
@@ -464,3 +465,17 @@ def test_the_clock_does_not_stand_still_between_tasks(data, tmp_path, monkeypatc
     rows = run(make_config(data, data={"tasks": 2}, router={"train": False}), tmp_path / "run").metrics
     second = next(i for i, row in enumerate(rows) if row.task == 1)
     assert rows[second].seconds - rows[second - 1].seconds >= 0.3
+
+
+@pytest.mark.parametrize("sequence", ["split", "several", "permuted"])
+def test_augmentation_is_the_data_set_s_usual_one_unless_it_is_switched_off(data, monkeypatch, sequence):
+    from eidetic_training.data import Augmentation, sources
+
+    usual = Augmentation(crop_padding=1)
+    monkeypatch.setitem(sources._KNOWN, "parquet", types.SimpleNamespace(augment=usual))
+    given = {"sequence": sequence, "source": ["parquet"] if sequence == "several" else "parquet"}
+    for switch in (True, False):
+        config = make_config(data, data={**given, "augment": switch})
+        found = {task.augment for task in make_tasks(config["data"], 0)}
+        assert found == {usual if switch and sequence != "permuted" else None}
+    assert make_config(data)["data"]["augment"] is True

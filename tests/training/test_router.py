@@ -297,8 +297,107 @@ def test_nan_in_the_data_leaves_the_old_router():
     assert state_of(net) == before
 
 
-@pytest.mark.parametrize("options", [{"max_epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"max_epochs": 2.5}])
+@pytest.mark.parametrize(
+    "options",
+    [{"max_epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"max_epochs": 2.5}, {"hidden": -1}, {"hidden": True},
+     {"hidden": 1.5}, {"dropout": 1.0}, {"dropout": -0.1}, {"examples": 0}, {"examples": 2.5}],
+)  # fmt: skip
 def test_arguments_out_of_range_are_refused(options):
     net, loaders = learned(1)
     with pytest.raises(InputError, match=next(iter(options))):
         train_router(net, loaders, **options)
+
+
+# ---- hidden units and kept examples
+
+
+def around(task, samples=120):
+    """Task 1 lies around task 0 in a ring: no line tells them apart."""
+    generator = torch.Generator().manual_seed(task)
+    x = torch.randn(samples, 6, generator=generator)
+    return F.normalize(x) * (0.5 if task == 0 else 6.0), torch.arange(samples) % CLASSES
+
+
+def test_hidden_units_tell_apart_what_a_linear_map_cannot(monkeypatch):
+    net, _ = learned(2)
+    loaders = [TensorLoader(*around(t), 20) for t in range(2)]
+    raw = lambda x, task=None: torch.cat([x, torch.zeros(len(x), 99)], 1)[:, : net.router_columns]  # noqa: E731
+    columns = sum(source.columns(1) for source in net.wiring.features)
+    monkeypatch.setattr(net, "router_columns", columns, raising=False)
+    monkeypatch.setattr(net, "compute_features", raw)
+    options = {"lr": 0.02, "max_epochs": 60, "patience": 60}
+    assert train_router(net, loaders, **options) < 0.8
+    assert train_router(net, loaders, hidden=32, **options) > 0.9
+    scores = torch.cat([net.router(raw(around(t)[0])) for t in range(2)])
+    assert (scores.argmax(1) == torch.arange(2).repeat_interleave(120)).float().mean() > 0.95
+
+
+def test_hidden_units_are_of_the_standardised_features_and_survive_saving(tmp_path):
+    net, loaders = learned()
+    accuracy = train_router(net, loaders, hidden=7, lr=0.02)
+    assert accuracy > 0.95
+    assert net.router.hidden_weight.shape[0] == 7 and net.router.weight.shape == (3, 7)
+    x = torch.cat([inputs(t)[0] for t in range(3)])
+    before = net.predict(x)
+    net.save(tmp_path / "net.safetensors")
+    loaded = type(net).load(tmp_path / "net.safetensors")
+    after = loaded.predict(x)
+    assert torch.equal(after.router_logits, before.router_logits) and torch.equal(after.task, before.task)
+    assert (before.task == torch.arange(3).repeat_interleave(120)).double().mean() > 0.95
+
+
+@pytest.mark.parametrize("hidden", [0, 5])
+def test_hidden_weights_are_folded_with_the_standardisation(monkeypatch, hidden):
+    net, loaders = learned()
+    seen = {}
+
+    def optimizer(parameters, lr):
+        seen["parameters"] = parameters
+        return torch.optim.SGD(parameters, 0.0)
+
+    original = router_module._moments
+    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_moments", lambda data: seen.setdefault("moments", original(data)))
+    train_router(net, loaders, max_epochs=1, hidden=hidden)
+    net.eval()
+    with torch.no_grad():
+        features = net.compute_features(torch.cat([inputs(t)[0] for t in range(3)]), 2)
+        mean, deviation = seen["moments"]
+        expected = router_module._scores((features - mean) / deviation, seen["parameters"], 0.0)
+        torch.testing.assert_close(net.router(features), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("examples", [1, 7, 20, 33, 1000])
+def test_only_so_many_examples_of_each_task_are_seen(monkeypatch, examples):
+    net, loaders = learned(2)
+    expected = [torch.cat([x for x, _ in loader.batches(loader.epoch)])[:examples] for loader in loaders]
+    rows = []
+    features = net.compute_features
+    monkeypatch.setattr(net, "compute_features", lambda x, task=None: rows.append(x) or features(x, task))
+    train_router(net, loaders, max_epochs=2, patience=2, examples=examples, lr=0.0)
+    seen = torch.cat(rows)
+    assert len(seen) == 2 * min(examples, 120)
+    key = lambda x: sorted(map(tuple, x.tolist()))  # noqa: E731
+    assert key(seen) == key(torch.cat(expected))
+
+
+def test_few_examples_are_enough_where_tasks_lie_apart():
+    net, loaders = learned()
+    train_router(net, loaders, examples=12, lr=0.02, patience=10)
+    for t in range(3):
+        assert (net.predict(inputs(t)[0]).task == t).double().mean() > 0.9
+
+
+def test_a_loader_without_a_batch_keeps_no_examples():
+    net, loaders = learned(2)
+    with pytest.raises(InputError, match="a loader gave no batch"):
+        train_router(net, [loaders[0], []], examples=4)
+
+
+@pytest.mark.parametrize("options", [{}, {"hidden": 6}, {"examples": 20}])
+def test_kinds_of_router_can_follow_one_another(options):
+    net, loaders = learned(2)
+    train_router(net, loaders, hidden=4, max_epochs=1)
+    train_router(net, loaders, max_epochs=1, **options)
+    assert (net.router.hidden_weight is None) == ("hidden" not in options)
+    assert net.predict(inputs(0)[0]).router_logits.shape == (120, 2)

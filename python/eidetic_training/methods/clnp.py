@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from eidetic_kernels.errors import NonFiniteLossError
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.pruning import GroupPlan, PruningPlan
 
-from .base import Conditions
+from .base import Conditions, Hooks, fit
 from .segmented import Segmented
 
 
@@ -32,19 +31,10 @@ class CLNP(Segmented):
         self.sparsity, self.tolerance = sparsity, tolerance
 
     def _train(self, task: int, loader: Iterable) -> None:
-        net = self.network
+        net = self.network.train()
         optimizer = self.conditions.make_optimizer(net.parameters())
-        for epoch in range(self.conditions.epochs):
-            net.train()
-            for x, y in loader:
-                optimizer.zero_grad(set_to_none=True)
-                with _Activity(net) as activity:
-                    loss = F.cross_entropy(net(x), y)
-                    loss = loss + self.sparsity * activity.total()
-                if not torch.isfinite(loss):
-                    raise NonFiniteLossError(f"the loss became NaN or infinite in epoch {epoch}: lower the rate.")
-                loss.backward()
-                optimizer.step()
+        with _Activity(net) as activity:
+            fit(net, loader, optimizer, self.conditions.epochs, _Sparse(activity, self.sparsity))
         self._keep_the_active(loader)
 
     @torch.no_grad()
@@ -94,7 +84,7 @@ class CLNP(Segmented):
 
 
 class _Activity:
-    """Records, during one forward pass, what follows each unit group's activation: ReLU of the group's output."""
+    """Records, in every forward pass, what follows each unit group: the ReLU of its last layer's live units."""
 
     def __init__(self, net: nn.Module):
         self.net = net
@@ -121,3 +111,11 @@ class _Activity:
 
     def means(self) -> list[Tensor]:
         return [self.live[n].abs().mean((0, *range(2, self.live[n].dim()))) for n in sorted(self.live)]
+
+
+class _Sparse(Hooks):
+    def __init__(self, activity: _Activity, strength: float):
+        self.activity, self.strength = activity, strength
+
+    def penalty(self) -> Tensor:
+        return self.strength * self.activity.total()

@@ -19,16 +19,17 @@ from eidetic_kernels.layers import (
 class PlainNetwork(nn.Module):
     """The body of ``net`` in torch's own layers with the same weights, and a linear head for each task.
 
-    ``net`` must be fresh. Its ``forward`` is run over the plain layers, so both compute the same.
+    ``net`` must be fresh, and is used up: its modules become the twin's. Its ``forward`` is run over the plain layers,
+    so both compute the same. ``tied`` says whether an addition ties several layers' units together.
+
+    Raises InputError for a layer that has no plain twin here.
     """
 
     def __init__(self, net: EideticNetwork):
         super().__init__()
         self.columns = sum(source.columns(None) for source in net.wiring.features)
-        self._run = type(net).forward
-        for name, child in list(net.named_children()):
-            if name != "heads":
-                setattr(self, name, plain(child))
+        self.tied = any(len(group.producers) > 1 for group in net.groups)
+        self.body = _Body(net)
         self.task_heads = nn.ModuleList()
 
     def add_head(self, num_classes: int) -> nn.Linear:
@@ -38,14 +39,30 @@ class PlainNetwork(nn.Module):
 
     def features(self, x: Tensor) -> Tensor:
         """[N, columns]"""
-        return self._run(self, x)
+        return self.body(x)
 
     def forward(self, x: Tensor, task: int) -> Tensor:
         return self.task_heads[task](self.features(x))
 
     def body_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """Everything but the heads, by name: what tasks share."""
-        return [(name, p) for name, p in self.named_parameters() if not name.startswith("task_heads.")]
+        return [(f"body.{name}", p) for name, p in self.body.named_parameters()]
+
+
+class _Body(nn.Module):
+    """What a network's author wrote of it: its layers, its own attributes and its ``forward``."""
+
+    def __init__(self, net: EideticNetwork):
+        super().__init__()
+        own = vars(net).keys() - vars(EideticNetwork()).keys()
+        self.__dict__.update({name: vars(net)[name] for name in own})
+        for name, child in list(net.named_children()):
+            if name != "heads":
+                setattr(self, name, plain(child))
+        self._forward = type(net).forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(self, x)
 
 
 def plain(module: nn.Module) -> nn.Module:
@@ -63,7 +80,9 @@ def plain(module: nn.Module) -> nn.Module:
         kind = nn.BatchNorm1d if isinstance(module, EideticBatchNorm1d) else nn.BatchNorm2d
         twin = kind(module.num_features, module.eps, module.momentum, module.affine)
     elif isinstance(module, EideticDropout):
-        return nn.Dropout(module.p)
+        return (nn.Dropout2d if module.channels else nn.Dropout)(module.p)
+    elif type(module).__module__.startswith("eidetic_kernels."):
+        raise InputError(f"{type(module).__name__} has no plain twin here: compare on a network without it.")
     else:
         for name, child in list(module.named_children()):
             setattr(module, name, plain(child))

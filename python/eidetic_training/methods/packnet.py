@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .base import Conditions, Hooks, Method, fit
-from .networks import NormStatistics, PlainNetwork, count, norms
+from .networks import PlainNetwork, count, norms
 
 FREE = -1  # the owner of a weight that no task has
 
@@ -26,8 +26,8 @@ class PackNet(Method):
         super().__init__(conditions)
         self.share, self.expected = prune, tasks
         self.network = PlainNetwork(conditions.network())
-        body = [m for m in self.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        self.layers = body  # heads come later and belong to their tasks
+        # Of the body alone: heads come later and belong to their tasks.
+        self.layers = [m for m in self.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
         self.owner = [torch.full_like(layer.weight, FREE, dtype=torch.int16) for layer in self.layers]
 
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
@@ -39,33 +39,30 @@ class PackNet(Method):
             for _, p in self.network.body_parameters():
                 if not any(p is layer.weight for layer in self.layers):
                     p.requires_grad_(False)
-        self._start(task)
+            self._start()
         trained = [p for _, p in self.network.body_parameters() if p.requires_grad] + list(head.parameters())
         epochs = self.conditions.epochs
         for stage, share in (("train", epochs - epochs // 3), ("retrain", epochs // 3)):
             if stage == "retrain":
                 self._give_back(task)
             optimizer = self.conditions.make_optimizer(trained)
-            fit(lambda x: self.network(x, task), loader, optimizer, share, _Packed(self, task))
-            if task:
-                for layer in norms(self.network):
-                    layer.eval()
+            fit(lambda x: self.network(x, task), loader, optimizer, share, _Packed(self))
         self._claim(task)
 
     @torch.no_grad()
-    def _start(self, task: int) -> None:
+    def _start(self) -> None:
         """Free weights start from torch's initialisation: the last task left them at 0."""
         for layer, owner in zip(self.layers, self.owner):
             fresh = torch.empty_like(layer.weight)
             nn.init.kaiming_uniform_(fresh, a=5**0.5)
-            layer.weight.copy_(torch.where(owner == FREE, fresh if task else layer.weight, layer.weight))
+            layer.weight.copy_(torch.where(owner == FREE, fresh, layer.weight))
 
     @torch.no_grad()
     def _give_back(self, task: int) -> None:
         """Prune the smallest free weights of each layer."""
         for layer, owner in zip(self.layers, self.owner):
             free = owner == FREE
-            share = self.share if self.expected is None else 1 - 1 / (self.expected - task)
+            share = self.share if self.expected is None else 1 - 1 / max(1, self.expected - task)
             pruned = int(free.sum() * share)
             if pruned:
                 smallest = layer.weight.abs().masked_fill(~free, torch.inf).flatten().topk(pruned, largest=False)
@@ -92,14 +89,14 @@ class PackNet(Method):
     def stored_numbers(self) -> float:
         bits = max(1, self.tasks).bit_length()  # an owner for each weight
         masks = sum(owner.numel() for owner in self.owner) * bits / 32
-        statistics = sum(2 * layer.num_features for layer in NormStatistics(self.network).layers)
+        statistics = sum(2 * layer.num_features for layer in norms(self.network))
         return count(self.network.parameters()) + statistics + masks
 
 
 class _Packed(Hooks):
     """Owned and set-aside weights do not move: neither by their gradient nor by the optimizer's own doing."""
 
-    def __init__(self, method: PackNet, task: int):
+    def __init__(self, method: PackNet):
         self.method = method
         self.fixed = [(layer.weight.detach().clone(), owner != FREE) for layer, owner in _pairs(method)]
 

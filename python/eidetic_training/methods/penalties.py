@@ -62,10 +62,9 @@ class EWC(Penalised):
     def after_task(self, task: int, loader: Iterable) -> None:
         fisher = self.fisher(task, loader)
         for name, p in self.network.body_parameters():
-            before = self.importance.get(name, torch.zeros_like(p))
-            total = before + fisher[name]
-            pull = before * self.anchor.get(name, torch.zeros_like(p)) + fisher[name] * p.detach()
-            self.anchor[name] = torch.where(total > 0, pull / total.clamp_min(1e-30), p.detach())
+            total = self.importance.get(name, 0) + fisher[name]
+            share = torch.where(total > 0, fisher[name] / total, 1)
+            self.anchor[name] = torch.lerp(self.anchor.get(name, p.detach()), p.detach(), share)
             self.importance[name] = total
 
     def fisher(self, task: int, loader: Iterable) -> dict[str, Tensor]:

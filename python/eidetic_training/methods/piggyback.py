@@ -41,7 +41,8 @@ class Piggyback(Method):
             for layer in norms(self.network):
                 layer.reset_running_stats()
             scores = [torch.full_like(layer.weight, self.start).requires_grad_() for layer in self.layers]
-            optimizer = conditions.make_optimizer([*scores, *head.parameters()], lr=self.mask_lr)
+            groups = [{"params": scores, "lr": self.mask_lr}, {"params": list(head.parameters())}]
+            optimizer = conditions.make_optimizer(groups)
             fit(lambda x: self._masked(x, task, self._chosen(scores)), loader, optimizer, conditions.epochs)
             self.masks[task] = [(score > self.threshold).detach() for score in scores]
         self.statistics.keep(task)

@@ -28,7 +28,7 @@ class Segmented(Method):
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
         units = None
         if self.expected is not None:
-            left = self.expected - task
+            left = max(1, self.expected - task)
             units = {group.name: math.ceil(group.segments.free / left) for group in self.network.groups}
         self.network.prepare_for_task(task, num_classes, max_units=units)
         self._train(task, loader)

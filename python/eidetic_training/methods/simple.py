@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Conditions, Hooks, Method, fit
-from .networks import NormStatistics, PlainNetwork, count
+from .networks import NormStatistics, PlainNetwork, count, norms
 
 
 class SingleTask(Method):
@@ -31,7 +31,8 @@ class SingleTask(Method):
         return self.networks[task](x, 0)
 
     def stored_numbers(self) -> float:
-        return sum(count(network.parameters()) + NormStatistics(network).numbers() for network in self.networks)
+        statistics = (2 * layer.num_features for network in self.networks for layer in norms(network))
+        return sum(count(network.parameters()) for network in self.networks) + sum(statistics)
 
 
 class Shared(Method):
@@ -91,6 +92,7 @@ class Joint(Shared):
     """
 
     def learn_all(self, loaders: Sequence[Iterable], classes: Sequence[int]) -> None:
+        torch.manual_seed(self.conditions.seed << 16)
         for num_classes in classes:
             self.network.add_head(num_classes)
         self.network.train()
