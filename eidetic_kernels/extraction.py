@@ -2,7 +2,9 @@
 
 A layer of one segment becomes the torch.nn layer it is. One of several becomes a torch.fx.GraphModule that holds a
 torch.nn layer a segment and one concatenation, so no product with zeros is computed. A frozen BatchNorm becomes the
-multiply-add it is, and dropout, which leaves frozen units alone, goes. Segments that the task's head reads neither
+multiply-add it is, and dropout, which leaves frozen units alone, goes. A prefix LayerNorm is a torch.nn.LayerNorm a
+segment, over what that may see; attention (extracted_attention.py) has the heads of all segments at once, and tensors
+of the network's own are parameters again. Segments that the task's head reads neither
 directly nor through others (earlier tasks' units, where a task is disjoint) are left out.
 """
 

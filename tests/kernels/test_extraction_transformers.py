@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels.layers import Shuffle
 
 
 def learned(name, how="nested", tasks=3, dtype=torch.float32):
@@ -23,6 +24,9 @@ def learned(name, how="nested", tasks=3, dtype=torch.float32):
         else:
             net.prune(0.5)
             scatter(net)
+            for name, tensor in net.named_parameters():
+                if "logit_scale" in name:  # past where it is clamped
+                    tensor.detach()[:1].fill_(6.0)
             net.finish_task()
             net.widen(64)
     return net
@@ -158,4 +162,27 @@ def test_an_attention_without_a_plain_twin_is_named(monkeypatch):
         if isinstance(module, ek.EideticMultiheadAttention):
             module.__class__ = type("OfMyOwn", (type(module).__mro__[1],), {"forward": type(module).forward})
     with pytest.raises(ek.ConversionError, match="OfMyOwn has no plain twin yet"):
+        net.extract(0)
+
+
+class Untraced(ek.EideticNetwork):
+    """Wired by hand, with a module of ours in between that only a traced network is rid of."""
+
+    example = (6,)
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.shuffle = ek.EideticLinear(6, 8), Shuffle(2)
+
+    def forward(self, x):
+        return self.shuffle(F.relu(self.layer(x if x.sum() > 0 else -x)))
+
+    def connections(self):
+        return {"layer": "input", "output": "layer"}
+
+
+def test_a_module_of_ours_that_would_be_left_is_named():
+    net = Untraced()
+    learn(net, 0, fraction=0)
+    with pytest.raises(ek.ConversionError, match="'body.shuffle': Shuffle has no plain twin yet"):
         net.extract(0)
