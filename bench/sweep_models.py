@@ -115,7 +115,7 @@ def recorded():
 
 
 def page(lines, left):
-    """docs/models.md; ``left`` models are still to be taken."""
+    """docs/models.md; the models ``left`` are still to be taken."""
     text = [
         "# Models",
         "",
@@ -150,7 +150,7 @@ def page(lines, left):
             text.append("| " + " | ".join(map(str, cells)) + " |")
         text.append("")
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
-    text += [f"{left} models of these packages are not taken yet.", ""] if left else []
+    text += [f"Not run: {', '.join(left)}.", ""] if left else []
     text += [f"Measured on {described().split(', commit')[0]}; commits {commits}."]
     PAGE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
@@ -181,7 +181,7 @@ def main():
     order = {(source.split()[0], name): number for number, (source, name, _) in enumerate(found)}
     lines = [done[key] for key in sorted(done, key=lambda key: order.get(key, len(order)))]
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    page(lines, len(order.keys() - done.keys()))
+    page(lines, [name for source, name in order if (source, name) not in done])
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import pytest
 import torch
 from life import batch, learn, recall
 from small_networks import Residual
+from small_transformers import learned
 from tolerances import assert_close
 
 WITHOUT_THE_PACKAGE = """
@@ -37,15 +38,35 @@ def test_pickled_and_exported_it_runs_where_the_package_is_not(tmp_path):
     subprocess.run(command, cwd=tmp_path, check=True, env={"PYTHONPATH": "", "OMP_NUM_THREADS": "1"})
 
 
-def test_onnx(tmp_path):
+def residual():
+    net = Residual()
+    for task in range(3):
+        learn(net, task, "mixed", max_units=0.4 if task else None)
+    return net, 2
+
+
+def vit():
+    return learned("vit", tasks=2), 1
+
+
+@pytest.mark.parametrize("name", ["convnext", "vit", "swin"])
+def test_transformers_are_exported(name):
+    net = learned(name, "mixed")
+    plain, x = net.extract(2), batch(net)[0]
+    shapes = ({0: torch.export.Dim("samples")},)
+    exported = torch.export.export(plain, (x,), dynamic_shapes=shapes).module()
+    for samples in (3, len(x)):
+        assert_close("exported", exported(x[:samples]), recall(net, x[:samples], 2), condition=10)
+
+
+@pytest.mark.parametrize("make", [residual, vit])
+def test_onnx(make, tmp_path):
     pytest.importorskip("onnx", reason="the extra 'export' is not installed")
     pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
     from onnx.reference import ReferenceEvaluator
 
-    net = Residual()
-    for task in range(3):
-        learn(net, task, "mixed", max_units=0.4 if task else None)
-    plain, x = net.extract(2), batch(net)[0]
+    net, task = make()
+    plain, x = net.extract(task), batch(net)[0]
     path = tmp_path / "net.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter's own
@@ -55,4 +76,4 @@ def test_onnx(tmp_path):
     (name,) = evaluator.input_names
     for samples in (1, 5):
         (logits,) = evaluator.run(None, {name: x[:samples].numpy()})
-        assert_close("ONNX", torch.from_numpy(logits), recall(net, x[:samples], 2), condition=10)
+        assert_close("ONNX", torch.from_numpy(logits), recall(net, x[:samples], task), condition=10)

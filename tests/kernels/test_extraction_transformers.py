@@ -1,35 +1,16 @@
-"""net.extract of transformers and ConvNeXt: each task's logits however it reads, plain parts, exports, refusals."""
-
-import warnings
+"""net.extract of transformers and ConvNeXt: each task's logits however it reads, plain parts, refusals."""
 
 import pytest
 import torch
 from conversions import extracted_alike
-from life import READINGS, batch, learn, poison, recall
-from small_transformers import TRANSFORMERS, converted, scatter
-from tolerances import assert_close, assert_same_bits
+from life import READINGS, batch, learn, poison
+from small_transformers import TRANSFORMERS, learned
+from tolerances import assert_same_bits
 from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_kernels.layers import Shuffle
-
-
-def learned(name, how="nested", tasks=3, dtype=torch.float32):
-    """A network after ``tasks`` tasks, its norms and layer scales away from where they begin."""
-    net = converted(name).to(dtype)
-    for task in range(tasks):
-        if task:
-            learn(net, task, how, 0, max_units=6, steps=1)
-        else:
-            net.prune(0.5)
-            scatter(net)
-            for name, tensor in net.named_parameters():
-                if "logit_scale" in name:  # past where it is clamped
-                    tensor.detach()[:1].fill_(6.0)
-            net.finish_task()
-            net.widen(64)
-    return net
 
 
 @pytest.mark.parametrize(
@@ -128,32 +109,6 @@ def test_it_can_be_trained(name):
     F.cross_entropy(plain(x), y).backward()
     unused = [path for path, tensor in plain.named_parameters() if tensor.grad is None]
     assert not unused
-
-
-@pytest.mark.parametrize("name", ["convnext", "vit", "swin"])
-def test_export(name):
-    net = learned(name, "mixed")
-    plain, x = net.extract(2), batch(net)[0]
-    shapes = ({0: torch.export.Dim("samples")},)
-    exported = torch.export.export(plain, (x,), dynamic_shapes=shapes).module()
-    for samples in (3, len(x)):
-        assert_close("exported", exported(x[:samples]), recall(net, x[:samples], 2), condition=10)
-
-
-def test_onnx(tmp_path):
-    pytest.importorskip("onnx", reason="the extra 'export' is not installed")
-    pytest.importorskip("onnxscript", reason="the extra 'export' is not installed")
-    from onnx.reference import ReferenceEvaluator
-
-    net = learned("vit", tasks=2)
-    plain, x = net.extract(1), batch(net)[0]
-    path = tmp_path / "net.onnx"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter's own
-        torch.onnx.export(plain, (x,), dynamo=True, dynamic_shapes=({0: "samples"},), verbose=False).save(path)
-    evaluator = ReferenceEvaluator(str(path))
-    (logits,) = evaluator.run(None, {evaluator.input_names[0]: x[:5].numpy()})
-    assert_close("ONNX", torch.from_numpy(logits), recall(net, x[:5], 1), condition=10)
 
 
 def test_an_attention_without_a_plain_twin_is_named(monkeypatch):
