@@ -21,7 +21,10 @@ class _Whole(fx.Tracer):
 
 def traced(module: nn.Module) -> fx.GraphModule:
     """``module`` as a graph of its parts."""
-    graph = _Whole().trace(module)
+    graph = fx.Graph()  # without the tracer, which a pickle would need
+    graph.output(graph.graph_copy(_Whole().trace(module), {}))
+    for node in graph.nodes:
+        node.type = None  # an annotation, which cannot be pickled
     return fx.GraphModule(module, graph, type(module).__name__).eval()
 
 
