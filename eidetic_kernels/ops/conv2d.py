@@ -3,7 +3,8 @@
     y[:, segment s] = conv2d(x[:, reads of s], W_s) + b_s
 
 Contract: as :mod:`.linear`, with x [N, K, H, W], weight [L, K_l, kh, kw], frozen_weight the flat blocks
-[rows_s, columns_s, kh, kw], y [N, rows, H', W']. ``groups`` is 1.
+[rows_s, columns_s, kh, kw], y [N, rows, H', W']. ``groups`` is 1. A faster twin computes the frozen segments; live ones
+are always the library's, whose gradients they need.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import backends
 from ..layout import Staircase
 from .registration import Op, decoded, encoded, memory_format
-from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products
+from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products, read
 
 
 class Geometry(NamedTuple):
@@ -90,8 +92,19 @@ def output_shape(x: Tensor, weight: Tensor, rows: int, geometry: Geometry) -> tu
 
 
 def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry):
-    convolution = _Convolution(Geometry(*geometry))
-    y = products(x, weight, bias, frozen_weight, frozen_bias, decoded(numbers), convolution)
+    geometry = Geometry(*geometry)
+    staircase, convolution, kernel = decoded(numbers), _Convolution(geometry), tuple(weight.shape[2:])
+    twin = None
+    if staircase.frozen_rows:
+        twin = backends.implementation("staircase_conv2d", x, frozen_weight, kernel, staircase, geometry)
+    if twin is None:
+        y = products(x, weight, bias, frozen_weight, frozen_bias, staircase, convolution)
+    else:
+        y = twin.staircase_conv2d_frozen_forward(
+            x, frozen_weight, frozen_bias, None, None, kernel, staircase, geometry, "none"
+        )
+        if staircase.live is not None and staircase.live.rows:
+            y = torch.cat([y, convolution.forward(read(x, staircase.live.spans), weight, bias)], 1)
     return y.contiguous(memory_format=_format(x, weight))
 
 

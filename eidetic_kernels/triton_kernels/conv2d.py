@@ -8,10 +8,13 @@ and the argument why a frozen segment's bits never change (P1) are those of :mod
 over its segment's spans, in order, over the taps, over steps of BLOCK_K channels. Made for channels_last memory, where
 neighbouring channels are loaded together; NCHW runs too. Contract and oracle: :mod:`eidetic_kernels.ops.conv2d`.
 
-Not chosen by itself: frozen segments run on the library's convolution until this is measured faster on a GPU.
+Not chosen by itself: frozen segments run on the library's convolution until this is measured faster on a GPU, or the
+backend is forced (EIDETIC_BACKEND=triton).
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -19,10 +22,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ..layout import Staircase
-from ..ops.conv2d import Geometry
 from .activations import activate
 from .batch_norm import whole_sixteens
 from .launch import OPTIONS, on_device, unsupported
+
+if TYPE_CHECKING:
+    from ..ops.conv2d import Geometry
 from .linear import ALIGNMENT, Tile, table
 
 # positions, units, channels of a tile, warps, pipeline stages. Compiled for sm_80, sm_90 and sm_100 nothing spills, in

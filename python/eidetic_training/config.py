@@ -39,6 +39,8 @@ DEFAULTS: dict[str, Any] = {
     "capacity": {
         # Caps a task's new units: a share of each layer's width, or "even": what is free over the tasks to come.
         "share": None,
+        # Keep what tasks take at multiples of so many units (net.align); "auto" is 16 on a GPU, whose products want it.
+        "multiple": "auto",
         "forward_transfer": True,
         "prune_last": True,  # False: the last task takes all that is free
     },
@@ -83,6 +85,9 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     share = capacity["share"]
     if share is not None and share != "even" and not (isinstance(share, float) and 0 < share <= 1):
         raise InputError(f'capacity.share must be a share in (0, 1], such as 0.1, or "even"; got {share!r}.')
+    multiple = capacity["multiple"]
+    if multiple != "auto" and (not isinstance(multiple, int) or multiple < 1):
+        raise InputError(f'capacity.multiple must be a number of units, 1 or more, or "auto"; got {multiple!r}.')
     source = data["source"]
     names = source if isinstance(source, list) else [source]
     if not names or not all(isinstance(name, str) for name in names):
@@ -138,6 +143,7 @@ _FORMS = {
     "data.resolution": (int, type(None)),
     "data.source": (str, list),
     "capacity.share": (float, str, type(None)),
+    "capacity.multiple": (int, str),
     "router.examples": (int, type(None)),
     "capacity.forward_transfer": (bool, dict),
 }

@@ -27,6 +27,7 @@ from .settings import TaskSettings
 from .trainer import train_task
 
 EVALUATION_BATCH = 500
+ALIGNED = 16  # units; kernels and tensor cores load and multiply so many half-precision numbers at once
 
 
 def run_experiment(
@@ -43,6 +44,7 @@ def run_experiment(
     network = _build(config, tasks)  # before the folder is made: a refused configuration leaves none behind
     run = RunFolder.create(folder, config)
     network, done = _begin(config, run, network, tasks)
+    network.align(_multiple(config))
     progress = Progress(len(tasks), done)
     recorder = Recorder(run, started)
     if done:
@@ -178,6 +180,12 @@ def _units(share: float | str | None, network: EideticNetwork, remaining: int) -
         segments = {group.name: group.segments for group in network.groups}
         return {name: math.ceil(s.free / remaining) for name, s in segments.items()}
     return share
+
+
+def _multiple(config: dict[str, Any]) -> int:
+    """Of how many units a task's share of a layer is a multiple."""
+    multiple = config["capacity"]["multiple"]
+    return multiple if multiple != "auto" else ALIGNED if _device(config["device"]).type == "cuda" else 1
 
 
 def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy: float) -> str:

@@ -44,8 +44,8 @@ def train_router(
     Args:
         loaders: one for each finished task, in order, of batches (x, y); the labels y are not looked at.
         max_epochs, patience: training stops when accuracy has not improved for ``patience`` epochs, or is 1.
-        hidden: ReLU units between features and tasks; 0 is the paper's linear map. More units tell tasks apart that lie
-            in one domain (bench/results/routing.md). ``dropout`` is on them, while they are trained.
+        hidden: ReLU units between features and tasks; 0 is the paper's linear map. They help where tasks lie in one
+            domain. ``dropout`` is on them, while they are trained.
         examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
             keep of a task whose data goes away.
 

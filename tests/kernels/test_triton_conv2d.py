@@ -7,11 +7,12 @@ import torch.nn.functional as F
 pytest.importorskip("triton")
 
 import interpreter  # noqa: F401  half precision in the interpreter
-from staircases import CASES, Case, Layer, inside_poison
+from staircases import CASES, Case, Layer, assert_same_results, inside_poison
 from tolerances import assert_close, assert_same_bits
 
+from eidetic_kernels import backends
 from eidetic_kernels.layout import Staircase
-from eidetic_kernels.ops import ACTIVATIONS, Geometry
+from eidetic_kernels.ops import ACTIVATIONS, Geometry, staircase_conv2d, staircase_conv2d_oracle
 from eidetic_kernels.ops.activations import FUNCTIONS
 from eidetic_kernels.triton_kernels import conv2d, linear
 
@@ -226,3 +227,25 @@ def test_what_is_not_supported_is_said():
     assert "differ in dtype (torch.float32, torch.bfloat16)" in why(dtype=torch.bfloat16)
     assert "a kernel of [9, 9] leaves nothing of an input of [6, 7]" in why(kernel=(9, 9))
     assert "samples of 2**25 values" in why(call.x[:1, :1, :1, :1].expand(1, 14, 2048, 2048))
+
+
+@pytest.mark.parametrize("name", ["nested", "disjoint", "no live row", "recall of the last"])
+def test_the_op_runs_frozen_segments_here_when_triton_is_forced(name, monkeypatch):
+    """And live ones, with every gradient, on the library."""
+    layer = Layer(CASES[name], (3, 3), dtype=torch.float32)
+    geometry = Geometry((1, 1), (1, 1), (1, 1))
+    x = torch.randn(2, len(layer.case.column_owners()), 4, 5, device=DEVICE)
+    expected = layer.run(staircase_conv2d_oracle, x.cpu(), geometry)
+    for tensor in ("weight", "bias", "frozen_weight", "frozen_bias"):
+        setattr(layer, tensor, getattr(layer, tensor).to(DEVICE))
+    calls = []
+    forward = conv2d.staircase_conv2d_frozen_forward
+    monkeypatch.setattr(
+        conv2d, "staircase_conv2d_frozen_forward", lambda *given: calls.append(given) or forward(*given)
+    )
+    with backends.using("triton"):
+        assert_same_results(layer.run(staircase_conv2d, x, geometry), expected)
+    assert len(calls) == 1
+    with backends.using("torch"):
+        layer.run(staircase_conv2d, x, geometry)
+    assert len(calls) == 1

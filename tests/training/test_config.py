@@ -122,6 +122,8 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"capacity": {"share": 1.1}}, "capacity.share must be a share"),
         ({"capacity": {"share": "odd"}}, "capacity.share must be a share .* got 'odd'"),
         ({"capacity": {"share": True}}, "capacity.share must be float or str or nothing"),
+        ({"capacity": {"multiple": 0}}, "capacity.multiple must be a number of units, 1 or more, or \"auto\"; got 0"),
+        ({"capacity": {"multiple": "all"}}, "capacity.multiple must be .* got 'all'"),
         ({"task": {"search": "greedy"}}, "search must be one of"),
         ({"task": {"step": 0}}, "step must lie in"),
     ],

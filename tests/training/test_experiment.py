@@ -127,6 +127,13 @@ def test_the_router_s_scores_agree_with_the_matrix(finished):
     assert folder.router.accuracy == named / samples
 
 
+def test_tasks_take_multiples_of_units_where_asked(data, tmp_path):
+    folder = run(make_config(data, capacity={"multiple": 5}, router={"train": False}), tmp_path / "aligned")
+    assert all(row.units and row.units % 5 == 0 for row in folder.capacity)
+    ragged = run(make_config(data, router={"train": False}), tmp_path / "ragged")
+    assert any(row.units % 5 for row in ragged.capacity), "the test would pass without alignment"
+
+
 def test_the_inputs_are_the_data_set_s(finished):
     _, folder = finished
     assert folder.inputs.shape == (1, SIDE, SIDE)

@@ -27,7 +27,7 @@ class HAT(Shared):
     """
 
     def __init__(
-        self, conditions: Conditions, sparsity: float = 0.75, steepest: float = 400.0, gate_lr: float = 0.01
+        self, conditions: Conditions, sparsity: float = 0.75, steepest: float = 400.0, gate_lr: float = 0.1
     ):
         super().__init__(conditions)
         self.sparsity, self.steepest, self.gate_lr = sparsity, steepest, gate_lr
