@@ -36,7 +36,9 @@ RESULTS, PAGE = ROOT / "bench" / "results" / "models.jsonl", ROOT / "docs" / "mo
 CLASSES, BATCH = 8, 4
 
 # The smallest input that the model takes, where 64 pixels are too few.
-PIXELS = {"inception": 96, "alexnet": 96, "vit": 224, "maxvit": 224, "mixer": 224}
+PIXELS = {
+    "inception": 96, "alexnet": 96, "maxvit": 224, "vit_h_14": 56, "mixer_s32_224": 224, "vit_tiny_patch16_224": 224,
+}  # fmt: skip
 # Their training mode returns more than logits with auxiliary classifiers, which conversion leaves out.
 WITHOUT_AUXILIARIES = ("googlenet", "inception_v3")
 # Of timm: convolutional families that torchvision lacks, in their smallest form.
@@ -57,6 +59,8 @@ def sources():
 
     def torchvision_model(name):
         options = {"aux_logits": False, "init_weights": False} if name in WITHOUT_AUXILIARIES else {}
+        if name.startswith("vit"):  # its position embeddings are those of one size
+            options["image_size"] = pixels_of(name)
         return models.get_model(name, weights=None, num_classes=CLASSES, **options)
 
     found = [(f"torchvision {torchvision.__version__}", name, torchvision_model) for name in
@@ -73,10 +77,14 @@ def sources():
     ]
 
 
+def pixels_of(name):
+    return PIXELS.get(name) or PIXELS.get(name.split("_")[0], 64)
+
+
 def examine(source, name, build, step):
     """One model's line."""
     torch.manual_seed(0)
-    pixels = next((each for start, each in PIXELS.items() if name.split("_")[0] == start), 64)
+    pixels = pixels_of(name)
     line = {"model": name, "source": source, "pixels": pixels, "converts": False, "outcome": "refused", "why": ""}
     model = lived_in(build(name))
     x = torch.randn(BATCH, 3, pixels, pixels)
@@ -107,7 +115,7 @@ def recorded():
 
 
 def page(lines, left):
-    """docs/models.md; ``left`` models are still to be taken."""
+    """docs/models.md; the models ``left`` are still to be taken."""
     text = [
         "# Models",
         "",
@@ -142,14 +150,14 @@ def page(lines, left):
             text.append("| " + " | ".join(map(str, cells)) + " |")
         text.append("")
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
-    text += [f"{left} models of these packages are not taken yet.", ""] if left else []
+    text += [f"Not run: {', '.join(left)}.", ""] if left else []
     text += [f"Measured on {described().split(', commit')[0]}; commits {commits}."]
     PAGE.write_text("\n".join(text) + "\n", encoding="utf-8")
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--only", nargs="*", help="names of models, to be taken again")
+    arguments.add_argument("--only", nargs="*", help="names of models, to be taken (again) in this order")
     arguments.add_argument("--fresh", action="store_true", help="forget what is recorded")
     arguments.add_argument("--again", action="store_true", help="take those again that did not pass")
     arguments.add_argument("--step", action="store_true", help="compare a training step too, in float64")
@@ -158,12 +166,12 @@ def main():
     torch.set_num_threads(1)
     if options.fresh:
         RESULTS.unlink(missing_ok=True)
-    found, done = sources(), recorded()
-    for source, name, build in found:
+    found, done, only = sources(), recorded(), options.only or []
+    for source, name, build in sorted(found, key=lambda each: only.index(each[1]) if each[1] in only else 0):
         key = source.split()[0], name
         line = done.get(key)
         due = line is None or (options.again and line["outcome"] != "passes")
-        if options.page_only or not (name in options.only if options.only else due):
+        if options.page_only or not (name in only if only else due):
             continue
         line = done[key] = examine(source, name, build, options.step)
         with open(RESULTS, "a", encoding="utf-8") as file:
@@ -173,7 +181,7 @@ def main():
     order = {(source.split()[0], name): number for number, (source, name, _) in enumerate(found)}
     lines = [done[key] for key in sorted(done, key=lambda key: order.get(key, len(order)))]
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    page(lines, len(order.keys() - done.keys()))
+    page(lines, [name for source, name in order if (source, name) not in done])
 
 
 if __name__ == "__main__":

@@ -2,7 +2,9 @@
 
 A layer of one segment becomes the torch.nn layer it is. One of several becomes a torch.fx.GraphModule that holds a
 torch.nn layer a segment and one concatenation, so no product with zeros is computed. A frozen BatchNorm becomes the
-multiply-add it is, and dropout, which leaves frozen units alone, goes. Segments that the task's head reads neither
+multiply-add it is, and dropout, which leaves frozen units alone, goes. A prefix LayerNorm is a torch.nn.LayerNorm a
+segment, over what that may see; attention (extracted_attention.py) has the heads of all segments at once, and tensors
+of the network's own are parameters again. Segments that the task's head reads neither
 directly nor through others (earlier tasks' units, where a task is disjoint) are left out.
 """
 
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import skip_init
 
+from . import extracted_attention as attention
 from . import rules
 from .errors import ConversionError, TaskError
 from .layers import (
@@ -26,7 +29,17 @@ from .layers import (
     EideticBatchNorm2d,
     EideticConv2d,
     EideticGroupedConv2d,
+    EideticLayerNorm,
     EideticLinear,
+    EideticMultiheadAttention,
+    EideticParameter,
+    EideticPositionNetwork,
+    EideticRelativeAttention,
+    EideticScaledDotProduct,
+    EideticWindowAttention,
+    EideticWindowAttentionV2,
+    HeadedAttention,
+    LayerNormParts,
     Parts,
     SegmentedLayer,
     Shared,
@@ -34,9 +47,11 @@ from .layers import (
     Split,
     StaircaseLayer,
 )
-from .layout import Segments, Source, Span, staircase
+from .layers.attention import PROJECTIONS
+from .layout import Segments, Source, Span, reads, staircase
 from .modes import evaluating
 from .ops.activations import FUNCTIONS
+from .ops.staircase import positions
 
 if TYPE_CHECKING:
     from .network import EideticNetwork
@@ -55,8 +70,16 @@ def extract(network: EideticNetwork, task: int) -> nn.Module:
         with evaluating(network):
             graph, root = network.traced()
     except ConversionError:  # wired by hand, since forward cannot be traced
-        return _around(_with_own_forward(network, prefix), head, name)
-    return _plain_graph(graph, root, prefix, head, name)
+        plain = _around(_with_own_forward(network, prefix), head, name)
+    else:
+        plain = _plain_graph(graph, root, prefix, head, name)
+    for path, module in plain.named_modules():
+        if type(module).__module__.split(".")[0] == rules.OURS:
+            raise ConversionError(f"{path!r}: {_NO_TWIN.format(type(module).__name__)}")
+    return plain
+
+
+_NO_TWIN = "{} has no plain twin yet, so this task cannot be extracted."
 
 
 class Prefix:
@@ -68,6 +91,10 @@ class Prefix:
     def __init__(self, network: EideticNetwork, task: int):
         self.task = task
         self._producers = {group.segments: list(group.producers.values()) for group in network.groups}
+        # LayerNorms by their parts, one a group: statistics run over what all of them may see.
+        joint = [list(module) for module in network.modules() if isinstance(module, LayerNormParts)]
+        norms = {module for module in network.modules() if isinstance(module, EideticLayerNorm)}
+        self._norms = joint + [[norm] for norm in norms.difference(*joint)]
         needed: dict[Segments, set[int]] = {segments: set() for segments in self._producers}
         self._need(needed, self._read_by(network.heads[task], task))
         for segments, tasks in needed.items():
@@ -86,7 +113,7 @@ class Prefix:
         for kind, make in PLAIN.items():
             if isinstance(layers[0], kind):
                 return make(self, layers).eval()
-        raise ConversionError(f"{type(layers[0]).__name__} has no plain twin yet, so this task cannot be extracted.")
+        raise ConversionError(_NO_TWIN.format(type(layers[0]).__name__))
 
     def rows(self, segments: Segments) -> list[tuple[int, slice]]:
         """The segments that are kept of a group, and which of its units they are; none is empty."""
@@ -111,6 +138,11 @@ class Prefix:
                 needed[segments].add(task)
                 for layer in self._producers[segments]:
                     found += self._read_by(layer, task)
+                for parts in self._norms:
+                    if any(part.segments is segments for part in parts):
+                        nested = all(part.forward_transfer[task] for part in parts)
+                        seen = range(task + 1) if nested else (task,)
+                        found += [(part.segments, t) for part in parts for t in _nonempty(part.segments, seen)]
 
 
 def _nonempty(segments: Segments, tasks: Sequence[int]) -> list[int]:
@@ -136,7 +168,6 @@ def _staircase_layer(prefix: Prefix, layers: Sequence[StaircaseLayer]) -> nn.Mod
             f"{layer} owns its norm, and such layers cannot be extracted yet: build the network with the norm as a "
             "layer of its own."
         )
-    dims = layer.weight.dim()
     output = prefix.kept.get(layer.segments, layer.segments)
     structure = staircase(output, prefix.sources(layer), layer.forward_transfer, prefix.task)
     pieces = []
@@ -145,9 +176,14 @@ def _staircase_layer(prefix: Prefix, layers: Sequence[StaircaseLayer]) -> nn.Mod
             weight, bias = layer.frozen_rows_of(t)
             weight = weight if stair.columns else weight.new_zeros(stair.rows, 1, *weight.shape[2:])
             pieces.append(_Piece(f"task{t}", _filled(_like(layer, weight), weight, bias), stair.spans))
-    if pieces or dims == 2:
-        return _joined(pieces, structure.columns, dims)
+    if pieces or _unit_dim(layer) == -1:
+        return _joined(pieces, structure.columns, _unit_dim(layer))
     return _no_channels(layer)
+
+
+def _unit_dim(layer: StaircaseLayer) -> int:
+    """Where units lie in the layer's input and output, from the end."""
+    return -1 if isinstance(layer, EideticLinear) else -3
 
 
 def _no_channels(layer: SegmentedLayer) -> nn.Module:
@@ -155,8 +191,8 @@ def _no_channels(layer: SegmentedLayer) -> nn.Module:
     zero = layer.weight.new_zeros(1, 1, *layer.kernel_size)
     bias = None if layer.bias is None else zero.flatten()[:1]
     graph = fx.Graph()
-    nothing = _read(graph, graph.placeholder("x"), (), 0, 4)
-    graph.output(_columns(graph, graph.call_module("window", (nothing,)), Span(0, 0)))
+    nothing = _read(graph, graph.placeholder("x"), (), 0, -3)
+    graph.output(_columns(graph, graph.call_module("window", (nothing,)), Span(0, 0), -3))
     return fx.GraphModule({"window": _filled(_like(layer, zero), zero, bias)}, graph, "Segments")
 
 
@@ -210,7 +246,58 @@ def _grouped(prefix: Prefix, layers: Sequence[EideticGroupedConv2d]) -> nn.Modul
             stop = column + units.stop - units.start
             pieces.append(_Piece(name, module, (Span(column, stop),)))
             column = stop
-    return _joined(pieces, column, 4) if pieces else _no_channels(layers[0])
+    return _joined(pieces, column, -3) if pieces else _no_channels(layers[0])
+
+
+def _layer_norm(prefix: Prefix, layers: Sequence[EideticLayerNorm]) -> nn.Module:
+    """Segment by segment, torch's LayerNorm over what it may see; of these columns its own are scaled and shifted."""
+    first = layers[0]
+    sources = tuple(Source(prefix.kept[layer.segments]) for layer in layers)
+    starts = [sum(source.columns(prefix.task) for source in sources[:part]) for part in range(len(sources) + 1)]
+    root, graph = nn.Module(), fx.Graph()
+    x = graph.placeholder("x")
+    if first.unit_dim == 1:
+        x = graph.call_function(torch.movedim, (x, 1, -1))
+    made: list[list[fx.Node]] = [[] for _ in layers]
+    for t in range(prefix.task + 1):
+        sizes = [source.group.frozen[t] for source in sources]
+        if not sum(sizes):
+            continue
+        ends = [(start + source.group.start(t), start + source.group.stop(t)) for start, source in zip(starts, sources)]
+        own = tuple(Span(*pair) for pair, size in zip(ends, sizes) if size)
+        seen = reads(sources, t, all(layer.forward_transfer[t] for layer in layers), prefix.task)
+        columns = sum(stop - start for start, stop in seen)
+        norm, weight, bias = _norm_of(layers, t, columns, sum(sizes))
+        if seen == (Span(0, sum(sizes)),) and sum(sizes) == starts[-1] and len(layers) == 1 and first.unit_dim == -1:
+            return norm
+        root.add_module(f"task{t}", norm)
+        y = graph.call_module(f"task{t}", (_read(graph, x, seen, starts[-1], -1),))
+        if columns > sum(sizes):
+            y = _side_by_side(graph, [_columns(graph, y, span, -1) for span in positions(seen, own)], -1)
+        for name, tensor, operation in (("weight", weight, torch.mul), ("bias", bias, torch.add)):
+            if tensor is not None:
+                root.register_parameter(f"task{t}_{name}", nn.Parameter(tensor.clone()))
+                y = graph.call_function(operation, (y, graph.get_attr(f"task{t}_{name}")))
+        for part, size in enumerate(sizes):
+            if size:
+                span = Span(sum(sizes[:part]), sum(sizes[: part + 1]))
+                made[part].append(y if size == sum(sizes) else _columns(graph, y, span, -1))
+    y = _side_by_side(graph, [each for part in made for each in part] or [x], -1)
+    graph.output(y if first.unit_dim == -1 else graph.call_function(torch.movedim, (y, -1, 1)))
+    return fx.GraphModule(root, graph, "PrefixNorm")
+
+
+def _norm_of(
+    layers: Sequence[EideticLayerNorm], segment: int, seen: int, own: int
+) -> tuple[nn.LayerNorm, Tensor | None, Tensor | None]:
+    """torch's LayerNorm over ``seen`` columns, and what scale and shift are left for the segment's ``own`` ones: those
+    of a LayerNorm that sees no others are in it."""
+    each = zip(*(layer.affine_of(segment) for layer in layers))
+    weight, bias = (None if tensors[0] is None else torch.cat(tensors) for tensors in each)
+    like = torch.empty(0) if weight is None else weight
+    whole = weight is not None and own == seen
+    norm = nn.LayerNorm(seen, layers[0].eps, whole, bias is not None, like.device, like.dtype)
+    return (_filled(norm, weight, bias), None, None) if whole else (norm, weight, bias)
 
 
 # How each kind of layer becomes plain: a function of the prefix and the layer's parts (one, as a rule).
@@ -219,45 +306,81 @@ PLAIN: dict[type[SegmentedLayer], Callable[[Prefix, Sequence[Any]], nn.Module]] 
     EideticConv2d: _staircase_layer,
     EideticBatchNorm: _batch_norm,
     EideticGroupedConv2d: _grouped,
+    EideticLayerNorm: _layer_norm,
 }
 
 
-def _joined(pieces: Sequence[_Piece], columns: int, dims: int) -> nn.Module:
-    """``pieces`` side by side; a single one that reads everything is the layer itself."""
+# ---- attention, and tensors of the network's own
+
+
+def _attention(module: HeadedAttention, prefix: Prefix) -> nn.Module:
+    projections = dict(module.named_children())
+    plain = {name: prefix.plain([projections[name]]) for name in (*PROJECTIONS, "out_proj")}
+    heads = prefix.kept[module.query.segments].present(prefix.task) // module.head_dim
+    given = heads, module.head_dim, plain
+    if isinstance(module, EideticMultiheadAttention):
+        return attention.traced(attention.MultiheadAttention(*given, batch_first=module.batch_first))
+    if not isinstance(module, (EideticRelativeAttention, EideticWindowAttention)):
+        raise ConversionError(_NO_TWIN.format(type(module).__name__))
+    tensors = {"position_bias": _values(module.position_bias, prefix), "positions": module.positions}
+    if isinstance(module, EideticRelativeAttention):
+        return attention.traced(attention.RelativeAttention(*given, scale=module.scale, **tensors))
+    window = {"window": module.window_size, "shift": module.shift_size}
+    if isinstance(module, EideticWindowAttentionV2):
+        tensors["logit_scale"] = _values(module.logit_scale, prefix)
+        return attention.traced(attention.CosineWindowAttention(*given, **window, **tensors))
+    return attention.traced(attention.WindowAttention(*given, **window, **tensors))
+
+
+def _values(layer: EideticParameter | EideticPositionNetwork, prefix: Prefix) -> Tensor:
+    """What the layer's forward gives, of the units that are kept."""
+    kept = [(units.start // layer.shared, units.stop // layer.shared) for _, units in prefix.rows(layer.segments)]
+    rows = [layer.frozen_weight[start:stop] for start, stop in kept]
+    values = torch.cat(rows) if rows else layer.frozen_weight[:0]
+    return (values.t() if isinstance(layer, EideticPositionNetwork) else values.movedim(0, layer.dim)).contiguous()
+
+
+def _joined(pieces: Sequence[_Piece], columns: int, dim: int) -> nn.Module:
+    """``pieces`` side by side in dimension ``dim`` (from the end); a single one that reads all is the layer itself."""
     if len(pieces) == 1 and pieces[0].spans == (Span(0, columns),):
         return pieces[0].module
     graph = fx.Graph()
     x = graph.placeholder("x")
-    made = [graph.call_module(piece.name, (_read(graph, x, piece.spans, columns, dims),)) for piece in pieces]
-    if not made:
-        made = [_columns(graph, x, Span(0, 0))]
-    graph.output(made[0] if len(made) == 1 else graph.call_function(torch.cat, (made, 1)))
+    made = [graph.call_module(piece.name, (_read(graph, x, piece.spans, columns, dim),)) for piece in pieces]
+    graph.output(_side_by_side(graph, made or [_columns(graph, x, Span(0, 0), dim)], dim))
     return fx.GraphModule({piece.name: piece.module for piece in pieces}, graph, "Segments")
 
 
-def _read(graph: fx.Graph, x: fx.Node, spans: Sequence[Span], columns: int, dims: int) -> fx.Node:
+def _side_by_side(graph: fx.Graph, values: Sequence[fx.Node], dim: int) -> fx.Node:
+    return values[0] if len(values) == 1 else graph.call_function(torch.cat, (list(values), dim))
+
+
+def _read(graph: fx.Graph, x: fx.Node, spans: Sequence[Span], columns: int, dim: int) -> fx.Node:
     if tuple(spans) == (Span(0, columns),):
         return x
-    parts = [_columns(graph, x, span) for span in spans]
+    parts = [_columns(graph, x, span, dim) for span in spans]
     if not parts:  # one column of zeros: what reads no unit is its bias
-        nothing = _columns(graph, x, Span(0, 0))
-        return graph.call_function(F.pad, (nothing, (*(0, 0) * (dims - 2), 0, 1)))
+        nothing = _columns(graph, x, Span(0, 0), dim)
+        return graph.call_function(F.pad, (nothing, (*(0, 0) * (-dim - 1), 0, 1)))
     if len(parts) == 1:  # a product's bits depend on where its input lies: memory of its own, as in the network
         return graph.call_method("clone", (parts[0],))
-    return graph.call_function(torch.cat, (parts, 1))
+    return graph.call_function(torch.cat, (parts, dim))
 
 
-def _columns(graph: fx.Graph, x: fx.Node, span: Span) -> fx.Node:
-    return graph.call_function(operator.getitem, (x, (slice(None), slice(*span))))
+def _columns(graph: fx.Graph, x: fx.Node, span: Span, dim: int) -> fx.Node:
+    before = (slice(None),) if dim == 1 else (Ellipsis,)
+    after = (slice(None),) * (-dim - 1)
+    return graph.call_function(operator.getitem, (x, (*before, slice(*span), *after)))
 
 
-def _side_by_side(parts: Sequence[nn.Module]) -> nn.Module:
-    """``parts`` that read the same input, concatenated."""
+def _shared(module: Shared, prefix: Prefix) -> nn.Module:
+    """The parts, which read the same input, concatenated."""
     graph = fx.Graph()
     x = graph.placeholder("x")
-    made = [graph.call_module(f"part{number}", (x,)) for number in range(len(parts))]
-    graph.output(graph.call_function(torch.cat, (made, 1)))
-    return fx.GraphModule({f"part{number}": part for number, part in enumerate(parts)}, graph, "Shared")
+    made = [graph.call_module(f"part{number}", (x,)) for number in range(len(module))]
+    graph.output(_side_by_side(graph, made, _unit_dim(module[0])))
+    parts = {f"part{number}": prefix.plain([part]) for number, part in enumerate(module)}
+    return fx.GraphModule(parts, graph, "Shared")
 
 
 def _split(module: Split, prefix: Prefix) -> nn.Module:
@@ -270,21 +393,36 @@ def _split(module: Split, prefix: Prefix) -> nn.Module:
     x = graph.placeholder("x")
     made = []
     for piece in pieces:
-        parts = [_columns(graph, x, spans[number]) for number in piece]
+        parts = [_columns(graph, x, spans[number], module.unit_dim) for number in piece]
         alone = len(parts) == 1
-        made.append(graph.call_method("clone", (parts[0],)) if alone else graph.call_function(torch.cat, (parts, 1)))
+        whole = graph.call_method("clone", (parts[0],)) if alone else _side_by_side(graph, parts, module.unit_dim)
+        made.append(whole)
     graph.output(tuple(made))
     return fx.GraphModule(nn.Module(), graph, "Split")
 
 
 # ---- the network
 
+# What reads its input by products, and what gives tensors that lie in another's memory, in another order.
+_LINEAR = (EideticLinear, Shared, HeadedAttention)
+_MOVES = (operator.getitem, torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose", "swapaxes")
+
 
 def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Module, name: str) -> nn.Module:
     """``graph`` with every layer's plain twin in its place, and ``head`` on its end."""
-    plain, values = fx.Graph(), {}
+    plain, values, moved = fx.Graph(), {}, set()
     modules: dict[str, Any] = {}
     for node in graph.nodes:
+        module = root.get_submodule(node.target) if node.op == "call_module" else None
+        linear = isinstance(module, _LINEAR) or node.op == "output"
+        for each in node.all_input_nodes if linear else ():
+            if each in moved:  # a product's bits depend on where its input lies
+                copied = {"memory_format": torch.contiguous_format}
+                values[each] = plain.call_method("clone", (values[each],), copied)
+                moved.remove(each)
+        dense = linear or (isinstance(module, EideticLayerNorm) and module.unit_dim == -1)
+        if node.target in _MOVES or (not dense and moved.intersection(node.all_input_nodes)):
+            moved.add(node)
         if node.op == "output":
             path = "head"
             while any(target.split(".")[0] == path for target in modules):
@@ -292,10 +430,21 @@ def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Modu
             modules[path] = head
             plain.output(plain.call_module(path, (values[node.args[0]],)))
             break
-        module = root.get_submodule(node.target) if node.op == "call_module" else None
         shuffled = isinstance(module, Shuffle) and module.wired  # its readers' columns are in the input's order
         if shuffled or (module is not None and rules.module_rule(module) is rules.drops):
             values[node] = values[node.all_input_nodes[0]]
+            continue
+        if isinstance(module, EideticParameter):
+            modules[node.target] = nn.Parameter(_values(module, prefix))
+            values[node] = plain.get_attr(node.target)
+            continue
+        if isinstance(module, EideticScaledDotProduct):
+            values[node] = _scaled_dot_product(plain, module, prefix, node, values)
+            continue
+        if isinstance(module, EideticMultiheadAttention):
+            modules[node.target] = _twin(module, prefix)
+            given = dict(zip(PROJECTIONS, node.args)) | node.kwargs
+            values[node] = plain.call_module(node.target, tuple(values[given[name]] for name in PROJECTIONS))
             continue
         if module is not None:
             modules[node.target] = _twin(module, prefix)
@@ -304,6 +453,18 @@ def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Modu
         values[node] = plain.node_copy(node, lambda each: values[each])
         values[node].meta.clear()
     return fx.GraphModule(_tree(modules), plain, name).eval()
+
+
+def _scaled_dot_product(
+    plain: fx.Graph, module: EideticScaledDotProduct, prefix: Prefix, node: fx.Node, values: dict[fx.Node, fx.Node]
+) -> fx.Node:
+    """torch's function of the heads, all tasks' at once; none is what it is given."""
+    given = dict(zip(("q", "k", "v", "is_causal", "scale"), node.args)) | node.kwargs
+    heads = [values[given.pop(name)] for name in ("q", "k", "v")]
+    if not prefix.kept[module.sources[0].group].present(prefix.task):
+        return heads[0]
+    heads = [plain.call_method("contiguous", (each,)) for each in heads]  # in memory of their own, as in the network
+    return plain.call_function(F.scaled_dot_product_attention, tuple(heads), given)
 
 
 def _tree(modules: dict[str, Any]) -> nn.Module:
@@ -326,7 +487,9 @@ def _twin(module: nn.Module, prefix: Prefix) -> nn.Module:
     if isinstance(module, Parts):
         return prefix.plain(list(module))
     if isinstance(module, Shared):
-        return _side_by_side([prefix.plain([part]) for part in module])
+        return _shared(module, prefix)
+    if isinstance(module, HeadedAttention):
+        return _attention(module, prefix)
     if isinstance(module, Split):
         return _split(module, prefix)
     if isinstance(module, Shuffle):

@@ -506,7 +506,11 @@ class EideticNetwork(nn.Module):
         A network whose forward cannot be traced (wired by ``connections()``) keeps its own forward on plain layers; it
         can be exported where torch can follow that forward, and pickled only so.
 
-        Raises TaskError for a task that is not finished.
+        Functions of other packages stay as they are called (Swin's patch merging is torchvision's): a pickle needs
+        them, an exported program does not.
+
+        Raises TaskError for a task that is not finished, and ConversionError for a layer that has no plain twin: one
+        that owns its norm (``norm=``), and modules of this package in a network wired by hand.
         """
         return extraction.extract(self, task)
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conversions import lived_in, load_torchvision
+from life import learn
 from torch import nn
 from torch.nn import functional as F
 
@@ -229,6 +230,23 @@ def scatter(net):
             for layer in group.norms.values():
                 for parameter in layer.parameters(recurse=False):
                     parameter.add_(torch.randn_like(parameter) * 0.3)
+
+
+def learned(name, how="nested", tasks=3, dtype=torch.float32):
+    """A network after ``tasks`` tasks, its norms and layer scales away from where they begin."""
+    net = converted(name).to(dtype)
+    for task in range(tasks):
+        if task:
+            learn(net, task, how, 0, max_units=6, steps=1)
+        else:
+            net.prune(0.5)
+            scatter(net)
+            for name, tensor in net.named_parameters():
+                if "logit_scale" in name:  # past where it is clamped
+                    tensor.detach()[:1].fill_(6.0)
+            net.finish_task()
+            net.widen(64)
+    return net
 
 
 def _torchvision():
