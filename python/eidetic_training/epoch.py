@@ -81,7 +81,7 @@ def evaluate(network: EideticNetwork, loader: Iterable, task: int | None = None)
             logits = network(x.to(device), task=task)
             _check_labels(x, y, logits.shape[1])
             correct += int((logits.argmax(1) == y.to(device)).sum())
-            sha.update(logits.cpu().contiguous().numpy().tobytes())
+            sha.update(logits.cpu().contiguous().view(torch.uint8).numpy().tobytes())
             samples += len(x)
     if not samples:
         raise InputError("the loader gave no batch, so there is nothing to evaluate.")

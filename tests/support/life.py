@@ -57,7 +57,7 @@ def learn(net, task, how="nested", fraction=0.5, steps=2, optimizer=None, **prep
 
 def bits(tensor):
     """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 @torch.no_grad()

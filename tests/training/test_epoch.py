@@ -200,3 +200,16 @@ def test_training_needs_a_head():
     net = MLP((5, 4))
     with pytest.raises(TaskError, match="prepare_for_task"):
         train_epoch(net, [(X, Y)], sgd(net), F.cross_entropy)
+
+
+def test_evaluate_under_autocast_in_bfloat16():
+    """numpy knows no bfloat16; the digest is of the bytes."""
+    net = network()
+    data = list(loader(0))  # in one order
+    train_epoch(net, data, torch.optim.SGD(net.parameters(), 0.1), F.cross_entropy)
+    net.finish_task()
+    whole = evaluate(net, data, 0)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = evaluate(net, data, 0)
+        assert half == evaluate(net, data, 0)
+    assert half.digest != whole.digest and abs(half.accuracy - whole.accuracy) < 0.2
