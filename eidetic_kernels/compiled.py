@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .ops.activations import ACTIVATIONS
+from .ops.registration import memory_format
 
 # The numbers of csrc/segmented_batch_norm.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -93,7 +94,7 @@ def batch_norm_backward(
 
 def _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, numbers):
     """The struct, filled with what both directions need; the memory format of the outputs; what must stay alive."""
-    rows = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    rows = x.dim() == 4 and not x.is_contiguous() and memory_format(x) == torch.channels_last
     norm = module.SegmentedBatchNorm()
     samples, norm.channels = x.shape[:2]
     inner = x.shape[2:].numel()

@@ -193,6 +193,8 @@ def _live_gradients(dz, x, weight, bias, mean, rstd, training, need_dx):
     """Gradients of the normalisation alone."""
     if training:
         wanted = [need_dx, weight is not None, bias is not None]
+        if weight is not None and x.device.type == "cpu":  # where the library keeps them in the parameters' dtype
+            mean, rstd = mean.to(weight.dtype), rstd.to(weight.dtype)
         return aten.native_batch_norm_backward(dz, x, weight, None, None, mean, rstd, True, 0.0, wanted)
     columns, others = (-1, *[1] * (x.dim() - 2)), [dim for dim in range(x.dim()) if dim != 1]
     slope = rstd if weight is None else rstd * weight
@@ -236,7 +238,9 @@ def backward(
 
     ``beside``: how many frozen channels the forward pass had, where x holds live ones only.
     """
-    twin = _twin(x, residual, weight, bias, mean, frozen_scale, len(frozen_scale) if beside is None else beside)
+    # ``mean`` is float32 whatever the parameters are; the frozen numbers have the dtype that the running ones had.
+    statistics = frozen_scale.contiguous()
+    twin = _twin(x, residual, weight, bias, statistics, frozen_scale, len(frozen_scale) if beside is None else beside)
     arguments = (
         x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
         training, activation, exact, need_dx, need_dresidual,

@@ -61,7 +61,8 @@ def _traced() -> bool:
 def encoded(staircase: Staircase) -> Tensor:
     """``staircase`` as the ops take it, a CPU tensor of int64; made once."""
     if not hasattr(staircase, "numbers"):
-        numbers = torch.tensor(staircase.encode(), dtype=torch.int64)
+        with torch.inference_mode(False):  # it is kept, and a later training step saves it for its backward pass
+            numbers = torch.tensor(staircase.encode(), dtype=torch.int64)
         numbers.staircase = staircase
         object.__setattr__(staircase, "numbers", numbers)
     return staircase.numbers

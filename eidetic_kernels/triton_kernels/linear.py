@@ -192,11 +192,12 @@ def table(staircase: Staircase, units: int, device: torch.device) -> Table:
         column += stair.rows
         frozen_weights += 0 if stair.live else stair.rows * width
     tiles.sort(key=lambda tile: -tile[3])
-    return Table(
-        torch.tensor(tiles, dtype=torch.int64, device=device).view(-1, 7),
-        torch.tensor(spans, dtype=torch.int32, device=device).view(-1, 3),
-        aligned,
-    )
+    with torch.inference_mode(False):  # it is kept
+        return Table(
+            torch.tensor(tiles, dtype=torch.int64, device=device).view(-1, 7),
+            torch.tensor(spans, dtype=torch.int32, device=device).view(-1, 3),
+            aligned,
+        )
 
 
 # The tile, by how products are computed; for few samples a smaller one, so that there are tiles enough for the GPU. Not

@@ -71,3 +71,12 @@ def test_recall_under_autocast_keeps_its_bits_and_nothing_leaks_in(name, dtype, 
     poison(net)
     with torch.no_grad(), torch.autocast(device, dtype):
         assert bits(net(x, task=0)) == bits(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_that_is_half_precision_throughout_trains(name, dtype, backend, device):
+    net, x, y = made(name, device)
+    net.to(dtype)
+    _, gradients = step(net, x.to(dtype), y, torch.autocast(device, enabled=False))
+    assert all(g.dtype == dtype and g.isfinite().all() for g in gradients.values())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fused_networks import NETWORKS, on_device_learn
 from life import batch, bits, loss_of, poison, recall
+from torch.nn import functional as F
 
 from eidetic_kernels import backends
 
@@ -85,3 +86,16 @@ def test_forward_and_backward_equal_the_double_precision_network(name, backend, 
         assert error < 1e-4, f"{path}: {error:.1e}"
     for (path, ours), (_, theirs) in zip(net.named_buffers(), reference.named_buffers()):
         torch.testing.assert_close(ours.cpu().double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=path)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_goes_on_after_inference_mode(name, backend, device):
+    """What is kept from pass to pass must not be an inference tensor."""
+    net = learned(NETWORKS[name], 1, device)
+    net.prepare_for_task(1, 3)
+    x, y = (t.to(device) for t in batch(net, 9))
+    with torch.inference_mode():
+        net.eval()(x)
+        net(x, task=0)
+    F.cross_entropy(net.train()(x), y).backward()
+    assert all(p.grad is not None for p in net.parameters() if p.numel())

@@ -59,9 +59,12 @@ def check_layouts(kernels, device):
             assert_close(f"{name}, {channels}: {key}", strided[key], expected, condition=2)
         assert_same_bits(f"{name}: frozen", strided["y"][:, : channels[0]], whole["y"][:, : channels[0]])
     case = NormCase((7, 4), (3, 6, 8), channels_last=True, residual=True)
-    results = case.run(kernels, case.tensors(device))
-    for key in ("y", "dx", "dresidual"):
-        assert results[key].is_contiguous(memory_format=torch.channels_last), key
+    for change in (lambda t: t, lambda t: torch.cat([t, t], 1)[:, : t.shape[1]]):  # and the first channels of more
+        tensors = case.tensors(device)
+        tensors |= {key: change(tensors[key]) for key in ("x", "dy", "residual")}
+        results = case.run(kernels, tensors)
+        for key in ("y", "dx", "dresidual"):
+            assert results[key].is_contiguous(memory_format=torch.channels_last), key
     # Gradients and residuals that lie otherwise than x; a gradient of one number everywhere, as sum() gives it.
     for flip in (False, True):
         case = NormCase((7, 4), (3, 6, 8), channels_last=flip, residual=True, activation="relu")
