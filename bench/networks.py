@@ -5,7 +5,6 @@ A state is two percentages of each layer's width: frozen units, spread over ``SE
 
 from __future__ import annotations
 
-import math
 import os
 from dataclasses import dataclass, replace
 
@@ -29,7 +28,6 @@ class Subject:
     shape: tuple[int, ...]
     batch: int
     width: int | None = None
-    frozen_features: bool = True
 
     def build(self) -> EideticNetwork:
         width = {} if self.width is None else {"width": self.width}
@@ -127,7 +125,3 @@ def state_bytes(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, i
         "optimizer": held,
     }
     return {kind: sum(t.numel() * t.element_size() for t in tensors) for kind, tensors in kinds.items()}
-
-
-def samples_per_step(subject: Subject) -> int:
-    return subject.batch * math.prod(subject.shape)

@@ -123,7 +123,7 @@ def test_drawing_uses_no_pyplot(made_up_run, monkeypatch):
 def test_a_task_in_training_can_be_drawn(made_up_run):
     made_up_run.truncate_after(1)
     made_up_run.append_metric(**made_up_run.metrics[0]._replace(seconds=21.0, task=2)._asdict())
-    plots.all_figures(made_up_run)
+    assert all(path.is_file() for path in plots.all_figures(made_up_run))
 
 
 @pytest.mark.parametrize("name", plots.FIGURES)
