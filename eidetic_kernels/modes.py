@@ -1,10 +1,11 @@
-"""Evaluation mode for a while."""
+"""Evaluation mode, or the same random numbers, for a while."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 
@@ -18,3 +19,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def same_dice(device: torch.device) -> Iterator[None]:
+    """Random numbers of one seed; on leaving, the generators are where they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
+        yield

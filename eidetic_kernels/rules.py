@@ -8,8 +8,6 @@ guess would let tasks mix, so what has no rule is refused.
 from __future__ import annotations
 
 import operator
-import os
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
@@ -20,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .errors import ConversionError, InputError
+from .errors import InputError
 from .graph import INPUT, Builder, Constant, Heads, Units
 from .layers import (
     EideticBatchNorm,
@@ -40,6 +38,7 @@ from .layers import (
     Split,
     StaircaseLayer,
 )
+from .refusals import Place, at_node
 
 OURS = __name__.split(".")[0]
 
@@ -91,19 +90,13 @@ class Step:
         """The shape of an argument's tensor where an example went through (``ek.convert``)."""
         return argument.meta.get("shape") if isinstance(argument, fx.Node) else None
 
-    def where(self) -> str:
-        """The node and the user's line it comes from: the innermost frame that is not torch's."""
-        frames = re.findall(r'(File "([^"]+)".*\n.*)', self.node.stack_trace or "")
-        frames = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]
-        place = f" ({' '.join(frames[-1].split())})" if frames else ""
-        return f"node {self.node.name!r} [{self.node.op} {self.node.target}]{place}"
+    def where(self) -> Place:
+        """The node and the user's line it comes from, to name in a refusal."""
+        return at_node(self.node)
 
     def refuse(self, reason: str) -> None:
         """Raise ConversionError for this node."""
-        raise ConversionError(
-            f"{self.where()}: {reason}\nWays out: use a layer that keeps units apart, tell what the operation does "
-            "(ek.register_rule), or declare the wiring by hand (connections() on the network)."
-        )
+        raise self.where().refused(reason)
 
 
 Rule = Callable[[Step], Any]
