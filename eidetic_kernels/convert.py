@@ -25,10 +25,12 @@ from .written_out import write_out
 def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> EideticNetwork:
     """An EideticNetwork that computes what ``module`` computes, its weights being task 0's live units.
 
-    ``module`` is traced with torch.fx in evaluation mode and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout,
-    StochasticDepth, and what cuts or shuffles channels are replaced by layers that know segments. Weights, running
-    statistics, dtype, device, memory format, ``requires_grad`` and training mode are kept; ``module`` is not modified.
-    In evaluation mode the outputs are the original's, bit for bit on a CPU, until something is pruned or frozen.
+    ``module`` is traced with torch.fx and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout, StochasticDepth, and what
+    cuts or shuffles channels are replaced by layers that know segments. Weights, running statistics, dtype, device,
+    memory format, ``requires_grad`` and training mode are kept; ``module`` is not modified. In evaluation mode the
+    outputs are the original's, bit for bit on a CPU, until something is pruned or frozen. What would be lost is
+    refused: code under ``if self.training``, changes in place that cannot be followed, tied parameters, hooks, state
+    that ``forward`` keeps.
 
     Args:
         module: takes one tensor [N, ...] and returns one tensor, the logits [N, classes]. Outputs of its training

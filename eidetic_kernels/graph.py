@@ -194,7 +194,8 @@ class Builder:
         self.modules = dict(network.named_modules())
         self.drafts: list[Draft] = []
         self.reads: dict[str, Any] = {}
-        self.dropped: dict[str, tuple[Any, Place]] = {}
+        self.dropped: dict[str, Any] = {}
+        self.dropped_at: dict[str, Place] = {}
         self.split: dict[str, Parts | Shared] = {}
         self.divided: dict[str, tuple[Units, tuple[tuple[int, ...], ...]]] = {}
         self.shuffled: list[str] = []
@@ -311,7 +312,7 @@ class Builder:
                 f"{path!r} is called twice. Each place has frozen units of its own to leave alone; give "
                 "each place its own dropout."
             )
-        self.dropped[path] = value, where
+        self.dropped[path], self.dropped_at[path] = value, where
         if isinstance(value, Units) and value.last:
             self.last.add(path)
         return value
@@ -417,7 +418,7 @@ class Builder:
             for block in (columns[path] // value.width,)
         }
         pieces = {path: (self._sources(value, 1), numbers) for path, (value, numbers) in self.divided.items()}
-        dropouts = {path: self._dropout_sources(*each) for path, each in self.dropped.items()}
+        dropouts = {path: self._dropout_sources(path, value) for path, value in self.dropped.items()}
         groups = tuple(draft.final for draft in self.drafts)
         features, shuffled = self._features(output, where), tuple(self.shuffled)
         return Wiring(
@@ -486,14 +487,14 @@ class Builder:
             )
         return self._sources(output, output.pixels)
 
-    def _dropout_sources(self, value: Units, where: Place) -> tuple[Source, ...]:
+    def _dropout_sources(self, path: str, value: Units) -> tuple[Source, ...]:
         if not value.flat or value.pixels is not None:
             return self._sources(value, value.pixels if value.flat else 1)
         parts = value.parts
         readers = [p for p, read in self.reads.items() if isinstance(read, Units) and read.parts == parts]
         blocks = {self.modules[p].weight.shape[1] // value.width for p in readers if self.reads[p].flat}
         if len(blocks) != 1:
-            raise where.refused(
+            raise self.dropped_at[path].refused(
                 f"dropout after flattening {value.name}: the number of pixels a channel was "
                 "flattened into is unknown, since not one linear layer reads it. Drop out before flattening."
             )

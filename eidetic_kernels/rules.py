@@ -716,6 +716,7 @@ LAYER_NORM_2D = "torchvision.models.convnext.LayerNorm2d"
 WINDOW_ATTENTION = "torchvision.models.swin_transformer.ShiftedWindowAttention"
 RELATIVE_ATTENTION = "torchvision.models.maxvit.RelativePositionalMultiHeadAttention"
 STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.StochasticDepth"
+DROP_PATH = "timm.layers.drop.DropPath"
 IMAGE_MODULES = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample, nn.ZeroPad2d,
 )  # fmt: skip
@@ -731,6 +732,7 @@ MODULES.update({
     EideticRelativeAttention: attends_in_parts,
     nn.Flatten: flattens, Split: separates, Shuffle: shuffles,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
+    DROP_PATH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys(IMAGE_MODULES, passes_images),
     **dict.fromkeys((

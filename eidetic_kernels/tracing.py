@@ -45,9 +45,7 @@ def trace(network: nn.Module) -> Wiring:
     return wire(network, graph_of(network))
 
 
-def graph_of(
-    module: nn.Module, concrete_args: dict[str, Any] | None = None, in_place: bool = False
-) -> fx.Graph:
+def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None, in_place: bool = False) -> fx.Graph:
     """The graph of ``module.forward``, layers and whatever has a rule being single nodes.
 
     ``in_place``: ``x += 1`` and ``x[i] = 1`` are nodes that change x, as they do, and ``node.meta["no_grad"]`` says
@@ -62,8 +60,9 @@ def graph_of(
         frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}torch{os.sep}" not in f.filename]
         own = [frame for frame in frames if frame.filename != __file__]
         line = f' (File "{own[-1].filename}", line {own[-1].lineno}, in {own[-1].name} {own[-1].line})' if own else ""
+        mode = " in training mode" if in_place and module.training else ""
         raise ConversionError(
-            f"{type(module).__name__}.forward cannot be traced by torch.fx: {error}{line}\n"
+            f"{type(module).__name__}.forward cannot be traced by torch.fx{mode}: {error}{line}\n"
             "Control flow that depends on tensor values cannot be followed. Rewrite it, give the module it stands in a "
             "rule (ek.register_rule), or declare the wiring by hand: define connections() on the network (see "
             "EideticNetwork.connections)."
@@ -159,8 +158,15 @@ class _Tracer(fx.Tracer):
 class _Changing(fx.Proxy):
     """A value of the traced forward whose augmented assignments are what they are in Python: changes in place."""
 
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return _ChangingAttribute(self, name)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+class _ChangingAttribute(fx.proxy.Attribute, _Changing):
+    pass
 
 
 def _changing(operation: Any) -> Any:

@@ -13,8 +13,10 @@ from .. import tracing
 from ..refusals import at_node
 
 
-def name_changes(graph: fx.Graph) -> None:
+def name_changes(graph: fx.Graph, when: str = "") -> None:
     """Rewrite ``graph``, after :class:`.example.Example` ran it, so that no node depends on when another runs.
+
+    ``when``: what a refusal begins with.
 
     Raises ConversionError for a change that reaches other nodes by another way than its result.
     """
@@ -23,15 +25,15 @@ def name_changes(graph: fx.Graph) -> None:
         for changed, returned in node.meta.pop("changes", {}).items():
             if changed.op == "get_attr":
                 raise at_node(node).refused(
-                    f"it changes {changed.target!r} of the module in place whenever it runs, which every task would. "
-                    "Leave it out, or keep it outside of the module."
+                    f"{when}it changes {changed.target!r} of the module in place whenever it runs, which every task "
+                    "would. Leave it out, or keep it outside of the module."
                 )
             later = [user for user in changed.users if order[user] > order[node]]
             if later and not (returned and changed in node.all_input_nodes):
                 raise at_node(node).refused(
-                    f"it changes in place what node {changed.name!r} made, under another name (a view of it, or an "
-                    f"index), and {later[0].name!r} reads that afterwards: which units it changes cannot be followed. "
-                    "Write it as a new tensor (y = y + 1, torch.cat, torch.where), and use that."
+                    f"{when}it changes in place what node {changed.name!r} made, under another name (a view of it, or "
+                    f"an index), and {later[0].name!r} reads that afterwards: which units it changes cannot be "
+                    "followed. Write it as a new tensor (y = y + 1, torch.cat, torch.where), and use that."
                 )
             for user in later:
                 user.replace_input_with(changed, node)

@@ -9,7 +9,6 @@ from torch import Tensor, fx, nn
 
 from .. import tracing
 from ..errors import ConversionError
-from ..refusals import at_node
 
 
 def refuse_gradient_hooks(module: nn.Module) -> None:
@@ -35,9 +34,13 @@ def record(module: nn.Module) -> fx.Graph:
 
     Raises ConversionError when forward takes several inputs, cannot be traced, or changes the module itself.
     """
-    before = _state(module)
+    before, attributes = _state(module), {each: dict(vars(each)) for each in module.modules()}
     graph = tracing.graph_of(module, _defaults(module), in_place=True)
     after = _state(module)
+    for each, held in attributes.items():  # what forward keeps for later (features to look at) is of the trace
+        made = {name: value for name, value in vars(each).items() if name.startswith("_tensor_constant")}
+        vars(each).clear()
+        vars(each).update({**held, **made})
     changed = [path for path, state in before.items() if state != after.get(path)]
     if changed:
         raise ConversionError(
@@ -45,9 +48,6 @@ def record(module: nn.Module) -> fx.Graph:
             f"(in {'training' if module.training else 'evaluation'} mode). A converted network would not; and what a "
             "module counts or averages, every task would change. Leave it out, or keep it outside of the module."
         )
-    for node in graph.nodes:
-        if node.op == "call_method" and node.target == "register_hook":
-            raise at_node(node).refused("it hooks itself into a gradient, which would be lost.")
     return _one_input(graph)
 
 

@@ -51,7 +51,7 @@ def from_ends(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: fx.Grap
     ConversionError naming the first node that differs.
     """
     Example(module, trained, tolerant=True).run(example)
-    name_changes(trained)
+    name_changes(trained, "in training ")
     attempts = [_followed(module, end, other) for other in _ends(graph, end, trained)]
     if not attempts:
         raise ConversionError(
@@ -146,6 +146,8 @@ def _ends(graph: fx.Graph, end: fx.Node, trained: fx.Graph) -> list[fx.Node]:
     if end is not next(reversed(graph.nodes)).args[0]:
         return [node for node in trained.nodes if (node.op, node.target) == (end.op, end.target)][:1]
     returned = next(reversed(trained.nodes)).args[0]
+    if isinstance(returned, fx.Node) and isinstance(returned.target, type) and issubclass(returned.target, tuple):
+        returned = [*returned.args, *returned.kwargs.values()]  # a named tuple is made by a node of its own
     return [each for each in _leaves(returned) if isinstance(each, fx.Node)]
 
 
@@ -154,5 +156,6 @@ def _difference(node: fx.Node, other: fx.Node) -> ConversionError:
     return at_node(other).refused(
         f"in training forward {what} here than in evaluation, where it is {at_node(node)}. Code under `if "
         "self.training` is lost in a converted network, which runs evaluation's. Put it into a module of its own and "
-        "give that a rule (ek.register_rule; ek.rules.drops for a module with p and mode that drops branches)."
+        "give that a rule (ek.register_rule; ek.rules.drops for one that drops branches and has p and mode, or timm's "
+        "drop_prob and scale_by_keep)."
     )
