@@ -87,7 +87,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     network.training = module.training
     if head is not False:
         _begin(network, classifier, answers[-1][1])
-    comparing.compare(network if head is not False else body, module, answers)
+    comparing.compare(network if head is not False else body, answers)
     return network
 
 

@@ -1,4 +1,4 @@
-"""Evaluation mode, or the same random numbers, for a while."""
+"""Evaluation mode, or the random numbers of a seed, for a while."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def same_dice(device: torch.device) -> Iterator[None]:
-    """Random numbers of one seed; on leaving, the generators are where they were."""
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Random numbers of ``seed``; on leaving, the generators of the CPU and of ``device`` are where they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         yield

@@ -36,7 +36,8 @@ def at_node(node: fx.Node) -> Place:
     own = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]
     line = own[-1] if own else frames[-1][0] if frames else ""
     place = f" ({' '.join(line.split())})" if line else ""
-    return Place(f"node {node.name!r} [{node.op} {node.target}]{place}", WAYS_OUT)
+    target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
+    return Place(f"node {node.name!r} [{node.op} {target}]{place}", WAYS_OUT)
 
 
 _HERE = os.path.dirname(__file__) + os.sep

@@ -43,10 +43,13 @@ def record(module: nn.Module) -> fx.Graph:
         vars(each).update({**held, **made})
     changed = [path for path, state in before.items() if state != after.get(path)]
     if changed:
+        owner = module.get_submodule(changed[0].rpartition(".")[0])
+        others = f" (and {len(changed) - 1} others)" if len(changed) > 1 else ""
         raise ConversionError(
-            f"{type(module).__name__}.forward changes {', '.join(map(repr, changed))} of the module whenever it runs "
-            f"(in {'training' if module.training else 'evaluation'} mode). A converted network would not; and what a "
-            "module counts or averages, every task would change. Leave it out, or keep it outside of the module."
+            f"{type(owner).__name__}.forward changes {changed[0]!r}{others} of the module whenever it runs, in "
+            f"{'training' if module.training else 'evaluation'} mode. A converted network would not; and what a module "
+            "counts or averages, every task would change. Leave it out, keep it outside of the module, or give "
+            f"{type(owner).__name__} a rule (ek.register_rule), so that its forward is not looked into."
         )
     return _one_input(graph)
 

@@ -40,7 +40,7 @@ def in_order(module: nn.Module, graph: fx.Graph, trained: fx.Graph) -> bool:
         if reads is None or any(found[a] is not b for a, b in reads):
             return False
         found[node] = other
-    _note(found)
+    _note(module, trained, found)
     return True
 
 
@@ -63,7 +63,7 @@ def from_ends(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: fx.Grap
     if differing:
         order = {node: number for number, node in enumerate(graph.nodes)}
         raise _difference(*min(differing, key=lambda pair: order[pair[0]]))
-    _note(found)
+    _note(module, trained, found)
 
 
 Pairs = list[tuple[fx.Node, fx.Node]]
@@ -86,14 +86,22 @@ def _followed(module: nn.Module, end: fx.Node, other: fx.Node) -> tuple[dict[fx.
     return found, differing
 
 
-def _note(found: dict[fx.Node, fx.Node]) -> None:
-    for node, other in found.items():
-        if "no_grad" in other.meta and node.op != "placeholder":
-            raise at_node(node).refused(
+def _note(module: nn.Module, trained: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:
+    """Tell each node of evaluation its own of training; refuse those that train no longer but would in a network."""
+    learned: set[fx.Node] = set()
+    back = {other: node for node, other in found.items()}
+    for other in trained.nodes:
+        called = other.op == "call_module" and any(True for _ in module.get_submodule(other.target).parameters())
+        if called or other.op == "get_attr" or not learned.isdisjoint(other.all_input_nodes):
+            learned.add(other)
+        if other not in back:
+            continue
+        if "no_grad" in other.meta and other in learned:
+            raise at_node(other).refused(
                 "in training it runs with gradients switched off (torch.no_grad, set_grad_enabled), which a trace does "
                 "not hold: they would flow here. Freeze parameters (requires_grad_(False)) or detach() instead."
             )
-        node.meta["trained"] = other
+        back[other].meta["trained"] = other
 
 
 def _reads(module: nn.Module, node: fx.Node, other: fx.Node) -> Pairs | None:

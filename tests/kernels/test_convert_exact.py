@@ -67,6 +67,18 @@ def test_a_change_in_place_ties_units():
     assert [group.name for group in net.groups] == ["body.a (+1 tied)"]
 
 
+def test_a_change_of_what_only_evaluation_leaves_alone_is_refused():
+    """Dropout returns its input itself in evaluation, and another tensor in training."""
+    module = Plain(lambda s, x: _dropped(s, s.a(x)), a=nn.Linear(6, 8), b=nn.Linear(8, 4), drop=nn.Dropout(0.5))
+    refused(module, like="under another name")
+
+
+def _dropped(s, x):
+    y = s.drop(x)
+    y.relu_()
+    return s.b(x + y)
+
+
 def test_augmented_assignments_of_sizes_are_numbers():
     def run(s, x):
         n = old = x.size(0)
@@ -164,6 +176,11 @@ def remembers(s, x):
     return x
 
 
+class Noise(nn.Module):
+    def forward(self, x):
+        return x + torch.randn_like(x)
+
+
 def only_in_training(change):
     return lambda s, x: change(s, x) if s.training else x
 
@@ -175,6 +192,7 @@ STATE = {
     "another buffer": (replaces_a_buffer, "changes 'mean' of the module"),
     "the last batch": (remembers, "are not the module's"),
     "random numbers": (lambda s, x: x * torch.rand(()), "are not the module's"),
+    "noise in evaluation": (lambda s, x: x, "are not the module's"),
     "a counter in training": (only_in_training(counts_in_a_buffer), "in training mode"),
     "a running mean in training": (only_in_training(averages), "'mean' of the module in place"),
 }
@@ -183,7 +201,10 @@ STATE = {
 @pytest.mark.parametrize("case", STATE)
 def test_state_is_refused(case):
     keep, text = STATE[case]
-    refused(Keeps(keep), like=text)
+    module = Keeps(keep)
+    if case == "noise in evaluation":
+        module = nn.Sequential(Noise(), module)
+    refused(module, like=text)
 
 
 def test_outputs_are_compared_on_a_batch_of_another_size_too():
@@ -202,11 +223,11 @@ def test_outputs_are_compared_on_a_batch_of_another_size_too():
     plain, x = nn.Identity(), torch.randn(2, 6)
     answers = comparing.ask(plain, x, None)
     assert [len(batch) for batch, _ in answers] == [3, 2]
-    comparing.compare(plain, plain, answers)
+    comparing.compare(plain, answers)
     with pytest.raises(ek.ConversionError, match=r"shape \[3, 6\] are not the module's"):
-        comparing.compare(Sized(), plain, answers)
+        comparing.compare(Sized(), answers)
     with pytest.raises(ek.ConversionError, match=r"cannot take a batch of shape \[3, 6\].*two samples"):
-        comparing.compare(Never(), plain, answers)
+        comparing.compare(Never(), answers)
     assert [len(batch) for batch, _ in comparing.ask(Never(), x, None)] == [2, 2], "a module of one batch size"
 
 
@@ -219,9 +240,9 @@ def test_not_a_number_hides_no_difference():
     plain.shift, other.shift = 0.0, 0.1
     answers = comparing.ask(plain, -torch.ones(1, 6), None)
     assert answers[-1][1].isnan().any()
-    comparing.compare(plain, plain, answers)
+    comparing.compare(plain, answers)
     with pytest.raises(ek.ConversionError, match="are not the module's"):
-        comparing.compare(other, plain, answers)
+        comparing.compare(other, answers)
 
 
 def test_what_forward_keeps_to_be_looked_at_does_no_harm():
@@ -285,6 +306,18 @@ def without_gradient(s, x):
         return x * 2
 
 
+def _frozen(layer, x):
+    with torch.no_grad():
+        return layer(x)
+
+
+def test_the_input_needs_no_gradient():
+    take_through(
+        Plain(lambda s, x: s.b(F.relu(s.a(_frozen(lambda x: x * 2 + 1, x)))), a=nn.Linear(6, 8), b=nn.Linear(8, 4)),
+        torch.randn(8, 6),
+    )
+
+
 def hooked(s, x):
     x.register_hook(lambda gradient: gradient * 0.1)
     return x
@@ -318,6 +351,9 @@ IN_TRAINING = {
     "a change of a view": (lambda: in_training(twice_a_view), "'mul_'"),
     "no gradient": (
         lambda: Plain(lambda s, x: s.b(without_gradient(s, s.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 4)), "'mul'"
+    ),
+    "no gradient in both": (
+        lambda: Plain(lambda s, x: s.b(_frozen(s.a, x)), a=nn.Linear(6, 8), b=nn.Linear(8, 4)), "'a'"
     ),
     "softmax in evaluation": (Classified, "'b'"),
 }
