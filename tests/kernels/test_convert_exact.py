@@ -1,5 +1,6 @@
 """ek.convert gives the network that was meant, or refuses: changes in place, code of training, ties, state, hooks."""
 
+import copy
 import operator
 from collections import namedtuple
 
@@ -186,7 +187,7 @@ def averages(s, x):
 
 
 def replaces_a_buffer(s, x):
-    s.mean = s.mean * 0.9
+    s.mean = copy.deepcopy(s.mean)
     return x
 
 
@@ -266,7 +267,7 @@ def test_not_a_number_hides_no_difference():
 
 def test_what_forward_keeps_to_be_looked_at_does_no_harm():
     def keeps(s, x):
-        s.features = x
+        s.features = x if getattr(s, "features", None) is None else s.features.detach()
         return x
 
     module, x = Keeps(keeps), torch.randn(3, 6)
