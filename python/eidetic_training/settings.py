@@ -28,7 +28,7 @@ class TaskSettings:
     first_step: the share that "backoff" removes first.
     tolerance: how far training accuracy may fall below its best, as a share of the best.
     max_recovery_epochs: epochs in which a pruned network may recover to that.
-    polish_epochs: at most so many epochs on the network that pruning left, until they no longer help ("polish").
+    polish_epochs: epochs at the end, on the units that are kept, in which the learning rate falls to zero ("polish").
     keep_at_least: live units that each layer keeps at least, a count or a share of its width. Training accuracy alone
         would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12 units) with demo.md
         (50 units) there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def train_task(
         best = run.train()
         if settings.search != "none":
             run.prune(best)
-            run.polish()
+        run.polish()
     finally:  # halving is this task's affair
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate
@@ -150,19 +151,14 @@ class _TaskRun:
                 share /= 2
 
     def polish(self) -> None:
-        """Train what is left, for as long as that helps: small networks are cheap to train and were cut short."""
-        best, since, kept = -1.0, 0, self.good
-        for _ in range(self.settings.polish_epochs):
-            accuracy = self.epoch("polish")
-            if accuracy > best:
-                best, since, kept = accuracy, 0, self.good
-            else:
-                since += 1
-            if accuracy == 1 or since >= self.settings.patience:
-                break
-        if kept is not self.good:
-            self.network.restore(kept, self.optimizer)
-            self.good = kept
+        """Train what is left while the learning rate falls to zero along half a cosine (Loshchilov and Hutter, 2017):
+        a fixed number of epochs, since accuracy rises to their very end."""
+        groups, epochs = self.optimizer.param_groups, self.settings.polish_epochs
+        rates = [group["lr"] for group in groups]
+        for done in range(epochs):
+            for group, rate in zip(groups, rates):
+                group["lr"] = rate * (1 + math.cos(math.pi * (done + 0.5) / epochs)) / 2
+            self.epoch("polish")
 
     def cut(self, share: float) -> int:
         settings = self.settings
