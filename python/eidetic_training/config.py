@@ -46,6 +46,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "compare": {
         "epochs": 10,  # passes over a task's data, for every method
+        "polish": 0,  # of these, so many at the end let the learning rate fall to zero
         "seeds": 1,  # how many, from `seed` on; each draws its own tasks and weights
         "tasks_known": True,  # methods that share a network out may know how many tasks will come
     },

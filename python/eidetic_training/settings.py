@@ -45,7 +45,7 @@ class TaskSettings:
     first_step: float = 0.5
     tolerance: float = 0.01
     max_recovery_epochs: int = 4
-    polish_epochs: int = 20
+    polish_epochs: int = 10
     keep_at_least: int | float = 0.025
     seed: int = 0
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from eidetic_kernels.optimizers import check_current
 
 from .epoch import NotFinite, count_classes, evaluate, train_epoch
 from .events import Callback, Event, units_of
+from .optimizers import annealed
 from .settings import TaskSettings
 
 
@@ -82,7 +82,7 @@ def train_task(
         if settings.search != "none":
             run.prune(best)
         run.polish()
-    finally:  # halving is this task's affair
+    finally:  # halving and annealing are this task's affair
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate
     if finish:
@@ -151,13 +151,8 @@ class _TaskRun:
                 share /= 2
 
     def polish(self) -> None:
-        """Train what is left while the learning rate falls to zero along half a cosine (Loshchilov and Hutter, 2017):
-        a fixed number of epochs, since accuracy rises to their very end."""
-        groups, epochs = self.optimizer.param_groups, self.settings.polish_epochs
-        rates = [group["lr"] for group in groups]
-        for done in range(epochs):
-            for group, rate in zip(groups, rates):
-                group["lr"] = rate * (1 + math.cos(math.pi * (done + 0.5) / epochs)) / 2
+        """Train what is left at a falling learning rate. The last epoch's weights stay: accuracy rises to the end."""
+        for _ in annealed(self.optimizer, self.settings.polish_epochs):
             self.epoch("polish")
 
     def cut(self, share: float) -> int:

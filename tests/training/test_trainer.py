@@ -569,7 +569,8 @@ def test_settings_and_single_settings_exclude_each_other():
 
 def test_settings_given_whole_are_those_used(play):
     play(0.5, 0.5, 0.5)
-    assert train_task(network(), [blobs()], settings=TaskSettings(search="none", patience=2, polish_epochs=0)).epochs == 3
+    settings = TaskSettings(search="none", patience=2, polish_epochs=0)
+    assert train_task(network(), [blobs()], settings=settings).epochs == 3
 
 
 @pytest.mark.parametrize("when", ["before the first task", "after a task"])

@@ -6,8 +6,7 @@ import eidetic_kernels as ek
 
 
 class MLP(ek.EideticNetwork):
-    """`depth` hidden layers of `width` units: linear, BatchNorm, ReLU and, when asked for, dropout, of which
-    `input_dropout` zeroes inputs.
+    """`depth` hidden layers of `width` units: linear, BatchNorm, ReLU and, when asked for, dropout.
 
     The linear layers have no bias, since BatchNorm's shift follows. The paper's network has two hidden layers
     of 2,000 units.
@@ -16,13 +15,10 @@ class MLP(ek.EideticNetwork):
     """
 
     def __init__(
-        self, in_features: int = 784, width: int = 2000, depth: int = 2, dropout: float = 0.0,
-        input_dropout: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, in_features: int = 784, width: int = 2000, depth: int = 2, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
-        if input_dropout:
-            layers.append(nn.Dropout(input_dropout))
         for fan_in in [in_features] + [width] * (depth - 1):
             layers += [ek.EideticLinear(fan_in, width, bias=False), ek.EideticBatchNorm1d(width), nn.ReLU()]
             if dropout:
