@@ -32,6 +32,7 @@ class TaskSettings:
     keep_at_least: live units that each layer keeps at least, a count or a share of its width. Training accuracy alone
         would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12 units) with demo.md
         (50 units) there.
+    label_smoothing: the share of each label that is spread over all classes in the loss (Szegedy et al., 2016).
     seed: of random importance.
     """
 
@@ -47,6 +48,7 @@ class TaskSettings:
     max_recovery_epochs: int = 4
     polish_epochs: int = 10
     keep_at_least: int | float = 0.025
+    label_smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -68,6 +70,7 @@ class TaskSettings:
         if self.search == "backoff":
             _require(self.step <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
         _require(0 <= self.tolerance < 1, "tolerance must lie in [0, 1)", self.tolerance)
+        _require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
         _require(self.polish_epochs >= 0, "polish_epochs must be 0 or more", self.polish_epochs)
         _require(self.max_recovery_epochs >= 1, "max_recovery_epochs must be 1 or more", self.max_recovery_epochs)
         _require(

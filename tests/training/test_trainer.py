@@ -870,3 +870,20 @@ def test_a_tensor_learning_rate_is_put_back_too(play):
     optimizer = torch.optim.Adam(net.parameters(), torch.tensor(0.01))
     run(net, optimizer, search="none", halve_learning_rate=True)
     assert optimizer.param_groups[0]["lr"] == torch.tensor(0.01)
+
+
+def test_label_smoothing_is_cross_entropys():
+    def trained(**settings):
+        torch.manual_seed(0)
+        net = network((8, 8))
+        optimizer = adam(net)
+        run(net, optimizer, search="none", max_epochs=2, **settings)
+        return state_of(net, optimizer)
+
+    def smooth(logits, y):
+        return F.cross_entropy(logits, y, label_smoothing=0.2)
+
+    assert trained(label_smoothing=0.2) == trained(loss=smooth)
+    assert trained(label_smoothing=0.2) != trained()
+    with pytest.raises(InputError, match="label_smoothing=0.2 is cross-entropy's: smooth labels in your loss"):
+        trained(label_smoothing=0.2, loss=smooth)
