@@ -158,7 +158,7 @@ def test_a_certificate_does_not_compare_bits_that_another_backend_made(monkeypat
     assert not net.certify().notes
     monkeypatch.setattr(backends, "choice", lambda device: "abacus torch")
     certificate = net.certify()
-    assert certificate.ok and "backends abacus torch" in certificate.notes[0]
+    assert certificate.ok and "(here abacus torch)" in certificate.notes[0]
 
 
 # ---- Triton is tried before it is chosen
