@@ -371,7 +371,7 @@ def _layer_norm(old: nn.LayerNorm, where: str) -> EideticLayerNorm:
             f"{where}: LayerNorm over the dimensions {list(old.normalized_shape)} mixes units and positions; only one "
             "over the units alone can be kept task by task."
         )
-    first = type(old).forward is not nn.LayerNorm.forward
+    first = f"{type(old).__module__}.{type(old).__qualname__}" in rules.LAYER_NORMS_2D
     factory = _factory(old) if old.elementwise_affine else {}
     return EideticLayerNorm(
         old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **factory, channels_first=first
@@ -417,7 +417,7 @@ TWINS = {
     f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
     rules.WINDOW_ATTENTION: _window_attention,
     nn.MultiheadAttention: _attention,
-    rules.LAYER_NORM_2D: _layer_norm,
+    **dict.fromkeys((*rules.LAYER_NORMS, *rules.LAYER_NORMS_2D), _layer_norm),
     nn.LayerNorm: _layer_norm,
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
