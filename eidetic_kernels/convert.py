@@ -23,6 +23,7 @@ from .layers import (
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticPReLU,
     EideticRelativeAttention,
     EideticScaledDotProduct,
     EideticWindowAttention,
@@ -378,6 +379,10 @@ def _layer_norm(old: nn.LayerNorm, where: str) -> EideticLayerNorm:
     )
 
 
+def _prelu(old: nn.PReLU, where: str) -> EideticPReLU:
+    return EideticPReLU(old.num_parameters, old.init, **_factory(old))
+
+
 def _attention(old: nn.MultiheadAttention, where: str) -> EideticMultiheadAttention:
     if not old._qkv_same_embed_dim or old.bias_k is not None or old.add_zero_attn:
         raise ConversionError(
@@ -419,6 +424,7 @@ TWINS = {
     nn.MultiheadAttention: _attention,
     **dict.fromkeys((*rules.LAYER_NORMS, *rules.LAYER_NORMS_2D), _layer_norm),
     nn.LayerNorm: _layer_norm,
+    nn.PReLU: _prelu,
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm(EideticBatchNorm1d),

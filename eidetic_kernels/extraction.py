@@ -36,6 +36,7 @@ from .layers import (
     EideticMultiheadAttention,
     EideticParameter,
     EideticPositionNetwork,
+    EideticPReLU,
     EideticRelativeAttention,
     EideticScaledDotProduct,
     EideticWindowAttention,
@@ -321,6 +322,19 @@ def _norm_of(
     return (_filled(norm, weight, bias), None, None) if whole else (norm, weight, bias)
 
 
+def _prelu(prefix: Prefix, layers: Sequence[EideticPReLU]) -> nn.Module:
+    rows = [layer.frozen_weight[units] for layer in layers for _, units in prefix.rows(layer.segments)]
+    slopes = torch.cat(rows) if rows else layers[0].frozen_weight[:0]
+    module = skip_init(nn.PReLU, len(slopes), device=slopes.device, dtype=slopes.dtype)
+    _filled(module, slopes, None)
+    if layers[0].unit_dim == 1:
+        return module
+    graph = fx.Graph()
+    moved = graph.call_function(torch.movedim, (graph.placeholder("x"), -1, 1))
+    graph.output(graph.call_function(torch.movedim, (graph.call_module("prelu", (moved,)), 1, -1)))
+    return fx.GraphModule({"prelu": module}, graph, "Slopes")
+
+
 # How each kind of layer becomes plain: a function of the prefix and the layer's parts (one, as a rule).
 PLAIN: dict[type[SegmentedLayer], Callable[..., nn.Module]] = {
     EideticLinear: _staircase_layer,
@@ -328,6 +342,7 @@ PLAIN: dict[type[SegmentedLayer], Callable[..., nn.Module]] = {
     EideticBatchNorm: _batch_norm,
     EideticGroupedConv2d: _grouped,
     EideticLayerNorm: _layer_norm,
+    EideticPReLU: _prelu,
 }
 
 

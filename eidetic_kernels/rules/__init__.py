@@ -12,7 +12,7 @@ from .attention import attends, attends_in_parts, attends_in_windows
 from .elementwise import casts, passes, refuses, ties, unknown
 from .joins import concatenates, divides, merges_patches, separates, shuffles
 from .known import DROPOUTS, IMAGE_MODULES, LAYER_NORMS, LAYER_NORMS_2D, RELATIVE_ATTENTION, WINDOW_ATTENTION
-from .layers import drops, filters, follows, holds, normalises, produces
+from .layers import drops, filters, follows, holds, normalises, produces, slopes
 from .nodes import value_of
 from .numbers import measures
 from .positions import averages, indexes, pads, passes_images, rolls
@@ -65,6 +65,7 @@ __all__ = [
     "rolls",
     "separates",
     "shuffles",
+    "slopes",
     "squeezes",
     "ties",
     "unknown",

@@ -15,6 +15,7 @@ from ..layers import (
     EideticLayerNorm,
     EideticMultiheadAttention,
     EideticParameter,
+    EideticPReLU,
     EideticRelativeAttention,
     EideticScaledDotProduct,
     EideticStochasticDepth,
@@ -26,7 +27,7 @@ from ..layers import (
 from .attention import attends, attends_in_parts, attends_in_windows
 from .elementwise import casts, drops_by_function, passes, refuses, ties
 from .joins import concatenates, divides, merges_patches, separates, shuffles
-from .layers import drops, filters, follows, holds, normalises, produces
+from .layers import drops, filters, follows, holds, normalises, produces, slopes
 from .numbers import measures
 from .positions import averages, indexes_or_attribute, pads, passes_images, rolls
 from .registry import FUNCTIONS, METHODS, MODULES
@@ -68,6 +69,7 @@ _RANDOM = refuses(
 
 MODULES.update({
     StaircaseLayer: produces, EideticBatchNorm: follows, EideticLayerNorm: normalises, EideticParameter: holds,
+    EideticPReLU: slopes,
     EideticScaledDotProduct: refuses("its queries, keys and values must be heads, units seen as [N, T, heads, size]."),
     EideticGroupedConv2d: filters, EideticMultiheadAttention: attends, EideticWindowAttention: attends_in_windows,
     EideticRelativeAttention: attends_in_parts,

@@ -7,6 +7,8 @@ from typing import Any
 
 from ..graph import Constant, Units
 from ..layers import EideticLinear
+from ..layers.prelu import ONE_SLOPE
+from .shapes import is_folded
 from .step import Step
 
 
@@ -28,6 +30,18 @@ def follows(step: Step) -> Any:
     if getattr(step.first(), "last", False):
         step.refuse("it normalises dimension 1, and the units lie in the last: transpose before it.")
     return _with_residual(step, step.builder.follow(step.path, step.first(), step.where()))
+
+
+def slopes(step: Step) -> Any:
+    """PReLU: a slope for each unit of a layer, or one for all of a task's."""
+    value, module = step.first(), step.module
+    if isinstance(value, Units):
+        if is_folded(value) or (value.last and module.each):
+            step.refuse("its slopes are for units in dimension 1, one column each: put it before flattening.")
+        if not module.each and (len(value.parts) > 1 or value.order is not None):
+            step.refuse(ONE_SLOPE)
+        module.fit(value.width)
+    return step.builder.follow(step.path, value, step.where())
 
 
 def _with_residual(step: Step, value: Any) -> Any:

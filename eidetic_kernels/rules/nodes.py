@@ -149,7 +149,8 @@ def _remedy(module: nn.Module) -> str:
     name = type(module).__name__
     twins = {"Linear": "EideticLinear", "Conv2d": "EideticConv2d"} | {
         f"BatchNorm{d}d": f"EideticBatchNorm{d}d" for d in (1, 2)
-    } | {"LayerNorm": "EideticLayerNorm", "MultiheadAttention": "EideticMultiheadAttention"}
+    } | {"LayerNorm": "EideticLayerNorm", "MultiheadAttention": "EideticMultiheadAttention",
+        "PReLU": "EideticPReLU"}
     if name in twins:
         return f"a plain {name} would be trained by every task and forget: use ek.{twins[name]}."
     if any(True for _ in module.parameters()):
