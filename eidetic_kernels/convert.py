@@ -422,7 +422,7 @@ TWINS = {
     f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
     rules.WINDOW_ATTENTION: _window_attention,
     nn.MultiheadAttention: _attention,
-    **dict.fromkeys((*rules.LAYER_NORMS, *rules.LAYER_NORMS_2D), _layer_norm),
+    **dict.fromkeys(rules.LAYER_NORMS_2D, _layer_norm),
     nn.LayerNorm: _layer_norm,
     nn.PReLU: _prelu,
     nn.Linear: _linear,

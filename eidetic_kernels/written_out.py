@@ -1,7 +1,7 @@
 """Modules written out as what they are made of, where their own forward cannot be traced or hides a layer.
 
 torch's TransformerEncoder chooses a fused kernel by looking at values. What it computes is the same, to rounding: the
-fused kernel for inference has other bits. timm's BatchNorm with an activation calls functions with its own tensors.
+fused kernel for inference has other bits. timm's layers call functions with their own tensors.
 """
 
 from __future__ import annotations
@@ -73,14 +73,19 @@ class NormAct(_Written):
 
 
 _NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"
+# What these compute is what torch's do, whose subclasses they are.
+_SAME = {"timm.layers.linear.Linear": nn.Linear, "timm.layers.norm.LayerNorm": nn.LayerNorm}
 
 
 def write_out(module: nn.Module) -> nn.Module:
     """``module`` with every such module in it, and itself if it is one, written out; changed in place."""
     for name, child in module.named_children():
         setattr(module, name, write_out(child))
-    if f"{type(module).__module__}.{type(module).__qualname__}" == _NORM_ACT:
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    if name == _NORM_ACT:
         return NormAct(module)
+    if name in _SAME:
+        module.__class__ = _SAME[name]
     for plain, written in ((nn.TransformerEncoderLayer, EncoderLayer), (nn.TransformerEncoder, Encoder)):
         if isinstance(module, plain) and type(module).forward is plain.forward:
             return written(module)

@@ -34,7 +34,6 @@ from .registry import FUNCTIONS, METHODS, MODULES
 from .shapes import expands, flattens, permutes, reshapes, squeezes
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
-LAYER_NORMS = ("timm.layers.norm.LayerNorm",)
 LAYER_NORMS_2D = ("torchvision.models.convnext.LayerNorm2d", "timm.layers.norm.LayerNorm2d")
 WINDOW_ATTENTION = "torchvision.models.swin_transformer.ShiftedWindowAttention"
 RELATIVE_ATTENTION = "torchvision.models.maxvit.RelativePositionalMultiHeadAttention"
@@ -75,7 +74,7 @@ MODULES.update({
     EideticRelativeAttention: attends_in_parts,
     # Plain ones have no rule, but ek.convert replaces them whole: tracing must stop there.
     **dict.fromkeys(
-        (*LAYER_NORMS, *LAYER_NORMS_2D, WINDOW_ATTENTION, f"{WINDOW_ATTENTION}V2", RELATIVE_ATTENTION),
+        (*LAYER_NORMS_2D, WINDOW_ATTENTION, f"{WINDOW_ATTENTION}V2", RELATIVE_ATTENTION),
         refuses("every task trains it."),
     ),
     nn.Flatten: flattens, Split: separates, Shuffle: shuffles,

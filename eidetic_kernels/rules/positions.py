@@ -73,6 +73,7 @@ def indexes(step: Step) -> Any:
     else:
         given = (*given, *[slice(None)] * (rank - named))
     unit, dim, places = unit_dim(value, rank), 0, []
+    given = _with_all_units(step, given, unit)
     for each in given:  # ``places``: which dimension each dimension of the result was
         if each is None:
             places.append(None)
@@ -89,6 +90,19 @@ def indexes(step: Step) -> Any:
             step.refuse("pixels were folded into its units: give it other dimensions before flattening.")
         return value
     return placed(step, value, places.index(unit), len(places), places.index(value.batch))
+
+
+def _with_all_units(step: Step, given: tuple[Any, ...], unit: int) -> tuple[Any, ...]:
+    """``given`` without a number in it that says how many units there are (``x[:, :channels]``)."""
+    place = [number for number, each in enumerate(given) if each is not None][unit]
+    each, shape = given[place], step.shape(step.first_argument())
+    if not step.editable or shape is None or not isinstance(each, slice) or not isinstance(each.stop, int):
+        return given
+    if each.start not in (None, 0) or each.step not in (None, 1) or each.stop < shape[unit]:
+        return given
+    given = (*given[:place], slice(None), *given[place + 1 :])
+    step.node.args = (step.node.args[0], given)
+    return given
 
 
 def indexes_or_attribute(step: Step) -> Any:
