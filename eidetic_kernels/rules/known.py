@@ -106,7 +106,7 @@ FUNCTIONS.update({
     **dict.fromkeys((getattr(torch, name) for name in COMBINING), ties),
     **dict.fromkeys((
         F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.hardswish, F.hardsigmoid,
-        F.hardtanh, F.hardshrink, F.sigmoid, F.softplus, F.softshrink, F.softsign, F.tanh, F.tanhshrink, F.threshold,
+        F.hardtanh, F.hardshrink, F.softplus, F.softshrink, F.softsign, F.tanhshrink, F.threshold,
         F.logsigmoid,
     ), passes),
     **dict.fromkeys((

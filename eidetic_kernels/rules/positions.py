@@ -96,12 +96,14 @@ def _with_all_units(step: Step, given: tuple[Any, ...], unit: int) -> tuple[Any,
     """``given`` without a number in it that says how many units there are (``x[:, :channels]``)."""
     place = [number for number, each in enumerate(given) if each is not None][unit]
     each, shape = given[place], step.shape(step.first_argument())
-    if not step.editable or shape is None or not isinstance(each, slice) or not isinstance(each.stop, int):
+    if not isinstance(each, slice) or each.start not in (None, 0) or each.step not in (None, 1):
         return given
-    if each.start not in (None, 0) or each.step not in (None, 1) or each.stop < shape[unit]:
+    numbered = step.editable and shape is not None and isinstance(each.stop, int) and each.stop >= shape[unit]
+    if each.stop is not None and not numbered:
         return given
     given = (*given[:place], slice(None), *given[place + 1 :])
-    step.node.args = (step.node.args[0], given)
+    if numbered:
+        step.node.args = (step.node.args[0], given)
     return given
 
 

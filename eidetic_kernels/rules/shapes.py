@@ -70,6 +70,8 @@ def flattens(step: Step) -> Any:
     if isinstance(value, Units) and value.spatial and known:
         positions = range(start % len(shape), end % len(shape) + 1)
         unit, fewer = unit_dim(value, len(shape)), len(positions) - 1
+        if not fewer:
+            return value
         if unit not in positions and (value.last or 0 not in positions):
             batch = positions.start if value.batch in positions else value.batch - fewer * (value.batch > start)
             return placed(step, value, unit - fewer * value.last, len(shape) - fewer, batch)
