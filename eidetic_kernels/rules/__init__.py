@@ -11,7 +11,7 @@ The rules are in one file a kind; :mod:`.known` says which operation has which.
 from .attention import attends, attends_in_parts, attends_in_windows
 from .elementwise import casts, passes, refuses, ties, unknown
 from .joins import concatenates, divides, merges_patches, separates, shuffles
-from .known import DROPOUTS, IMAGE_MODULES, LAYER_NORMS_2D, RELATIVE_ATTENTION, WINDOW_ATTENTION
+from .known import DROP_PATH, DROPOUTS, IMAGE_MODULES, LAYER_NORMS_2D, RELATIVE_ATTENTION, WINDOW_ATTENTION
 from .layers import drops, filters, follows, holds, normalises, produces, slopes
 from .nodes import value_of
 from .numbers import measures
@@ -24,6 +24,7 @@ OURS = __name__.split(".")[0]
 
 __all__ = [
     "DROPOUTS",
+    "DROP_PATH",
     "FUNCTIONS",
     "IMAGE_MODULES",
     "LAYER_NORMS_2D",

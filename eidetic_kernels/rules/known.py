@@ -38,6 +38,7 @@ LAYER_NORMS_2D = ("torchvision.models.convnext.LayerNorm2d", "timm.layers.norm.L
 WINDOW_ATTENTION = "torchvision.models.swin_transformer.ShiftedWindowAttention"
 RELATIVE_ATTENTION = "torchvision.models.maxvit.RelativePositionalMultiHeadAttention"
 STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth.StochasticDepth"
+DROP_PATH = "timm.layers.drop.DropPath"
 IMAGE_MODULES = (
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.LPPool2d, nn.Upsample,
     nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d, nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d,
@@ -79,6 +80,7 @@ MODULES.update({
     ),
     nn.Flatten: flattens, Split: separates, Shuffle: shuffles,
     EideticDropout: drops, EideticStochasticDepth: drops, STOCHASTIC_DEPTH: drops,
+    DROP_PATH: drops,
     **dict.fromkeys(DROPOUTS, drops),
     **dict.fromkeys((nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU), _RANDOM),
     **dict.fromkeys(IMAGE_MODULES, passes_images),

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 
-from ..errors import ConversionError
 from ..graph import Builder, Constant, Heads, Units
+from ..refusals import Place, at_node
 from .values import Fixed
 
 
@@ -88,19 +86,13 @@ class Step:
             return 0
         return 4 if value.spatial else 2
 
-    def where(self) -> str:
-        """The node and the user's line it comes from: the innermost frame that is not torch's."""
-        frames = re.findall(r'(File "([^"]+)".*\n.*)', self.node.stack_trace or "")
-        frames = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]
-        place = f" ({' '.join(frames[-1].split())})" if frames else ""
-        return f"node {self.node.name!r} [{self.node.op} {self.node.target}]{place}"
+    def where(self) -> Place:
+        """The node and the user's line it comes from, to name in a refusal."""
+        return at_node(self.node)
 
     def refuse(self, reason: str) -> None:
         """Raise ConversionError for this node."""
-        raise ConversionError(
-            f"{self.where()}: {reason}\nWays out: use a layer that keeps units apart, tell what the operation does "
-            "(ek.register_rule), or declare the wiring by hand (connections() on the network)."
-        )
+        raise self.where().refused(reason)
 
 
 Rule = Callable[[Step], Any]

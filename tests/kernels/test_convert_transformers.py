@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conversions import lived_in, take_through, train
+from conversions import assert_teaches, lived_in, take_through, train
 from conversions import recall as answers
 from life import live_tensors, reading
 from small_transformers import TRANSFORMERS, OneLayer, TorchEncoder, converted, make, samples, without_dropout
@@ -308,6 +308,7 @@ def test_refused(case):
     with pytest.raises(ek.ConversionError) as raised:
         ek.convert(module, example)
     message = str(raised.value)
+    assert_teaches(message)
     for line in Path(__file__).read_text().splitlines():  # it quotes the case's own line, which may hold ``text``
         if "lambda" in line:
             message = message.replace(" ".join(line.split()), "")

@@ -47,7 +47,7 @@ CLOSE = {"half": 1e-2, "bfloat16": 1e-1, "float": 1e-5}
 
 
 def uses(book, key, module):
-    for node in tracing.graph_of(module).nodes:
+    for node in tracing.graph_of(module, in_place=True).nodes:
         if book == "module":
             if node.op == "call_module" and type(module.get_submodule(node.target)) is key:
                 return True

@@ -260,15 +260,16 @@ WHOLE = {
     layers.EideticRelativeAttention: lambda: make("maxvit"), known.RELATIVE_ATTENTION: lambda: make("maxvit"),
     layers.EideticStochasticDepth: lambda: make("convnext"), known.STOCHASTIC_DEPTH: lambda: make("convnext"),
     "torchvision.models.convnext.LayerNorm2d": lambda: make("convnext"),
-    "timm.layers.norm.LayerNorm2d": lambda: timm_layers("LayerNorm2d"),
+    "timm.layers.norm.LayerNorm2d": lambda: timm_layers("LayerNorm2d", 6),
+    known.DROP_PATH: lambda: timm_layers("DropPath", 0.3),
 }  # fmt: skip
 
 
-def timm_layers(name):
+def timm_layers(name, *arguments):
     """A small module with one of timm's layers in it."""
     load_torchvision()
     timm = pytest.importorskip("timm.layers", reason="timm is not installed")
-    layer = getattr(timm, name)(6)
+    layer = getattr(timm, name)(*arguments)
     return nn.Sequential(nn.Conv2d(3, 6, 3), layer, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4)), IMAGE
 
 
