@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from . import rearranging, tracing
-from .conversion import comparing, training
+from .conversion import comparing
 from .conversion.attention import attend_by_module
 from .conversion.dropouts import unshare_dropouts
 from .conversion.example import Example
@@ -16,6 +16,7 @@ from .conversion.head import find_head
 from .conversion.in_place import name_changes, remove_unused
 from .conversion.parameters import hold_parameters, refuse_ties
 from .conversion.recording import record, refuse_gradient_hooks
+from .conversion.training import same_in_training
 from .conversion.twins import replace
 from .errors import ConversionError, InputError
 from .network import EideticNetwork
@@ -61,12 +62,10 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     graph, trained = record(plain.eval()), record(plain.train())
     plain.eval()  # training-mode extras (auxiliary classifiers) stay outside of the graph
     answers = comparing.ask(module, example_input, head)
-    alike = training.in_order(plain, graph, trained)
     _run(plain, graph, example_input)
     name_changes(graph)
     node, end, classifier = find_head(plain, graph, head)
-    if not alike:
-        training.from_ends(plain, graph, end, trained, example_input)
+    same_in_training(plain, graph, end, trained, example_input)
     graph.erase_node(next(reversed(graph.nodes)))
     graph.output(node)
     remove_unused(graph)

@@ -27,28 +27,14 @@ _MAY_DIFFER = {
 }
 
 
-def in_order(module: nn.Module, graph: fx.Graph, trained: fx.Graph) -> bool:
-    """Whether the graphs of evaluation and training, both of ``module``, are the same from the first node to the last.
-
-    Nodes of ``graph`` then know theirs of training: ``meta["trained"]``.
-    """
-    found: dict[fx.Node, fx.Node] = {}
-    if len(graph.nodes) != len(trained.nodes):
-        return False
-    for node, other in zip(graph.nodes, trained.nodes):
-        reads = _reads(module, node, other)
-        if reads is None or any(found[a] is not b for a, b in reads):
-            return False
-        found[node] = other
-    _note(module, trained, found)
-    return True
+Pairs = list[tuple[fx.Node, fx.Node]]
 
 
-def from_ends(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: fx.Graph, example: Tensor) -> None:
-    """Find the nodes of ``graph`` that ``end`` is made of in ``trained``, where that holds other nodes too.
+def same_in_training(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: fx.Graph, example: Tensor) -> None:
+    """Refuse ``graph`` up to ``end``, of evaluation, unless ``trained``, of training, makes ``end`` in the same way.
 
-    Outputs beside the first that is the same are training's own (auxiliary classifiers) and left out. Raises
-    ConversionError naming the first node that differs.
+    Outputs of training beside the first that is ``end`` (auxiliary classifiers') are left out. Notes on each node which
+    one of training it is, ``meta["trained"]``. Raises ConversionError naming the first node that differs.
     """
     Example(module, trained, tolerant=True).run(example)
     name_changes(trained, "in training ")
@@ -64,9 +50,6 @@ def from_ends(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: fx.Grap
         order = {node: number for number, node in enumerate(graph.nodes)}
         raise _difference(*min(differing, key=lambda pair: order[pair[0]]))
     _note(module, trained, found)
-
-
-Pairs = list[tuple[fx.Node, fx.Node]]
 
 
 def _followed(module: nn.Module, end: fx.Node, other: fx.Node) -> tuple[dict[fx.Node, fx.Node], Pairs]:

@@ -46,6 +46,7 @@ FOLLOWED = {
     "an operator": lambda: between(lambda s, x: operator.imul(x, 1.5)),
     "a sum": lambda: between(lambda s, x: x.add_(s.c(torch.relu(x))), c=nn.Linear(8, 8)),
     "one after another": lambda: between(lambda s, x: (x.mul_(2.0), x.add_(x), F.relu(x, inplace=True))),
+    "what others read first": lambda: between(lambda s, x: (s.act(x), s.c(x)), act=nn.ReLU(inplace=True), c=nn.Tanh()),
     "dropout": lambda: between(lambda s, x: s.drop(x), drop=nn.Dropout(0.4, inplace=True)),
 }
 
@@ -311,6 +312,11 @@ def _frozen(layer, x):
         return layer(x)
 
 
+def test_constants_made_on_the_way_are_compared_by_value():
+    module, x = in_training_times(2.0)(), torch.randn(3, 6)
+    assert torch.equal(ek.convert(module, x).eval()(x), module.eval()(x))
+
+
 def test_the_input_needs_no_gradient():
     take_through(
         Plain(lambda s, x: s.b(F.relu(s.a(_frozen(lambda x: x * 2 + 1, x)))), a=nn.Linear(6, 8), b=nn.Linear(8, 4)),
@@ -338,6 +344,22 @@ class Classified(nn.Module):
         return x if self.training else x.softmax(1)
 
 
+def in_training_times(number):
+    def run(s, x):
+        return s.b(s.a(x) * torch.tensor(number if s.training else 2.0))
+
+    return lambda: Plain(run, a=nn.Linear(6, 8), b=nn.Linear(8, 4))
+
+
+def two_dropouts(in_evaluation):
+    def run(s, x):
+        x = s.a(x)
+        y = s.drop(x)
+        return s.b(y + (y if s.training == in_evaluation else s.drop(x)))
+
+    return lambda: Plain(run, a=nn.Linear(6, 8), b=nn.Linear(8, 4), drop=nn.Dropout(0.5))
+
+
 IN_TRAINING = {
     "dropped paths": (lambda: nn.Sequential(nn.Linear(6, 8), MyDrop(0.5), nn.Linear(8, 4)), "'mul'"),
     "noise": (lambda: in_training(lambda s, x: x + torch.randn_like(x)), "'add'"),
@@ -355,6 +377,9 @@ IN_TRAINING = {
     "no gradient in both": (
         lambda: Plain(lambda s, x: s.b(_frozen(s.a, x)), a=nn.Linear(6, 8), b=nn.Linear(8, 4)), "'a'"
     ),
+    "another constant": (in_training_times(1.0), "'_tensor_constant"),
+    "one dropout for two": (two_dropouts(True), "'drop'"),
+    "two dropouts for one": (two_dropouts(False), "'drop"),
     "softmax in evaluation": (Classified, "'b'"),
 }
 
