@@ -271,6 +271,14 @@ def test_numbers_of_units_in_shapes_are_looked_up(name):
     pruned_alike(images(COUNTED_IN_SHAPES[name]), torch.randn(2, *IMAGE))
 
 
+def test_a_slice_that_named_all_units_names_those_that_come_later():
+    net = ek.convert(images(COUNTED_IN_SHAPES["all units named"]), torch.randn(2, *IMAGE))
+    net.finish_task()
+    net.widen(12)
+    net.prepare_for_task(1, 3)
+    assert net.groups[0].segments.live == 4 and net(torch.randn(2, *IMAGE)).shape == (2, 3)
+
+
 FLATTENED = {
     "by numbers": lambda x: x.view(-1, 8 * 36), "by a product": lambda x: x.reshape(x.size(0), x.size(1) * 36),
     "by sizes": lambda x: x.view(x.shape[0], x.shape[1] * x.shape[2] * x.shape[3]),
