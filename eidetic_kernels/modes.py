@@ -25,5 +25,7 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Random numbers of ``seed``; on leaving, the generators of the CPU and of ``device`` are where they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reset every device's
+        if device.type == "cuda":
+            torch.cuda.default_generators[device.index].manual_seed(seed)
         yield

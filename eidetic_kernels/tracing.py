@@ -166,6 +166,11 @@ class _Changing(fx.Proxy):
     def __getattr__(self, name: str) -> fx.Proxy:
         return _ChangingAttribute(self, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "grad", "requires_grad"):
+            raise TypeError(f"a trace does not hold that forward sets {name!r} of a tensor")
+        super().__setattr__(name, value)
+
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 

@@ -22,7 +22,7 @@ def name_changes(graph: fx.Graph, when: str = "") -> None:
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
-        for changed, returned in node.meta.pop("changes", {}).items():
+        for changed, returned in _changes(node).items():
             if changed.op == "get_attr":
                 raise at_node(node).refused(
                     f"{when}it changes {changed.target!r} of the module in place whenever it runs, which every task "
@@ -39,6 +39,13 @@ def name_changes(graph: fx.Graph, when: str = "") -> None:
                 user.replace_input_with(changed, node)
         if node.op == "call_function":
             node.target = tracing.IN_PLACE.get(node.target, node.target)
+
+
+def _changes(node: fx.Node) -> dict[fx.Node, bool]:
+    changes = node.meta.pop("changes", {})
+    if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+        changes.setdefault(node.args[0], True)  # detach_ and its like change no number
+    return changes
 
 
 def remove_unused(graph: fx.Graph) -> None:

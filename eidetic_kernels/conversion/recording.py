@@ -38,9 +38,9 @@ def record(module: nn.Module) -> fx.Graph:
     graph = tracing.graph_of(module, _defaults(module), in_place=True)
     after = _state(module)
     for each, held in attributes.items():  # what forward keeps for later (features to look at) is of the trace
-        made = {name: value for name, value in vars(each).items() if name.startswith("_tensor_constant")}
-        vars(each).clear()
-        vars(each).update({**held, **made})
+        for name in [name for name in vars(each) if name not in held and not name.startswith("_tensor_constant")]:
+            del vars(each)[name]
+        vars(each).update(held)
     changed = [path for path, state in before.items() if state != after.get(path)]
     if changed:
         owner = module.get_submodule(changed[0].rpartition(".")[0])

@@ -80,6 +80,16 @@ def _dropped(s, x):
     return s.b(x + y)
 
 
+@pytest.mark.parametrize("change", ["detach_", "requires_grad_", "squeeze_"])
+def test_a_change_of_anything_but_numbers_is_not_dropped(change):
+    refused(between(lambda s, x: getattr(x, change)()), like=f"node '{change}' [call_method {change}]")
+
+
+@pytest.mark.parametrize("name", ["data", "requires_grad"])
+def test_a_tensor_that_is_told_something_is_refused(name):
+    refused(between(lambda s, x: setattr(x, name, None)), like=f"forward sets {name!r} of a tensor")
+
+
 def test_augmented_assignments_of_sizes_are_numbers():
     def run(s, x):
         n = old = x.size(0)
@@ -90,11 +100,19 @@ def test_augmented_assignments_of_sizes_are_numbers():
     assert torch.equal(net.body.eval()(x), run(net.body, x))
 
 
-def test_the_example_is_not_changed():
+def test_the_example_and_the_dice_are_not_changed():
+    """But for what fresh heads are drawn with, whatever the example."""
+    module = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
     x = torch.randn(4, 6)
-    before = x.clone()
-    ek.convert(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), x)
-    assert torch.equal(x, before)
+    before, after = x.clone(), []
+    for rows in (1, 2, 4):
+        torch.manual_seed(3)
+        ek.convert(module, x[:rows])
+        after.append(torch.rand(4))
+        torch.manual_seed(4)
+        ek.convert(module, x[:rows])
+        assert not torch.equal(torch.rand(4), after[-1])
+    assert torch.equal(x, before) and all(torch.equal(each, after[0]) for each in after)
 
 
 def _augment(x):
