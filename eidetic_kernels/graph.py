@@ -86,7 +86,8 @@ class Units:
     ``spatial``: it has dimensions beside that one and the batch, ``pixels`` positions of them where that is known.
     ``flat``: they were folded into dimension 1, each unit being a block of ``pixels`` columns. ``order``: where they
     were shuffled, the place in ``drafts``, side by side, of the unit that the original has at each position. ``last``:
-    the units lie in the last dimension, after the positions (tokens [N, T, C], images with channels last).
+    the units lie in the last dimension, after the positions (tokens [N, T, C], images with channels last). ``batch``:
+    which dimension holds the samples.
     """
 
     drafts: tuple[Draft, ...]
@@ -95,6 +96,7 @@ class Units:
     pixels: int | None = 1
     order: tuple[int, ...] | None = None
     last: bool = False
+    batch: int = 0
 
     @property
     def parts(self) -> tuple[Draft, ...]:
@@ -295,6 +297,9 @@ class Builder:
                 f"{value.name}: it must have a slice for each unit of one group, here in dimension {dim}. What all "
                 "units share would be trained by every task."
             )
+        if width > 1:  # the tensor's own dimension: those of size 1 may have come or gone on the way
+            larger = [place for place, size in enumerate(module.shape) if size > 1]
+            dim = larger[-sum(size > 1 for size in constant.shape[dim:])]
         module.orient(dim)
         value.parts[0].norms[name] = self._once(name, value, where)
         return value
@@ -326,7 +331,7 @@ class Builder:
                 "units are combined with the network's input, which belongs to no task and cannot be "
                 "pruned with them. Put a layer (a 1x1 convolution, say) on the input's side."
             )
-        if (a.width, a.flat, a.spatial, a.last) != (b.width, b.flat, b.spatial, b.last):
+        if (a.width, a.flat, a.spatial, a.last, a.batch) != (b.width, b.flat, b.spatial, b.last, b.batch):
             raise where.refused(
                 f"{a.width} units are combined with {b.width}; both sides must be as wide and of "
                 "the same form (image, flattened image, flat, or tokens with their units last)."
@@ -341,7 +346,7 @@ class Builder:
             self._unite(left.root(), right.root())
         # A gate has one pixel, and is spread over the other operand's.
         pixels = a.pixels if b.pixels in (1, a.pixels) else b.pixels if a.pixels == 1 else None
-        return Units(a.parts, a.spatial, a.flat, pixels, a.order, a.last)
+        return replace(a, drafts=a.parts, pixels=pixels)
 
     def concatenate(self, values: Sequence[Any], where: Place) -> Any:
         """The value of a concatenation in dimension 1: the groups side by side."""

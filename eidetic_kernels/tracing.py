@@ -20,6 +20,7 @@ from .layers import (
     EideticConv2d,
     EideticDropout,
     EideticGroupedConv2d,
+    EideticPReLU,
     EideticStochasticDepth,
     Parts,
     Shared,
@@ -34,7 +35,9 @@ IN_PLACE = {
     operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
     operator.ior: operator.or_, operator.ixor: operator.xor,
 }  # fmt: skip
-_ON_IMAGES = (EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, nn.Dropout2d, *rules.IMAGE_MODULES)
+_ON_IMAGES = (
+    EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, EideticPReLU, nn.Dropout2d, *rules.IMAGE_MODULES,
+)  # fmt: skip
 
 
 def trace(network: nn.Module) -> Wiring:
@@ -129,7 +132,9 @@ def _declared(builder: Builder, path: str, value: Any) -> Any:
         raise where.refused(f"the network has no module {path!r}.")
     if isinstance(module, StaircaseLayer):
         return builder.produce(path, value, where)
-    if isinstance(module, (EideticBatchNorm, EideticGroupedConv2d)):
+    if isinstance(module, (EideticBatchNorm, EideticGroupedConv2d, EideticPReLU)):
+        if isinstance(module, EideticPReLU) and isinstance(value, Units):
+            module.fit(value.width)
         return builder.follow(path, value, where)
     if isinstance(module, (*rules.DROPOUTS, EideticDropout, EideticStochasticDepth)):
         return builder.drop(path, value, where)

@@ -17,6 +17,7 @@ from ..layers import (
     EideticLayerNorm,
     EideticLinear,
     EideticMultiheadAttention,
+    EideticPReLU,
     EideticRelativeAttention,
     EideticWindowAttention,
     EideticWindowAttentionV2,
@@ -104,11 +105,15 @@ def _layer_norm(old: nn.LayerNorm, where: Place) -> EideticLayerNorm:
             f"LayerNorm over the dimensions {list(old.normalized_shape)} mixes units and positions; only one "
             "over the units alone can be kept task by task."
         )
-    first = type(old).forward is not nn.LayerNorm.forward
+    first = f"{type(old).__module__}.{type(old).__qualname__}" in rules.LAYER_NORMS_2D
     factory = _factory(old) if old.elementwise_affine else {}
     return EideticLayerNorm(
         old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **factory, channels_first=first
     )
+
+
+def _prelu(old: nn.PReLU, where: Place) -> EideticPReLU:
+    return EideticPReLU(old.num_parameters, old.init, **_factory(old))
 
 
 def _attention(old: nn.MultiheadAttention, where: Place) -> EideticMultiheadAttention:
@@ -150,8 +155,9 @@ TWINS = {
     f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
     rules.WINDOW_ATTENTION: _window_attention,
     nn.MultiheadAttention: _attention,
-    rules.LAYER_NORM_2D: _layer_norm,
+    **dict.fromkeys(rules.LAYER_NORMS_2D, _layer_norm),
     nn.LayerNorm: _layer_norm,
+    nn.PReLU: _prelu,
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.BatchNorm1d: _batch_norm(EideticBatchNorm1d),
