@@ -16,6 +16,7 @@ from eidetic_kernels.errors import ForgettingError, InputError
 from . import models
 from .callbacks import Progress, Recorder
 from .data import Task, TensorLoader, permuted, several, split_classes
+from .devices import find_device
 from .epoch import evaluate
 from .events import Callback
 from .inputs import Inputs
@@ -90,7 +91,7 @@ def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
 
 def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     """A fresh network; whatever the configuration gets wrong of model, optimizer or device is raised here."""
-    _device(config["device"])
+    find_device(config["device"])
     torch.manual_seed(config["seed"])
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
     network.wiring  # noqa: B018  raises what cannot be wired
@@ -113,7 +114,7 @@ def _begin(config, run: RunFolder, network: EideticNetwork, tasks: list[Task]) -
             network.save(run.network_path)
     else:
         run.record_inputs(Inputs.of(tasks))
-    return network.to(_device(config["device"])), done
+    return network.to(find_device(config["device"])), done
 
 
 def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t: int, callbacks) -> None:
@@ -130,7 +131,7 @@ def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t
     )
     train_task(
         network,
-        tasks[t].train_loader(data["batch_size"], config["seed"], _device(config["device"])),
+        tasks[t].train_loader(data["batch_size"], config["seed"], find_device(config["device"])),
         make_optimizer(optimizer["name"], network.parameters(), **_arguments(optimizer)),
         settings=TaskSettings.of_dict(settings),
         callbacks=callbacks,
@@ -151,7 +152,7 @@ def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t
 def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], callbacks) -> None:
     options = {key: value for key, value in config["router"].items() if key != "train"}
     size = options["batch_size"]
-    loaders = [task.train_loader(size, config["seed"], _device(config["device"])) for task in tasks]
+    loaders = [task.train_loader(size, config["seed"], find_device(config["device"])) for task in tasks]
     torch.manual_seed((config["seed"] << 16) + len(tasks))
     train_router(network, loaders, seed=config["seed"], callbacks=callbacks, **options)
     hits = samples = 0
@@ -185,7 +186,7 @@ def _units(share: float | str | None, network: EideticNetwork, remaining: int) -
 def _multiple(config: dict[str, Any]) -> int:
     """Of how many units a task's share of a layer is a multiple."""
     multiple = config["capacity"]["multiple"]
-    return multiple if multiple != "auto" else ALIGNED if _device(config["device"]).type == "cuda" else 1
+    return multiple if multiple != "auto" else ALIGNED if find_device(config["device"]).type == "cuda" else 1
 
 
 def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy: float) -> str:
@@ -198,17 +199,6 @@ def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy:
 def _common_shape(data: dict[str, Any]) -> tuple[int, int, int] | None:
     side = data["resolution"]
     return None if side is None else (3, side, side)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is unknown or cannot be used here: {error}") from error
-    return device
 
 
 def _arguments(table: dict[str, Any]) -> dict[str, Any]:

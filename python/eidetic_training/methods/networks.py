@@ -29,7 +29,8 @@ class PlainNetwork(nn.Module):
         super().__init__()
         self.columns = sum(source.columns(None) for source in net.wiring.features)
         self.tied = any(len(group.producers) > 1 for group in net.groups)
-        self.body = _Body(net)
+        with next(net.parameters()).device:
+            self.body = _Body(net)
         self.task_heads = nn.ModuleList()
 
     def add_head(self, num_classes: int) -> nn.Linear:
