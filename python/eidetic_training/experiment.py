@@ -15,7 +15,7 @@ from eidetic_kernels.errors import ForgettingError, InputError
 
 from . import models
 from .callbacks import Progress, Recorder
-from .data import Task, TensorLoader, permuted, several, split_classes
+from .data import Task, TensorLoader, hold_out, permuted, several, split_classes
 from .devices import find_device
 from .epoch import evaluate
 from .events import Callback
@@ -32,12 +32,14 @@ ALIGNED = 16  # units; kernels and tensor cores load and multiply so many half-p
 
 
 def run_experiment(
-    config: dict[str, Any], folder: str | Path, callbacks: tuple[Callback, ...] = (), say: Callable[[str], None] = print
-) -> RunFolder:
+    config: dict[str, Any], folder: str | Path, callbacks: tuple[Callback, ...] = (),
+    say: Callable[[str], None] = print, progress: Progress | None = None,
+) -> RunFolder:  # fmt: skip
     """Learn the configuration's tasks one after another, then train the router; everything is kept in ``folder``.
 
     A run that was cut short goes on after its last finished task, and ends with the same weights as one that was not:
-    each task draws from its own random stream. Raises ForgettingError if any finished task's test logits differ, in
+    each task draws from its own random stream. ``progress`` is told of every event and finished task; a bar, when left
+    out. Raises ForgettingError if any finished task's test logits differ, in
     a single bit, from those taken when it was learned.
     """
     started = time.perf_counter()
@@ -46,7 +48,7 @@ def run_experiment(
     run = RunFolder.create(folder, config)
     network, done = _begin(config, run, network, tasks)
     network.align(_multiple(config))
-    progress = Progress(len(tasks), done)
+    progress = progress or Progress(len(tasks), done)
     recorder = Recorder(run, started)
     if done:
         progress.say(f"{run.path}: continuing after task {done - 1}")
@@ -65,7 +67,13 @@ def run_experiment(
 
 
 def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
-    """The sequence of tasks that a configuration's table ``data`` describes."""
+    """The tasks to learn, as a configuration's table ``data`` describes them."""
+    tasks = _sequence(data, seed)[: data.get("learn_first")]
+    share = data.get("held_out")
+    return tasks if share is None else [hold_out(task, share, seed) for task in tasks]
+
+
+def _sequence(data: dict[str, Any], seed: int) -> list[Task]:
     common = {"folder": data["folder"]}
     augment = {} if data["augment"] else {"augment": None}
     if data["sequence"] == "several":
@@ -77,6 +85,11 @@ def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
     if data["sequence"] == "permuted":
         return permuted(data["source"], data["tasks"], seed, **common)
     return split_classes(data["source"], data["tasks"], **augment, **common)
+
+
+def _planned(data: dict[str, Any]) -> int:
+    """How many tasks the sequence has, whether or not all are learned."""
+    return len(data["source"]) if data["sequence"] == "several" else data["tasks"]
 
 
 def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
@@ -121,13 +134,14 @@ def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t
     data, optimizer = config["data"], config["optimizer"]
     torch.manual_seed((config["seed"] << 16) + t)
     settings = dict(config["task"])
-    if t == len(tasks) - 1 and not config["capacity"]["prune_last"]:
+    left = _planned(data) - t
+    if left == 1 and not config["capacity"]["prune_last"]:
         settings["search"] = "none"
     network.prepare_for_task(
         t,
         tasks[t].num_classes,
         forward_transfer=config["capacity"]["forward_transfer"],
-        max_units=_units(config["capacity"]["share"], network, len(tasks) - t),
+        max_units=_units(config["capacity"]["share"], network, left),
     )
     train_task(
         network,

@@ -435,7 +435,7 @@ def test_reproduce_runs_one_row(settings, tmp_path, eidetic):
     status, out, _ = eidetic("reproduce", "table3-digits", "--run", folder, "--row", "backoff", *arguments)
     assert status == 0
     assert "# table3-digits" in out and "| backoff | 1 |" in out and "paper's search |" not in out
-    assert {path.name for path in folder.iterdir()} == {"backoff-seed0", "table.md"}
+    assert {path.name for path in folder.iterdir()} == {"backoff-seed0", "table3-digits.md"}
     failing(eidetic("reproduce", "table3", "--row", "l9", "--run", folder), "eidetic reproduce: table3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--seeds", "0", "--run", folder), "one seed or more")
     with pytest.raises(SystemExit):

@@ -7,7 +7,6 @@ from tiny_runs import WIDTH, write_data
 from eidetic_kernels.errors import InputError
 from eidetic_training import TaskSettings, models
 from eidetic_training import config as configuration
-from eidetic_training import reproduce as module
 from eidetic_training.report import summary
 from eidetic_training.reproduce import PAPER, REPRODUCTIONS, reproduce
 from eidetic_training.runs import RunFolder
@@ -28,7 +27,7 @@ def test_every_built_in_configuration_loads_and_builds_its_network(name):
 
 def settings(name, row):
     plan = REPRODUCTIONS[name]
-    changes = [f"{key}={module._toml(value)}" for key, value in plan.variants[row].items()]
+    changes = [f"{key}={configuration.toml_value(value)}" for key, value in plan.variants[row].items()]
     config = configuration.load(plan.config, changes)
     return config, TaskSettings.of_dict(config["task"])
 
@@ -82,7 +81,7 @@ def cells(text, row):
 def test_a_tiny_one_from_end_to_end_and_again(tiny, tmp_path, monkeypatch):
     said = []
     text = reproduce("table7-mnist", tmp_path, tiny, 2, ["l1, paper's search", "l2, backoff"], said.append)
-    assert (tmp_path / "table.md").read_text() == text
+    assert (tmp_path / "table7-mnist.md").read_text() == text
     assert [line for line in said if line.startswith("table7")] == [
         f"table7-mnist, {row}, seed {seed}" for seed in range(2) for row in ("l1, paper's search", "l2, backoff")
     ]

@@ -1,0 +1,341 @@
+"""Sweeps: what a trial measures, what is left behind; neither interruptions nor company change what is tried."""
+
+import multiprocessing
+import statistics
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny_runs import make_config, write_data
+
+from eidetic_kernels.capacity import Capacity, CapacityRow
+from eidetic_kernels.errors import InputError, NonFiniteLossError
+from eidetic_training import config as configuration
+from eidetic_training import experiment
+from eidetic_training import sweep as module
+from eidetic_training.data import hold_out
+from eidetic_training.experiment import run_experiment
+from eidetic_training.report import summary
+from eidetic_training.runs import RunFolder
+from eidetic_training.search_space import SweepSettings
+from eidetic_training.sweep import finished_trials, sweep, work
+
+optuna = pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
+SPACE = {"optimizer.lr": {"low": 0.005, "high": 0.05, "log": True}, "task": {"importance": ["l1", "l2"]}}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    torch.set_num_threads(1)
+    return write_data(tmp_path_factory.mktemp("images"))
+
+
+def config_of(folder, /, **settings):
+    settings = {"trials": 3, "tasks": 2, "held_out": 0.25, "space": SPACE, **settings}
+    task = {"max_epochs": 2, "max_recovery_epochs": 1, "polish_epochs": 0, "step": 0.3}
+    return make_config(folder, model={"width": 18}, task=task, sweep=settings, capacity={"share": "even"})
+
+
+def quietly(config, folder, workers=1):
+    return sweep(config, folder, workers, say=lambda line: None)
+
+
+def trials_of(config, folder):
+    with module._study(optuna, folder, SweepSettings.of_dict(config["sweep"])) as study:
+        return finished_trials(study)
+
+
+def found(config, folder):
+    """What was tried and what came of it, best first."""
+    over = trials_of(config, folder)
+    results = [trial.user_attrs.get("result", {}) for trial in over]
+    return [(t.params, t.value, t.state.name, r.get("by_task"), r.get("used")) for t, r in zip(over, results)]
+
+
+def pretended(config, path, say, progress):
+    """Stands for run_experiment: an accuracy that only the learning rate decides, at once."""
+    run = RunFolder.create(path, config)
+    accuracy = 1 - abs(config["optimizer"]["lr"] - 0.02) * 10
+    for task in range(2):
+        run.record_capacity(task, Capacity((CapacityRow("all", 10, frozen=(2,) * (task + 1), live=0),)))
+        for past in range(task + 1):
+            run.record_test(task, past, accuracy)
+        progress.task_done("")
+    return run
+
+
+# ---- one sweep
+
+
+@pytest.fixture(scope="module")
+def swept(data, tmp_path_factory):
+    """(configuration, folder, the text) of a sweep by one worker; not to be changed."""
+    config, folder = config_of(data), tmp_path_factory.mktemp("sweeps") / "swept"
+    return config, folder, quietly(config, folder)
+
+
+def test_a_trial_learns_the_first_tasks_and_is_measured_on_what_is_held_out(swept, data, tmp_path):
+    config, folder, _ = swept
+    for trial in trials_of(config, folder):
+        values = {"optimizer.lr": trial.params["optimizer.lr"], "task.importance": trial.params["task.importance"]}
+        protocol = {"data.learn_first": 2, "data.held_out": 0.25, "router.train": False}
+        alone = configuration.changed({**config, "sweep": {}}, {**values, **protocol})
+        run = run_experiment(alone, tmp_path / trial.user_attrs["folder"], say=lambda line: None)
+        ends = [task.end for task in summary(run).tasks]
+        result = trial.user_attrs["result"]
+        assert result["by_task"] == ends and len(ends) == 2
+        assert trial.value == sum(ends) / 2
+        assert result["epochs"] == summary(run).epochs
+
+
+def test_what_is_left_behind(swept):
+    config, folder, text = swept
+    assert {path.name for path in folder.iterdir()} == {
+        "sweep.json", "sweep.lock", "study.db", "trials", "table.md", "best.toml",
+    }  # fmt: skip
+    assert sorted(path.name for path in (folder / "trials").iterdir()) == ["000", "001", "002"]
+    for path in (folder / "trials").iterdir():
+        assert (path / "tests.csv").is_file() and not list(path.rglob("*.safetensors"))
+    assert (folder / "table.md").read_text() == text + "\n"
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    assert rows[0] == ["trial", "accuracy, held out", "by task", "units", "epochs", "s", "optimizer.lr",
+                       "task.importance"]  # fmt: skip
+    over = trials_of(config, folder)
+    assert [row[0] for row in rows[2:]] == [trial.user_attrs["folder"] for trial in over]
+    values = [float(row[1]) for row in rows[2:]]
+    assert values == sorted(values, reverse=True) == [round(100 * trial.value, 2) for trial in over]
+    assert rows[2][2] == " / ".join(f"{100 * each:.1f}" for each in over[0].user_attrs["result"]["by_task"])
+    assert rows[2][6:] == [f"{over[0].params['optimizer.lr']:.4g}", over[0].params["task.importance"]]
+
+
+def test_the_best_configuration_is_the_sweep_s_with_the_best_values_and_all_the_data(swept):
+    config, folder, _ = swept
+    best = trials_of(config, folder)[0]
+    loaded = configuration.load(folder / "best.toml")
+    assert loaded == configuration.changed({**config, "sweep": {}}, best.params)
+    assert loaded["optimizer"]["lr"] == best.params["optimizer.lr"] != config["optimizer"]["lr"]
+    assert loaded["data"]["held_out"] is None and loaded["data"]["learn_first"] is None
+    assert f"# Trial {best.user_attrs['folder']} of a sweep" in (folder / "best.toml").read_text()
+
+
+def test_nothing_is_run_again_and_more_trials_may_come(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    first = quietly(config_of(data), tmp_path / "run")
+    said = []
+    assert sweep(config_of(data), tmp_path / "run", say=said.append) == first and said == []
+    more = sweep(config_of(data, trials=5), tmp_path / "run", say=said.append)
+    assert [line.split(":")[0] for line in said] == ["4 of 5 trials", "5 of 5 trials"]
+    assert set(first.splitlines()) < set(more.splitlines()) and len(more.splitlines()) == 7
+
+
+def test_test_sets_are_never_looked_at(swept, tmp_path, monkeypatch):
+    class Never:
+        def __getattr__(self, name):
+            raise AssertionError("a test set was looked at")
+
+    real = experiment._sequence
+    monkeypatch.setattr(
+        experiment, "_sequence", lambda data, seed: [replace(task, test=Never()) for task in real(data, seed)]
+    )
+    config, folder, _ = swept
+    quietly(config, tmp_path / "run")
+    assert found(config, tmp_path / "run") == found(config, folder)
+
+
+# ---- interruptions and company
+
+
+def test_an_interrupted_sweep_goes_on_within_the_trial_and_ends_as_if_undisturbed(swept, tmp_path, monkeypatch):
+    config, folder, text = swept
+    real, learned = experiment.train_task, []
+
+    def interrupted(network, *arguments, **options):
+        learned.append(network.current_task)
+        if len(learned) == 4:  # the second task of the second trial
+            raise KeyboardInterrupt
+        return real(network, *arguments, **options)
+
+    monkeypatch.setattr(experiment, "train_task", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "table.md").exists()
+    quietly(config, tmp_path / "run")
+    assert learned == [0, 1, 0, 1, 1, 0, 1]
+    assert found(config, tmp_path / "run") == found(config, folder)
+    names = sorted(path.name for path in (tmp_path / "run" / "trials").iterdir())
+    assert len(names) == 3 and names[:2] == ["000", "001"]
+
+
+def test_the_sampler_goes_on_as_if_undisturbed_once_it_learns_from_trials(data, tmp_path, monkeypatch):
+    config = config_of(data, trials=12)
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    quietly(config, tmp_path / "whole")
+    begun = []
+
+    def interrupted(config, path, say, progress):
+        begun.append(path)
+        if len(begun) in (3, 12):
+            raise KeyboardInterrupt
+        return pretended(config, path, say, progress)
+
+    monkeypatch.setattr(module, "run_experiment", interrupted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            quietly(config, tmp_path / "cut")
+    quietly(config, tmp_path / "cut")
+    assert len(begun) == 14
+    assert found(config, tmp_path / "cut") == found(config, tmp_path / "whole")
+    assert len({params["optimizer.lr"] for params, *_ in found(config, tmp_path / "cut")}) == 12
+
+
+def stall(config, folder, connection):
+    """A worker that stands still in its first trial."""
+
+    def stalled(config, path, say, progress):
+        connection.send(path)
+        connection.recv()
+
+    module.run_experiment = stalled
+    work(config, folder, say=lambda line: None)
+
+
+def test_workers_share_trials_and_a_killed_one_s_is_taken_over(data, tmp_path, monkeypatch):
+    config, folder = config_of(data, trials=4), tmp_path / "run"
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    module._begin(folder, config)
+    here, there = multiprocessing.Pipe()
+    other = multiprocessing.get_context("spawn").Process(target=stall, args=(config, folder, there))
+    other.start()
+    try:
+        assert here.poll(60)
+        stalled = here.recv()
+        quietly(config, folder)
+        assert len(found(config, folder)) == 3, "one is in work elsewhere"
+    finally:
+        other.kill()
+        other.join()
+    said = []
+    sweep(config, folder, say=said.append)
+    assert [line.split(":")[0] for line in said] == ["4 of 4 trials"]
+    (last,) = [trial for trial in trials_of(config, folder) if trial.number == 4]
+    assert folder / "trials" / last.user_attrs["folder"] == stalled
+    quietly(config, tmp_path / "whole")
+    assert found(config, folder) == found(config, tmp_path / "whole")
+
+
+def test_two_workers_here_try_what_one_tries(swept, tmp_path):
+    config, folder, _ = swept
+    threads = torch.get_num_threads()
+    quietly(config, tmp_path / "run", workers=2)
+    assert found(config, tmp_path / "run") == found(config, folder)
+    assert torch.get_num_threads() == threads
+
+
+def test_a_worker_that_fails_is_told(data, tmp_path, capfd):
+    config = config_of(data, trials=2, space={"optimizer.betas": [1, 2]})
+    with pytest.raises(InputError, match=r"trial 00\d \({'optimizer.betas': ") as error:
+        quietly(config, tmp_path / "run", workers=2)
+    assert "optimizer adamw" in str(error.value)
+    assert multiprocessing.active_children() == []
+
+
+# ---- bad trials
+
+
+def test_a_trial_whose_loss_is_not_finite_is_worth_nothing(data, tmp_path, monkeypatch):
+    def exploding(config, path, say, progress):
+        if config["task"]["importance"] == "l1":
+            raise NonFiniteLossError("the loss became nan")
+        return pretended(config, path, say, progress)
+
+    monkeypatch.setattr(module, "run_experiment", exploding)
+    config = config_of(data, trials=8)
+    lines = quietly(config, tmp_path / "run").splitlines()[2:]
+    kinds = [params["task.importance"] for params, *_ in found(config, tmp_path / "run")]
+    assert len(set(kinds)) == 2 and kinds == sorted(kinds, reverse=True)
+    assert [line.split("|")[2:4] == [" 0.00 ", " loss not finite "] for line in lines] == [k == "l1" for k in kinds]
+
+
+def test_bad_trials_are_given_up_after_a_task_where_that_is_asked_for(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    config = config_of(data, trials=10, prune=True)
+    text = quietly(config, tmp_path / "run")
+    over = trials_of(config, tmp_path / "run")
+    states = [trial.state.name for trial in over]
+    given_up = states.count("PRUNED")
+    assert 0 < given_up <= 5 and states == ["COMPLETE"] * (10 - given_up) + ["PRUNED"] * given_up
+    assert text.count("| given up |") == given_up
+    for trial in over:
+        tests = RunFolder(tmp_path / "run" / "trials" / trial.user_attrs["folder"]).tests
+        before = [other.value for other in over[: 10 - given_up] if other.number < trial.number]
+        bad = len(before) >= 5 and trial.value < statistics.median(before)
+        assert bad == (trial.state.name == "PRUNED") == (max(row.learned for row in tests) == 0)
+
+
+def test_bad_trials_come_to_their_end_where_nothing_else_is_asked_for(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    config = config_of(data, trials=8)
+    quietly(config, tmp_path / "run")
+    assert {state for _, _, state, *_ in found(config, tmp_path / "run")} == {"COMPLETE"}
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize(
+    "settings, workers, message",
+    [
+        ({"space": {}}, 1, r"(?s)has no sweep.space.*\[sweep.space\]"),
+        ({}, 0, "one worker or more; got 0"),
+        ({"space": {"task.step": [0.1, 7]}}, 1, r"step must lie in \(0, 1\]; got 7"),
+        ({"space": {"task.stp": [0.1, 0.2]}}, 1, "unknown setting 'stp'"),
+        ({"space": {"capacity.shrae": [0.1, 0.2]}}, 1, "unknown key capacity.shrae"),
+        ({"space": {"optimizer.name": ["adam", "adma"]}}, 1, "optimizer.name must be one of"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_runs(data, tmp_path, settings, workers, message):
+    with pytest.raises(InputError, match=message):
+        quietly(config_of(data, **settings), tmp_path / "run", workers)
+    assert not (tmp_path / "run").exists()
+
+
+def test_optuna_is_asked_for_by_the_extra_s_name(data, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)  # importing it raises
+    with pytest.raises(InputError, match=r'pip install "eidetic-kernels\[sweep\]"'):
+        quietly(config_of(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_folders_are_left_alone(data, swept, tmp_path):
+    config, folder, _ = swept
+    before = (folder / "table.md").read_text()
+    for other in (config_of(data, tasks=1), {**config, "seed": 1}, config_of(data, space={"task.step": [0.1, 0.2]})):
+        with pytest.raises(InputError, match="holds a sweep of another configuration"):
+            quietly(other, folder)
+    assert (folder / "table.md").read_text() == before
+    (tmp_path / "thesis.txt").write_text("all of it")
+    for path in (tmp_path, tmp_path / "thesis.txt"):
+        with pytest.raises(InputError, match="exists and holds no sweep"):
+            quietly(config, path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_optuna_s_messages_are_as_before(swept):
+    config, folder, _ = swept
+    before = optuna.logging.get_verbosity()
+    quietly(config, folder)
+    assert optuna.logging.get_verbosity() == before
+
+
+def test_permuted_tasks_hold_out_the_same_images(data):
+    config = config_of(data)
+    whole = experiment.make_tasks(config["data"], 0)
+    tasks = experiment.make_tasks({**config["data"], "held_out": 0.25, "learn_first": 2}, 0)
+    assert len(tasks) == 2
+    for task, all_of_it in zip(tasks, whole):
+        expected = hold_out(all_of_it, 0.25, 0)
+        assert torch.equal(task.test.images, expected.test.images)
+    order = tasks[1].permutation
+    plain = tasks[0].test.images.flatten(2)[:, :, order].view(tasks[1].test.images.shape)
+    assert torch.equal(plain, tasks[1].test.images)
