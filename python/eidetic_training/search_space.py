@@ -99,7 +99,7 @@ def _flat(space: Mapping[str, Any], prefix: str) -> dict[str, Choice | Range]:
     found: dict[str, Choice | Range] = {}
     for name, given in space.items():
         key = f"{prefix}{name}"
-        if isinstance(given, Mapping) and not any(part in given for part in _RANGE):
+        if isinstance(given, Mapping) and "low" not in given and "high" not in given:
             found |= _flat(given, f"{key}.")
             continue
         if key not in KEYS and (key.split(".")[0] not in TABLES or key in TABLES):

@@ -432,8 +432,8 @@ def test_sweep_prints_the_trials_and_writes_what_train_takes(settings, tmp_path,
             "task.polish_epochs=0", "router.train=false"]  # fmt: skip
     arguments = [part for each in sets for part in ("--set", each)]
     folder = tmp_path / "swept"
-    status, out, _ = eidetic("sweep", settings, "--run", folder, *arguments)
-    assert status == 0
+    status, out, err = eidetic("sweep", settings, "--run", folder, *arguments)
+    assert status == 0, err
     assert "1 of 2 trials: " in out and (folder / "table.md").read_text() in out
     assert f"eidetic train {folder / 'best.toml'}" in out
     status, out, _ = eidetic("train", folder / "best.toml", "--run", tmp_path / "run")

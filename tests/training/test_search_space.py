@@ -22,7 +22,7 @@ class Drawn:
 def test_ranges_and_lists_by_dotted_key_quoted_or_nested():
     space = {
         "optimizer.lr": {"low": 1e-4, "high": 1, "log": True},
-        "task": {"importance": ["l1", "l2"], "patience": {"low": 1, "high": 3}},
+        "task": {"importance": ["l1", "l2"], "patience": {"low": 1, "high": 3}, "step": [0.1, 0.2]},
         "data.batch_size": [32, 64],
         "model.dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
     }
@@ -31,6 +31,7 @@ def test_ranges_and_lists_by_dotted_key_quoted_or_nested():
         "optimizer.lr": Range(1e-4, 1, True),
         "task.importance": Choice(("l1", "l2")),
         "task.patience": Range(1, 3),
+        "task.step": Choice((0.1, 0.2)),
         "data.batch_size": Choice((32, 64)),
         "model.dropout": Range(0.0, 0.5, step=0.1),
     }
@@ -38,6 +39,7 @@ def test_ranges_and_lists_by_dotted_key_quoted_or_nested():
         ("float", "optimizer.lr", 1e-4, 1, {"log": True}),
         ("choice", "task.importance", ("l1", "l2")),
         ("int", "task.patience", 1, 3, {"log": False}),
+        ("choice", "task.step", (0.1, 0.2)),
         ("choice", "data.batch_size", (32, 64)),
         ("float", "model.dropout", 0.0, 0.5, {"log": False, "step": 0.1}),
     ]

@@ -16,6 +16,7 @@ from eidetic_training import experiment
 from eidetic_training import sweep as module
 from eidetic_training.data import hold_out
 from eidetic_training.experiment import run_experiment
+from eidetic_training.locks import Lock
 from eidetic_training.report import summary
 from eidetic_training.runs import RunFolder
 from eidetic_training.search_space import SweepSettings
@@ -222,6 +223,21 @@ def test_workers_share_trials_and_a_killed_one_s_is_taken_over(data, tmp_path, m
     assert folder / "trials" / last.user_attrs["folder"] == stalled
     quietly(config, tmp_path / "whole")
     assert found(config, folder) == found(config, tmp_path / "whole")
+
+
+def test_trials_are_given_out_by_one_process_at_a_time(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    ask, free = optuna.study.Study.ask, []
+
+    def asked(study, *arguments):
+        other = Lock(tmp_path / "run" / "sweep.lock")
+        free.append(other.acquire(wait=0))
+        other.release()
+        return ask(study, *arguments)
+
+    monkeypatch.setattr(optuna.study.Study, "ask", asked)
+    quietly(config_of(data, trials=2), tmp_path / "run")
+    assert free == [False, False]
 
 
 def test_two_workers_here_try_what_one_tries(swept, tmp_path):
