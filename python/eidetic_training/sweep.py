@@ -204,7 +204,7 @@ def _lock_path(folder: Path, trial: Any) -> Path:
 def _run_trial(optuna, study, trial, config: Mapping[str, Any], settings: SweepSettings, folder: Path) -> None:
     """Learn the first tasks with the trial's values, and tell the study what came of it."""
     path = folder / "trials" / trial.user_attrs["folder"]
-    watch = _Watch(path, settings.tasks, trial if settings.prune else None)
+    watch = _Watch(path, settings.tasks, trial)
     try:
         run = run_experiment(trial_config(config, settings, trial.params), path, say=lambda line: None, progress=watch)
     except NonFiniteLossError:  # as bad as can be: the sampler learns to keep away
@@ -231,19 +231,18 @@ def _run_trial(optuna, study, trial, config: Mapping[str, Any], settings: SweepS
 
 
 class _Watch(Progress):
-    """Shows nothing; after each task it tells the trial, if there is one, what has come of it so far."""
+    """Shows nothing; after each task it tells the trial what has come of it so far, and ends it if that is bad."""
 
-    def __init__(self, path: Path, tasks: int, trial: Any | None):
+    def __init__(self, path: Path, tasks: int, trial: Any):
         super().__init__(tasks, file=io.StringIO())
         self.path, self.trial = path, trial
 
     def task_done(self, line: str) -> None:
-        if self.trial is not None:
-            scores = RunFolder(self.path).tests
-            learned = scores[-1].learned
-            self.trial.report(statistics.mean(s.accuracy for s in scores if s.learned == learned), learned)
-            if self.trial.should_prune():
-                raise _optuna().TrialPruned()
+        scores = RunFolder(self.path).tests
+        learned = scores[-1].learned
+        self.trial.report(statistics.mean(s.accuracy for s in scores if s.learned == learned), learned)
+        if self.trial.should_prune():
+            raise _optuna().TrialPruned()
 
 
 @contextmanager

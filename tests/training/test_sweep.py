@@ -1,72 +1,31 @@
-"""Sweeps: what a trial measures, what is left behind; neither interruptions nor company change what is tried."""
+"""Sweeps: what a trial measures, what is left behind, what is refused."""
 
-import multiprocessing
 import statistics
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
-from tiny_runs import make_config, write_data
+from small_sweeps import config_of, found, pretended, quietly, trials_of
+from tiny_runs import write_data
 
-from eidetic_kernels.capacity import Capacity, CapacityRow
 from eidetic_kernels.errors import InputError, NonFiniteLossError
 from eidetic_training import config as configuration
 from eidetic_training import experiment
 from eidetic_training import sweep as module
 from eidetic_training.data import hold_out
 from eidetic_training.experiment import run_experiment
-from eidetic_training.locks import Lock
 from eidetic_training.report import summary
 from eidetic_training.runs import RunFolder
-from eidetic_training.search_space import SweepSettings
-from eidetic_training.sweep import finished_trials, sweep, work
+from eidetic_training.sweep import sweep
 
 optuna = pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
-SPACE = {"optimizer.lr": {"low": 0.005, "high": 0.05, "log": True}, "task": {"importance": ["l1", "l2"]}}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     torch.set_num_threads(1)
     return write_data(tmp_path_factory.mktemp("images"))
-
-
-def config_of(folder, /, **settings):
-    settings = {"trials": 3, "tasks": 2, "held_out": 0.25, "space": SPACE, **settings}
-    task = {"max_epochs": 2, "max_recovery_epochs": 1, "polish_epochs": 0, "step": 0.3}
-    return make_config(folder, model={"width": 18}, task=task, sweep=settings, capacity={"share": "even"})
-
-
-def quietly(config, folder, workers=1):
-    return sweep(config, folder, workers, say=lambda line: None)
-
-
-def trials_of(config, folder):
-    with module._study(optuna, folder, SweepSettings.of_dict(config["sweep"])) as study:
-        return finished_trials(study)
-
-
-def found(config, folder):
-    """What was tried and what came of it, best first."""
-    over = trials_of(config, folder)
-    results = [trial.user_attrs.get("result", {}) for trial in over]
-    return [(t.params, t.value, t.state.name, r.get("by_task"), r.get("used")) for t, r in zip(over, results)]
-
-
-def pretended(config, path, say, progress):
-    """Stands for run_experiment: an accuracy that only the learning rate decides, at once."""
-    run = RunFolder.create(path, config)
-    accuracy = 1 - abs(config["optimizer"]["lr"] - 0.02) * 10
-    for task in range(2):
-        run.record_capacity(task, Capacity((CapacityRow("all", 10, frozen=(2,) * (task + 1), live=0),)))
-        for past in range(task + 1):
-            run.record_test(task, past, accuracy)
-        progress.task_done("")
-    return run
-
-
-# ---- one sweep
 
 
 @pytest.fixture(scope="module")
@@ -144,118 +103,6 @@ def test_test_sets_are_never_looked_at(swept, tmp_path, monkeypatch):
     assert found(config, tmp_path / "run") == found(config, folder)
 
 
-# ---- interruptions and company
-
-
-def test_an_interrupted_sweep_goes_on_within_the_trial_and_ends_as_if_undisturbed(swept, tmp_path, monkeypatch):
-    config, folder, text = swept
-    real, learned = experiment.train_task, []
-
-    def interrupted(network, *arguments, **options):
-        learned.append(network.current_task)
-        if len(learned) == 4:  # the second task of the second trial
-            raise KeyboardInterrupt
-        return real(network, *arguments, **options)
-
-    monkeypatch.setattr(experiment, "train_task", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        quietly(config, tmp_path / "run")
-    assert not (tmp_path / "run" / "table.md").exists()
-    quietly(config, tmp_path / "run")
-    assert learned == [0, 1, 0, 1, 1, 0, 1]
-    assert found(config, tmp_path / "run") == found(config, folder)
-    names = sorted(path.name for path in (tmp_path / "run" / "trials").iterdir())
-    assert len(names) == 3 and names[:2] == ["000", "001"]
-
-
-def test_the_sampler_goes_on_as_if_undisturbed_once_it_learns_from_trials(data, tmp_path, monkeypatch):
-    config = config_of(data, trials=12)
-    monkeypatch.setattr(module, "run_experiment", pretended)
-    quietly(config, tmp_path / "whole")
-    begun = []
-
-    def interrupted(config, path, say, progress):
-        begun.append(path)
-        if len(begun) in (3, 12):
-            raise KeyboardInterrupt
-        return pretended(config, path, say, progress)
-
-    monkeypatch.setattr(module, "run_experiment", interrupted)
-    for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
-            quietly(config, tmp_path / "cut")
-    quietly(config, tmp_path / "cut")
-    assert len(begun) == 14
-    assert found(config, tmp_path / "cut") == found(config, tmp_path / "whole")
-    assert len({params["optimizer.lr"] for params, *_ in found(config, tmp_path / "cut")}) == 12
-
-
-def stall(config, folder, connection):
-    """A worker that stands still in its first trial."""
-
-    def stalled(config, path, say, progress):
-        connection.send(path)
-        connection.recv()
-
-    module.run_experiment = stalled
-    work(config, folder, say=lambda line: None)
-
-
-def test_workers_share_trials_and_a_killed_one_s_is_taken_over(data, tmp_path, monkeypatch):
-    config, folder = config_of(data, trials=4), tmp_path / "run"
-    monkeypatch.setattr(module, "run_experiment", pretended)
-    module._begin(folder, config)
-    here, there = multiprocessing.Pipe()
-    other = multiprocessing.get_context("spawn").Process(target=stall, args=(config, folder, there))
-    other.start()
-    try:
-        assert here.poll(60)
-        stalled = here.recv()
-        quietly(config, folder)
-        assert len(found(config, folder)) == 3, "one is in work elsewhere"
-    finally:
-        other.kill()
-        other.join()
-    said = []
-    sweep(config, folder, say=said.append)
-    assert [line.split(":")[0] for line in said] == ["4 of 4 trials"]
-    (last,) = [trial for trial in trials_of(config, folder) if trial.number == 4]
-    assert folder / "trials" / last.user_attrs["folder"] == stalled
-    quietly(config, tmp_path / "whole")
-    assert found(config, folder) == found(config, tmp_path / "whole")
-
-
-def test_trials_are_given_out_by_one_process_at_a_time(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "run_experiment", pretended)
-    ask, free = optuna.study.Study.ask, []
-
-    def asked(study, *arguments):
-        other = Lock(tmp_path / "run" / "sweep.lock")
-        free.append(other.acquire(wait=0))
-        other.release()
-        return ask(study, *arguments)
-
-    monkeypatch.setattr(optuna.study.Study, "ask", asked)
-    quietly(config_of(data, trials=2), tmp_path / "run")
-    assert free == [False, False]
-
-
-def test_two_workers_here_try_what_one_tries(swept, tmp_path):
-    config, folder, _ = swept
-    threads = torch.get_num_threads()
-    quietly(config, tmp_path / "run", workers=2)
-    assert found(config, tmp_path / "run") == found(config, folder)
-    assert torch.get_num_threads() == threads
-
-
-def test_a_worker_that_fails_is_told(data, tmp_path, capfd):
-    config = config_of(data, trials=2, space={"optimizer.betas": [1, 2]})
-    with pytest.raises(InputError, match=r"trial 00\d \({'optimizer.betas': ") as error:
-        quietly(config, tmp_path / "run", workers=2)
-    assert "optimizer adamw" in str(error.value)
-    assert multiprocessing.active_children() == []
-
-
 # ---- bad trials
 
 
@@ -293,7 +140,10 @@ def test_bad_trials_come_to_their_end_where_nothing_else_is_asked_for(data, tmp_
     monkeypatch.setattr(module, "run_experiment", pretended)
     config = config_of(data, trials=8)
     quietly(config, tmp_path / "run")
-    assert {state for _, _, state, *_ in found(config, tmp_path / "run")} == {"COMPLETE"}
+    over = found(config, tmp_path / "run")
+    assert {state for _, _, state, *_ in over} == {"COMPLETE"}
+    values = [value for _, value, *_ in over]
+    assert values == sorted(set(values), reverse=True)
 
 
 # ---- refusals
@@ -340,8 +190,11 @@ def test_other_folders_are_left_alone(data, swept, tmp_path):
 def test_optuna_s_messages_are_as_before(swept):
     config, folder, _ = swept
     before = optuna.logging.get_verbosity()
-    quietly(config, folder)
-    assert optuna.logging.get_verbosity() == before
+    for verbosity in (optuna.logging.INFO, optuna.logging.ERROR):
+        optuna.logging.set_verbosity(verbosity)
+        quietly(config, folder)
+        assert optuna.logging.get_verbosity() == verbosity
+    optuna.logging.set_verbosity(before)
 
 
 def test_permuted_tasks_hold_out_the_same_images(data):
