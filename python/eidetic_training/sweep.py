@@ -46,7 +46,8 @@ def sweep(config: Mapping[str, Any], folder: Path, workers: int = 1, say: Say = 
     mean accuracy, over these tasks at the end, on what is held out. The test sets are never looked at. All trials have
     the configuration's seed. A sweep that was cut short goes on, the trials in work after their last finished tasks,
     and tries what an undisturbed one would have tried. The same sweep may be begun in several processes, which then
-    share its trials; ``workers`` begins so many here, dividing torch's threads among them.
+    share its trials (``workers`` begins so many here, dividing torch's threads among them); what the sampler has learned
+    when it draws a trial then depends on which are finished, after its first ten.
 
     Raises InputError for settings or a space that cannot be, without Optuna, and for a folder that holds another sweep.
     """
@@ -173,7 +174,7 @@ def _next_trial(
         taken = len(study.get_trials(deepcopy=False, states=(state.RUNNING, state.COMPLETE, state.PRUNED)))
         if taken >= settings.trials:
             return None
-        # A sampler of its own for each trial: what is tried does not depend on who tries it, or on interruptions.
+        # A sampler of its own for each trial: what is tried does not depend on interruptions.
         study.sampler = optuna.samplers.TPESampler(seed=((config["seed"] << 16) + taken) % 2**32)
         trial = study.ask()
         trial.set_user_attr("folder", trial.user_attrs.get("folder", f"{trial.number:03d}"))

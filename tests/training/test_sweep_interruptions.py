@@ -1,4 +1,4 @@
-"""Neither interruptions nor company change what a sweep tries, or what comes of it."""
+"""Interruptions change nothing of what a sweep tries, or of what comes of it; processes share its trials."""
 
 import multiprocessing
 
