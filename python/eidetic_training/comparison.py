@@ -148,10 +148,10 @@ def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence
     device, build = find_device(config["device"]), functools.partial(models.build, model.pop("name"), **model)
     if optimizer.keys() - {"name", "lr"}:
         raise InputError("a comparison's optimizer has a name and a learning rate (lr) only: methods make their own.")
+    epochs, polish = config["compare"]["epochs"], config["compare"]["polish"]
     conditions = Conditions(
-        lambda: build(tasks[0].train.shape).to(device), config["compare"]["epochs"], optimizer["name"],
-        optimizer["lr"], seed,
-    )  # fmt: skip
+        lambda: build(tasks[0].train.shape).to(device), epochs, optimizer["name"], optimizer["lr"], seed, polish
+    )
     arguments = dict(config["methods"].get(name, {}))
     if name == "eidetic":
         arguments = {**config["task"], **arguments}

@@ -46,8 +46,8 @@ def sweep(config: Mapping[str, Any], folder: Path, workers: int = 1, say: Say = 
     mean accuracy, over these tasks at the end, on what is held out. The test sets are never looked at. All trials have
     the configuration's seed. A sweep that was cut short goes on, the trials in work after their last finished tasks,
     and tries what an undisturbed one would have tried. The same sweep may be begun in several processes, which then
-    share its trials (``workers`` begins so many here, dividing torch's threads among them); then what is tried after the
-    sampler's first ten draws depends on which trials are finished by then.
+    share its trials (``workers`` begins so many here, dividing torch's threads among them); then what is tried, after
+    the sampler's first ten draws, depends on which trials are finished by then.
 
     Raises InputError for settings or a space that cannot be, without Optuna, and for a folder that holds another sweep.
     """
