@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from eidetic_kernels.errors import EideticError, InputError, NonFiniteLossError
+from eidetic_kernels.errors import CapacityError, EideticError, InputError, NonFiniteLossError
 
 from . import config as configuration
 from .callbacks import Progress
@@ -86,7 +86,7 @@ def work(config: Mapping[str, Any], folder: Path, say: Say = print) -> None:
                 _run_trial(optuna, study, trial, config, settings, folder)
             finally:
                 lock.release()
-            lock.path.unlink()
+            lock.path.unlink(missing_ok=True)
             done = finished_trials(study)
             (this,) = [each for each in done if each.number == trial.number]
             values = ", ".join(f"{key} {_shown(value)}" for key, value in this.params.items())
@@ -96,7 +96,11 @@ def work(config: Mapping[str, Any], folder: Path, say: Say = print) -> None:
 def finished_trials(study: Any) -> list[Any]:
     """The trials of an Optuna study that are over, given up ones last, best first."""
     over = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
-    return sorted(over, key=lambda trial: (trial.state.name == "PRUNED", -(trial.value or 0.0), trial.number))
+
+    def rank(trial):
+        return trial.state.name == "PRUNED", -(trial.value or 0.0), int(trial.user_attrs["folder"])
+
+    return sorted(over, key=rank)
 
 
 def table(trials: list[Any], settings: SweepSettings) -> str:
@@ -195,7 +199,7 @@ def _take_over(study: Any, state: Any, left: Any, settings: SweepSettings, folde
         if left.params.keys() == settings.values().keys():  # all of its values had been chosen
             study.enqueue_trial(left.params, user_attrs={"folder": left.user_attrs["folder"]})
     lock.release()
-    lock.path.unlink()
+    lock.path.unlink(missing_ok=True)
 
 
 def _lock_path(folder: Path, trial: Any) -> Path:
@@ -208,12 +212,12 @@ def _run_trial(optuna, study, trial, config: Mapping[str, Any], settings: SweepS
     watch = _Watch(path, settings.tasks, trial)
     try:
         run = run_experiment(trial_config(config, settings, trial.params), path, say=lambda line: None, progress=watch)
-    except NonFiniteLossError:  # as bad as can be: the sampler learns to keep away
-        trial.set_user_attr("note", "loss not finite")
+    except (NonFiniteLossError, CapacityError) as error:  # as bad as can be: the sampler learns to keep away
+        trial.set_user_attr("note", "no units left" if isinstance(error, CapacityError) else "loss not finite")
         study.tell(trial, 0.0)
     except optuna.TrialPruned:
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
-    except EideticError as error:
+    except InputError as error:
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         raise InputError(f"trial {trial.user_attrs['folder']} ({trial.params}): {error}") from error
     else:

@@ -9,7 +9,7 @@ import torch
 from small_sweeps import config_of, found, pretended, quietly, trials_of
 from tiny_runs import write_data
 
-from eidetic_kernels.errors import InputError, NonFiniteLossError
+from eidetic_kernels.errors import CapacityError, InputError, NonFiniteLossError
 from eidetic_training import config as configuration
 from eidetic_training import experiment
 from eidetic_training import sweep as module
@@ -106,18 +106,22 @@ def test_test_sets_are_never_looked_at(swept, tmp_path, monkeypatch):
 # ---- bad trials
 
 
-def test_a_trial_whose_loss_is_not_finite_is_worth_nothing(data, tmp_path, monkeypatch):
-    def exploding(config, path, say, progress):
+@pytest.mark.parametrize(
+    "error, note",
+    [(NonFiniteLossError("it is nan"), "loss not finite"), (CapacityError("nothing is free"), "no units left")],
+)
+def test_a_trial_that_cannot_learn_is_worth_nothing(data, tmp_path, monkeypatch, error, note):
+    def failing(config, path, say, progress):
         if config["task"]["importance"] == "l1":
-            raise NonFiniteLossError("the loss became nan")
+            raise error
         return pretended(config, path, say, progress)
 
-    monkeypatch.setattr(module, "run_experiment", exploding)
-    config = config_of(data, trials=8)
+    monkeypatch.setattr(module, "run_experiment", failing)
+    config = config_of(data, trials=5)
     lines = quietly(config, tmp_path / "run").splitlines()[2:]
     kinds = [params["task.importance"] for params, *_ in found(config, tmp_path / "run")]
     assert len(set(kinds)) == 2 and kinds == sorted(kinds, reverse=True)
-    assert [line.split("|")[2:4] == [" 0.00 ", " loss not finite "] for line in lines] == [k == "l1" for k in kinds]
+    assert [line.split("|")[2:4] == [" 0.00 ", f" {note} "] for line in lines] == [k == "l1" for k in kinds]
 
 
 def test_bad_trials_are_given_up_after_a_task_where_that_is_asked_for(data, tmp_path, monkeypatch):
