@@ -405,7 +405,7 @@ def test_progress_of_one_s_own_is_told_of_events_and_tasks(data, tmp_path):
         def close(self):
             told.append("closed")
 
-    config = make_config(data, data={"tasks": 1}, task={"search": "none", "max_epochs": 1})
+    config = make_config(data, data={"tasks": 1}, task={"search": "none", "max_epochs": 1, "polish_epochs": 0})
     run_experiment(config, tmp_path / "run", say=lambda line: None, progress=Told())
     assert told == ["train", "finish", "task 0", "closed"]
 
