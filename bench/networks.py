@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.layers import EideticBatchNorm1d, EideticBatchNorm2d, EideticConv2d, EideticLinear
 from eidetic_training import models
+from eidetic_training.methods.networks import PlainNetwork
 
 SEGMENTS = 5
 STATES = ((0, 100), (50, 50), (50, 25), (50, 10), (90, 10))
@@ -70,48 +70,15 @@ def eidetic(subject: Subject, frozen: int, live: int, segments: int = SEGMENTS) 
     return net.train()
 
 
-def dense(subject: Subject) -> nn.Module:
-    """The plain torch.nn network that the eidetic one replaces: the same forward, the same weights."""
+def dense(subject: Subject) -> PlainNetwork:
+    """The plain torch.nn network that the eidetic one replaces: the same forward, the same weights, and a linear head.
+
+    Its layers stand in ``body`` under the eidetic network's names.
+    """
     torch.manual_seed(0)
-    net = subject.build()
-    features = net.wiring.features
-    columns = sum(source.columns(None) for source in features)
-    return Dense(net, columns).train()
-
-
-class Dense(nn.Module):
-    """``net``'s own forward over torch's layers, and a linear head."""
-
-    def __init__(self, net: EideticNetwork, features: int):
-        super().__init__()
-        self.run = type(net).forward
-        for name, child in net.named_children():
-            if name != "heads":
-                setattr(self, name, _plain(child))
-        self.classifier = nn.Linear(features, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classifier(self.run(self, x))
-
-
-def _plain(module: nn.Module) -> nn.Module:
-    """``module`` with this package's layers replaced by torch's, weights kept."""
-    if isinstance(module, EideticLinear):
-        plain = nn.Linear(module.in_features, module.out_features, module.bias is not None)
-    elif isinstance(module, EideticConv2d):
-        plain = nn.Conv2d(
-            module.in_channels, module.out_channels, module.kernel_size, *module.geometry, bias=module.bias is not None
-        )
-    elif isinstance(module, EideticBatchNorm1d):
-        plain = nn.BatchNorm1d(module.num_features)
-    elif isinstance(module, EideticBatchNorm2d):
-        plain = nn.BatchNorm2d(module.num_features)
-    else:
-        for name, child in module.named_children():
-            setattr(module, name, _plain(child))
-        return module
-    plain.load_state_dict(module.state_dict())
-    return plain
+    plain = PlainNetwork(subject.build())
+    plain.add_head(CLASSES)
+    return plain.train()
 
 
 def state_bytes(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:

@@ -35,7 +35,7 @@ def masked(subject: Subject, frozen: int, live: int) -> nn.Module:
     that: this peer pays for masks only, not for freezing.
     """
     plain, net = dense(subject), eidetic(subject, frozen, live)
-    modules = dict(plain.named_modules())
+    modules = dict(plain.body.named_modules())
     for path, layer in net.named_modules():
         if not isinstance(layer, StaircaseLayer) or path.startswith("heads"):
             continue

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 SMOKE = {"EIDETIC_BENCH_SMOKE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}"}
@@ -49,6 +50,28 @@ def test_what_a_step_needs_is_what_the_dense_network_needs_while_nothing_is_froz
     # Half frozen in five tasks, a tenth live, as the design counts it: 15 % of a dense step's multiply-adds.
     part = limit.work(networks.eidetic(subject, 50, 10), subject.data()[0])
     assert (part.forward + part.backward) / (whole.forward + whole.backward) == pytest.approx(0.15, abs=0.01)
+
+
+@pytest.mark.parametrize("model, shape", [("mlp", (12,)), ("resnet18", (3, 8, 8))])
+def test_dense_is_the_eidetic_network_s_twin_and_masks_leave_what_it_holds(model, shape, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    networks, peers = importlib.import_module("networks"), importlib.import_module("peers")
+    subject = networks.Subject(model, shape, 6, 10)
+    x = subject.data()[0]
+    plain, net = networks.dense(subject), networks.eidetic(subject, 0, 100)
+    assert not any(type(module).__module__.startswith("eidetic_kernels") for module in plain.modules())
+    assert plain(x).shape == (6, networks.CLASSES)
+    torch.testing.assert_close(plain.features(x), net.compute_features(x))
+    net = networks.eidetic(subject, 50, 10)
+    layers = {name: each for name, each in net.named_modules() if hasattr(each, "mask") and "heads" not in name}
+    for path, module in peers.masked(subject, 50, 10).body.named_modules():
+        if path in layers:
+            weights = module.weight.flatten(2) if module.weight.dim() == 4 else module.weight[:, :, None]
+            mask = layers.pop(path).mask()
+            held = torch.zeros(weights.shape[:2])
+            held[: mask.shape[0], : mask.shape[1]] = mask
+            assert torch.equal(weights.any(2), held > 0)
+    assert not layers
 
 
 def test_comparing_two_result_files(tmp_path, monkeypatch, capsys):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tolerances import assert_close, assert_same_bits
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
 
 def load(name):

@@ -1,4 +1,4 @@
-"""The command ``eidetic``: train, compare, predict, export, report, plot, certify."""
+"""The command ``eidetic``: train, sweep, compare, reproduce, predict, export, routing, report, plot, certify."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .methods import METHODS
 from .reproduce import REPRODUCTIONS, reproduce
 from .routing import routing_report
 from .runs import RunFolder
+from .sweep import sweep
 
 EXIT_FORGOTTEN, EXIT_ERROR = 1, 2
 
@@ -65,16 +66,27 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
     compare.set_defaults(run_command=_compare)
 
-    repeat = commands.add_parser("reproduce", help="repeat one of the paper's tables", description=(
+    search = commands.add_parser("sweep", help="search for hyperparameters", description=(
+        "Try the values of a configuration's sweep.space on a part of the training sets held out (the paper's section "
+        "4), print the trials best first, and write the best configuration for `eidetic train`. The same command again "
+        "continues; begun twice, it shares the trials. Needs the extra 'sweep' (Optuna)."))  # fmt: skip
+    search.add_argument("config", help="a TOML file, or a built-in one such as sweep-digits")
+    search.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
+                        help="override a value, e.g. --set sweep.trials=50")  # fmt: skip
+    search.add_argument("--workers", type=int, default=1, help="processes that share the trials (default: 1)")
+    search.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
+    search.set_defaults(run_command=_sweep)
+
+    repeat = commands.add_parser("reproduce", help="repeat one of the paper's tables or figures", description=(
         "Run the configurations of one of the paper's tables, its search and ours, and print them beside the paper's "
-        "figures. The same command again continues. There are: " + "; ".join(
+        "numbers, or draw one of its figures. The same command again continues. There are: " + "; ".join(
             f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items()) + "."))  # fmt: skip
     repeat.add_argument("name", choices=list(REPRODUCTIONS), metavar="NAME", help=", ".join(REPRODUCTIONS))
     repeat.add_argument("--seeds", type=int, default=1, help="how many, from 0 on (default: 1)")
     repeat.add_argument("--row", action="append", dest="rows", help="only this row of the table; may be repeated")
     repeat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                         help="override a value in every row, e.g. --set data.folder=data/mnist")  # fmt: skip
-    repeat.add_argument("--run", type=Path, help="the folder of all its runs (default: runs/NAME)")
+    repeat.add_argument("--run", type=Path, help="the folder of all its runs (default: runs/ and their name)")
     repeat.set_defaults(run_command=_reproduce)
 
     predict = commands.add_parser("predict", help="classify images, no task id needed", description=(
@@ -144,8 +156,15 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"Everything is in {folder}.")
 
 
+def _sweep(arguments: argparse.Namespace) -> None:
+    config = configuration.load(arguments.config, arguments.overrides)
+    folder = arguments.run or Path("runs") / config["name"]
+    print(f"\n{sweep(config, folder, arguments.workers)}\n")
+    print(f"Everything is in {folder}. The best, on all the data: eidetic train {folder / 'best.toml'}")
+
+
 def _reproduce(arguments: argparse.Namespace) -> None:
-    folder = arguments.run or Path("runs") / arguments.name
+    folder = arguments.run or Path("runs") / REPRODUCTIONS[arguments.name].runs_of(arguments.name)
     print(reproduce(arguments.name, folder, arguments.overrides, arguments.seeds, arguments.rows))
 
 

@@ -16,6 +16,7 @@ from eidetic_kernels.errors import InputError
 
 from . import metrics, models
 from .data import Task
+from .devices import find_device
 from .methods import METHODS, Conditions, Method
 from .runs import environment
 from .tables import read_json, write_json
@@ -27,13 +28,16 @@ AT_ONCE = ("joint",)  # learns all tasks together, so there is no accuracy "when
 @dataclass(frozen=True)
 class Result:
     """One method with one seed. ``matrix[l][t]``: test accuracy of task t after task l (a joint method has one row);
-    ``numbers``: float32 numbers kept to answer for all tasks; ``used``: share of the units, where a method has units.
+    ``numbers``: float32 numbers kept to answer for all tasks; ``passes``: how often a task's training data were gone
+    through, a mean over tasks, passes that only measure or score included; ``used``: share of the units, where a
+    method has units.
     """
 
     method: str
     seed: int
     matrix: list[list[float]]
     numbers: float
+    passes: float
     seconds: float
     used: float | None = None
 
@@ -114,36 +118,40 @@ def compare(
 def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
     """What two results must share to be compared; not how many seeds there are."""
     kept = {key: config[key] for key in ("data", "model", "optimizer", "task", "methods")}
-    return {**kept, "compare": {key: value for key, value in config["compare"].items() if key != "seeds"}}
+    compared = {key: value for key, value in config["compare"].items() if key != "seeds"}
+    return {**kept, "compare": compared, "device": find_device(config["device"]).type}
 
 
 def _run(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task]) -> Result:
     method = make_method(config, name, seed, tasks)
-    batch = config["data"]["batch_size"]
-    loaders = [task.train_loader(batch, seed) for task in tasks]
+    batch, device = config["data"]["batch_size"], find_device(config["device"])
+    loaders = [task.train_loader(batch, seed, device) for task in tasks]
     matrix, seconds = [], 0.0
     if name in AT_ONCE:
         started = time.perf_counter()
         method.learn_all(loaders, [task.num_classes for task in tasks])
         seconds = time.perf_counter() - started
-        matrix = [[accuracy(method, task, t) for t, task in enumerate(tasks)]]
+        matrix = [[accuracy(method, task, t, device) for t, task in enumerate(tasks)]]
     else:
         for t, (task, loader) in enumerate(zip(tasks, loaders)):
             started = time.perf_counter()
             method.learn(loader, task.num_classes)
             seconds += time.perf_counter() - started
-            matrix.append([accuracy(method, past, p) for p, past in enumerate(tasks[: t + 1])])
-    return Result(name, seed, matrix, method.stored_numbers(), seconds, method.units_used())
+            matrix.append([accuracy(method, past, p, device) for p, past in enumerate(tasks[: t + 1])])
+    passes = statistics.mean(loader.epoch for loader in loaders)  # every one of a loader's iterations is an epoch
+    return Result(name, seed, matrix, method.stored_numbers(), passes, seconds, method.units_used())
 
 
 def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task]) -> Method:
     """The method ``name`` under the configuration's conditions; Raises InputError for an argument it does not take."""
     model, optimizer = dict(config["model"]), dict(config["optimizer"])
-    network = functools.partial(models.build, model.pop("name"), tasks[0].train.shape, **model)
+    device, build = find_device(config["device"]), functools.partial(models.build, model.pop("name"), **model)
     if optimizer.keys() - {"name", "lr"}:
         raise InputError("a comparison's optimizer has a name and a learning rate (lr) only: methods make their own.")
     epochs, polish = config["compare"]["epochs"], config["compare"]["polish"]
-    conditions = Conditions(network, epochs, optimizer["name"], optimizer["lr"], seed, polish)
+    conditions = Conditions(
+        lambda: build(tasks[0].train.shape).to(device), epochs, optimizer["name"], optimizer["lr"], seed, polish
+    )
     arguments = dict(config["methods"].get(name, {}))
     if name == "eidetic":
         arguments = {**config["task"], **arguments}
@@ -156,10 +164,10 @@ def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence
 
 
 @torch.no_grad()
-def accuracy(method: Method, task: Task, number: int) -> float:
-    """Test accuracy, in [0, 1], of a learned task, the task being named."""
+def accuracy(method: Method, task: Task, number: int, device: torch.device | None = None) -> float:
+    """Test accuracy, in [0, 1], of a learned task, the task being named; ``device`` is the method's."""
     right = seen = 0
-    for x, y in task.test_loader(EVALUATION_BATCH):
+    for x, y in task.test_loader(EVALUATION_BATCH, device):
         right += int((method.logits(x, number).argmax(1) == y).sum())
         seen += len(y)
     return right / seen
@@ -170,8 +178,8 @@ def table(comparison: Comparison) -> str:
     alone = {result.seed: result.matrix for result in comparison.of("single")}
     lines = [
         "| method | accuracy | forgetting | backward transfer | forward transfer | units used | numbers kept "
-        "| seconds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| passes a task | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in sorted(comparison.methods, key=lambda m: -statistics.mean(r.accuracy for r in comparison.of(m))):
         results = comparison.of(name)
@@ -189,6 +197,7 @@ def table(comparison: Comparison) -> str:
         used = [r.used for r in results if r.used is not None]
         cells.append(f"{statistics.mean(used):.0%}" if used else "")
         cells.append(f"{statistics.mean(r.numbers for r in results) / 1e6:.2f} M")
+        cells.append(f"{statistics.mean(r.passes for r in results):.0f}")
         cells.append(f"{statistics.mean(r.seconds for r in results):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

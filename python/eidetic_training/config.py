@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
+import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -12,6 +15,7 @@ from typing import Any
 from eidetic_kernels.errors import InputError
 
 from .optimizers import OPTIMIZERS
+from .search_space import SweepSettings
 from .settings import TaskSettings
 
 if sys.version_info >= (3, 11):
@@ -32,6 +36,9 @@ DEFAULTS: dict[str, Any] = {
         "resolution": None,
         "batch_size": 128,
         "augment": True,  # as is usual for the data set; permuted pixels never are
+        "learn_first": None,  # so many of the tasks, from the first on; all when not given
+        # This share of each class of the training set takes the test set's place, to choose settings on.
+        "held_out": None,
     },
     "model": {"name": "mlp"},  # and any argument of that model
     "optimizer": {"name": "adamw", "lr": 1e-3},  # and any argument of that optimizer
@@ -50,6 +57,7 @@ DEFAULTS: dict[str, Any] = {
         "seeds": 1,  # how many, from `seed` on; each draws its own tasks and weights
         "tasks_known": True,  # methods that share a network out may know how many tasks will come
     },
+    "sweep": {},  # see SweepSettings
     "methods": {},  # arguments of single methods, a table each: [methods.ewc] strength = 100.0
     "router": {
         "train": True, "max_epochs": 30, "patience": 3, "polish_epochs": 0, "lr": 1e-3, "batch_size": 256,
@@ -59,7 +67,7 @@ DEFAULTS: dict[str, Any] = {
         "examples": None,  # samples of each task to train on; all when not given
     },
 }
-OPEN_TABLES = ("model", "optimizer", "task", "methods")
+OPEN_TABLES = ("model", "optimizer", "task", "methods", "sweep")
 
 
 def load(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
@@ -82,9 +90,13 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     config = _merged(DEFAULTS, given, "")
     _check_types(config, "")
     TaskSettings.of_dict(config["task"])
+    SweepSettings.of_dict(config["sweep"])
     data, capacity, optimizer = config["data"], config["capacity"], config["optimizer"]
     if data["sequence"] not in ("permuted", "split", "several"):
         raise InputError(f'data.sequence must be "permuted", "split" or "several"; got {data["sequence"]!r}.')
+    held_out = data["held_out"]
+    if held_out is not None and not 0 < held_out < 1:
+        raise InputError(f"data.held_out must be a share between 0 and 1, such as 0.1; got {held_out!r}.")
     share = capacity["share"]
     if share is not None and share != "even" and not (isinstance(share, float) and 0 < share <= 1):
         raise InputError(f'capacity.share must be a share in (0, 1], such as 0.1, or "even"; got {share!r}.')
@@ -98,6 +110,43 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config
+
+
+def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """A complete configuration with the values of dotted keys replaced, checked again."""
+    config = copy.deepcopy(dict(config))
+    for key, value in values.items():
+        _set(config, key, value)
+    return complete(config)
+
+
+def to_toml(config: Mapping[str, Any]) -> str:
+    """A configuration as a TOML file's text, which reads back equal; what is not given is left out."""
+    return "\n".join(_lines(config, ())) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value as TOML writes it: text, numbers, truth values, and lists of these."""
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(toml_value, value)) + "]"
+    if isinstance(value, (bool, str)):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return repr(value)
+
+
+def _lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping) and value is not None}
+    lines = [f"{_toml_key(key)} = {toml_value(value)}" for key, value in plain.items()]
+    if path and (lines or not table):
+        lines = ["", f"[{'.'.join(map(_toml_key, path))}]", *lines]
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            lines += _lines(value, (*path, key))
+    return lines
+
+
+def _toml_key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else toml_value(key)
 
 
 def built_in() -> list[str]:
@@ -145,14 +194,16 @@ _FORMS = {
     "data.folder": (str, type(None)),
     "data.resolution": (int, type(None)),
     "data.source": (str, list),
+    "data.learn_first": (int, type(None)),
+    "data.held_out": (float, type(None)),
     "capacity.share": (float, str, type(None)),
     "capacity.multiple": (int, str),
     "router.examples": (int, type(None)),
     "capacity.forward_transfer": (bool, dict),
 }
 _AT_LEAST_ONE = (
-    "data.tasks", "data.batch_size", "compare.epochs", "compare.seeds", "router.max_epochs", "router.patience",
-    "router.batch_size",
+    "data.tasks", "data.batch_size", "data.learn_first", "compare.epochs", "compare.seeds", "router.max_epochs",
+    "router.patience", "router.batch_size",
 )  # fmt: skip
 
 
@@ -166,7 +217,7 @@ def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, 
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join("nothing" if t is type(None) else t.__name__ for t in types)
             raise InputError(f"{name} must be {expected}; got {value!r}.")
-        if name in _AT_LEAST_ONE and value < 1:
+        if name in _AT_LEAST_ONE and value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more; got {value!r}.")
 
 

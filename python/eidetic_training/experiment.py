@@ -15,7 +15,8 @@ from eidetic_kernels.errors import ForgettingError, InputError
 
 from . import models
 from .callbacks import Progress, Recorder
-from .data import Task, TensorLoader, permuted, several, split_classes
+from .data import Task, TensorLoader, hold_out, permuted, several, split_classes
+from .devices import find_device
 from .epoch import evaluate
 from .events import Callback
 from .inputs import Inputs
@@ -31,12 +32,14 @@ ALIGNED = 16  # units; kernels and tensor cores load and multiply so many half-p
 
 
 def run_experiment(
-    config: dict[str, Any], folder: str | Path, callbacks: tuple[Callback, ...] = (), say: Callable[[str], None] = print
-) -> RunFolder:
+    config: dict[str, Any], folder: str | Path, callbacks: tuple[Callback, ...] = (),
+    say: Callable[[str], None] = print, progress: Progress | None = None,
+) -> RunFolder:  # fmt: skip
     """Learn the configuration's tasks one after another, then train the router; everything is kept in ``folder``.
 
     A run that was cut short goes on after its last finished task, and ends with the same weights as one that was not:
-    each task draws from its own random stream. Raises ForgettingError if any finished task's test logits differ, in
+    each task draws from its own random stream. ``progress`` is told of every event and finished task; a bar, when left
+    out. Raises ForgettingError if any finished task's test logits differ, in
     a single bit, from those taken when it was learned.
     """
     started = time.perf_counter()
@@ -45,7 +48,7 @@ def run_experiment(
     run = RunFolder.create(folder, config)
     network, done = _begin(config, run, network, tasks)
     network.align(_multiple(config))
-    progress = Progress(len(tasks), done)
+    progress = progress or Progress(len(tasks), done)
     recorder = Recorder(run, started)
     if done:
         progress.say(f"{run.path}: continuing after task {done - 1}")
@@ -64,7 +67,13 @@ def run_experiment(
 
 
 def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
-    """The sequence of tasks that a configuration's table ``data`` describes."""
+    """The tasks to learn, as a configuration's table ``data`` describes them."""
+    tasks = _sequence(data, seed)[: data.get("learn_first")]
+    share = data.get("held_out")
+    return tasks if share is None else [hold_out(task, share, seed) for task in tasks]
+
+
+def _sequence(data: dict[str, Any], seed: int) -> list[Task]:
     common = {"folder": data["folder"]}
     augment = {} if data["augment"] else {"augment": None}
     if data["sequence"] == "several":
@@ -76,6 +85,11 @@ def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
     if data["sequence"] == "permuted":
         return permuted(data["source"], data["tasks"], seed, **common)
     return split_classes(data["source"], data["tasks"], **augment, **common)
+
+
+def _planned(data: dict[str, Any]) -> int:
+    """How many tasks the sequence has, whether or not all are learned."""
+    return len(data["source"]) if data["sequence"] == "several" else data["tasks"]
 
 
 def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
@@ -90,7 +104,7 @@ def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
 
 def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     """A fresh network; whatever the configuration gets wrong of model, optimizer or device is raised here."""
-    _device(config["device"])
+    find_device(config["device"])
     torch.manual_seed(config["seed"])
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
     network.wiring  # noqa: B018  raises what cannot be wired
@@ -113,24 +127,25 @@ def _begin(config, run: RunFolder, network: EideticNetwork, tasks: list[Task]) -
             network.save(run.network_path)
     else:
         run.record_inputs(Inputs.of(tasks))
-    return network.to(_device(config["device"])), done
+    return network.to(find_device(config["device"])), done
 
 
 def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t: int, callbacks) -> None:
     data, optimizer = config["data"], config["optimizer"]
     torch.manual_seed((config["seed"] << 16) + t)
     settings = dict(config["task"])
-    if t == len(tasks) - 1 and not config["capacity"]["prune_last"]:
+    left = _planned(data) - t
+    if left == 1 and not config["capacity"]["prune_last"]:
         settings["search"] = "none"
     network.prepare_for_task(
         t,
         tasks[t].num_classes,
         forward_transfer=config["capacity"]["forward_transfer"],
-        max_units=_units(config["capacity"]["share"], network, len(tasks) - t),
+        max_units=_units(config["capacity"]["share"], network, left),
     )
     train_task(
         network,
-        tasks[t].train_loader(data["batch_size"], config["seed"], _device(config["device"])),
+        tasks[t].train_loader(data["batch_size"], config["seed"], find_device(config["device"])),
         make_optimizer(optimizer["name"], network.parameters(), **_arguments(optimizer)),
         settings=TaskSettings.of_dict(settings),
         callbacks=callbacks,
@@ -151,7 +166,7 @@ def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t
 def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], callbacks) -> None:
     options = {key: value for key, value in config["router"].items() if key != "train"}
     size = options["batch_size"]
-    loaders = [task.train_loader(size, config["seed"], _device(config["device"])) for task in tasks]
+    loaders = [task.train_loader(size, config["seed"], find_device(config["device"])) for task in tasks]
     torch.manual_seed((config["seed"] << 16) + len(tasks))
     train_router(network, loaders, seed=config["seed"], callbacks=callbacks, **options)
     hits = samples = 0
@@ -185,7 +200,7 @@ def _units(share: float | str | None, network: EideticNetwork, remaining: int) -
 def _multiple(config: dict[str, Any]) -> int:
     """Of how many units a task's share of a layer is a multiple."""
     multiple = config["capacity"]["multiple"]
-    return multiple if multiple != "auto" else ALIGNED if _device(config["device"]).type == "cuda" else 1
+    return multiple if multiple != "auto" else ALIGNED if find_device(config["device"]).type == "cuda" else 1
 
 
 def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy: float) -> str:
@@ -198,17 +213,6 @@ def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy:
 def _common_shape(data: dict[str, Any]) -> tuple[int, int, int] | None:
     side = data["resolution"]
     return None if side is None else (3, side, side)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is unknown or cannot be used here: {error}") from error
-    return device
 
 
 def _arguments(table: dict[str, Any]) -> dict[str, Any]:

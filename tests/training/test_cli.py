@@ -423,6 +423,25 @@ def test_compare_s_errors(settings, tmp_path, eidetic):
     failing(outcome, "was made under other conditions")
 
 
+# ---- sweep
+
+
+def test_sweep_prints_the_trials_and_writes_what_train_takes(settings, tmp_path, eidetic):
+    pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
+    sets = ["sweep.trials=2", "sweep.tasks=1", "sweep.space.task.step=[0.2, 0.3, 0.4]", "task.max_epochs=1",
+            "task.polish_epochs=0", "router.train=false"]  # fmt: skip
+    arguments = [part for each in sets for part in ("--set", each)]
+    folder = tmp_path / "swept"
+    status, out, err = eidetic("sweep", settings, "--run", folder, *arguments)
+    assert status == 0, err
+    assert "1 of 2 trials: " in out and (folder / "table.md").read_text() in out
+    assert f"eidetic train {folder / 'best.toml'}" in out
+    status, out, _ = eidetic("train", folder / "best.toml", "--run", tmp_path / "run")
+    assert status == 0 and "2 of 2 tasks" in out
+    failing(eidetic("sweep", settings, "--run", folder), "eidetic sweep: ", "has no sweep.space")
+    failing(eidetic("sweep", settings, "--run", folder, *arguments, "--workers", "0"), "one worker or more")
+
+
 # ---- reproduce
 
 
@@ -435,7 +454,8 @@ def test_reproduce_runs_one_row(settings, tmp_path, eidetic):
     status, out, _ = eidetic("reproduce", "table3-digits", "--run", folder, "--row", "backoff", *arguments)
     assert status == 0
     assert "# table3-digits" in out and "| backoff | 1 |" in out and "paper's search |" not in out
-    assert {path.name for path in folder.iterdir()} == {"backoff-seed0", "table.md"}
+    assert {path.name for path in folder.iterdir()} == {"backoff-seed0", "table3-digits.md"}
+    failing(eidetic("reproduce", "figure3", "--row", "l9"), "eidetic reproduce: figure3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--row", "l9", "--run", folder), "eidetic reproduce: table3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--seeds", "0", "--run", folder), "one seed or more")
     with pytest.raises(SystemExit):

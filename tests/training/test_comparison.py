@@ -38,7 +38,7 @@ def run(config, folder, methods=("single", "sequential"), said=None):
 
 
 def result(method, seed=0, matrix=MATRIX, **values):
-    return Result(method, seed, matrix, **{"numbers": 2e6, "seconds": 3.0, **values})
+    return Result(method, seed, matrix, **{"numbers": 2e6, "passes": 4.6, "seconds": 3.0, **values})
 
 
 def test_every_method_stands_in_the_folder_by_seed(data, tmp_path):
@@ -51,6 +51,8 @@ def test_every_method_stands_in_the_folder_by_seed(data, tmp_path):
         assert [len(row) for row in found.matrix] == ([2] if name == "joint" else [1, 2])
         assert all(0 <= a <= 1 for row in found.matrix for a in row)
         assert found.numbers > 0 and found.seconds > 0
+        # One epoch of training; the others measure, score or recover in passes of their own.
+        assert (found.passes == 1) == (name not in ("eidetic", "joint", "ewc", "clnp"))
         assert (found.used is not None) == (name in ("eidetic", "clnp"))
         rows = list(csv.DictReader((tmp_path / f"{name}-seed0.csv").read_text().splitlines()))
         expected = [(0, 0), (1, 0), (1, 1)] if name != "joint" else [(1, 0), (1, 1)]
@@ -110,6 +112,7 @@ def test_finished_comparisons_need_no_data(data, tmp_path):
         {"data": {"tasks": 3}},
         {"methods": {"ewc": {"strength": 3.0}}},
         {"task": {"step": 0.3}},
+        {"device": "meta"},
     ],
 )
 def test_other_conditions_are_refused(data, tmp_path, tables):
@@ -171,6 +174,55 @@ def test_arguments_reach_the_methods(data):
     assert make_method(config, "clnp", 0, tasks).expected is None
 
 
+def test_passes_are_counted_whatever_they_are_for(data, tmp_path):
+    config = config_of(data, compare={"epochs": 2}, task={"polish_epochs": 0, "search": "none"})
+    compared = run(config, tmp_path, ["single", "joint", "ewc", "eidetic"])
+    assert {name: compared.of(name)[0].passes for name in compared.methods} == {
+        "single": 2, "joint": 3, "ewc": 3, "eidetic": 2,
+    }  # fmt: skip
+
+
+def test_networks_and_data_are_where_the_configuration_says(data, tmp_path, monkeypatch):
+    asked = []
+
+    class Elsewhere:
+        """A task that notes where its loaders are wanted."""
+
+        def __init__(self, task):
+            self.task, self.train, self.num_classes = task, task.train, task.num_classes
+
+        def train_loader(self, batch_size, seed, device):
+            asked.append(device)
+            return self.task.train_loader(batch_size, seed)
+
+        def test_loader(self, batch_size, device):
+            asked.append(device)
+            return self.task.test_loader(batch_size)
+
+    config = {**config_of(data), "device": "meta"}
+    tasks = [Elsewhere(task) for task in make_tasks(config["data"], 0)]
+    for name in METHODS:
+        network = make_method(config, name, 0, tasks).conditions.network()
+        assert all(each.device.type == "meta" for each in (*network.parameters(), *network.buffers()))
+    cpu = torch.device("cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison_module, "find_device", lambda name: cpu if name == "meta" else None)
+        for name in ("sequential", "joint"):
+            comparison_module._run(config, name, 0, tasks)
+    assert asked == [cpu] * 9  # 2 to train and 1 + 2 to test; 2 and 2
+    with pytest.raises(InputError, match="device 'quantum' is unknown"):
+        run({**config, "device": "quantum"}, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_runs_on_a_gpu(data, tmp_path, name):
+    config = {**config_of(data, compare={"epochs": 1}), "device": "cuda"}
+    (found,) = run(config, tmp_path, [name]).of(name)
+    assert len(found.matrix[-1]) == 2
+
+
 def test_the_table_has_means_and_deviations_best_first(tmp_path):
     compared = Comparison(tmp_path, {})
     compared.add(result("single", 0, [[0.7], [0.7, 0.8]]))
@@ -180,11 +232,12 @@ def test_the_table_has_means_and_deviations_best_first(tmp_path):
     compared.add(result("joint", 0, [[0.6, 0.8]]))
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table(compared).splitlines()[2:]]
     assert rows == [
-        # accuracy, forgetting, backward, forward transfer (of seeds with a single network), units, numbers, seconds
-        ["eidetic", "85.00 ± 7.07", "0.00 ± 0.00", "0.00 ± 0.00", "10.00", "30%", "2.00 M", "3"],
-        ["single", "75.00", "0.00", "0.00", "0.00", "", "2.00 M", "3"],
-        ["sequential", "75.00", "25.00", "-25.00", "20.00", "", "2.00 M", "3"],
-        ["joint", "70.00", "", "", "", "", "2.00 M", "3"],
+        # accuracy, forgetting, backward, forward transfer (of seeds with a single network), units, numbers, passes,
+        # seconds
+        ["eidetic", "85.00 ± 7.07", "0.00 ± 0.00", "0.00 ± 0.00", "10.00", "30%", "2.00 M", "5", "3"],
+        ["single", "75.00", "0.00", "0.00", "0.00", "", "2.00 M", "5", "3"],
+        ["sequential", "75.00", "25.00", "-25.00", "20.00", "", "2.00 M", "5", "3"],
+        ["joint", "70.00", "", "", "", "", "2.00 M", "5", "3"],
     ]
 
 

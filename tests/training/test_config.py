@@ -124,6 +124,12 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"capacity": {"share": True}}, "capacity.share must be float or str or nothing"),
         ({"capacity": {"multiple": 0}}, "capacity.multiple must be a number of units, 1 or more, or \"auto\"; got 0"),
         ({"capacity": {"multiple": "all"}}, "capacity.multiple must be .* got 'all'"),
+        ({"data": {"held_out": 1.0}}, "data.held_out must be a share between 0 and 1"),
+        ({"data": {"held_out": 1}}, "data.held_out must be float or nothing; got 1"),
+        ({"data": {"learn_first": 0}}, "data.learn_first must be 1 or more; got 0"),
+        ({"data": {"learn_first": "two"}}, "data.learn_first must be int or nothing"),
+        ({"sweep": {"trails": 3}}, "unknown key sweep.trails"),
+        ({"sweep": {"space": {"task.step": [1]}}}, "sweep.space.task.step must be a list"),
         ({"task": {"search": "greedy"}}, "search must be one of"),
         ({"task": {"step": 0}}, "step must lie in"),
     ],
@@ -192,3 +198,37 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
     (tmp_path / "some.toml").write_bytes(b"name = '\xff'")
     with pytest.raises(InputError, match="some.toml"):
         configuration.load(tmp_path / "some.toml")
+
+
+# ---- written as TOML
+
+
+@pytest.mark.parametrize("name", configuration.built_in())
+def test_a_configuration_written_as_toml_reads_back_equal(name, tmp_path):
+    config = configuration.load(name)
+    assert configuration.load(toml(tmp_path, configuration.to_toml(config))) == config
+
+
+def test_every_kind_of_value_is_written_as_toml(tmp_path):
+    given = {
+        "name": 'quoted " \\ é\n\x7f\x01',
+        "data": {"source": ["digits", "mnist"], "augment": False, "folder": None},
+        "optimizer": {"lr": 1e-05, "betas": [0.9, 0.999], "eps": 1e22},
+        "model": {},
+        "capacity": {"forward_transfer": {"body.1": False, "head": True}},
+        "sweep": {"space": {"optimizer.lr": {"low": 1, "high": 2.5, "log": True}, "model": {"width": [1, 2]}}},
+    }
+    text = configuration.to_toml(given)
+    assert "folder" not in text and "[model]" in text
+    assert configuration._read(toml(tmp_path, text)) == {
+        **given, "data": {"source": ["digits", "mnist"], "augment": False}
+    }  # fmt: skip
+
+
+def test_values_by_dotted_key_replace_others_and_are_checked():
+    config = configuration.load("demo")
+    changed = configuration.changed(config, {"task.step": 0.2, "model.dropout": 0.1, "data.held_out": 0.5})
+    assert (changed["task"]["step"], changed["model"]["dropout"], changed["data"]["held_out"]) == (0.2, 0.1, 0.5)
+    assert config == configuration.load("demo"), "the one given is as it was"
+    with pytest.raises(InputError, match="unknown setting 'stp'"):
+        configuration.changed(config, {"task.stp": 0.2})

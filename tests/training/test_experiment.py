@@ -366,6 +366,50 @@ def test_an_even_share_counts_what_is_free(data, tmp_path):
         free = [each - kept for each, kept in zip(free, units_kept(folder, t))]
 
 
+def test_the_first_tasks_alone_are_learned_as_in_the_whole_sequence(data, tmp_path):
+    """An even share leaves room for the tasks that are not learned, and none of those learned is the last."""
+    config = make_config(data, capacity={"share": "even", "prune_last": False}, router={"train": False})
+    whole = run(config, tmp_path / "whole")
+    first = run({**config, "data": {**config["data"], "learn_first": 2}}, tmp_path / "first")
+    assert first.capacity == [row for row in whole.capacity if row.task < 2]
+    assert first.tests == [row for row in whole.tests if row.learned < 2]
+    assert first.digests == {task: digest for task, digest in whole.digests.items() if task < 2}
+
+
+@pytest.mark.parametrize("sequence, source, planned", [("several", ["a", "b"], 2), ("split", "a", 7)])
+def test_the_length_of_a_sequence(sequence, source, planned):
+    assert experiment._planned({"sequence": sequence, "source": source, "tasks": 7}) == planned
+
+
+def test_what_is_held_out_is_tested_on_in_the_test_set_s_place(data, tmp_path):
+    config = make_config(data, data={"held_out": 0.25, "tasks": 1}, router={"train": False})
+    folder = run(config, tmp_path / "run")
+    (task,), (whole,) = (make_tasks({**config["data"], "held_out": share}, 0) for share in (0.25, None))
+    assert (len(task.train), len(task.test), len(whole.train)) == (72, 24, 96)
+    network = load(folder.network_path, config)
+    ((x, y),) = task.test_loader(500)
+    right = (network.eval()(x, task=0).argmax(1) == y).double().mean()
+    assert folder.tests[0].accuracy == pytest.approx(float(right))
+
+
+def test_progress_of_one_s_own_is_told_of_events_and_tasks(data, tmp_path):
+    told = []
+
+    class Told:
+        def __call__(self, event):
+            told.append(event.phase)
+
+        def task_done(self, line):
+            told.append(line.split(" (")[0])
+
+        def close(self):
+            told.append("closed")
+
+    config = make_config(data, data={"tasks": 1}, task={"search": "none", "max_epochs": 1, "polish_epochs": 0})
+    run_experiment(config, tmp_path / "run", say=lambda line: None, progress=Told())
+    assert told == ["train", "finish", "task 0", "closed"]
+
+
 def test_a_share_of_the_width_caps_every_task(data, tmp_path):
     config = make_config(data, capacity={"share": 0.2}, task={"search": "none"}, router={"train": False})
     folder = run(config, tmp_path / "run")

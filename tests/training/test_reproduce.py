@@ -5,12 +5,12 @@ import torch
 from tiny_runs import WIDTH, write_data
 
 from eidetic_kernels.errors import InputError
-from eidetic_training import TaskSettings, models
+from eidetic_training import TaskSettings, models, plots
 from eidetic_training import config as configuration
-from eidetic_training import reproduce as module
 from eidetic_training.report import summary
 from eidetic_training.reproduce import PAPER, REPRODUCTIONS, reproduce
 from eidetic_training.runs import RunFolder
+from eidetic_training.search_space import SweepSettings
 
 SHAPES = {"digits": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32),
           "imagenette": (3, 160, 160)}  # fmt: skip
@@ -28,19 +28,23 @@ def test_every_built_in_configuration_loads_and_builds_its_network(name):
 
 def settings(name, row):
     plan = REPRODUCTIONS[name]
-    changes = [f"{key}={module._toml(value)}" for key, value in plan.variants[row].items()]
+    changes = [f"{key}={configuration.toml_value(value)}" for key, value in plan.variants[row].items()]
     config = configuration.load(plan.config, changes)
     return config, TaskSettings.of_dict(config["task"])
 
 
-@pytest.mark.parametrize("name", REPRODUCTIONS)
+ROWS = [name for name, plan in REPRODUCTIONS.items() if plan.variants]
+SWEEPS = [name for name in REPRODUCTIONS if name not in ROWS]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_a_configuration_that_differs_from_the_others(name):
     found = [repr(settings(name, row)[1]) for row in REPRODUCTIONS[name].variants]
     assert len(set(found)) == len(found) >= 2
     assert REPRODUCTIONS[name].about and REPRODUCTIONS[name].protocol
 
 
-@pytest.mark.parametrize("name", REPRODUCTIONS)
+@pytest.mark.parametrize("name", ROWS)
 def test_the_paper_s_rows_are_the_paper_s_procedure_and_nothing_else(name):
     for row, changes in REPRODUCTIONS[name].variants.items():
         _, found = settings(name, row)
@@ -82,7 +86,7 @@ def cells(text, row):
 def test_a_tiny_one_from_end_to_end_and_again(tiny, tmp_path, monkeypatch):
     said = []
     text = reproduce("table7-mnist", tmp_path, tiny, 2, ["l1, paper's search", "l2, backoff"], said.append)
-    assert (tmp_path / "table.md").read_text() == text
+    assert (tmp_path / "table7-mnist.md").read_text() == text
     assert [line for line in said if line.startswith("table7")] == [
         f"table7-mnist, {row}, seed {seed}" for seed in range(2) for row in ("l1, paper's search", "l2, backoff")
     ]
@@ -111,8 +115,69 @@ def test_a_tiny_one_from_end_to_end_and_again(tiny, tmp_path, monkeypatch):
     assert cells(again, "l2, backoff") == row
 
 
+@pytest.mark.parametrize("name", SWEEPS)
+def test_the_search_is_of_the_paper_s_procedure_over_three_tasks_and_a_tenth(name):
+    config = configuration.load(REPRODUCTIONS[name].config)
+    found = TaskSettings.of_dict(config["task"])
+    assert (found.search, found.of, found.polish_epochs, found.keep_at_least) == ("linear", "width", 0, 0)
+    sought = SweepSettings.of_dict(config["sweep"])
+    assert (sought.tasks, sought.held_out) == (3, 0.1)
+    assert {"optimizer.lr", "task.importance", "task.step", "task.tolerance"} <= sought.values().keys()
+
+
+def test_a_tiny_search(tiny, tmp_path):
+    pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
+    sets = [*tiny[:-2], "sweep.trials=2", "sweep.tasks=1", "task.max_epochs=1"]
+    text = reproduce("table2-digits", tmp_path / "run", sets, say=lambda line: None)
+    assert (tmp_path / "run" / "table2-digits.md").read_text() == text
+    assert (tmp_path / "run" / "table.md").read_text().strip() in text
+    assert "Which values were tried is assumed" in text and f"torch {torch.__version__}" in text
+    for options in ({"seeds": 2}, {"rows": ["l1"]}):
+        with pytest.raises(InputError, match="table2 is a sweep: it has no rows, and one seed"):
+            reproduce("table2", tmp_path / "run", tiny, **options)
+
+
+def test_table_8_and_figures_3_and_4_are_drawn_from_table_4_s_runs(tiny, tmp_path, monkeypatch):
+    """On made-up images of six classes and a small MLP: what is shown is read from run folders alone."""
+    pytest.importorskip("matplotlib")
+    sets = ["model={name = \"mlp\", width = 40}" if each.startswith("model.") else each for each in tiny]
+    said = []
+    reproduce("table4", tmp_path, sets, 2, ["backoff"], said.append)
+    runs = [RunFolder(tmp_path / f"backoff-seed{seed}") for seed in range(2)]
+
+    def trained(*arguments):
+        raise AssertionError("what is complete is not trained again")
+
+    from eidetic_training import experiment
+
+    monkeypatch.setattr(experiment, "train_task", trained)
+    for name in ("table8", "figure3", "figure4"):
+        assert REPRODUCTIONS[name].runs_of(name) == "table4" == REPRODUCTIONS["table4"].runs_of("table4")
+        assert REPRODUCTIONS[name].variants == REPRODUCTIONS["table4"].variants
+    table = reproduce("table8", tmp_path, sets, 2, ["backoff"], said.append)
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+    assert rows[0] == ["task", "after task 0", "after task 1", "with the router", "units", "epochs"]
+    for t, row in enumerate(rows[1:]):
+        for learned in range(2):
+            scores = [score.accuracy for run in runs for score in run.tests if score[:2] == (learned, t)]
+            assert len(scores) == (2 if t <= learned else 0)
+            assert row[1 + learned].split(" ± ")[0] == (f"{50 * sum(scores):.2f}" if scores else "")
+        assert row[3].split(" ± ")[0] == f"{50 * sum(run.router.routed[t] for run in runs):.2f}"
+        kept = [sum(e.units for e in run.capacity if e.task == t) / (2 * WIDTH) for run in runs]
+        assert row[4] == f"{50 * sum(kept):.1f}%"
+        assert float(row[5]) == pytest.approx(sum(summary(run).tasks[t].epochs for run in runs) / 2, abs=0.5)
+    for name, draw in (("figure3", plots.units_over_time), ("figure4", plots.capacity)):
+        text = reproduce(name, tmp_path, sets, 2, ["backoff"], said.append)
+        assert "is assumed" in text
+        for seed, run in enumerate(runs):
+            path = tmp_path / f"{name}-backoff-seed{seed}.png"
+            assert f"- backoff, seed {seed}: {path}" in text
+            draw(run).savefig(tmp_path / "expected.png", dpi=plots.DPI)
+            assert path.read_bytes() == (tmp_path / "expected.png").read_bytes()
+
+
 def test_what_is_unknown_is_refused_before_anything_runs(tiny, tmp_path):
-    with pytest.raises(InputError, match="there is no reproduction 'table9'; there are: table3, "):
+    with pytest.raises(InputError, match="there is no reproduction 'table9'; there are: table2, "):
         reproduce("table9", tmp_path / "run")
     with pytest.raises(InputError, match="table3 has no row 'l1'; there are: paper's search, backoff"):
         reproduce("table3", tmp_path / "run", rows=["backoff", "l1"])

@@ -104,6 +104,17 @@ def test_tuples_and_lists_are_the_same_configuration(tmp_path):
     assert again.config == {"sizes": [1, 2]}
 
 
+def test_what_is_left_empty_need_not_have_been_known_when_the_run_began(tmp_path):
+    RunFolder.create(tmp_path / "run", {"seed": 0, "data": {"tasks": 3}})
+    newer = {"seed": 0, "data": {"tasks": 3, "held_out": None}, "sweep": {}}
+    assert RunFolder.create(tmp_path / "run", newer).config == {"seed": 0, "data": {"tasks": 3}}
+    for given in ({**newer, "sweep": {"trials": 3}}, {**newer, "data": {"tasks": 3, "held_out": 0}}):
+        with pytest.raises(InputError, match="nothing there"):
+            RunFolder.create(tmp_path / "run", given)
+    with pytest.raises(InputError, match="data.tasks: 3 there, null given"):
+        RunFolder.create(tmp_path / "run", {"seed": 0, "data": {"tasks": None}})
+
+
 def test_another_configuration_is_refused_naming_every_key(tmp_path):
     RunFolder.create(tmp_path / "run", {"model": {"name": "mlp", "width": 8}, "seed": 0})
     with pytest.raises(InputError) as caught:

@@ -12,7 +12,7 @@ from .image_set import ImageSet, Normalisation
 from .loader import TensorLoader
 from .meta import MetaLoader, meta_task
 from .sources import NAMES, Source, load, load_source
-from .tasks import Task, permuted, several, split_classes
+from .tasks import Task, hold_out, permuted, several, split_classes
 
 __all__ = [
     "NAMES",
@@ -23,6 +23,7 @@ __all__ = [
     "Source",
     "Task",
     "TensorLoader",
+    "hold_out",
     "load",
     "load_source",
     "meta_task",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eidetic_kernels.errors import InputError
 
+from ._epochs import Epochs
 from ._seeds import generator
 from .augment import Augmentation
 from .image_set import Normalisation, check_labels
@@ -32,7 +33,7 @@ def check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size is {batch_size!r}, expected an integer of at least 1.")
 
 
-class TensorLoader:
+class TensorLoader(Epochs):
     """Iterates over (x, y) batches of a data set held as two tensors; the fast path of training.
 
     x: `[N, C, H, W]` images or `[N, ...]` features, uint8 or floating point; y: int64 `[N]`. A batch is rows
@@ -81,7 +82,6 @@ class TensorLoader:
         if normalisation is None and x.dtype == torch.uint8:
             normalisation = Normalisation.of(x)
         self.normalisation = normalisation
-        self.epoch = 0
         self._bounds = batch_bounds(x.shape[0], batch_size, drop_last)
         if not self._bounds:
             raise InputError(
@@ -107,16 +107,6 @@ class TensorLoader:
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self._bounds)
-
-    def set_epoch(self, epoch: int) -> None:
-        """The next `iter()` is epoch `epoch` (from 0)."""
-        if epoch < 0:
-            raise InputError(f"epoch is {epoch}, expected 0 or more.")
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
-        return self.batches(epoch)
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `epoch`, leaving the loader's own count of epochs as it is."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eidetic_kernels.errors import InputError
 
+from ._epochs import Epochs
 from ._seeds import generator
 from .image_set import ImageSet, Normalisation
 from .loader import TensorLoader, batch_bounds, check_batch_size
@@ -22,7 +23,7 @@ from .tasks import Task
 _MOST_BATCHES_HELD = 8
 
 
-class MetaLoader:
+class MetaLoader(Epochs):
     """Iterates over (x, task index) batches that mix the tasks of several loaders of (x, y) batches.
 
     loaders[t] holds task t's data: all `TensorLoader`s (the fast path: one joint shuffle over every row of
@@ -50,7 +51,7 @@ class MetaLoader:
                 )
             if _length(loader) == 0:
                 raise InputError(f"Task {task}'s loader is empty, expected at least one batch.")
-        self.loaders, self.shuffle, self.seed, self.epoch = loaders, shuffle, seed, 0
+        self.loaders, self.shuffle, self.seed = loaders, shuffle, seed
         if batch_size is None:
             batch_size = getattr(loaders[0], "batch_size", None) or 256
         check_batch_size(batch_size)
@@ -85,14 +86,8 @@ class MetaLoader:
         rows = sum(len(loader) * (getattr(loader, "batch_size", None) or 1) for loader in self.loaders)
         return max(1, round(rows / self.batch_size))
 
-    def set_epoch(self, epoch: int) -> None:
-        """The next `iter()` is epoch `epoch` (from 0)."""
-        if epoch < 0:
-            raise InputError(f"epoch is {epoch}, expected 0 or more.")
-        self.epoch = epoch
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        epoch, self.epoch = self.epoch, self.epoch + 1
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of epoch `epoch`, leaving this loader's own count of epochs as it is."""
         return self._jointly(epoch) if self._joint else self._in_turn(epoch)
 
     def _jointly(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:

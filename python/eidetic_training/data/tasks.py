@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -162,6 +162,31 @@ def several(
         usual = _augmentation(augment, source)
         made.append(Task(source.name, train, test, train.classes, normalisation, usual, labels))
     return made
+
+
+def hold_out(task: Task, share: float, seed: int = 0) -> Task:
+    """The task with a part of its training set in its test set's place: what settings are chosen on.
+
+    The part is `share` of every class, at least one image and never all of them, drawn from (seed, class): tasks made
+    of the same images in the same order, such as permuted ones, hold out the same. The test set itself is dropped.
+    Normalisation stays the sequence's. Raises `InputError` for a share that is none, and for a class with one image.
+    """
+    if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
+        raise InputError(f"share is {share!r}, expected a number between 0 and 1, such as 0.1.")
+    labels, parts = task.train.labels, []
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero().flatten()
+        if len(rows) < 2:
+            raise InputError(f"{task.name}: class {label} has one image, expected two or more to hold one out.")
+        order = torch.randperm(len(rows), generator=generator(seed, label, "held out")).to(rows.device)
+        parts.append(rows[order][: min(max(1, round(share * len(rows))), len(rows) - 1)])
+    chosen = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    chosen[torch.cat(parts)] = True
+    return replace(task, train=_rows(task.train, ~chosen), test=_rows(task.train, chosen))
+
+
+def _rows(images: ImageSet, chosen: Tensor) -> ImageSet:
+    return ImageSet(images.images[chosen], images.labels[chosen], images.classes)
 
 
 def _check_count(what: str, value: int) -> None:

@@ -1,4 +1,4 @@
-"""The plain torch network that methods without segments train: an eidetic network's twin, and a head a task."""
+"""The plain torch network that methods without segments train, and benchmarks time: an eidetic network's twin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class PlainNetwork(nn.Module):
         super().__init__()
         self.columns = sum(source.columns(None) for source in net.wiring.features)
         self.tied = any(len(group.producers) > 1 for group in net.groups)
-        self.body = _Body(net)
+        with next(net.parameters()).device:
+            self.body = _Body(net)
         self.task_heads = nn.ModuleList()
 
     def add_head(self, num_classes: int) -> nn.Linear:
@@ -41,7 +42,8 @@ class PlainNetwork(nn.Module):
         """[N, columns]"""
         return self.body(x)
 
-    def forward(self, x: Tensor, task: int) -> Tensor:
+    def forward(self, x: Tensor, task: int = -1) -> Tensor:
+        """Logits of ``task``; of the latest, when it is left out."""
         return self.task_heads[task](self.features(x))
 
     def body_parameters(self) -> list[tuple[str, nn.Parameter]]:

@@ -9,6 +9,7 @@ from eidetic_training.data import (
     ImageSet,
     Normalisation,
     Source,
+    hold_out,
     permuted,
     several,
     split_classes,
@@ -146,3 +147,46 @@ def test_splits_must_fit_each_other():
     a, b = make(), make(shape=(1, 4, 4))
     with pytest.raises(InputError, match="equal image shapes"):
         Source("x", a.train, b.test)
+
+
+# ---- holding out
+
+
+def images_of(task_set):
+    return [each.numpy().tobytes() for each in task_set.images]
+
+
+@pytest.mark.parametrize("share, each", [(0.01, 1), (0.1, 1), (0.26, 3), (0.5, 5), (0.99, 9)])
+def test_a_share_of_every_class_is_held_out_and_takes_the_test_set_s_place(share, each):
+    whole = permuted(make(per_class=10), 2)[1]
+    task = hold_out(whole, share, seed=3)
+    assert task.test.labels.bincount().tolist() == [each] * 5
+    assert task.train.labels.bincount().tolist() == [10 - each] * 5
+    kept, held = images_of(task.train), images_of(task.test)
+    assert not set(kept) & set(held) and sorted(kept + held) == sorted(images_of(whole.train))
+    rows = dict(zip(images_of(whole.train), whole.train.labels.tolist()))
+    for part in (task.train, task.test):
+        assert [rows[image] for image in images_of(part)] == part.labels.tolist()
+    assert not set(held) & set(images_of(whole.test))
+    assert (task.name, task.num_classes, task.normalisation) == (whole.name, 5, whole.normalisation)
+    assert len(whole.train) == 50, "the task itself is as it was"
+
+
+def test_what_is_held_out_depends_on_the_seed_alone():
+    tasks = permuted(make(per_class=10), 3)
+    first, again, other = (images_of(hold_out(tasks[0], 0.3, seed).test) for seed in (1, 1, 2))
+    assert first == again != other
+    rows = [[images_of(task.train).index(image) for image in images_of(hold_out(task, 0.3, 1).test)] for task in tasks]
+    assert rows[0] == rows[1] == rows[2], "tasks of the same images hold out the same"
+    assert rows[0] == sorted(rows[0])
+    by_class = [hold_out(task, 0.3, 1).test.labels for task in split_classes(make(per_class=10), 2)]
+    assert [part.bincount().tolist() for part in by_class] == [[3, 3, 3], [3, 3]]
+
+
+def test_a_class_too_small_and_a_share_that_is_none_are_refused():
+    for share in (0, 1.0, 1, True, -0.1, "0.1"):
+        with pytest.raises(InputError, match="expected a number between 0 and 1"):
+            hold_out(permuted(make(), 1)[0], share)
+    with pytest.raises(InputError, match="made permutation 0: class 0 has one image, expected two or more"):
+        hold_out(permuted(make(per_class=1), 1)[0], 0.5)
+    assert hold_out(permuted(make(per_class=2), 1)[0], 0.9).train.labels.bincount().tolist() == [1] * 5

@@ -75,6 +75,22 @@ def test_the_body_s_parameters_are_all_but_the_heads():
     assert count(p for _, p in twin.body_parameters()) == 6 * 10 + 10 + 10 * 8 + 8
 
 
+def test_the_latest_head_answers_when_none_is_named():
+    twin = PlainNetwork(built("mlp-without-norm")[0])
+    first, second = twin.add_head(3), twin.add_head(3)
+    twin.eval()
+    x = torch.randn(4, 6)
+    assert torch.equal(twin(x), second(twin.features(x))) and torch.equal(twin(x, 0), first(twin.features(x)))
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_twin_and_its_heads_are_where_the_network_is(name):
+    net = built(name)[0].to("meta")
+    twin = PlainNetwork(net)
+    twin.add_head(3)
+    assert all(each.is_meta for each in (*twin.parameters(), *twin.buffers()))
+
+
 def test_ties_are_told():
     assert PlainNetwork(built("residual")[0]).tied
     assert not PlainNetwork(built("conv")[0]).tied

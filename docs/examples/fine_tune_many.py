@@ -1,7 +1,7 @@
 """One pre-trained model, fine-tuned for one task after another, each of them kept for ever.
 
-    python examples/fine_tune_many.py               # half a minute on two CPU cores, no download
-    python examples/fine_tune_many.py --prune       # first take away the units that the model can spare, with its data
+    python docs/examples/fine_tune_many.py          # half a minute on two CPU cores, no download
+    python docs/examples/fine_tune_many.py --prune  # first take away the units that the model can spare, with its data
 
 The pre-trained model is any plain torch module; here a small convolutional network that has learned the digits 0 to 3.
 It becomes task 0 of an eidetic network without any training (or pruned, with data). Two downstream tasks, the digits 4

@@ -1,0 +1,127 @@
+"""What a search of hyperparameters tries: its settings, and the values that keys of the configuration may take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from eidetic_kernels.errors import InputError
+
+# A search may change how a sequence is learned, never which sequence it is.
+TABLES = ("model", "optimizer", "task", "capacity")
+KEYS = ("data.batch_size", "data.augment")
+_RANGE = ("low", "high", "log", "step")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    values: tuple[Any, ...]
+
+    def suggest(self, trial: Any, key: str) -> Any:
+        """The value of ``key`` in an Optuna trial."""
+        return trial.suggest_categorical(key, self.values)
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Values that are wrong if any is."""
+        return self.values
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from ``low`` to ``high``, both included: a whole one when both are; ``log``: even in its logarithm."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    step: int | float | None = None
+
+    def suggest(self, trial: Any, key: str) -> int | float:
+        """The value of ``key`` in an Optuna trial."""
+        whole = isinstance(self.low, int) and isinstance(self.high, int)
+        step = {} if self.step is None else {"step": self.step}
+        return (trial.suggest_int if whole else trial.suggest_float)(key, self.low, self.high, log=self.log, **step)
+
+    @property
+    def examples(self) -> tuple[Any, ...]:
+        """Values that are wrong if any is."""
+        return (self.low, self.high)
+
+
+@dataclass(frozen=True)
+class SweepSettings:
+    """Settings of :func:`eidetic_training.sweep.sweep`, the table ``sweep`` of a configuration (paper, section 4).
+
+    trials: how many settings are tried.
+    tasks: how many tasks of the sequence each learns, from the first on.
+    held_out: the share of every task's training set that is held out to measure accuracy on.
+    prune: give up a trial after a task when its accuracy so far is below the median of the others' there.
+    space: by dotted key of the configuration, a list of values or a range ``{low, high, log, step}``.
+    """
+
+    trials: int = 20
+    tasks: int = 3
+    held_out: float = 0.1
+    prune: bool = False
+    space: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("trials", "tasks"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"sweep.{name} must be a number, 1 or more; got {value!r}.")
+        if not isinstance(self.held_out, float) or not 0 < self.held_out < 1:
+            raise InputError(f"sweep.held_out must be a share between 0 and 1, such as 0.1; got {self.held_out!r}.")
+        if not isinstance(self.prune, bool):
+            raise InputError(f"sweep.prune must be true or false; got {self.prune!r}.")
+        if not isinstance(self.space, Mapping):
+            raise InputError(f"sweep.space is a table of the configuration; got {self.space!r}.")
+        self.values()
+
+    @classmethod
+    def of_dict(cls, values: Mapping[str, Any]) -> SweepSettings:
+        """Settings from a configuration; raises InputError for a name or value that is none."""
+        known = [each.name for each in fields(cls)]
+        unknown = [name for name in values if name not in known]
+        if unknown:
+            raise InputError(f"unknown key sweep.{unknown[0]}; there are: {', '.join('sweep.' + k for k in known)}.")
+        return cls(**values)
+
+    def values(self) -> dict[str, Choice | Range]:
+        """The space by dotted key; keys may be quoted ("optimizer.lr") or tables of their own (optimizer.lr)."""
+        return _flat(self.space, "")
+
+
+def _flat(space: Mapping[str, Any], prefix: str) -> dict[str, Choice | Range]:
+    found: dict[str, Choice | Range] = {}
+    for name, given in space.items():
+        key = f"{prefix}{name}"
+        if isinstance(given, Mapping) and "low" not in given and "high" not in given:
+            found |= _flat(given, f"{key}.")
+            continue
+        if key not in KEYS and (key.split(".")[0] not in TABLES or key in TABLES):
+            raise InputError(
+                f"sweep.space cannot vary {key!r}: it may vary what is in {', '.join(TABLES)}, and {', '.join(KEYS)}."
+            )
+        found[key] = _values(key, given)
+    return found
+
+
+def _values(key: str, given: Any) -> Choice | Range:
+    if isinstance(given, list) and len(given) > 1 and all(isinstance(v, (str, int, float, bool)) for v in given):
+        return Choice(tuple(given))
+    if isinstance(given, Mapping) and set(given) <= set(_RANGE) and {"low", "high"} <= set(given):
+        wanted = Range(**given)
+        numbers = [n for n in (wanted.low, wanted.high, wanted.step) if n is not None]
+        right = all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers)
+        if right and wanted.low < wanted.high and isinstance(wanted.log, bool):
+            if wanted.step is None or (wanted.step > 0 and not wanted.log):
+                if wanted.low > 0 or not wanted.log:
+                    return wanted
+    raise InputError(
+        f"sweep.space.{key} must be a list of two values or more, or a range {{low, high}} with low < high and, at "
+        f"most one of them, log = true (low > 0) or a step; got {given!r}."
+    )
