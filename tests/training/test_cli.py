@@ -95,7 +95,7 @@ def test_train_takes_the_run_s_folder_from_the_name(settings, tmp_path, monkeypa
 
 
 def test_overrides_reach_the_run(settings, tmp_path, eidetic):
-    sets = ["data.tasks=1", "task.search=none", "model.width=10", "task.max_epochs=1", "seed=5"]
+    sets = ["data.tasks=1", "task.search=none", "task.polish_epochs=0", "model.width=10", "task.max_epochs=1", "seed=5"]
     arguments = [part for each in sets for part in ("--set", each)]
     assert eidetic("train", settings, "--run", tmp_path / "run", *arguments)[0] == 0
     run = RunFolder(tmp_path / "run")
