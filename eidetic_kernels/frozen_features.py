@@ -1,0 +1,181 @@
+"""Frozen features of a data set, computed once a task: a training step then costs what the live units cost.
+
+While a task is in training, what finished tasks' units make of a sample never changes: frozen units read no live ones
+(P3), and no dropout touches them (P5). So the first pass over the samples keeps what live units read of frozen ones,
+and later passes run live units alone, beside what is kept. A sample that changes from pass to pass (augmentation) must
+not come here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, TaskError
+from .layers import EideticBatchNorm, EideticConv2d, EideticGroupedConv2d, EideticLinear, StaircaseLayer
+from .layout import LIVE, Fixed, without
+from .ops.registration import memory_format
+from .ops.staircase import read
+
+if TYPE_CHECKING:
+    from .network import EideticNetwork
+
+# Layers whose live units need nothing of the frozen ones beside them but what they read.
+_COVERED = (EideticLinear, EideticConv2d, EideticGroupedConv2d, EideticBatchNorm)
+_ON_IMAGES = (EideticConv2d, EideticGroupedConv2d)
+
+
+class FrozenFeatures:
+    """What the task in training reads of frozen units, by sample: [samples, columns, *] for every layer that reads.
+
+    Args:
+        network: in training on a task that has a head. The features are of this task, and hold no gradient.
+        samples: how many samples the data set has.
+        limit: how many bytes may be kept; None: as many as it takes. They are counted before any is allocated.
+
+    Give every pass the samples' indices::
+
+        features = ek.FrozenFeatures(net, len(x))
+        for rows in torch.randperm(len(x)).split(256):
+            with features.batch(rows):
+                loss = F.cross_entropy(net(x[rows]), y[rows])
+            loss.backward()
+
+    Inside ``batch`` a pass whose samples are all known runs live units alone, so modules between layers see live units
+    only; any other pass is an ordinary one, and is kept. Loss and gradients are the same bits either way, where an
+    operation's bits depend on a unit's own values and a product's not on where in its batch a sample lies. Most
+    libraries' are such, but for products of few units (on a CPU: under 16) and ends of vectors in exp and tanh; else
+    they are the same up to rounding. Finished tasks are recalled as ever (P1).
+
+    ``off`` says why nothing is kept (every pass is then an ordinary one), None while something may be; ``bytes`` how
+    much is.
+    """
+
+    def __init__(self, network: EideticNetwork, samples: int, limit: int | None = None):
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
+            raise InputError(f"samples must be how many samples the data set has, 1 or more; got {samples!r}.")
+        head = network.live_head  # raises while no task with a head is in training
+        self.network, self.task, self.samples, self.limit = network, network.current_task, samples, limit
+        self.bytes = 0
+        self.readers = [layer for layer in network.modules() if _reads_units(layer) and layer not in network.heads]
+        self.readers.append(head)
+        self.off = why_not(network)
+        self._kept: dict[StaircaseLayer, Tensor] = {}
+        self._known: Tensor | None = None
+        self._unknown = samples if any(map(_columns, self.readers)) else 0
+
+    @contextmanager
+    def batch(self, rows: Tensor) -> Iterator[None]:
+        """For a pass over the samples ``rows`` (int64 [N]: indices into the data set), in the order of the batch.
+
+        Raises InputError for a batch of another length, TaskError when another task is in training by now.
+        """
+        if self.network.current_task != self.task:
+            raise TaskError(
+                f"these are task {self.task}'s frozen features, which is no longer in training: make new ones."
+            )
+        with ExitStack() as stack:
+            if self.off is not None:
+                pass
+            elif self._unknown and not self._holds(rows):
+                inputs: dict[StaircaseLayer, Tensor] = {}
+                self._hook(stack, partial(_note, inputs))
+                yield
+                self._keep(rows, inputs)
+                return
+            elif self._runs_live():
+                self._hook(stack, partial(self._join, rows))
+                stack.enter_context(self.network.running_live())
+            yield
+
+    def _hook(self, stack: ExitStack, hook) -> None:
+        for layer in self.readers:
+            stack.callback(layer.register_forward_pre_hook(hook).remove)
+
+    def _holds(self, rows: Tensor) -> bool:
+        return self._known is not None and bool(self._known[rows].all())
+
+    def _runs_live(self) -> bool:
+        """Pooling refuses images of no channels, which a layer without live units would make."""
+        layers = [layer for group in self.network.groups for layer in group.layers]
+        return not any(isinstance(layer, _ON_IMAGES) and not layer.segments.live for layer in layers)
+
+    def _keep(self, rows: Tensor, inputs: dict[StaircaseLayer, Tensor]) -> None:
+        if len(inputs) < len(self.readers):
+            return  # no whole pass was made
+        columns = {layer: _columns(layer) for layer in self.readers}
+        if self._known is None:
+            self._allocate(inputs, columns)
+        if self.off is not None:
+            return
+        done = set()
+        for layer, kept in self._kept.items():
+            if id(kept) not in done:
+                kept.index_copy_(0, rows, read(inputs[layer], columns[layer]))
+                done.add(id(kept))
+        self._known[rows] = True
+        self._unknown = self.samples - int(self._known.sum())
+
+    def _allocate(self, inputs: dict[StaircaseLayer, Tensor], columns: dict) -> None:
+        """Room for every sample; once for layers that read the same."""
+        same = {layer: (id(inputs[layer]), columns[layer]) for layer in self.readers if columns[layer]}
+        needed = {key: read(inputs[layer], columns[layer])[:1] for layer, key in same.items()}
+        size = sum(self.samples * one.numel() * one.element_size() for one in needed.values())
+        if self.limit is not None and size > self.limit:
+            self.off = (
+                f"{self.samples:,} samples would take {size / 2**20:,.0f} MiB, and {self.limit / 2**20:,.0f} are allowed"
+            )
+            return
+        rooms = {
+            key: one.new_empty(self.samples, *one.shape[1:]).contiguous(memory_format=memory_format(one))
+            for key, one in needed.items()
+        }
+        self._kept, self.bytes = {layer: rooms[key] for layer, key in same.items()}, size
+        self._known = torch.zeros(self.samples, dtype=torch.bool, device=next(iter(needed.values())).device)
+
+    def _join(self, rows: Tensor, layer: StaircaseLayer, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """What ``layer`` reads: live columns, which it is given, between those that are kept."""
+        if layer.scope.task != LIVE or layer not in self._kept:
+            return None
+        x, stairs = given[0], layer.staircase(LIVE)
+        if len(x) != len(rows):
+            raise InputError(f"the batch has {len(x)} samples and rows {len(rows)}: give each sample's index.")
+        kept = self._kept[layer].index_select(0, rows)
+        pieces, before, end, own = [], 0, 0, 0
+        for start, stop in stairs.trainable:
+            pieces += [kept.narrow(1, before, start - end), x.narrow(1, own, stop - start)]
+            before, end, own = before + start - end, stop, own + stop - start
+        pieces.append(kept.narrow(1, before, stairs.columns - end))
+        return torch.cat(pieces, 1).contiguous(memory_format=memory_format(self._kept[layer])), *given[1:]
+
+
+def why_not(network: EideticNetwork) -> str | None:
+    """Why live units of ``network`` cannot run alone; None: they can."""
+    for path, layer in network.segmented_layers():
+        if not isinstance(layer, _COVERED):
+            return f"{path} ({type(layer).__name__}) needs frozen units beside live ones"
+        if layer.unit_dim != 1:
+            return f"the units of {path} lie in the last dimension"
+    if any(module._compiled_call_impl is not None for module in network.modules()):
+        return "the network is compiled"
+    return None
+
+
+def _reads_units(layer: nn.Module) -> bool:
+    return isinstance(layer, StaircaseLayer) and not any(isinstance(source.group, Fixed) for source in layer.sources)
+
+
+def _columns(layer: StaircaseLayer) -> tuple:
+    """The columns of frozen units that the live units of ``layer`` read, in an input that holds everything."""
+    stairs = layer.staircase()
+    return without(stairs.live.spans, stairs.trainable)
+
+
+def _note(inputs: dict[StaircaseLayer, Tensor], layer: StaircaseLayer, given: tuple[Tensor, ...]) -> None:
+    if layer.scope.task is None:
+        inputs[layer] = given[0].detach()
