@@ -8,6 +8,7 @@ not come here.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .errors import InputError, TaskError
 from .layers import EideticBatchNorm, EideticConv2d, EideticGroupedConv2d, EideticLinear, StaircaseLayer
-from .layout import LIVE, Fixed, without
+from .layout import LIVE, Fixed, Span, Staircase, without
+from .ops.linear import Linear
 from .ops.registration import memory_format
-from .ops.staircase import read
+from .ops.staircase import canonical, read
 
 if TYPE_CHECKING:
     from .network import EideticNetwork
@@ -53,7 +56,7 @@ class FrozenFeatures:
     they are the same up to rounding. Finished tasks are recalled as ever (P1).
 
     ``off`` says why nothing is kept (every pass is then an ordinary one), None while something may be; ``bytes`` how
-    much is.
+    much is; ``reads`` whether live units read any frozen one: if not, live units always run alone, whatever the data.
     """
 
     def __init__(self, network: EideticNetwork, samples: int, limit: int | None = None):
@@ -66,12 +69,15 @@ class FrozenFeatures:
         self.readers.append(head)
         self.off = why_not(network)
         self._kept: dict[StaircaseLayer, Tensor] = {}
+        self._inputs = _Inputs()
         self._known: Tensor | None = None
-        self._unknown = samples if any(map(_columns, self.readers)) else 0
+        self.reads = any(map(_columns, self.readers))
+        self._unknown = samples if self.reads else 0
 
     @contextmanager
-    def batch(self, rows: Tensor) -> Iterator[None]:
-        """For a pass over the samples ``rows`` (int64 [N]: indices into the data set), in the order of the batch.
+    def batch(self, rows: Tensor | None) -> Iterator[None]:
+        """For a pass over the samples ``rows`` (int64 [N]: indices into the data set), in the order of the batch; None
+        will do where nothing frozen is read.
 
         Raises InputError for a batch of another length, TaskError when another task is in training by now.
         """
@@ -90,6 +96,8 @@ class FrozenFeatures:
                 return
             elif self._runs_live():
                 self._hook(stack, partial(self._join, rows))
+                for layer in self._kept:
+                    stack.callback(layer.register_forward_hook(self._inputs.lead_back).remove)
                 stack.enter_context(self.network.running_live())
             yield
 
@@ -127,9 +135,8 @@ class FrozenFeatures:
         needed = {key: read(inputs[layer], columns[layer])[:1] for layer, key in same.items()}
         size = sum(self.samples * one.numel() * one.element_size() for one in needed.values())
         if self.limit is not None and size > self.limit:
-            self.off = (
-                f"{self.samples:,} samples would take {size / 2**20:,.0f} MiB, and {self.limit / 2**20:,.0f} are allowed"
-            )
+            needed, allowed = (f"{count / 2**20:,.0f} MiB" for count in (size, self.limit))
+            self.off = f"those of {self.samples:,} samples would take {needed}, and {allowed} are allowed"
             return
         rooms = {
             key: one.new_empty(self.samples, *one.shape[1:]).contiguous(memory_format=memory_format(one))
@@ -142,16 +149,89 @@ class FrozenFeatures:
         """What ``layer`` reads: live columns, which it is given, between those that are kept."""
         if layer.scope.task != LIVE or layer not in self._kept:
             return None
-        x, stairs = given[0], layer.staircase(LIVE)
+        x, kept = given[0], self._kept[layer]
         if len(x) != len(rows):
             raise InputError(f"the batch has {len(x)} samples and rows {len(rows)}: give each sample's index.")
-        kept = self._kept[layer].index_select(0, rows)
-        pieces, before, end, own = [], 0, 0, 0
-        for start, stop in stairs.trainable:
-            pieces += [kept.narrow(1, before, start - end), x.narrow(1, own, stop - start)]
-            before, end, own = before + start - end, stop, own + stop - start
-        pieces.append(kept.narrow(1, before, stairs.columns - end))
+        if isinstance(layer, EideticLinear) and layer.norm is None:
+            return self._inputs.join(layer, x, kept, rows), *given[1:]
+        kept = kept.index_select(0, rows)
+        pieces, known, own = [], 0, 0
+        for before, size in _runs(layer.staircase(LIVE)):
+            pieces += [kept.narrow(1, known, before), x.narrow(1, own, size)]
+            known, own = known + before, own + size
         return torch.cat(pieces, 1).contiguous(memory_format=memory_format(self._kept[layer])), *given[1:]
+
+
+class _Inputs:
+    """Inputs of linear layers, of live columns and kept ones, in memory that is used again: fresh memory for every
+    step, and zeros for the gradient of columns that have none, would cost as much as the products of few units."""
+
+    def __init__(self):
+        self.rooms: dict[StaircaseLayer, list[_Room]] = {}
+        self.given: dict[StaircaseLayer, tuple[Tensor, _Room]] = {}
+
+    def join(self, layer: StaircaseLayer, x: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
+        """``x`` and the ``rows`` of ``kept``, side by side as ``layer`` reads them; without a gradient."""
+        stairs = layer.staircase(LIVE)
+        room = self._room(layer, x, kept, stairs.columns)
+        known, own, at = 0, 0, 0
+        with torch.no_grad():
+            for before, size in _runs(stairs):
+                if before:
+                    torch.index_select(kept.narrow(1, known, before), 0, rows, out=room.values.narrow(1, at, before))
+                room.values.narrow(1, at + before, size).copy_(x.narrow(1, own, size))
+                known, own, at = known + before, own + size, at + before + size
+        self.given[layer] = x, room
+        return room.values
+
+    def lead_back(self, layer: StaircaseLayer, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
+        """``y``, whose gradient reaches what :meth:`join` was given for it."""
+        if layer not in self.given:
+            return None
+        x, room = self.given.pop(layer)
+        y = _LeadBack.apply(y, x, layer.weight, layer.staircase(LIVE).trainable)
+        room.user = None if y.grad_fn is None else weakref.ref(y.grad_fn)
+        return y
+
+    def _room(self, layer: StaircaseLayer, x: Tensor, kept: Tensor, columns: int) -> _Room:
+        """One that no backward pass will read any more."""
+        like = len(x), columns, torch.promote_types(x.dtype, kept.dtype)
+        rooms = [room for room in self.rooms.get(layer, ()) if room.like == like]
+        for room in rooms:
+            if room.user is None or room.user() is None:
+                break
+        else:
+            room = _Room(like, kept.new_empty(like[:2], dtype=like[2]))
+            rooms.append(room)
+        self.rooms[layer] = rooms
+        return room
+
+
+class _Room:
+    """``values`` [N, columns], and the node of the graph that will read them."""
+
+    def __init__(self, like: tuple, values: Tensor):
+        self.like, self.values = like, values
+        self.user: weakref.ref | None = None
+
+
+class _LeadBack(torch.autograd.Function):
+    """A linear layer's output y, with the gradient of the part ``x`` of its input that lies at ``spans``."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, x: Tensor, weight: Tensor, spans: tuple[Span, ...]):
+        ctx.save_for_backward(weight)
+        ctx.spans, ctx.dtype = spans, x.dtype
+        return y.view_as(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        if not ctx.needs_input_grad[1]:
+            return dy, None, None, None
+        (weight,) = ctx.saved_tensors
+        columns = read(weight, ctx.spans).to(dy.dtype)
+        return dy, Linear.input_gradient(canonical(dy), None, columns).to(ctx.dtype), None, None
 
 
 def why_not(network: EideticNetwork) -> str | None:
@@ -174,6 +254,13 @@ def _columns(layer: StaircaseLayer) -> tuple:
     """The columns of frozen units that the live units of ``layer`` read, in an input that holds everything."""
     stairs = layer.staircase()
     return without(stairs.live.spans, stairs.trainable)
+
+
+def _runs(stairs: Staircase) -> list[tuple[int, int]]:
+    """(kept columns, live columns after them), run after run, of what the live rows read."""
+    ends = [0, *(stop for _, stop in stairs.trainable)]
+    runs = [(start - end, stop - start) for end, (start, stop) in zip(ends, stairs.trainable)]
+    return runs if ends[-1] == stairs.columns else [*runs, (stairs.columns - ends[-1], 0)]
 
 
 def _note(inputs: dict[StaircaseLayer, Tensor], layer: StaircaseLayer, given: tuple[Tensor, ...]) -> None:

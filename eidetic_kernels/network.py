@@ -328,7 +328,7 @@ class EideticNetwork(nn.Module):
         if task is not None and not live_only and not 0 <= task < self.finished_tasks:
             raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
         if live_only and x.requires_grad:
-            raise InputError("the gradient at the input is that of frozen units too: compute it without their features.")
+            raise InputError("the input asks for a gradient, which frozen units have a part in: keep no features then.")
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = super().__call__(x)
