@@ -90,7 +90,7 @@ class FrozenFeatures:
                 pass
             elif self._unknown and not self._holds(rows):
                 inputs: dict[StaircaseLayer, Tensor] = {}
-                self._hook(stack, partial(_note, inputs))
+                self._hook(stack, partial(_note, rows, inputs))
                 yield
                 self._keep(rows, inputs)
                 return
@@ -131,7 +131,11 @@ class FrozenFeatures:
 
     def _allocate(self, inputs: dict[StaircaseLayer, Tensor], columns: dict) -> None:
         """Room for every sample; once for layers that read the same."""
-        same = {layer: (id(inputs[layer]), columns[layer]) for layer in self.readers if columns[layer]}
+        same = {
+            layer: (inputs[layer].data_ptr(), inputs[layer].shape, columns[layer])
+            for layer in self.readers
+            if columns[layer]
+        }
         needed = {key: read(inputs[layer], columns[layer])[:1] for layer, key in same.items()}
         size = sum(self.samples * one.numel() * one.element_size() for one in needed.values())
         if self.limit is not None and size > self.limit:
@@ -150,8 +154,7 @@ class FrozenFeatures:
         if layer.scope.task != LIVE or layer not in self._kept:
             return None
         x, kept = given[0], self._kept[layer]
-        if len(x) != len(rows):
-            raise InputError(f"the batch has {len(x)} samples and rows {len(rows)}: give each sample's index.")
+        _check_rows(rows, x)
         if isinstance(layer, EideticLinear) and layer.norm is None:
             return self._inputs.join(layer, x, kept, rows), *given[1:]
         kept = kept.index_select(0, rows)
@@ -263,6 +266,14 @@ def _runs(stairs: Staircase) -> list[tuple[int, int]]:
     return runs if ends[-1] == stairs.columns else [*runs, (stairs.columns - ends[-1], 0)]
 
 
-def _note(inputs: dict[StaircaseLayer, Tensor], layer: StaircaseLayer, given: tuple[Tensor, ...]) -> None:
+def _note(
+    rows: Tensor, inputs: dict[StaircaseLayer, Tensor], layer: StaircaseLayer, given: tuple[Tensor, ...]
+) -> None:
     if layer.scope.task is None:
+        _check_rows(rows, given[0])
         inputs[layer] = given[0].detach()
+
+
+def _check_rows(rows: Tensor, x: Tensor) -> None:
+    if len(x) != len(rows):
+        raise InputError(f"the batch has {len(x)} samples and rows {len(rows)}: give each sample's index.")

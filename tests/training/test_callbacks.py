@@ -29,8 +29,9 @@ class Terminal(io.StringIO):
 
 def test_an_event_becomes_a_row(new_run):
     Recorder(new_run)(EVENT)
+    Recorder(new_run)(event(1.0, phase="features", note="why not"))  # neither an epoch nor a change of units
     (row,) = new_run.metrics
-    assert row._asdict() == {**vars(EVENT), "seconds": row.seconds}
+    assert {**row._asdict(), "note": None} == {**vars(EVENT), "seconds": row.seconds}
 
 
 def test_an_event_without_loss_becomes_a_row_too(new_run):
