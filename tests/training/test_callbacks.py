@@ -86,6 +86,15 @@ def test_without_a_terminal_there_is_a_line_a_task_and_nothing_else():
     assert file.getvalue() == "task 0: done\ncontinuing\n"
 
 
+def test_a_note_is_said_once():
+    file = io.StringIO()
+    bar = Progress(2, file=file)
+    for note in ("one", "one", "two", "one"):
+        bar(event(1.0, phase="features", note=note))
+    bar.close()
+    assert file.getvalue() == "one\ntwo\n"
+
+
 def test_on_a_terminal_the_bar_shows_task_phase_epoch_accuracy_and_units():
     file = Terminal()
     bar = Progress(10, done=2, file=file)
