@@ -1,5 +1,7 @@
 """Frozen features kept by sample: training is the same as without them, and only live units are computed."""
 
+import random
+
 import pytest
 import torch
 from life import READINGS, Memory, batch, learn, live_tensors, loss_of, poison, reading
@@ -10,6 +12,8 @@ from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError, TaskError
+from eidetic_kernels.layout import LIVE, Segments, Source, staircase
+from eidetic_kernels.ops import staircase_linear
 
 SAMPLES, TASKS = 40, 3
 
@@ -174,6 +178,26 @@ def test_half_precision_and_other_memory_formats_train_the_same(make, half):
         assert_same_bits(name, results[1][name], expected)
 
 
+def test_a_live_segment_has_the_same_bits_alone_and_beside_what_it_does_not_read():
+    """Of all sizes, since a library's products look at how their input lies for some only."""
+    draw = random.Random(0)
+    torch.manual_seed(0)
+    for _ in range(150):
+        frozen, live, rows, samples = (draw.choice([1, 3, 8, 17, 40]) for _ in range(4))
+        output, source = Segments(rows, rows, (0,)), Source(Segments(frozen + live, live, (frozen,)))
+        x, weight = torch.randn(samples, frozen + live), torch.randn(rows, live)
+        nothing = torch.empty(0)
+        whole, alone = (staircase(output, (source,), (False, False), task) for task in (None, LIVE))
+        results = []
+        for given, stairs in ((x, whole), (x[:, frozen:].clone(memory_format=torch.contiguous_format), alone)):
+            leaf = weight.clone().requires_grad_()
+            y = staircase_linear(given, leaf, None, nothing, None, stairs)
+            y.square().sum().backward()
+            results.append((y, leaf.grad))
+        for (a, b), name in zip(zip(*results), ("y", "gradient")):
+            assert_same_bits(f"{name}, {frozen} frozen, {live} live, {rows} rows, {samples} samples", a, b)
+
+
 # ---- what a live pass is
 
 
@@ -291,8 +315,8 @@ def test_a_limit_is_checked_before_anything_is_allocated():
     net = prepared(MLP)
     read = sum(group.segments.frozen_total for group in net.groups)
     x, y = batch(net, 16)
-    for spare, off in ((0, False), (-1, True)):
-        features = ek.FrozenFeatures(net, 10**6, limit=4 * 10**6 * read + spare) if off else Counting(net, 16, 64 * read)
+    for samples, spare, off in ((16, 0, False), (10**6, -1, True)):
+        features = ek.FrozenFeatures(net, samples, limit=4 * samples * read + spare)
         for _ in range(2):
             with features.batch(torch.arange(16)):
                 loss_of(net, x, y)

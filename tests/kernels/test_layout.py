@@ -58,12 +58,12 @@ def test_the_networks_input_belongs_to_no_task_and_everyone_reads_it():
 
 @pytest.mark.parametrize(
     ("nested", "columns", "trainable"),
-    [(True, 12, (Span(2, 6), Span(7, 12))), (False, 9, (Span(0, 9),))],
+    [(True, 12, (Span(2, 6), Span(7, 12))), (False, 9, (Span(0, 4), Span(4, 9)))],
     ids=["nested", "disjoint"],
 )
 def test_live_units_alone_read_the_same_end_to_end(nested, columns, trainable):
     """A flattened group of two columns a unit, and another beside it."""
-    sources = Source(units(frozen=(1,), live=2), block=2), units(frozen=(1, 0), live=5)
+    sources = Source(units(frozen=(1,), live=2), block=2), units(frozen=(1,), live=5)
     stairs = layer(units((3,), 4), *sources, nested=(True, nested), task=LIVE)
     assert stairs == Staircase((Stair(4, (Span(0, columns),), live=True),), columns, trainable)
     assert (stairs.rows, stairs.frozen_rows) == (4, 0)
