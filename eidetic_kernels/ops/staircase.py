@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Span, Stair, Staircase, positions
-from .registration import Op
+from .registration import Op, memory_format
 
 
 def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
@@ -143,7 +143,11 @@ def gradients(
         dy_live = canonical(dy_live)
         dweight = product.weight_gradient(dy_live, read_alone(x, live.spans), weight) if need_weight else None
         dbias = dy_live.sum((0, *range(2, dy_live.dim()))) if need_bias else None
-    if need_x:
+    if need_x and dy_frozen is None and live is not None and staircase.trainable == (Span(0, x.shape[1]),):
+        # All of the input leads to something trainable: the product is the gradient as it comes.
+        dx = product.input_gradient(dy_live, x, read(weight, positions(live.spans, staircase.trainable)))
+        dx = dx.contiguous(memory_format=memory_format(x))
+    elif need_x:
         dx = torch.zeros_like(x)
         if dy_frozen is not None:
             row = 0
