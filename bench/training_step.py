@@ -57,7 +57,7 @@ def kept_step(subject: Subject, state: tuple[int, int], x, y) -> Callable[[], No
     net = eidetic(subject, *state)
     batches = torch.randperm(KEPT_BATCHES * len(x)).split(len(x))
     features = FrozenFeatures(net, KEPT_BATCHES * len(x))
-    for rows in batches:
+    for rows in (*batches, batches[0]):  # the first of known samples is computed once more
         with features.batch(rows), torch.no_grad():
             net(x)
     turn = itertools.cycle(batches)

@@ -2,14 +2,15 @@
 
 While a task is in training, what finished tasks' units make of a sample never changes: frozen units read no live ones
 (P3), and no dropout touches them (P5). So the first pass over the samples keeps what live units read of frozen ones,
-and later passes run live units alone, beside what is kept. A sample that changes from pass to pass (augmentation) must
-not come here.
+and later passes run live units alone, beside what is kept. A sample must not change from pass to pass (augmentation,
+noise in the network's own forward): the first batch that is known is computed once more, and if it is another by then,
+nothing is kept.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -49,11 +50,11 @@ class FrozenFeatures:
                 loss = F.cross_entropy(net(x[rows]), y[rows])
             loss.backward()
 
-    Inside ``batch`` a pass whose samples are all known runs live units alone, so modules between layers see live units
-    only; any other pass is an ordinary one, and is kept. Loss and gradients are the same bits either way, where an
-    operation's bits depend on a unit's own values and a product's not on where in its batch a sample lies. Most
-    libraries' are such, but for products of few units (on a CPU: under 16) and ends of vectors in exp and tanh; else
-    they are the same up to rounding. Finished tasks are recalled as ever (P1).
+    Inside ``batch`` a pass whose samples are all known (but for the first such) runs live units alone, so modules
+    between layers see live units only; any other pass is an ordinary one, and is kept. Loss and gradients are the same
+    bits either way, where an operation's bits depend on a unit's own values and a product's not on where in its batch a
+    sample lies. Most libraries' are such, but for products of few units (on a CPU: under 20) and ends of vectors in exp
+    and tanh; else they are the same up to rounding. Finished tasks are recalled as ever (P1).
 
     ``off`` says why nothing is kept (every pass is then an ordinary one), None while something may be; ``bytes`` how
     much is; ``reads`` whether live units read any frozen one: if not, live units always run alone, whatever the data.
@@ -73,6 +74,7 @@ class FrozenFeatures:
         self._known: Tensor | None = None
         self.reads = any(map(_columns, self.readers))
         self._unknown = samples if self.reads else 0
+        self._proven = not self.reads
 
     @contextmanager
     def batch(self, rows: Tensor | None) -> Iterator[None]:
@@ -88,7 +90,7 @@ class FrozenFeatures:
         with ExitStack() as stack:
             if self.off is not None:
                 pass
-            elif self._unknown and not self._holds(rows):
+            elif not self._proven or (self._unknown and not self._holds(rows)):
                 inputs: dict[StaircaseLayer, Tensor] = {}
                 self._hook(stack, partial(_note, rows, inputs))
                 yield
@@ -121,13 +123,23 @@ class FrozenFeatures:
             self._allocate(inputs, columns)
         if self.off is not None:
             return
-        done = set()
-        for layer, kept in self._kept.items():
-            if id(kept) not in done:
-                kept.index_copy_(0, rows, read(inputs[layer], columns[layer]))
-                done.add(id(kept))
+        found = {id(kept): (kept, read(inputs[layer], columns[layer])) for layer, kept in self._kept.items()}
+        if self._holds(rows):
+            self._prove(rows, found.values())
+            return
+        for kept, values in found.values():
+            kept.index_copy_(0, rows, values)
         self._known[rows] = True
         self._unknown = self.samples - int(self._known.sum())
+
+    def _prove(self, rows: Tensor, found: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """Samples must have been given the features that are kept of them; rounding does not count."""
+        for kept, values in found:
+            expected = kept.index_select(0, rows)
+            if not (values - expected).abs().max() <= 0.01 * expected.abs().max():
+                self.off, self._kept, self.bytes = "a sample is another from pass to pass (augmentation, noise)", {}, 0
+                return
+        self._proven = True
 
     def _allocate(self, inputs: dict[StaircaseLayer, Tensor], columns: dict) -> None:
         """Room for every sample; once for layers that read the same."""
