@@ -68,16 +68,18 @@ class EideticBatchNorm(SegmentedLayer):
             nn.init.zeros_(self.bias) if self.bias.numel() else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(x) + residual), for ``residual`` shaped as x (a network ties its units to x's)."""
+        """act(norm(x) + residual), for ``residual`` shaped as x (a network ties its units to x's).
+
+        Where their dtypes differ, the result has the one that torch promotes their sum to.
+        """
         return self.normalise(x, residual, self.scope.exact or (not self.owned and x.requires_grad))
 
     def normalise(self, x: Tensor, residual: Tensor | None, exact: bool) -> Tensor:
         """``forward``; ``exact`` where the gradient at frozen channels is owed too."""
         arguments = self.arguments(x.shape)
-        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
+        if residual is not None and residual.shape != x.shape:
             raise InputError(
-                f"{self} adds a residual shaped as its input, {x.dtype} {list(x.shape)}; got {residual.dtype} "
-                f"{list(residual.shape)}."
+                f"{self} adds a residual shaped as its input, {list(x.shape)}; got {list(residual.shape)}."
             )
         return ops.segmented_batch_norm(x, *arguments, exact, residual, self.beside)
 

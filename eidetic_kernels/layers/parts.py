@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..parameters import joined
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
 
@@ -50,6 +51,6 @@ class Shared(nn.ModuleList):
             return torch.cat([part(x) for part in self], dim)
         # A product's bits depend on its number of rows: until something changes, all parts together are the layer.
         bias = None if self[0].bias is None else torch.cat([part.bias for part in self])
-        y = self[0].whole(x, torch.cat([part.weight for part in self]), bias)
+        y = self[0].whole(x, joined([part.weight for part in self]), bias)
         pieces = y.split([part.segments.live for part in self], dim)
         return torch.cat([part(x, computed=piece) for part, piece in zip(self, pieces)], dim)

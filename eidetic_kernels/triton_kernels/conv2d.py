@@ -14,6 +14,7 @@ backend is forced (EIDETIC_BACKEND=triton).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import Staircase
+from ..layout import Stair, Staircase
 from .activations import activate
 from .batch_norm import whole_sixteens
 from .launch import OPTIONS, on_device, unsupported
@@ -178,13 +179,13 @@ def staircase_conv2d_frozen_forward(
     ``frozen_weight`` is flat, the blocks [rows, columns, *kernel] end to end; frozen_bias [F] or None; frozen_scale and
     frozen_shift [F], or None for the convolution alone.
     """
-    frozen = Staircase(staircase.frozen, staircase.columns)
+    rows = staircase.frozen_rows
     height, width = output_size(x, kernel, geometry)
     channels_last = not x.is_contiguous() and x.stride(1) == 1
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if not channels_last and x.stride(3) != 1:
         x = x.contiguous()
-    y = torch.empty(x.shape[0], frozen.rows, height, width, dtype=x.dtype, device=x.device, memory_format=layout)
+    y = torch.empty(x.shape[0], rows, height, width, dtype=x.dtype, device=x.device, memory_format=layout)
     if not y.numel():
         return y
     positions = x.shape[0] * height * width
@@ -192,33 +193,33 @@ def staircase_conv2d_frozen_forward(
     if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
         precision = "tf32"
     tile = choose_tile(x.dtype)
-    tiles, spans, aligned = table(frozen, tile.units, x.device)
+    tiles, spans, aligned = table(staircase, tile.units, x.device, live=False)
     # A size of 1 may have any stride; these are what the kernel computes with.
     x_strides = x.stride() if x.numel() else (0, 0, 0, 0)
-    y_sample, y_position = frozen.rows * height * width, frozen.rows if channels_last else 1
+    y_sample, y_position = rows * height * width, rows if channels_last else 1
     moved = x_strides[0], x_strides[2], x_strides[3] if channels_last else 0, y_sample
     with on_device(x):
         staircase_conv2d_kernel[(triton.cdiv(positions, tile.samples), len(tiles))](
-            x, taps_outside(frozen_weight, frozen, kernel), frozen_bias, frozen_scale, frozen_shift, y, tiles, spans,
-            positions, *x.shape[2:], height, width,
+            x, taps_outside(frozen_weight, staircase.frozen, kernel), frozen_bias, frozen_scale, frozen_shift,
+            y, tiles, spans, positions, *x.shape[2:], height, width,
             *x_strides, y_sample, 1 if channels_last else height * width, y_position,
             *geometry.stride, *geometry.padding, *geometry.dilation, *kernel,
             ACTIVATION=activation, PRECISION=precision, CHANNELS_LAST=channels_last,
             ALIGNED=aligned and all(stride % ALIGNMENT == 0 for stride in moved),
-            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in frozen.stairs for a, b in stair.spans),
+            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in staircase.frozen for a, b in stair.spans),
             BLOCK_M=tile.samples, BLOCK_N=tile.units, BLOCK_K=tile.columns,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **OPTIONS,
         )  # fmt: skip
     return y
 
 
-def taps_outside(frozen_weight: Tensor, frozen: Staircase, kernel: tuple[int, int]) -> Tensor:
+def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[int, int]) -> Tensor:
     """Each segment's block as [rows, *kernel, columns], so that a tap's weights are neighbours; flat as before."""
     if kernel == (1, 1):
         return frozen_weight
     packed = torch.empty_like(frozen_weight)
     offset = 0
-    for stair in frozen.stairs:
+    for stair in stairs:
         size = stair.rows * stair.columns * kernel[0] * kernel[1]
         block = frozen_weight[offset : offset + size].view(stair.rows, stair.columns, *kernel)
         packed[offset : offset + size].view(stair.rows, *kernel, stair.columns).copy_(block.permute(0, 2, 3, 1))

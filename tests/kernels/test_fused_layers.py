@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_kernels import backends
-from eidetic_kernels.errors import ConversionError, InputError, TaskError
+from eidetic_kernels.errors import InputError, TaskError
 
 
 class Unfused(ek.EideticNetwork):
@@ -232,13 +232,6 @@ def test_errors_of_the_norm():
         ek.EideticConv2d(5, 8, 1)(torch.randn(2, 5, 3, 3), torch.randn(2, 8, 3, 3))
     with pytest.raises(InputError, match="adds a residual shaped as its input"):
         ek.EideticBatchNorm1d(4)(torch.randn(3, 4), torch.randn(3, 5))
-
-
-def test_extraction_refuses_what_it_would_get_wrong():
-    net = Fused()
-    learn(net, 0)
-    with pytest.raises(ConversionError, match="owns its norm"):
-        net.extract(0)
 
 
 # ---- residuals

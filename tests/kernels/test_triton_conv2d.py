@@ -139,6 +139,18 @@ def test_half_precision(dtype):
         assert_close("y", call.run(x, "relu"), call.expected("relu"))
 
 
+def test_samples_beyond_32_bits(monkeypatch):
+    """The last block's samples lie more than 2**31 elements from the start, in memory that nobody touches."""
+    monkeypatch.setattr(conv2d, "choose_tile", lambda *_: linear.Tile(16, 16, 16, 4, 2))
+    call = Call(NESTED, *GEOMETRIES["1x1"], dtype=torch.bfloat16, size=(1, 1), samples=85)
+    channels, stride = call.x.shape[1], 2**25 - 16
+    assert 80 * stride > 2**31
+    far = torch.empty(85 * stride, dtype=torch.bfloat16, device=DEVICE)
+    far = far.as_strided((85, channels, 1, 1), (stride, 1, channels, channels))
+    far.copy_(call.x)
+    assert_same_bits("far samples", call.run(far), call.run(channels_last(call.x)))
+
+
 @pytest.mark.usefixtures("poisoned_memory")
 def test_many_tiles_and_steps(monkeypatch):
     """Positions, units and channels all split, ragged at every end; then all of them whole."""
