@@ -6,6 +6,7 @@ import importlib
 import sys
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,12 +18,17 @@ from torch.nn.utils import prune
 from eidetic_kernels.layers import StaircaseLayer
 
 
-def step_of(net: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer | None) -> Callable[[], None]:
-    """One training step as a function of nothing."""
+def step_of(
+    net: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer | None,
+    around: Callable[[], AbstractContextManager] = nullcontext,
+) -> Callable[[], None]:  # fmt: skip
+    """One training step as a function of nothing, its forward pass inside ``around()``."""
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        F.cross_entropy(net(x), y).backward()
+        with around():
+            loss = F.cross_entropy(net(x), y)
+        loss.backward()
         optimizer.step()
 
     return step

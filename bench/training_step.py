@@ -10,7 +10,9 @@ Writes OUT.json and OUT.md. Both networks use Adam on its fused kernel; the publ
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,7 +23,9 @@ from networks import STATES, SUBJECTS, Subject, dense, eidetic, state_bytes
 from peers import Published, masked, step_of
 from timing import alternate
 
-from eidetic_kernels import default_optimizer
+from eidetic_kernels import FrozenFeatures, default_optimizer
+
+KEPT_BATCHES = 4
 
 
 def measure(subject: Subject, state: tuple[int, int], rounds: int, published: Path | None, limits) -> dict:
@@ -33,6 +37,8 @@ def measure(subject: Subject, state: tuple[int, int], rounds: int, published: Pa
         nets["published"] = Published(published, subject, *state)
         optimizers["published"] = torch.optim.Adam(nets["published"].parameters())
     steps = {name: step_of(net, x, y, optimizers[name]) for name, net in nets.items()}
+    if state[0]:
+        steps["kept"] = kept_step(subject, state, x, y)
     seconds = alternate(steps, rounds)
     seconds |= _parts({name: nets[name] for name in ("dense", "eidetic")}, x, y, rounds)
     needed = work(nets["eidetic"], x)
@@ -44,6 +50,18 @@ def measure(subject: Subject, state: tuple[int, int], rounds: int, published: Pa
         "limit_ms": {name: 1e3 * value for name, value in least.items()},
         "bytes": held,
     }  # fmt: skip
+
+
+def kept_step(subject: Subject, state: tuple[int, int], x, y) -> Callable[[], None]:
+    """A step of a network whose frozen features are known, for batches of other samples in turn."""
+    net = eidetic(subject, *state)
+    batches = torch.randperm(KEPT_BATCHES * len(x)).split(len(x))
+    features = FrozenFeatures(net, KEPT_BATCHES * len(x))
+    for rows in (*batches, batches[0]):  # the first of known samples is computed once more
+        with features.batch(rows), torch.no_grad():
+            net(x)
+    turn = itertools.cycle(batches)
+    return step_of(net, x, y, default_optimizer(net.parameters()), lambda: features.batch(next(turn)))
 
 
 def _parts(nets: dict, x, y, rounds: int) -> dict[str, float]:
@@ -114,20 +132,22 @@ def table(results: dict) -> str:
         "",
         "States are (frozen, live) percentages of each layer's width, frozen units spread over five finished tasks.",
         "Medians of alternating runs; Adam fused for all but the published implementation (its default). `masked` is",
-        "the dense network with the structure as torch.nn.utils.prune masks. `limit` is the share of the step that",
+        "the dense network with the structure as torch.nn.utils.prune masks, `kept` the step once frozen features are",
+        "known (eidetic_kernels.FrozenFeatures), as a share of dense. `limit` is the share of the step that",
         "its multiply-adds and bytes alone would take on this machine; `held` the bytes of parameters, buffers,",
         "gradients and optimizer state, as a share of the dense network's.",
         "",
-        "| network | state | dense ms | eidetic ms | of dense | forward | backward | of masked | of published | limit "
-        "| held |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | state | dense ms | eidetic ms | of dense | kept | forward | backward | of masked | of published "
+        "| limit | held |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         ms = row["ms"]
+        kept = f"**{ms['kept'] / ms['dense']:.2f}**" if "kept" in ms else ""
         published = f"{ms['eidetic'] / ms['published']:.2f}" if "published" in ms else ""
         lines.append(
             f"| {row['model']} | ({row['frozen']}, {row['live']}) | {ms['dense']:.1f} | {ms['eidetic']:.1f} | "
-            f"**{ms['eidetic'] / ms['dense']:.2f}** | {ms['eidetic forward'] / ms['dense forward']:.2f} | "
+            f"**{ms['eidetic'] / ms['dense']:.2f}** | {kept} | {ms['eidetic forward'] / ms['dense forward']:.2f} | "
             f"{ms['eidetic backward'] / ms['dense backward']:.2f} | {ms['eidetic'] / ms['masked']:.2f} | {published} | "
             f"{row['limit_ms']['full'] / ms['eidetic']:.0%} | {row['bytes']['eidetic'] / row['bytes']['dense']:.2f} |"
         )

@@ -18,6 +18,7 @@ from .errors import (
     TaskError,
 )
 from .from_eideticnet import from_eideticnet
+from .frozen_features import FrozenFeatures
 from .layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
@@ -68,6 +69,7 @@ __all__ = [
     "EideticStochasticDepth",
     "EideticWindowAttention",
     "ForgettingError",
+    "FrozenFeatures",
     "InputError",
     "NonFiniteLossError",
     "Prediction",

@@ -15,6 +15,9 @@ from typing import Any, NamedTuple
 
 from .errors import CapacityError, InputError
 
+# In the place of a task: live units alone run, what they read of frozen ones being known (:mod:`.frozen_features`).
+LIVE = -1
+
 
 class Span(NamedTuple):
     """The half-open range ``[start, stop)`` of units or columns."""
@@ -73,7 +76,10 @@ class Segments:
         return Span(0 if nested else self.start(task), self.stop(task))
 
     def present(self, task: int | None) -> int:
-        """How many units an activation holds: all of them in training (None), the prefix of ``task`` in recall."""
+        """How many units an activation holds: all of them in training (None), the prefix of ``task`` in recall, the
+        live ones where nothing else runs (LIVE)."""
+        if task == LIVE:
+            return self.live
         return self.total if task is None else self.stop(task)
 
     def trainable(self) -> Span:
@@ -282,13 +288,19 @@ def staircase(
 
     Args:
         nested: for each frozen segment, and lastly the live one, whether it reads nested or disjoint.
-        task: None in training (every segment and the live one), k when recalling task k (segments 0..k).
+        task: None in training (every segment and the live one), k when recalling task k (segments 0..k), LIVE for the
+            live segment alone, whose input is then what it reads and nothing else.
 
     Raises:
         InputError: ``nested`` does not name every segment.
     """
     if len(nested) != output.tasks + 1:
         raise InputError(f"{len(nested)} choices of reading were given for {output.tasks + 1} segments.")
+    if task == LIVE:
+        read = reads(sources, output.tasks, nested[-1], None)
+        columns = sum(stop - start for start, stop in read)
+        spans = (Span(0, columns),) if columns else ()
+        return Staircase((Stair(output.live, spans, live=True),), columns, positions(read, trainable(sources)))
     last = output.tasks if task is None else task
     stairs = tuple(
         Stair(output.size(s), reads(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
@@ -310,6 +322,31 @@ def trainable(sources: tuple[Source, ...]) -> tuple[Span, ...]:
 def prefix(sources: tuple[Source, ...], task: int, present: int | None) -> tuple[Span, ...]:
     """Where the units that ``task`` may read lie in a concatenation that holds what task ``present`` may read."""
     return _joined((source.columns(present), Span(0, source.columns(task))) for source in sources)
+
+
+def positions(spans: Sequence[Span], inside: Sequence[Span]) -> tuple[Span, ...]:
+    """Where the columns ``inside`` (each within one of ``spans``) lie once ``spans`` are read end to end."""
+    found, offset = [], 0
+    for start, stop in spans:
+        for a, b in inside:
+            a, b = max(a, start), min(b, stop)
+            if a < b:
+                found.append(Span(offset + a - start, offset + b - start))
+        offset += stop - start
+    return tuple(found)
+
+
+def without(spans: Sequence[Span], removed: Sequence[Span]) -> tuple[Span, ...]:
+    """``spans`` less the columns ``removed``; both ascending."""
+    left = []
+    for start, stop in spans:
+        for a, b in removed:
+            if start < min(a, stop):
+                left.append(Span(start, min(a, stop)))
+            start = max(start, b)
+        if start < stop:
+            left.append(Span(start, stop))
+    return tuple(left)
 
 
 def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:

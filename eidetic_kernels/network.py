@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from . import (
 )
 from .errors import CapacityError, ConversionError, InputError, RouterError, TaskError
 from .layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
-from .layout import Segments, prefix
+from .layout import LIVE, Segments, prefix
 from .modes import evaluating, uncompiled
 from .ops.staircase import read
 from .parameters import retire
@@ -324,8 +324,11 @@ class EideticNetwork(nn.Module):
         """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
         self._check_input(x)
         wiring = self.wiring
-        if task is not None and not 0 <= task < self.finished_tasks:
+        live_only = task == LIVE and self._scope.live_only
+        if task is not None and not live_only and not 0 <= task < self.finished_tasks:
             raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
+        if live_only and x.requires_grad:
+            raise InputError("the input asks for a gradient, which frozen units have a part in: keep no features then.")
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = super().__call__(x)
@@ -534,6 +537,10 @@ class EideticNetwork(nn.Module):
 
     # ---- inside
 
+    def running_live(self) -> AbstractContextManager:
+        """Passes of the task in training run live units alone; see :class:`.frozen_features.FrozenFeatures`."""
+        return self._scope.running_live()
+
     def traced(self) -> tuple[fx.Graph, nn.Module]:
         """The graph of ``forward`` and the module that its paths start from. Raises ConversionError."""
         return tracing.graph_of(self), self
@@ -601,7 +608,7 @@ class EideticNetwork(nn.Module):
             task = current
         if task == current:
             self.live_head  # noqa: B018  raises while the task has no head
-            return task, None
+            return task, LIVE if self._scope.live_only else None
         if not isinstance(task, int) or not 0 <= task < finished:
             raise TaskError(f"task {task!r} is unknown: finished tasks are 0..{finished - 1}" if finished else
                             f"task {task!r} is unknown: no task is finished.")  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import InputError
+from ..layout import LIVE
 from ..parameters import cut, empty_like, replace, select
 from .segmented import SegmentedLayer
 
@@ -80,7 +81,12 @@ class EideticBatchNorm(SegmentedLayer):
             raise InputError(
                 f"{self} adds a residual shaped as its input, {list(x.shape)}; got {list(residual.shape)}."
             )
-        return ops.segmented_batch_norm(x, *arguments, exact, residual)
+        return ops.segmented_batch_norm(x, *arguments, exact, residual, self.beside)
+
+    @property
+    def beside(self) -> int:
+        """How many frozen channels a whole batch has, where this pass runs live ones alone."""
+        return self.segments.frozen_total if self.scope.task == LIVE else 0
 
     def arguments(self, shape: Sequence[int]) -> tuple:
         """What the op needs beside an input of this shape, from ``weight`` to ``activation``."""
@@ -89,7 +95,7 @@ class EideticBatchNorm(SegmentedLayer):
         if len(shape) not in self.dims or shape[1] != present:
             ranks = " or ".join(f"{dim}-dimensional" for dim in self.dims)
             raise InputError(f"{self} expects {ranks} input with {present} channels, got {list(shape)}.")
-        live = self.segments.live if task is None else 0
+        live = self.segments.live if task is None or task == LIVE else 0
         training = self.training and live > 0
         if training and math.prod(shape) == present:
             raise InputError(
@@ -98,7 +104,8 @@ class EideticBatchNorm(SegmentedLayer):
             )
         scale, shift = self.frozen_scale, self.frozen_shift
         if task is not None:
-            scale, shift = scale[:present], shift[:present]
+            frozen = 0 if task == LIVE else present
+            scale, shift = scale[:frozen], shift[:frozen]
         # Running statistics move in float32 or better under autocast too; x keeps its dtype.
         return (
             self.weight, self.bias, self.running_mean, self.running_var, scale, shift,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..layout import Source, Span, trainable
+from ..layout import LIVE, Source, Span, trainable
 from .scope import Scope
 
 
@@ -36,6 +36,9 @@ class _Dropping(nn.Module):
         dim, live = self.unit_dim, trainable(self.sources)
         if not self.sources or live == (Span(0, x.shape[dim]),):
             return self._drop(x)
+        if self.scope.task == LIVE:  # piece by piece, so that random numbers fall where they fall in a whole batch
+            pieces = x.split([stop - start for start, stop in live], dim) if live else ()
+            return torch.cat([self._drop(piece) for piece in pieces], dim) if pieces else x
         parts, end = [], 0
         for start, stop in live:
             parts += [x.narrow(dim, end, start - end), self._drop(x.narrow(dim, start, stop - start))]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 
 from ..errors import InputError
-from ..layout import Segments
+from ..layout import LIVE, Segments
 from ..ops.staircase import canonical
 from ..parameters import cut, empty_like, replace
 from .conv2d import PADDING_MODES, window
@@ -88,7 +88,7 @@ class EideticGroupedConv2d(SegmentedLayer):
                 own = x[:, units] if exact else x[:, units].detach()
                 bias = None if self.frozen_bias is None else self.frozen_bias[units]
                 parts.append(self._convolve(canonical(own), self.frozen_weight[units], bias))
-        live = self.segments.live if task is None else 0
+        live = self.segments.live if task is None or task == LIVE else 0
         if live:
             parts.append(self._convolve(x[:, present - live :], self.weight, self.bias))
         if not parts:

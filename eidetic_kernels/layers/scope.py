@@ -6,14 +6,16 @@ from contextlib import contextmanager
 
 
 class Scope:
-    """``task`` None: everything present (training); k: the prefix of finished task k (recall).
+    """``task`` None: everything present (training); k: the prefix of finished task k (recall); LIVE: live units alone.
 
     ``exact``: the network's input asks for a gradient, so backward owes all of it, frozen paths included.
+    ``live_only``: passes of the task in training run LIVE, since somebody knows what they read of frozen units.
     """
 
     def __init__(self):
         self.task: int | None = None
         self.exact = False
+        self.live_only = False
 
     @contextmanager
     def running(self, task: int | None, exact: bool):
@@ -23,3 +25,11 @@ class Scope:
             yield
         finally:
             self.task, self.exact = before
+
+    @contextmanager
+    def running_live(self):
+        self.live_only = True
+        try:
+            yield
+        finally:
+            self.live_only = False

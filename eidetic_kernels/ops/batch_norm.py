@@ -48,9 +48,11 @@ def segmented_batch_norm(
     activation: str = "none",
     exact: bool = False,
     residual: Tensor | None = None,
+    beside: int = 0,
 ) -> Tensor:
     """See the module's contract. Callers check shapes; ``frozen_scale`` may be cut to a task's prefix, in which
-    case x holds that prefix only and the live arguments are not read.
+    case x holds that prefix only and the live arguments are not read; or to nothing, x holding live channels only
+    and ``beside`` telling how many frozen ones a whole batch has: live ones then keep the bits they have there.
 
     A residual of another dtype than x, as autocast makes them, is added as torch adds: y has the dtype that both are
     promoted to.
@@ -60,13 +62,13 @@ def segmented_batch_norm(
         if promoted != x.dtype:
             y = segmented_batch_norm(
                 x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
-                exact=exact,
+                exact=exact, beside=beside,
             )  # fmt: skip
             return _add_and_activate(y.to(promoted), residual.to(promoted), len(frozen_scale), activation, exact)
         residual = residual.to(x.dtype)
     return OP(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, exact,
+        training, momentum, eps, activation, exact, beside,
     )[0]  # fmt: skip
 
 
@@ -238,10 +240,10 @@ def _twin(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleT
 
 def forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation, exact=False,
+    training, momentum, eps, activation, exact=False, beside=0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, and the mean and 1 / deviation that live channels were normalised by."""
-    twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale))
+    twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale) + beside)
     run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
     return run(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
@@ -256,15 +258,12 @@ def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *r
 
 def backward(
     dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-    training, activation, exact, need_dx, need_dresidual, beside=None,
+    training, activation, exact, need_dx, need_dresidual, beside=0,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to.
-
-    ``beside``: how many frozen channels the forward pass had, where x holds live ones only.
-    """
+    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
     # ``mean`` is float32 whatever the parameters are; the frozen numbers have the dtype that the running ones had.
     statistics = frozen_scale.contiguous()
-    twin = _twin(x, residual, weight, bias, statistics, frozen_scale, len(frozen_scale) if beside is None else beside)
+    twin = _twin(x, residual, weight, bias, statistics, frozen_scale, len(frozen_scale) + beside)
     arguments = (
         x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
         training, activation, exact, need_dx, need_dresidual,
@@ -280,22 +279,25 @@ def backward(
     return dx, dresidual, dweight, dbias
 
 
-def _fake_backward(dy, y, x, residual, weight, bias, *rest):
-    images = (new_like(x) if need else None for need in rest[-2:])
+def _fake_backward(
+    dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
+    training, activation, exact, need_dx, need_dresidual, beside=0,
+):  # fmt: skip
+    images = (new_like(x) if need else None for need in (need_dx, need_dresidual))
     return *images, *(None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias))
 
 
 OP = Op(
     "segmented_batch_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
     "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
-    "str activation, bool exact) -> (Tensor y, Tensor mean, Tensor rstd)",
+    "str activation, bool exact, int beside=0) -> (Tensor y, Tensor mean, Tensor rstd)",
     forward,
     _fake,
 )
 BACKWARD_OP = Op(
     "segmented_batch_norm_backward(Tensor dy, Tensor? y, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
     "Tensor mean, Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool exact, "
-    "bool need_dx, bool need_dresidual) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+    "bool need_dx, bool need_dresidual, int beside=0) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
     backward,
     _fake_backward,
 )
@@ -305,15 +307,15 @@ class _SegmentedBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, exact,
+        training, momentum, eps, activation, exact, beside=0,
     ):  # fmt: skip
         y, mean, rstd = OP.below_autograd(
             x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-            training, momentum, eps, activation, exact,
+            training, momentum, eps, activation, exact, beside,
         )  # fmt: skip
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(kept, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift)
-        ctx.options = training, activation, exact
+        ctx.options, ctx.beside = (training, activation, exact), beside
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
         return y, mean, rstd
@@ -322,10 +324,10 @@ class _SegmentedBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, *_):
         if dy is None:
-            return (None,) * 13
+            return (None,) * 14
         needed = ctx.needs_input_grad[:4]
-        gradients = BACKWARD_OP.below_autograd(dy, *ctx.saved_tensors, *ctx.options, *needed[:2])
-        return *(gradient if need else None for gradient, need in zip(gradients, needed)), *(None,) * 9
+        gradients = BACKWARD_OP.below_autograd(dy, *ctx.saved_tensors, *ctx.options, *needed[:2], ctx.beside)
+        return *(gradient if need else None for gradient, need in zip(gradients, needed)), *(None,) * 10
 
 
 OP.differentiate(_SegmentedBatchNorm)

@@ -43,11 +43,13 @@ def staircase_linear_norm(
     eps: float,
     activation: str = "none",
     exact: bool = False,
+    beside: int = 0,
 ) -> Tensor:
-    """See the module's contract. Callers check shapes; ``frozen_scale`` is as long as the staircase has frozen rows."""
+    """See the module's contract. Callers check shapes; ``frozen_scale`` is as long as the staircase has frozen rows.
+    ``beside``: as :mod:`.batch_norm` has it."""
     return OP(
         x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, norm_weight, norm_bias,
-        running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact,
+        running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside,
     )[0]  # fmt: skip
 
 
@@ -68,12 +70,12 @@ def staircase_linear_norm_oracle(
 
 def _torch_forward(
     x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift, staircase, norm_weight, norm_bias,
-    running_mean, running_var, training, momentum, eps, activation,
+    running_mean, running_var, training, momentum, eps, activation, beside=0,
 ):  # fmt: skip
     z = products(x, weight, bias, frozen_weight, frozen_bias, staircase, Linear)
     y, mean, rstd = batch_norm.forward(
         z, None, norm_weight, norm_bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation,
+        training, momentum, eps, activation, False, beside,
     )  # fmt: skip
     pre = z[:, len(frozen_scale) :].clone(memory_format=torch.contiguous_format) if len(frozen_scale) else z
     return y, pre, mean, rstd
@@ -96,15 +98,17 @@ def _frozen_gradient(
 
 def _forward(
     x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean, running_var,
-    frozen_scale, frozen_shift, training, momentum, eps, activation, exact,
+    frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside=0,
 ):  # fmt: skip
     staircase = decoded(numbers)
     twin = backends.implementation("staircase_linear_norm", x, weight, frozen_weight, staircase)
-    run = _torch_forward if twin is None else twin.staircase_linear_norm_forward
-    return run(
+    arguments = (
         x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift, staircase, norm_weight, norm_bias,
         running_mean, running_var, training, momentum, eps, activation,
     )  # fmt: skip
+    if twin is not None:
+        return twin.staircase_linear_norm_forward(*arguments)
+    return _torch_forward(*arguments, beside)
 
 
 def _fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, mean, var, scale, *rest):
@@ -115,13 +119,13 @@ def _fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weigh
 
 def _backward(
     dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
-    frozen_scale, frozen_shift, training, activation, exact, need_x, need_weight, need_bias,
+    frozen_scale, frozen_shift, training, activation, exact, need_x, need_weight, need_bias, beside=0,
 ):  # fmt: skip
     staircase, frozen = decoded(numbers), len(frozen_scale)
     y_live = None if y is None else y[:, frozen:]
     dpre, _, dnorm_weight, dnorm_bias = batch_norm.backward(
         dy[:, frozen:], y_live, pre, None, norm_weight, norm_bias, mean, rstd, frozen_scale[:0], frozen_shift[:0],
-        training, activation, exact, True, False, beside=frozen,
+        training, activation, exact, True, False, beside + frozen,
     )  # fmt: skip
     dy_frozen = None
     if exact and need_x:
@@ -135,17 +139,18 @@ def _backward(
 
 
 def _fake_backward(
-    dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, *rest
-):
+    dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
+    frozen_scale, frozen_shift, training, activation, exact, need_x, need_weight, need_bias, beside=0,
+):  # fmt: skip
     of_norm = (None if p is None else torch.empty_like(p) for p in (norm_weight, norm_bias))
-    return *fake_gradients(x, weight, *rest[-3:]), *of_norm
+    return *fake_gradients(x, weight, need_x, need_weight, need_bias), *of_norm
 
 
 OP = Op(
     "staircase_linear_norm(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
     "Tensor staircase, SymInt rows, Tensor? norm_weight, Tensor? norm_bias, Tensor(a!) running_mean, "
     "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
-    "str activation, bool exact) -> (Tensor y, Tensor pre, Tensor mean, Tensor rstd)",
+    "str activation, bool exact, int beside=0) -> (Tensor y, Tensor pre, Tensor mean, Tensor rstd)",
     _forward,
     _fake,
 )
@@ -153,7 +158,7 @@ BACKWARD_OP = Op(
     "staircase_linear_norm_backward(Tensor dy, Tensor? y, Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, "
     "Tensor? frozen_bias, Tensor staircase, Tensor pre, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, "
     "Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool exact, bool need_x, "
-    "bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool need_weight, bool need_bias, int beside=0) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _fake_backward,
 )
@@ -163,18 +168,18 @@ class _StaircaseLinearNorm(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx, x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
-        running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact,
+        running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside=0,
     ):  # fmt: skip
         y, pre, mean, rstd = OP.below_autograd(
             x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
-            running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact,
+            running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside,
         )  # fmt: skip
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(
             kept, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
             frozen_scale, frozen_shift,
         )  # fmt: skip
-        ctx.options = training, activation, exact
+        ctx.options, ctx.beside = (training, activation, exact), beside
         ctx.mark_non_differentiable(pre, mean, rstd)
         ctx.set_materialize_grads(False)
         return y, pre, mean, rstd
@@ -183,14 +188,14 @@ class _StaircaseLinearNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, *_):
         if dy is None:
-            return (None,) * 18
+            return (None,) * 19
         x, weight, bias, norm_weight, norm_bias = (ctx.needs_input_grad[i] for i in (0, 1, 2, 7, 8))
         dx, dweight, dbias, dnorm_weight, dnorm_bias = BACKWARD_OP.below_autograd(
-            dy, *ctx.saved_tensors, *ctx.options, x, weight, bias
+            dy, *ctx.saved_tensors, *ctx.options, x, weight, bias, ctx.beside
         )
         return (
             dx if x else None, dweight if weight else None, dbias if bias else None, None, None, None, None,
-            dnorm_weight if norm_weight else None, dnorm_bias if norm_bias else None, *(None,) * 9,
+            dnorm_weight if norm_weight else None, dnorm_bias if norm_bias else None, *(None,) * 10,
         )  # fmt: skip
 
 

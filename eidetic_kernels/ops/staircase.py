@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..layout import Span, Stair, Staircase
-from .registration import Op
+from ..layout import Span, Stair, Staircase, positions
+from .registration import Op, memory_format
 
 
 def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
@@ -25,6 +25,12 @@ def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
     if not spans:
         return x.narrow(dim, 0, 0)
     return torch.cat([x.narrow(dim, start, stop - start) for start, stop in spans], dim)
+
+
+def read_alone(x: Tensor, spans: Sequence[Span]) -> Tensor:
+    """As :func:`read`, a part of ``x`` in memory of its own: so it has the bits it has with nothing beside it."""
+    part = read(x, spans)
+    return part if part.shape[1] == x.shape[1] else canonical(part)
 
 
 def canonical(x: Tensor) -> Tensor:
@@ -60,18 +66,6 @@ def frozen_blocks(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: Sequen
         blocks.append(frozen_weight[offset : offset + size].view(stair.rows, stair.columns, *kernel))
         offset += size
     return blocks
-
-
-def positions(spans: Sequence[Span], inside: Sequence[Span]) -> tuple[Span, ...]:
-    """Where the columns ``inside`` (each within one of ``spans``) lie once ``spans`` are read end to end."""
-    found, offset = [], 0
-    for start, stop in spans:
-        for a, b in inside:
-            a, b = max(a, start), min(b, stop)
-            if a < b:
-                found.append(Span(offset + a - start, offset + b - start))
-        offset += stop - start
-    return tuple(found)
 
 
 class Product(Protocol):
@@ -114,7 +108,7 @@ def products(x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, 
     """Every segment's product, one after the other."""
     parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
     if staircase.live is not None and staircase.live.rows:
-        parts.append(product.forward(read(x, staircase.live.spans), weight, bias))
+        parts.append(product.forward(read_alone(x, staircase.live.spans), weight, bias))
     if not parts:
         return product.forward(x[:, :0], weight[:0, :0], None)
     return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -146,9 +140,14 @@ def gradients(
         dweight = torch.zeros_like(weight) if need_weight else None
         dbias = weight.new_zeros(len(weight)) if need_bias else None
     else:
-        dweight = product.weight_gradient(dy_live, read(x, live.spans), weight) if need_weight else None
+        dy_live = canonical(dy_live)
+        dweight = product.weight_gradient(dy_live, read_alone(x, live.spans), weight) if need_weight else None
         dbias = dy_live.sum((0, *range(2, dy_live.dim()))) if need_bias else None
-    if need_x:
+    if need_x and dy_frozen is None and live is not None and staircase.trainable == (Span(0, x.shape[1]),):
+        # All of the input leads to something trainable: the product is the gradient as it comes.
+        dx = product.input_gradient(dy_live, x, read(weight, positions(live.spans, staircase.trainable)))
+        dx = dx.contiguous(memory_format=memory_format(x))
+    elif need_x:
         dx = torch.zeros_like(x)
         if dy_frozen is not None:
             row = 0

@@ -15,10 +15,12 @@ from .runs import RunFolder
 
 
 class Progress:
-    """A bar of tasks with accuracy, units kept and time left; where there is no terminal, a line a task."""
+    """A bar of tasks with accuracy, units kept and time left; where there is no terminal, a line a task. What events
+    note is said once."""
 
     def __init__(self, tasks: int, done: int = 0, file=None):
         self.file = file or sys.stderr
+        self.said: set[str] = set()
         self.bar = tqdm(
             total=tasks,
             initial=done,
@@ -29,6 +31,9 @@ class Progress:
         )
 
     def __call__(self, event: Event) -> None:
+        if event.note is not None and event.note not in self.said:
+            self.said.add(event.note)
+            self.say(event.note)
         units = f"{event.frozen_units + event.live_units:,}/{event.width:,} units"
         accuracy = "" if event.train_accuracy is None else f"train {event.train_accuracy:.2%}, "
         self.bar.set_description_str(f"task {event.task} {event.phase}" if event.phase != "router" else "router", False)
@@ -57,8 +62,11 @@ class Recorder:
         self.began = (time.perf_counter() if started is None else started) - run.seconds
 
     def __call__(self, event: Event) -> None:
+        if event.phase == "features":
+            return  # neither an epoch nor a change of units
         seconds = round(time.perf_counter() - self.began, 3)
-        self.run.append_metric(**{**vars(event), "seconds": seconds})
+        row = {name: value for name, value in vars(event).items() if name != "note"}
+        self.run.append_metric(**{**row, "seconds": seconds})
 
 
 class TensorBoard:

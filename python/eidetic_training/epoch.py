@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from eidetic_kernels import EideticNetwork
+from eidetic_kernels import EideticNetwork, FrozenFeatures
 from eidetic_kernels.errors import EideticError, InputError
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.snapshots import all_live
@@ -39,8 +40,12 @@ def train_epoch(
     loader: Iterable,
     optimizer: torch.optim.Optimizer,
     loss: Callable[[Tensor, Tensor], Tensor],
+    features: FrozenFeatures | None = None,
 ) -> EpochResult:
     """Train the task in training for one epoch over batches (x, y).
+
+    ``features``: frozen features of the loader's samples, which it then gives with their numbers (``numbered()``,
+    see :class:`~eidetic_training.data.TensorLoader`) where any are read.
 
     Accuracy is that of the training steps themselves, as the paper's stopping rules read it. Sums stay on the device
     until the epoch's end. Raises InputError for an empty loader or wrong labels, NotFinite as its name says.
@@ -49,11 +54,12 @@ def train_epoch(
     device = device_of(network)
     classes = network.live_head.out_features
     samples, losses, correct = 0, torch.zeros((), device=device), torch.zeros((), device=device)
-    for x, y in _pairs(loader):
+    for rows, x, y in _batches(loader, features):
         _check_labels(x, y, classes)
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
-        logits = network(x)
+        with nullcontext() if features is None else features.batch(rows):
+            logits = network(x)
         value = loss(logits, y)
         value.backward()
         optimizer.step()
@@ -105,6 +111,13 @@ def count_classes(loader: Iterable) -> int:
     if largest < 0:
         raise InputError("the loader gave no batch, so the number of classes cannot be read off its labels.")
     return largest + 1
+
+
+def _batches(loader: Iterable, features: FrozenFeatures | None):
+    """(rows, x, y), the rows None where nobody needs them."""
+    if features is not None and features.reads:
+        return loader.numbered()
+    return ((None, x, y) for x, y in _pairs(loader))
 
 
 def _pairs(loader: Iterable):

@@ -13,9 +13,10 @@ class Event:
     """One line of a task's history.
 
     phase: "train", "settle", "recover" and "polish" are epochs; "prune", "restore" and "finish" are changes; "router"
-    an epoch of the task classifier. epoch counts a task's epochs from 1, step its pruning steps from 1 (0 before the
-    first). loss is the epoch's mean, train_accuracy in [0, 1]; None in events that are no epochs. Units are totals over
-    unit groups. seconds counts from the start of the task's training.
+    an epoch of the task classifier; "features" says in its note why frozen features are not kept. epoch counts a task's
+    epochs from 1, step its pruning steps from 1 (0 before the first). loss is the epoch's mean, train_accuracy in
+    [0, 1]; None in events that are no epochs. Units are totals over unit groups. seconds counts from the start of the
+    task's training.
     """
 
     seconds: float
@@ -28,6 +29,7 @@ class Event:
     live_units: int
     frozen_units: int
     width: int
+    note: str | None = None
 
 
 Callback = Callable[[Event], None]

@@ -8,7 +8,9 @@ from typing import Any
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.pruning import IMPORTANCES
 
-_TYPES = {"int": int, "float": (int, float), "int | float": (int, float), "bool": bool, "str": str}
+_TYPES = {
+    "int": int, "float": (int, float), "int | float": (int, float), "bool": bool, "str": str, "bool | str": (bool, str),
+}  # fmt: skip
 SEARCHES = ("backoff", "linear", "none")
 
 
@@ -32,6 +34,10 @@ class TaskSettings:
     keep_at_least: live units that each layer keeps at least, a count or a share of its width. Training accuracy alone
         would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12 units) with demo.md
         (50 units) there.
+    frozen_features: what the task reads of frozen units, kept by sample so that a step costs what the live units cost
+        (:class:`eidetic_kernels.FrozenFeatures`). "auto": where the training set is not augmented, its loader numbers
+        the samples, the network allows it and no more than ``frozen_features_gib`` GiB are needed; an event says when
+        not. True: whatever memory it takes, and InputError where it cannot be. False: never.
     label_smoothing: the share of each label that is spread over all classes in the loss (Szegedy et al., 2016).
     seed: of random importance.
     """
@@ -48,6 +54,8 @@ class TaskSettings:
     max_recovery_epochs: int = 4
     polish_epochs: int = 10
     keep_at_least: int | float = 0.025
+    frozen_features: bool | str = "auto"
+    frozen_features_gib: float = 1.0
     label_smoothing: float = 0.0
     seed: int = 0
 
@@ -55,7 +63,7 @@ class TaskSettings:
         for field in fields(self):
             value, types = getattr(self, field.name), _TYPES[field.type]
             _require(
-                isinstance(value, types) and (field.type == "bool" or not isinstance(value, bool)),
+                isinstance(value, types) and ("bool" in field.type or not isinstance(value, bool)),
                 f"{field.name} must be of type {field.type}",
                 value,
             )
@@ -73,6 +81,12 @@ class TaskSettings:
         _require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
         _require(self.polish_epochs >= 0, "polish_epochs must be 0 or more", self.polish_epochs)
         _require(self.max_recovery_epochs >= 1, "max_recovery_epochs must be 1 or more", self.max_recovery_epochs)
+        _require(
+            self.frozen_features in ("auto", True, False),
+            'frozen_features must be "auto", True or False',
+            self.frozen_features,
+        )
+        _require(self.frozen_features_gib >= 0, "frozen_features_gib must be 0 or more", self.frozen_features_gib)
         _require(
             self.keep_at_least >= 0 and (isinstance(self.keep_at_least, int) or self.keep_at_least <= 1),
             "keep_at_least must be a count or a share in [0, 1]",

@@ -18,6 +18,7 @@ from eidetic_kernels.optimizers import check_current
 
 from .epoch import NotFinite, count_classes, evaluate, train_epoch
 from .events import Callback, Event, units_of
+from .features import frozen_features
 from .optimizers import annealed
 from .settings import TaskSettings
 
@@ -118,6 +119,8 @@ class _TaskRun:
         self.started = time.perf_counter()
         self.good: Snapshot = network.snapshot(optimizer)
         self.generator = torch.Generator().manual_seed(settings.seed)
+        self.features, reason = frozen_features(network, loader, settings)
+        self.note(reason)
 
     def train(self) -> float:
         """Epochs until training accuracy has not improved for ``patience`` of them, or is 1. Returns the best."""
@@ -196,7 +199,7 @@ class _TaskRun:
     def epoch(self, phase: str) -> float:
         self.epochs += 1
         try:
-            result = train_epoch(self.network, self.loader, self.optimizer, self.loss)
+            result = train_epoch(self.network, self.loader, self.optimizer, self.loss, self.features)
         except NotFinite as error:
             self.network.restore(self.good, self.optimizer)
             rate = self.optimizer.param_groups[0]["lr"]
@@ -210,12 +213,22 @@ class _TaskRun:
             raise
         self.good = self.network.snapshot(self.optimizer)
         self.tell(phase, result.loss, result.accuracy)
+        if self.features is not None and self.features.off is not None:
+            self.note(self.features.off)
+            self.features = None
         return result.accuracy
 
-    def tell(self, phase: str, loss: float | None = None, accuracy: float | None = None) -> None:
+    def note(self, reason: str | None) -> None:
+        """Say why frozen features are not kept."""
+        if reason is not None:
+            self.tell("features", note=f"Frozen features are computed at every step: {reason}.")
+
+    def tell(
+        self, phase: str, loss: float | None = None, accuracy: float | None = None, note: str | None = None
+    ) -> None:
         seconds = time.perf_counter() - self.started
         units = units_of(self.network)
-        event = Event(seconds, self.task, phase, self.epochs, self.step, loss, accuracy, **units)
+        event = Event(seconds, self.task, phase, self.epochs, self.step, loss, accuracy, note=note, **units)
         self.history.append(event)
         for callback in self.callbacks:
             callback(event)

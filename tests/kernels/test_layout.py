@@ -6,7 +6,7 @@ import pytest
 from staircases import CASES, random_case
 
 from eidetic_kernels.errors import CapacityError, EideticError, InputError
-from eidetic_kernels.layout import Fixed, Segments, Source, Span, Stair, Staircase, staircase
+from eidetic_kernels.layout import LIVE, Fixed, Segments, Source, Span, Stair, Staircase, positions, staircase, without
 
 
 def picture(stairs):
@@ -51,6 +51,50 @@ def test_figure_5_recall_of_the_first_task_runs_its_own_units_only():
 def test_the_networks_input_belongs_to_no_task_and_everyone_reads_it():
     assert picture(layer(FIRST, Fixed(4), nested=(True, False))) == ["1111"] * 5
     assert picture(layer(FIRST, Fixed(4), nested=(True, False), task=0)) == ["1111"] * 2
+
+
+# ---- live units alone
+
+
+@pytest.mark.parametrize(
+    ("nested", "columns", "trainable"),
+    [(True, 12, (Span(2, 6), Span(7, 12))), (False, 9, (Span(0, 4), Span(4, 9)))],
+    ids=["nested", "disjoint"],
+)
+def test_live_units_alone_read_the_same_end_to_end(nested, columns, trainable):
+    """A flattened group of two columns a unit, and another beside it."""
+    sources = Source(units(frozen=(1,), live=2), block=2), units(frozen=(1,), live=5)
+    stairs = layer(units((3,), 4), *sources, nested=(True, nested), task=LIVE)
+    assert stairs == Staircase((Stair(4, (Span(0, columns),), live=True),), columns, trainable)
+    assert (stairs.rows, stairs.frozen_rows) == (4, 0)
+    assert sources[0].columns(LIVE) == 4 and sources[1].present(LIVE) == 5
+
+
+def test_live_units_alone_that_read_nothing_or_the_networks_input():
+    assert layer(units((3,), 4), units((2,), 0), nested=(True, False), task=LIVE).stairs == (Stair(4, (), live=True),)
+    assert layer(units((3,), 4), Fixed(6), nested=(True, False), task=LIVE).columns == 6
+    assert Fixed(6).present(LIVE) == 6
+
+
+def test_spans_within_and_without_others():
+    draw = random.Random(0)
+    for _ in range(300):
+        inside = [draw.random() < 0.6 for _ in range(12)]
+        removed = [draw.random() < 0.4 for _ in range(12)]
+        spans, others = spans_of(inside), spans_of(removed)
+        assert without(spans, others) == tuple(spans_of([a and not b for a, b in zip(inside, removed)]))
+        both = [a and b for a, b in zip(inside, removed)]
+        kept = [both[i] for i in range(12) if inside[i]]
+        found = positions(spans, [Span(i, i + 1) for i in range(12) if both[i]])
+        assert [i for a, b in found for i in range(a, b)] == [i for i, each in enumerate(kept) if each]
+
+
+def spans_of(chosen):
+    """The runs of True."""
+    spans, edges = [], [i for i in range(13) if (i < 12 and chosen[i]) != (i > 0 and chosen[i - 1])]
+    for start, stop in zip(edges[::2], edges[1::2]):
+        spans.append(Span(start, stop))
+    return spans
 
 
 # ---- tables

@@ -29,8 +29,9 @@ class Terminal(io.StringIO):
 
 def test_an_event_becomes_a_row(new_run):
     Recorder(new_run)(EVENT)
+    Recorder(new_run)(event(1.0, phase="features", note="why not"))  # neither an epoch nor a change of units
     (row,) = new_run.metrics
-    assert row._asdict() == {**vars(EVENT), "seconds": row.seconds}
+    assert {**row._asdict(), "note": None} == {**vars(EVENT), "seconds": row.seconds}
 
 
 def test_an_event_without_loss_becomes_a_row_too(new_run):
@@ -83,6 +84,15 @@ def test_without_a_terminal_there_is_a_line_a_task_and_nothing_else():
     bar.say("continuing")
     bar.close()
     assert file.getvalue() == "task 0: done\ncontinuing\n"
+
+
+def test_a_note_is_said_once():
+    file = io.StringIO()
+    bar = Progress(2, file=file)
+    for note in ("one", "one", "two", "one"):
+        bar(event(1.0, phase="features", note=note))
+    bar.close()
+    assert file.getvalue() == "one\ntwo\n"
 
 
 def test_on_a_terminal_the_bar_shows_task_phase_epoch_accuracy_and_units():

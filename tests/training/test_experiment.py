@@ -422,7 +422,7 @@ def test_a_last_task_that_is_not_pruned_takes_all_that_is_free(data, tmp_path):
     assert kept[2] == [WIDTH - kept[0][i] - kept[1][i] for i in range(2)]
     phases = [{row.phase for row in folder.metrics if row.task == t} for t in range(3)]
     assert "prune" in phases[0] and "prune" in phases[1]
-    assert phases[2] == {"train", "finish"}
+    assert phases[2] == {"train", "polish", "finish"}
 
 
 def test_without_forward_transfer_every_task_reads_its_own_units(data, tmp_path):

@@ -39,6 +39,9 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"label_smoothing": 1}, r"label_smoothing must lie in \[0, 1\)"),
         ({"polish_epochs": -1}, "polish_epochs must be 0 or more"),
         ({"keep_at_least": -1}, "keep_at_least must be a count or a share"),
+        ({"frozen_features": "yes"}, "frozen_features must be .auto., True or False; got 'yes'"),
+        ({"frozen_features": 1}, "frozen_features must be of type bool | str"),
+        ({"frozen_features_gib": -0.5}, "frozen_features_gib must be 0 or more"),
     ],
 )
 def test_a_value_out_of_range_is_refused_with_what_was_expected(given, expected):
@@ -55,6 +58,8 @@ def test_a_value_out_of_range_is_refused_with_what_was_expected(given, expected)
         {"label_smoothing": 0, "polish_epochs": 0},
         {"keep_at_least": 0},
         {"keep_at_least": 7},
+        {"frozen_features": True, "frozen_features_gib": 0},
+        {"frozen_features": "auto"},
         {"keep_at_least": 1.0},
         {"max_epochs": 1, "patience": 1, "max_recovery_epochs": 1},
     ],

@@ -31,10 +31,10 @@ class Script:
         self.states = []
         self.evaluated = 0.0  # what backoff finds when it looks before it undoes a step
 
-    def __call__(self, net, data, optimizer, loss):
+    def __call__(self, net, data, optimizer, loss, features):
         accuracy = next(self.accuracies, None)
         assert accuracy is not None, f"epoch {len(self.states) + 1} was not to be trained"
-        real_epoch(net, data, optimizer, loss)
+        real_epoch(net, data, optimizer, loss, features)
         self.states.append(state_of(net, optimizer))
         return EpochResult(0.5, accuracy)
 
@@ -525,6 +525,7 @@ def test_events_state_time_units_epochs_and_steps(play):
     told = [(e.phase, e.epoch, e.step, e.train_accuracy, e.live_units, e.frozen_units) for e in result.history]
     frozen, live = 20 + 12, 8 + 8
     assert told == [
+        ("features", 0, 0, None, live, frozen),  # a list does not number its samples
         ("train", 1, 0, 0.5, live, frozen),
         ("train", 2, 0, 0.75, live, frozen),
         ("train", 3, 0, 0.75, live, frozen),

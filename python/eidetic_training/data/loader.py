@@ -108,18 +108,26 @@ class TensorLoader(Epochs):
         """Batches in an epoch."""
         return len(self._bounds)
 
+    def numbered(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """As `iter()`, an epoch, with the number of every sample, its row in the data set: (rows, x, y)."""
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return self._numbered(epoch)
+
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of epoch `epoch`, leaving the loader's own count of epochs as it is."""
-        order = None
+        return ((x, y) for _, x, y in self._numbered(epoch))
+
+    def _numbered(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        order = torch.arange(self.num_samples)
         if self.shuffle:
-            order = torch.randperm(self.num_samples, generator=generator(self.seed, epoch, "order")).to(self.device)
-        noise = self.noise(epoch)
+            order = torch.randperm(self.num_samples, generator=generator(self.seed, epoch, "order"))
+        order, noise = order.to(self.device), self.noise(epoch)
         for start, stop in self._bounds:
-            if order is None:
-                yield self.prepare(self.x[start:stop], noise), self.y[start:stop]
+            rows = order[start:stop]
+            if self.shuffle:
+                yield rows, self.prepare(self.x.index_select(0, rows), noise), self.y.index_select(0, rows)
             else:
-                rows = order[start:stop]
-                yield self.prepare(self.x.index_select(0, rows), noise), self.y.index_select(0, rows)
+                yield rows, self.prepare(self.x[start:stop], noise), self.y[start:stop]
 
     def noise(self, epoch: int) -> torch.Generator | None:
         """The random stream of an epoch's augmentation, on the data's device; None without augmentation."""

@@ -53,6 +53,18 @@ def test_epochs_differ_and_repeat_from_seed_and_epoch():
     assert rows_of(TensorLoader(*numbered(50), 8, seed=4)) != epochs[0]
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_numbered_batches_are_the_batches_and_say_which_rows_they_are(shuffle):
+    plain, other = (TensorLoader(*numbered(23), 4, shuffle, seed=3) for _ in range(2))
+    for _ in range(2):
+        batches = list(other.numbered())
+        assert sum(len(rows) for rows, _, _ in batches) == 23
+        for (x, y), (rows, nx, ny) in zip(plain, batches, strict=True):
+            assert torch.equal(x, nx) and torch.equal(y, ny)
+            assert rows.dtype == torch.int64 and torch.equal(x.flatten(), rows.float())
+    assert other.epoch == plain.epoch == 2
+
+
 def test_order_is_pinned():
     """A run resumed with a later version must see the batches it would have seen."""
     assert rows_of(TensorLoader(*numbered(8), 8, seed=0)) == [7, 0, 2, 4, 1, 3, 5, 6]
