@@ -72,16 +72,13 @@ class EideticBatchNorm(SegmentedLayer):
 
     def normalise(self, x: Tensor, residual: Tensor | None, exact: bool) -> Tensor:
         """``forward``; ``exact`` where the gradient at frozen channels is owed too."""
-        arguments = self.arguments(x.shape)
-        if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
-            raise InputError(
-                f"{self} adds a residual shaped as its input, {x.dtype} {list(x.shape)}; got {residual.dtype} "
-                f"{list(residual.shape)}."
-            )
-        return ops.segmented_batch_norm(x, *arguments, exact, residual)
+        return ops.segmented_batch_norm(x, *self.arguments(x.shape, x.dtype, residual), exact, residual)
 
-    def arguments(self, shape: Sequence[int]) -> tuple:
-        """What the op needs beside an input of this shape, from ``weight`` to ``activation``."""
+    def arguments(self, shape: Sequence[int], dtype: torch.dtype, residual: Tensor | None = None) -> tuple:
+        """What the op needs beside an input of this shape and dtype, from ``weight`` to ``activation``.
+
+        In training this counts the batch: call it once, when nothing else can be refused any more.
+        """
         task = self.scope.task
         present = self.derived(task)
         if len(shape) not in self.dims or shape[1] != present:
@@ -93,6 +90,11 @@ class EideticBatchNorm(SegmentedLayer):
             raise InputError(
                 f"{self} needs more than one value per channel in training, got a batch of shape {list(shape)}: "
                 "batch statistics of one sample are meaningless. Use drop_last=True or a larger batch."
+            )
+        if residual is not None and (residual.shape != torch.Size(shape) or residual.dtype != dtype):
+            raise InputError(
+                f"{self} adds a residual shaped as its input, {dtype} {list(shape)}; got {residual.dtype} "
+                f"{list(residual.shape)}."
             )
         scale, shift = self.frozen_scale, self.frozen_shift
         if task is not None:

@@ -214,10 +214,13 @@ def _twin(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleT
 
 def forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation, exact=False,
+    training, momentum, eps, activation, exact=False, beside=None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, and the mean and 1 / deviation that live channels were normalised by."""
-    twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale))
+    """y, and the mean and 1 / deviation that live channels were normalised by.
+
+    ``beside``: how many frozen channels there are elsewhere, where x holds live ones only.
+    """
+    twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale) if beside is None else beside)
     run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
     return run(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,

@@ -14,6 +14,7 @@ from eidetic_kernels import backends
 from eidetic_kernels.layout import Staircase
 from eidetic_kernels.ops import ACTIVATIONS, Geometry, staircase_conv2d, staircase_conv2d_oracle
 from eidetic_kernels.ops.activations import FUNCTIONS
+from eidetic_kernels.ops.conv2d import output_shape
 from eidetic_kernels.triton_kernels import conv2d, linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,22 +59,29 @@ class Call:
         rows = self.staircase.frozen_rows
         self.scale, self.shift = (torch.randn(rows) + 2, torch.randn(rows)) if norm else (None, None)
 
-    def run(self, x=None, activation="none", staircase=None):
-        """The kernel's y; as many of the weights as ``staircase`` has."""
+    def run(self, x=None, activation="none", staircase=None, residual=None):
+        """The frozen channels of the kernel's y, the others being untouched; as many weights as ``staircase`` has."""
         staircase = staircase or self.staircase
+        x = (self.x if x is None else x).to(DEVICE)
         rows, taps = staircase.frozen_rows, self.kernel[0] * self.kernel[1]
         weights = sum(stair.rows * stair.columns for stair in staircase.frozen) * taps
+        last = x.stride(1) == 1 and not x.is_contiguous()
+        y = torch.full(
+            output_shape(x, torch.empty(1, 1, *self.kernel), staircase.rows, self.geometry), 7.0, dtype=x.dtype,
+            device=DEVICE,
+        ).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
 
         def part(tensor, count):
             return None if tensor is None else tensor[:count].to(DEVICE)
 
-        return conv2d.staircase_conv2d_frozen_forward(
-            (self.x if x is None else x).to(DEVICE), part(self.layer.frozen_weight, weights),
-            part(self.layer.frozen_bias, rows), part(self.scale, rows), part(self.shift, rows),
-            self.kernel, staircase, self.geometry, activation,
+        conv2d.staircase_conv2d_frozen_forward(
+            y, x, part(self.layer.frozen_weight, weights), part(self.layer.frozen_bias, rows), part(self.scale, rows),
+            part(self.shift, rows), residual, self.kernel, staircase, self.geometry, activation,
         )  # fmt: skip
+        assert (y[:, rows:] == 7).all(), "live channels were touched"
+        return y[:, :rows]
 
-    def expected(self, activation="none"):
+    def expected(self, activation="none", residual=None):
         """By the paper's mask over the dense weight, in float64."""
         rows = self.case.row_owners() < self.case.live_task
         mask = self.case.mask()[rows]
@@ -86,6 +94,8 @@ class Call:
             y = y + self.layer.frozen_bias.double()[: y.shape[1]].view(wide)
         if self.scale is not None:
             y = y * self.scale.double().view(wide) + self.shift.double().view(wide)
+        if residual is not None:
+            y = y + residual[:, : y.shape[1]].double().cpu()
         return FUNCTIONS[activation](y)
 
 
@@ -119,8 +129,6 @@ def test_memory_formats_and_strides():
     for x in (call.x, channels_last(call.x), sliced, inside_poison(call.x), call.x.mT.contiguous().mT):
         y = call.run(x)
         assert_close("y", y, expected)
-        last = x.stride(1) == 1
-        assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 @pytest.mark.usefixtures("few_blocks")
