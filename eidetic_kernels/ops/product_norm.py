@@ -5,7 +5,7 @@
 
 Arguments, results and gradients are those of the product's op and of :mod:`.batch_norm`, one after the other. The live
 product before normalisation is kept for the backward pass, the frozen ones are not: an exact gradient computes them
-again where the activation's derivative asks for them.
+again.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from . import batch_norm
-from .activations import FROM_OUTPUT, activation_gradient
-from .batch_norm import affine, statistics_dtype
+from .activations import FROM_OUTPUT
+from .batch_norm import statistics_dtype
 from .registration import Op, decoded
 from .staircase import Product, fake_gradients, frozen_products, gradients, has_live_rows, joined, live_product
 
@@ -91,33 +91,27 @@ def _backward(
     residual=None, need_residual=False, *geometry,
 ):  # fmt: skip
     product, staircase, frozen = product_of(*geometry), decoded(numbers), len(frozen_scale)
-    y_live, residual_live = (None if t is None else t[:, frozen:] for t in (y, residual))
-    dpre, dresidual, dnorm_weight, dnorm_bias = batch_norm.backward(
-        dy[:, frozen:], y_live, pre, residual_live, norm_weight, norm_bias, mean, rstd,
-        frozen_scale[:0], frozen_shift[:0], training, activation, exact, True, need_residual, beside=frozen,
-    )  # fmt: skip
-    dz = dfrozen = None
-    if exact and (need_x or need_residual):
-        dz = dy[:, :frozen]
-        if activation in FROM_OUTPUT:
-            dz = activation_gradient(dz, y[:, :frozen], activation)
-        elif activation != "none":
-            parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
-            z = product.arranged(joined(parts), x, weight) if parts else product.empty(x, weight, 0)
-            affine(z, frozen_scale, frozen_shift, z)
-            dz = activation_gradient(dz, z if residual is None else z + residual[:, :frozen], activation)
-        dfrozen = (dz * frozen_scale.view(-1, *[1] * (dy.dim() - 2))).to(x.dtype)
-    found = *gradients(
-        dfrozen, dpre, x, weight, frozen_weight, staircase, product, need_x, need_weight, need_bias
-    ), dnorm_weight, dnorm_bias  # fmt: skip
-    if not geometry:
-        return found
-    if need_residual and frozen:
-        whole = product.empty(x, weight, dy.shape[1])
-        whole[:, :frozen] = 0 if dz is None else dz
-        whole[:, frozen:] = dresidual
-        dresidual = whole
-    return *found, dresidual
+    of_norm = norm_weight, norm_bias, mean, rstd
+    if exact and frozen and (need_x or need_residual):
+        parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
+        z = product.arranged(joined([*parts, pre] if has_live_rows(staircase) else parts), x, weight)
+        dz, dresidual, dnorm_weight, dnorm_bias = batch_norm.backward(
+            dy, y, z, residual, *of_norm, frozen_scale, frozen_shift, training, activation, True, True, need_residual
+        )
+        dfrozen, dpre = dz[:, :frozen], dz[:, frozen:]
+    else:
+        y, its_residual = (None if t is None else t[:, frozen:] for t in (y, residual))
+        dpre, dresidual, dnorm_weight, dnorm_bias = batch_norm.backward(
+            dy[:, frozen:], y, pre, its_residual, *of_norm, frozen_scale[:0], frozen_shift[:0],
+            training, activation, exact, True, need_residual, beside=frozen,
+        )  # fmt: skip
+        dfrozen = dy[:, :0] if exact else None
+        if need_residual and frozen:
+            whole = product.empty(x, weight, dy.shape[1])
+            whole[:, :frozen], whole[:, frozen:] = 0, dresidual
+            dresidual = whole
+    found = gradients(dfrozen, dpre, x, weight, frozen_weight, staircase, product, need_x, need_weight, need_bias)
+    return *found, dnorm_weight, dnorm_bias, *((dresidual,) if geometry else ())
 
 
 class ProductNormFunction(torch.autograd.Function):

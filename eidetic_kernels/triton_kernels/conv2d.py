@@ -211,7 +211,7 @@ def staircase_conv2d_frozen_forward(
             *geometry.stride, *geometry.padding, *geometry.dilation, *kernel,
             ACTIVATION=activation, PRECISION=precision, CHANNELS_LAST=channels_last,
             ALIGNED=aligned and all(stride % ALIGNMENT == 0 for stride in moved),
-            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in frozen.stairs for a, b in stair.spans),
+            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in frozen.stairs for a, b in stair.spans_by_source),
             BLOCK_M=tile.samples, BLOCK_N=tile.units, BLOCK_K=tile.columns,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **OPTIONS,
         )  # fmt: skip
