@@ -188,6 +188,8 @@ class Build:
             code.append(f"-gencode=arch=compute_{newest},code=compute_{newest}")
             # nvcc hands these on to the C++ compiler. It names its own folders and links its runtime statically.
             flags, link = (["-Xcompiler=" + flag.replace(",", "\\,") for flag in some] for some in (flags, link))
+            # The module can say what it holds, and decline on a GPU that runs none of it.
+            flags.append(f"-DEIDETIC_CUDA_CODE={':'.join([f'sm_{one}' for one in chosen] + [f'compute_{newest}'])}")
             yield from self._rule("cuda", [nvcc, "-O3", "-cudart=static", *code], flags, link)
 
     def _rule(self, kind: str, command: list[str], flags: list[str], link: list[str]):

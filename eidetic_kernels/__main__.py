@@ -8,7 +8,7 @@ import sys
 
 import torch
 
-from . import backends, self_check
+from . import backends, extensions, gpu_code, self_check
 from .errors import BackendError
 from .version import __version__
 
@@ -62,6 +62,10 @@ def _about(name: str) -> str:
 
         interpreted = "" if torch.cuda.is_available() else ", in its interpreter (slow, for tests)"
         return triton.__version__ + interpreted
+    if name == "cuda":
+        module = extensions.load("_cuda")
+        none = [extensions.why_no_code(device) for device in range(torch.cuda.device_count())]
+        return "".join([gpu_code.in_words(module), *(f"\n{'':19}but {reason}" for reason in none if reason)])
     return "compiled with this package"
 
 

@@ -14,6 +14,7 @@ not implement run on torch.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -94,7 +95,7 @@ def why_missing(name: str) -> str | None:
     if name == "torch":
         return None
     if name == "triton":
-        return _why_no_triton()
+        return _triton()[0]
     from . import extensions
 
     return extensions.why_missing(f"_{name}")
@@ -103,7 +104,7 @@ def why_missing(name: str) -> str | None:
 def devices(name: str) -> tuple[str, ...]:
     """The types of device whose tensors backend ``name`` takes."""
     if name == "triton":
-        return ("cuda", "cpu") if _interpreting() else ("cuda",)
+        return ("cpu",) if _interpreting() else ("cuda",)
     return {"torch": ("cpu", "cuda"), "cpu": ("cpu",), "cuda": ("cuda",)}[name]
 
 
@@ -111,8 +112,11 @@ def choices(op: str, device: str) -> tuple[str, ...]:
     """The backends that are asked to run ``op`` for tensors on ``device``, in order; torch takes what they do not."""
     name = forced()
     if name is None:
-        names = PREFERENCE.get((op, device), ())
-        return tuple(name for name in names if why_missing(name) is None)
+        names = [name for name in PREFERENCE.get((op, device), ()) if device in devices(name)]
+        here = tuple(name for name in names if why_missing(name) is None)
+        if not here and "triton" in names:
+            _say_if_triton_failed()
+        return here
     return (name,) if name in IMPLEMENTATIONS.get(op, ()) else ()
 
 
@@ -152,16 +156,42 @@ def _check(name: str | None) -> None:
         raise BackendError(f"backend {name!r} was asked for and is not here: {reason}")
 
 
-def _why_no_triton() -> str | None:
+@cache
+def _triton() -> tuple[str | None, bool]:
+    """(why Triton cannot run here, None: it can; whether it was tried on a GPU to know that)."""
     import torch
 
     try:
         import triton  # noqa: F401
     except ImportError as error:
-        return f"Triton cannot be imported ({error}); it is an extra: pip install 'eidetic-kernels[triton]' (Linux)."
-    if torch.cuda.is_available() or _interpreting():
-        return None
-    return "there is no GPU. TRITON_INTERPRET=1 runs its kernels on the CPU, slowly, for tests."
+        reason = f"Triton cannot be imported ({error}); it is an extra: pip install 'eidetic-kernels[triton]' (Linux)."
+        return reason, False
+    if _interpreting():
+        return None, False
+    if not torch.cuda.is_available():
+        return "there is no GPU. TRITON_INTERPRET=1 runs its kernels on the CPU, slowly, for tests.", False
+    from .triton_kernels.launch import too_old
+    from .triton_kernels.trial import what_fails
+
+    gpus = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    reasons = [too_old(gpu) for gpu in gpus]
+    if all(reasons):
+        return reasons[0], False
+    gpu = gpus[reasons.index(None)]
+    if (failure := what_fails(gpu)) is None:
+        return None, True
+    return (
+        f"it is installed and cannot compile and launch a kernel on {torch.cuda.get_device_name(gpu)} ({failure}); it "
+        "needs a C compiler (gcc, or what CC names), this Python's headers and the driver's libcuda.so.1."
+    ), True
+
+
+@cache
+def _say_if_triton_failed() -> None:
+    """Aloud, once: its owner takes what is installed for what runs."""
+    reason, tried = _triton()
+    if reason is not None and tried:
+        warnings.warn(f"Triton cannot be used, torch runs in its place: {reason}", RuntimeWarning, stacklevel=2)
 
 
 def _interpreting() -> bool:

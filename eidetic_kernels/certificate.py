@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from . import backends
+from .environment import Environment, differences, environment
 from .errors import ForgettingError
 from .modes import evaluating
 
@@ -36,7 +35,7 @@ class TaskRecord:
     units: dict[str, int]
     fingerprints: dict[str, str]
     logits: str | None
-    environment: dict[str, str | int]
+    environment: Environment
 
 
 @dataclass(frozen=True)
@@ -107,8 +106,8 @@ def _task_problems(network: EideticNetwork, entry: TaskRecord, notes: list[str])
         notes.append(f"- task {entry.task}: no input had been seen when it was finished, so no logits were recorded.")
     elif entry.environment != (here := _environment(network)):
         notes.append(
-            f"- logits were recorded on {_words(entry.environment)} and cannot be compared bit for bit on "
-            f"{_words(here)}; structure and fingerprints were checked."
+            f"- logits were recorded with {differences(entry.environment, here)} and cannot be compared bit for bit; "
+            "structure and fingerprints were checked."
         )
     elif entry.logits != _probe_digest(network, entry.task):
         yield f"- task {entry.task}: its logits of the probe inputs are not the ones that were recorded."
@@ -165,25 +164,13 @@ def _frozen_of(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
 def _probe_digest(network: EideticNetwork, task: int) -> str | None:
     if network.probe is None:
         return None
-    with evaluating(network):
+    # Whoever asks inside autocast is told of the network, not of a rounded one.
+    with evaluating(network), torch.autocast(network.probe.device.type, enabled=False):
         return digest(network(network.probe, task=task))
 
 
-def _environment(network: EideticNetwork) -> dict[str, str | int]:
-    like = network.heads[0].frozen_weight
-    device = torch.cuda.get_device_name(like.device) if like.is_cuda else torch.backends.cpu.get_cpu_capability()
-    return {
-        "device": f"{like.device.type} {device}",
-        "machine": platform.machine(),
-        "dtype": str(like.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "backends": backends.choice(like.device.type),
-    }
-
-
-def _words(environment: dict[str, str | int]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in environment.items())
+def _environment(network: EideticNetwork) -> Environment:
+    return environment(network.heads[0].frozen_weight)
 
 
 def to_json(entry: TaskRecord) -> dict:

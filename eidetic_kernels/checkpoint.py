@@ -97,6 +97,7 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
             {"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads
         ],
         "router_tasks": None if network.router is None else network.router.tasks,
+        "router_layers": network.router is not None and network.router.layers,
         "records": [certificate.to_json(entry) for entry in network.records],
     }
 
@@ -133,7 +134,8 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
     if header["router_tasks"] is not None:
         names = ("weight", "bias", "hidden_weight", "hidden_bias")
         saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
-        network.router = Router(**{name: torch.empty_like(tensor) for name, tensor in saved.items()})
+        empty = {name: torch.empty_like(tensor) for name, tensor in saved.items()}
+        network.router = Router(**empty, layers=header.get("router_layers", False))
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]

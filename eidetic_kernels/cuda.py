@@ -19,6 +19,8 @@ def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, froze
     if x.device.type != DEVICE:
         return f"x is on {x.device}; it takes tensors on a GPU."
     missing = extensions.why_missing("_cuda")
+    if missing is None:
+        missing = extensions.why_no_code(x.device.index)
     if missing is not None:
         return missing
     return why_no_batch_norm(x, residual, weight, bias, running_mean, frozen_scale, tuple(DTYPES))

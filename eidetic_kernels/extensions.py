@@ -10,6 +10,8 @@ from types import ModuleType
 
 import torch  # before our modules: its OpenMP runtime is then theirs too, one pool of threads for both
 
+from .gpu_code import version, why_not_on
+
 _BUILD = {
     "_cpu": "build it with a C++ compiler (g++) and this Python's headers at hand: pip install -v -e . in a checkout.",
     "_cuda": "install a wheel whose version names CUDA, such as 0.1.0+cu130, or build it where there is nvcc: "
@@ -28,6 +30,12 @@ def load(name: str) -> ModuleType | None:
 def why_missing(name: str) -> str | None:
     """Why :func:`load` gives no module ``name`` here, and what to do; None: it gives one."""
     return _loaded(name)[1]
+
+
+@cache
+def why_no_code(device: int) -> str | None:
+    """Why the CUDA module, where there is one, cannot run on GPU ``device``, and what to do; None: it can."""
+    return why_not_on(device, load("_cuda"))
 
 
 @cache
@@ -61,24 +69,23 @@ def _broken(full: str, error: Exception) -> str:
 def _unusable(cuda: ModuleType) -> str | None:
     """Why the CUDA module, which loads anywhere, cannot run on this machine; None: it can."""
     built, driver = cuda.built_for(), cuda.driver_supports()
+    here = f"it is built for CUDA {version(built)}"
     if driver == 0:
-        return f"it is built for CUDA {_text(built)}, and there is no NVIDIA driver; install one, or use the CPU."
+        return f"{here}, and there is no NVIDIA driver; install one, or use the CPU."
     if driver // 1000 < built // 1000:
         return (
-            f"it is built for CUDA {_text(built)}, and this machine's driver supports CUDA {_text(driver)} at most; "
+            f"{here}, and this machine's driver supports CUDA {version(driver)} at most; "
             f"update the driver, or install a build for CUDA {driver // 1000}."
         )
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA and knows no GPU; install a build of it for CUDA."
     if int(torch.version.cuda.split(".")[0]) != built // 1000:
         return (
-            f"it is built for CUDA {_text(built)}, and torch {torch.__version__} runs CUDA {torch.version.cuda}; "
+            f"{here}, and torch {torch.__version__} runs CUDA {torch.version.cuda}; "
             f"install builds of both for the same CUDA (CUDA_HOME names the toolkit to build with)."
         )
     count, error = cuda.device_count()
-    return None if count else f"it finds no GPU: {error}"
-
-
-def _text(version: int) -> str:
-    """"13.0" for 13000, as CUDA counts."""
-    return f"{version // 1000}.{version % 1000 // 10}"
+    if not count:
+        return f"it finds no GPU: {error}"
+    reasons = [why_not_on(device, cuda) for device in range(torch.cuda.device_count())]
+    return reasons[0] if reasons and all(reasons) else None

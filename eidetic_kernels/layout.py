@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from math import lcm
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .errors import CapacityError, InputError
 
@@ -234,15 +234,22 @@ class Staircase:
 
     ``rows`` counts the units of all of them, ``columns`` is the width of the input that is present, ``trainable`` the
     spans of it that lead to something trainable: the only columns for which a backward pass owes a gradient.
+
+    ``kept`` is a backend's own: what it made of this staircase for a device, under keys of its own. It lives as long as
+    the staircase does, which its layer owns; copies start without.
     """
 
     stairs: tuple[Stair, ...]
     columns: int
     trainable: tuple[Span, ...] = ()
     rows: int = field(init=False, compare=False)
+    kept: dict[Any, Any] = field(init=False, compare=False, repr=False, default_factory=dict)
 
     def __post_init__(self):
         object.__setattr__(self, "rows", sum(stair.rows for stair in self.stairs))
+
+    def __getstate__(self):
+        return vars(self) | {"kept": {}}
 
     @property
     def frozen_rows(self) -> int:

@@ -1,4 +1,4 @@
-"""Evaluation mode for a while."""
+"""A network in another mode for a while."""
 
 from __future__ import annotations
 
@@ -18,3 +18,13 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Let ``network`` run as Python although ``network.compile()`` was called."""
+    compiled, network._compiled_call_impl = network._compiled_call_impl, None
+    try:
+        yield
+    finally:
+        network._compiled_call_impl = compiled

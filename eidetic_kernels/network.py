@@ -30,7 +30,7 @@ from . import (
 from .errors import CapacityError, ConversionError, InputError, RouterError, TaskError
 from .layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
 from .layout import Segments, prefix
-from .modes import evaluating
+from .modes import evaluating, uncompiled
 from .ops.staircase import read
 from .parameters import retire
 
@@ -366,14 +366,32 @@ class EideticNetwork(nn.Module):
                 "each finished task, or route without one (rule='entropy')."
             )
         with evaluating(self):
-            features = self.compute_features(x, tasks - 1)
+            features, read_by_router = self.routing_features(x, needed and self.router.layers)
             logits = []
             for task in range(tasks):
                 with self._scope.running(task, False):
                     spans = prefix(self.wiring.features, task, tasks - 1)
                     logits.append(self.heads[task](read(features, spans)))
-            learned = self.router(features) if needed else features.new_zeros(len(features), tasks)
+            learned = self.router(read_by_router) if needed else features.new_zeros(len(features), tasks)
             return {rule: routing.route(routing.task_scores(rule, logits, learned), logits) for rule in rules}
+
+    def routing_features(self, x: Tensor, layers: bool = False) -> tuple[Tensor, Tensor]:
+        """The features of all finished tasks' units [N, units], and what a router reads: those, or with ``layers``
+        those and what every other unit group computes, side by side."""
+        last = self.finished_tasks - 1
+        if not layers:
+            features = self.compute_features(x, last)
+            return features, features
+        given = {source.group for source in self.wiring.features}
+        others = [group for group in self.groups if group.segments not in given]
+        with uncompiled(self), routing.listening(others) as heard:  # compiled code calls no hooks
+            features = self.compute_features(x, last)
+        if any(len(each) != len(x) for each in heard):
+            raise RouterError(
+                "a router cannot read every layer of this network, since some compute on parts of a sample (windows) "
+                "or without samples (parameters): train it on the features alone, train_router(layers=False)."
+            )
+        return features, torch.cat([features, *heard], 1)
 
     # ---- pruning
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+
+if TYPE_CHECKING:
+    from .graph import Group
 
 # How a sample's task is chosen. "learned" is the paper's task classifier; "joint" adds to its log-probability the log-
 # probability of the best class of that task's head. The others need no router and no data: the task whose head is the
@@ -44,12 +50,16 @@ class Router(nn.Module):
 
     A linear map as in the paper, or with one hidden layer of ReLU units between: ``hidden_weight`` [hidden, columns]
     and ``hidden_bias`` [hidden]. Its tensors are buffers, so that training the next task cannot move them.
+
+    layers: whether it reads what every unit group computes, and not the features alone (see :func:`listening`).
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None
-    ):
+        self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None,
+        layers: bool = False,
+    ):  # fmt: skip
         super().__init__()
+        self.layers = layers
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("hidden_weight", hidden_weight)
@@ -64,6 +74,31 @@ class Router(nn.Module):
             features = features[:, : self.hidden_weight.shape[1]]
             features = F.linear(features, self.hidden_weight, self.hidden_bias).relu()
         return F.linear(features[:, : self.weight.shape[1]], self.weight, self.bias)
+
+
+@contextmanager
+def listening(groups: Iterable[Group]) -> Iterator[list[Tensor]]:
+    """Hear what each unit group computes in the forward pass inside: a list that fills with [N, units] a group.
+
+    The last of a group's layers that runs is heard, through a ReLU; images and tokens by their mean over positions.
+    """
+    heard: dict[str, Tensor] = {}
+
+    def hook(name: str):
+        def hear(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+            units_second = output.relu().movedim(layer.unit_dim, 1)
+            heard[name] = units_second if output.dim() == 2 else units_second.flatten(2).mean(2)
+
+        return hear
+
+    handles = [layer.register_forward_hook(hook(group.name)) for group in groups for layer in group.layers]
+    values: list[Tensor] = []
+    try:
+        yield values
+        values += heard.values()
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def task_scores(rule: str, logits: list[Tensor], router_logits: Tensor | None) -> Tensor:

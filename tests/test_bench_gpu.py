@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,41 @@ def test_what_time_does_not_allow_is_said(tmp_path):
 def test_without_a_gpu_it_says_so(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 1 and "finds no GPU here; bench/gpu.sh --dry-run runs anywhere" in done.stderr
+
+
+PRETENDED = """#!/bin/bash
+echo "$@" "($CUBLAS_WORKSPACE_CONFIG)" >>{calls}
+case "$*" in
+  *get_device_capability*) echo 90 ;;
+  *xdist*) exit 1 ;;
+  *pytest*promises*) exec {python} -m pytest -q -p no:cacheprovider -c /dev/null {tests} ;;
+esac
+"""
+SLOW = """
+import time
+def test_right(): pass
+def test_wrong(): assert 6 * 9 == 42
+def test_slow(): time.sleep(100)
+"""
+
+
+def test_what_is_right_comes_first_and_tests_cut_short_say_how_far_they_came(tmp_path):
+    """With a Python that pretends to have a GPU, and time for half a test."""
+    python, calls, tests = tmp_path / "python", tmp_path / "calls", tmp_path / "test_slow.py"
+    python.write_text(PRETENDED.format(calls=calls, python=sys.executable, tests=tests))
+    python.chmod(0o755)
+    tests.write_text(SLOW)
+    done = run(tmp_path, PYTHON=str(python), LIMIT="8")
+    assert done.returncode == 1, done.stderr
+    _, _, build, backends, promises, kernels, *rest = (tmp_path / "steps.md").read_text().splitlines()
+    assert build.startswith("| build for sm_90 | passed |") and backends.startswith("| backends, each")
+    assert re.match(r"\| promises' tests on the device \| cut short after \d s: 1 failed, 1 passed \|", promises)
+    assert kernels == "| kernel tests on the device | not run: time is up | 0 |"
+    assert all(re.match(r"\| (measure|compute-sanitizer|promises)", row) for row in rest) and len(rest) >= 8
+    assert "assert (6 * 9) == 42" in (tmp_path / "log.txt").read_text()
+    ran = [line for line in calls.read_text().splitlines() if not line.startswith("-c")]
+    assert [line.split()[0] for line in ran] == ["setup.py", "-m", "-m"]
+    assert all(line.endswith("(:4096:8)") for line in ran)
 
 
 def test_unknown_arguments_are_refused(tmp_path):

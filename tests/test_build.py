@@ -138,7 +138,10 @@ def test_modules_depend_on_the_c_library_and_openmp_alone(kind, environments):
 
 
 def test_the_cuda_module_holds_what_was_asked_for(environments):
-    assert gpu_code(of("cuda", environments).site / f"eidetic_kernels/_cuda{SUFFIX}") == {"sm_80", "compute_80"}
+    environment = of("cuda", environments)
+    assert gpu_code(environment.site / f"eidetic_kernels/_cuda{SUFFIX}") == {"sm_80", "compute_80"}
+    said = environment.run("-c", "from eidetic_kernels import _cuda; print(_cuda.code())")
+    assert said.stdout.strip() == "sm_80:compute_80"
 
 
 RUNS = """

@@ -58,6 +58,14 @@ int cuda_device_count(std::string& error) {
 
 int cuda_built_for() { return CUDART_VERSION; }
 
+#define EIDETIC_TEXT(value) #value
+#define EIDETIC_TEXT_OF(macro) EIDETIC_TEXT(macro)
+#ifndef EIDETIC_CUDA_CODE  // setup.py names it
+#define EIDETIC_CUDA_CODE
+#endif
+
+const char* cuda_code() { return EIDETIC_TEXT_OF(EIDETIC_CUDA_CODE); }
+
 int cuda_driver_supports() {
     int version = 0;
     return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;

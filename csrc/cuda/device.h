@@ -15,4 +15,7 @@ int cuda_device_count(std::string& error);
 int cuda_built_for();
 int cuda_driver_supports();
 
+// The GPU code in the module, machine code and PTX: "sm_80:sm_90:compute_90".
+const char* cuda_code();
+
 }  // namespace eidetic

@@ -67,15 +67,18 @@ class EideticBatchNorm(SegmentedLayer):
             nn.init.zeros_(self.bias) if self.bias.numel() else None
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """act(norm(x) + residual), for ``residual`` shaped as x (a network ties its units to x's)."""
+        """act(norm(x) + residual), for ``residual`` shaped as x (a network ties its units to x's).
+
+        Where their dtypes differ, the result has the one that torch promotes their sum to.
+        """
         return self.normalise(x, residual, self.scope.exact or (not self.owned and x.requires_grad))
 
     def normalise(self, x: Tensor, residual: Tensor | None, exact: bool) -> Tensor:
         """``forward``; ``exact`` where the gradient at frozen channels is owed too."""
-        return ops.segmented_batch_norm(x, *self.arguments(x.shape, x.dtype, residual), exact, residual)
+        return ops.segmented_batch_norm(x, *self.arguments(x.shape, residual), exact, residual)
 
-    def arguments(self, shape: Sequence[int], dtype: torch.dtype, residual: Tensor | None = None) -> tuple:
-        """What the op needs beside an input of this shape and dtype, from ``weight`` to ``activation``.
+    def arguments(self, shape: Sequence[int], residual: Tensor | None = None) -> tuple:
+        """What the op needs beside an input of this shape, from ``weight`` to ``activation``.
 
         In training this counts the batch: call it once, when nothing else can be refused any more.
         """
@@ -91,10 +94,9 @@ class EideticBatchNorm(SegmentedLayer):
                 f"{self} needs more than one value per channel in training, got a batch of shape {list(shape)}: "
                 "batch statistics of one sample are meaningless. Use drop_last=True or a larger batch."
             )
-        if residual is not None and (residual.shape != torch.Size(shape) or residual.dtype != dtype):
+        if residual is not None and residual.shape != torch.Size(shape):
             raise InputError(
-                f"{self} adds a residual shaped as its input, {dtype} {list(shape)}; got {residual.dtype} "
-                f"{list(residual.shape)}."
+                f"{self} adds a residual shaped as its input, {list(shape)}; got {list(residual.shape)}."
             )
         scale, shift = self.frozen_scale, self.frozen_shift
         if task is not None:

@@ -79,7 +79,7 @@ class EideticConv2d(StaircaseLayer):
                 f"{self} has a kernel larger than its input of {' x '.join(map(str, x.shape[2:]))} pixels, padding "
                 "included: give it larger images, or more padding."
             )
-        numbers = self.norm.arguments(shape, x.dtype, residual)
+        numbers = self.norm.arguments(shape, residual)
         return ops.staircase_conv2d_norm(x, *weights, stairs, *numbers, self.geometry, exact, residual)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -59,8 +59,7 @@ class EideticLinear(StaircaseLayer):
             y = self.whole(x, self.weight, self.bias)
             return y if self.norm is None else self.norm.normalise(y, None, exact)
         if self.norm is not None:
-            numbers = self.norm.arguments((len(x), stairs.rows), tensors[0].dtype)
-            return ops.staircase_linear_norm(*tensors, stairs, *numbers, exact)
+            return ops.staircase_linear_norm(*tensors, stairs, *self.norm.arguments((len(x), stairs.rows)), exact)
         y = ops.staircase_linear(*tensors, stairs, exact)
         return y if x.dim() == 2 else y.view(*x.shape[:-1], stairs.rows)
 

@@ -31,7 +31,7 @@ class Parts(nn.ModuleList):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         sizes = [part.segments.present(part.scope.task) for part in self]
         if self._are_one() and x.dim() in self[0].dims and x.shape[1] == sum(sizes) > 0:
-            if residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype):
+            if residual is None or residual.shape == x.shape:
                 return self._at_once(x, residual, sizes)
         # A part's bits must not depend on what lies beside it: each reads memory of its own.
         pieces = [(piece.contiguous(),) for piece in x.split(sizes, 1)]
@@ -56,7 +56,7 @@ class Parts(nn.ModuleList):
     def _at_once(self, x: Tensor, residual: Tensor | None, sizes: Sequence[int]) -> Tensor:
         """All parts in one call, whose statistics are handed back to them."""
         parts, sizes = zip(*((part, size) for part, size in zip(self, sizes) if size))
-        given = [part.arguments((len(x), size, *x.shape[2:]), x.dtype) for part, size in zip(parts, sizes)]
+        given = [part.arguments((len(x), size, *x.shape[2:])) for part, size in zip(parts, sizes)]
         live, frozen, options = list(given[0][:4]), given[0][4:6], given[0][6:]
         if parts[0].scope.task is None:
             live = [None if each[0] is None else torch.cat(each) for each in zip(*(g[:4] for g in given))]

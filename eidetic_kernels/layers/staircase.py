@@ -37,6 +37,7 @@ class StaircaseLayer(SegmentedLayer):
         norm: EideticBatchNorm | None,
     ):  # fmt: skip
         super().__init__(width)
+        self._staircases: dict[int | None, Staircase] = {}
         self.built = width, columns
         self.order: Tensor | None = None
         self.sources = (Source(Fixed(columns)),)
@@ -119,8 +120,12 @@ class StaircaseLayer(SegmentedLayer):
 
     def derive(self, task: int | None) -> Staircase:
         stairs = staircase(self.segments, self.sources, self.forward_transfer, task)
-        encoded(stairs)
-        return stairs
+        # A finished task's never changes: it stays the same object, with what backends keep on a device for it,
+        # whatever is learned or recalled in between.
+        if self._staircases.get(task) != stairs:
+            self._staircases[task] = stairs
+            encoded(stairs)
+        return self._staircases[task]
 
     def version(self) -> int:
         # Each change of any group raises the sum. One number, since torch.compile can follow a number that changes.

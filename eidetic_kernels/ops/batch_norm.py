@@ -5,7 +5,7 @@
 
 Contract (what any faster twin is held to):
 
-    x [N, C] or [N, C, *]; residual as x, or None; frozen_scale, frozen_shift [F]
+    x [N, C] or [N, C, *]; residual shaped as x, or None; frozen_scale, frozen_shift [F]
     weight, bias [C - F] or None; trainable
     running_mean, running_var [C - F]: read in evaluation, moved by ``momentum`` in training (biased variance
         normalises, unbiased variance is kept, as torch has it)
@@ -50,11 +50,35 @@ def segmented_batch_norm(
     residual: Tensor | None = None,
 ) -> Tensor:
     """See the module's contract. Callers check shapes; ``frozen_scale`` may be cut to a task's prefix, in which
-    case x holds that prefix only and the live arguments are not read."""
+    case x holds that prefix only and the live arguments are not read.
+
+    A residual of another dtype than x, as autocast makes them, is added as torch adds: y has the dtype that both are
+    promoted to.
+    """
+    if residual is not None and residual.dtype != x.dtype:
+        promoted = torch.promote_types(x.dtype, residual.dtype)
+        if promoted != x.dtype:
+            y = segmented_batch_norm(
+                x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
+                exact=exact,
+            )  # fmt: skip
+            return add_and_activate(y.to(promoted), residual.to(promoted), len(frozen_scale), activation, exact)
+        residual = residual.to(x.dtype)
     return OP(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
         training, momentum, eps, activation, exact,
     )[0]  # fmt: skip
+
+
+def add_and_activate(z: Tensor, residual: Tensor, frozen: int, activation: str, exact: bool) -> Tensor:
+    """act(z + residual): the op again, with every channel multiplied by 1, so that activations are its own."""
+    if frozen and not exact:
+        residual = torch.cat([residual[:, :frozen].detach(), residual[:, frozen:]], 1)
+    one = torch.ones(z.shape[1], dtype=statistics_dtype(z), device=z.device)
+    nothing = (one.new_empty(0) for _ in range(2))
+    return segmented_batch_norm(
+        z, None, None, *nothing, one, one * -0.0, False, 0.0, 0.0, activation, exact=True, residual=residual
+    )  # fmt: skip
 
 
 def segmented_batch_norm_oracle(

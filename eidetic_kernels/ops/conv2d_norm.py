@@ -11,11 +11,12 @@ the backward pass: see :mod:`.product_norm`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..layout import Staircase
 from . import batch_norm
-from .batch_norm import segmented_batch_norm_oracle, statistics_dtype
+from .batch_norm import add_and_activate, segmented_batch_norm_oracle, statistics_dtype
 from .conv2d import GEOMETRY, Convolution, Geometry, frozen_twin, staircase_conv2d_oracle
 from .product_norm import define, one_after_the_other
 from .registration import decoded, encoded
@@ -44,7 +45,18 @@ def staircase_conv2d_norm(
     residual: Tensor | None = None,
 ) -> Tensor:
     """See the module's contract. Callers check shapes; ``frozen_scale`` is as long as the staircase has frozen rows,
-    ``residual`` is shaped as the output [N, rows, H', W'], of the dtype of x."""
+    ``residual`` is shaped as the output [N, rows, H', W']; one of another dtype is added as
+    :func:`.segmented_batch_norm` does."""
+    if residual is not None and residual.dtype != x.dtype:
+        promoted = torch.promote_types(x.dtype, residual.dtype)
+        if promoted != x.dtype:
+            y = staircase_conv2d_norm(
+                x, weight, bias, frozen_weight, frozen_bias, staircase, norm_weight, norm_bias, running_mean,
+                running_var, frozen_scale, frozen_shift, training, momentum, eps, "none", geometry, exact,
+            )  # fmt: skip
+            frozen = staircase.frozen_rows
+            return add_and_activate(y.to(promoted), residual.to(promoted), frozen, activation, exact)
+        residual = residual.to(x.dtype)
     return OP(
         x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, norm_weight, norm_bias,
         running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact,

@@ -14,6 +14,7 @@ backend is forced (EIDETIC_BACKEND=triton).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..layout import Staircase
+from ..layout import Stair, Staircase
 from .activations import activate
 from .batch_norm import whole_sixteens
 from .launch import OPTIONS, on_device, unsupported
@@ -185,9 +186,9 @@ def staircase_conv2d_frozen_forward(
     [rows, columns, *kernel] end to end; frozen_bias [F] or None; frozen_scale and frozen_shift [F], or None for the
     convolution alone; ``residual`` as y, or None.
     """
-    frozen = Staircase(staircase.frozen, staircase.columns)
+    frozen = staircase.frozen
     samples, rows, height, width = y.shape
-    if not samples or not frozen.rows:
+    if not samples or not staircase.frozen_rows:
         return
     channels_last = not y.is_contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -199,7 +200,7 @@ def staircase_conv2d_frozen_forward(
     if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
         precision = "tf32"
     tile = choose_tile(x.dtype)
-    tiles, spans, aligned = table(frozen, tile.units, x.device)
+    tiles, spans, aligned = table(staircase, tile.units, x.device, live=False)
     # A size of 1 may have any stride; these are what the kernel computes with.
     x_strides = x.stride() if x.numel() else (0, 0, 0, 0)
     y_strides = rows * height * width, *((1, rows) if channels_last else (height * width, 1))
@@ -211,7 +212,7 @@ def staircase_conv2d_frozen_forward(
             *geometry.stride, *geometry.padding, *geometry.dilation, *kernel,
             ACTIVATION=activation, PRECISION=precision, CHANNELS_LAST=channels_last,
             ALIGNED=aligned and all(stride % ALIGNMENT == 0 for stride in moved),
-            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in frozen.stairs for a, b in stair.spans_by_source),
+            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in frozen for a, b in stair.spans_by_source),
             BLOCK_M=tile.samples, BLOCK_N=tile.units, BLOCK_K=tile.columns,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **OPTIONS,
         )  # fmt: skip
@@ -230,7 +231,7 @@ class Packed(NamedTuple):
 _packed = WeakTensorKeyDictionary()
 
 
-def taps_outside(frozen_weight: Tensor, frozen: Staircase, kernel: tuple[int, int]) -> Tensor:
+def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[int, int]) -> Tensor:
     """Each segment's block as [rows, *kernel, columns], so that a tap's weights are neighbours; flat as before.
 
     Frozen weights do not change, so a segment is packed once, for as much memory again. Where they do after all (a
@@ -238,7 +239,7 @@ def taps_outside(frozen_weight: Tensor, frozen: Staircase, kernel: tuple[int, in
     """
     if kernel == (1, 1):
         return frozen_weight
-    blocks = tuple((stair.rows, stair.columns) for stair in frozen.stairs)
+    blocks = tuple((stair.rows, stair.columns) for stair in stairs)
     state = _state(frozen_weight, kernel)
     known = None if state is None else _packed.get(frozen_weight)
     if known is None or known.state != state or known.blocks[: len(blocks)] != blocks[: len(known.blocks)]:

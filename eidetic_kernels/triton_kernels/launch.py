@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import cache
 
 import torch
 import triton
@@ -33,8 +34,14 @@ def unsupported(x: Tensor) -> str | None:
         return f"the tensor is on {x.device}, and Triton runs on CUDA devices"
     if INTERPRETED:
         return "TRITON_INTERPRET=1 was set when Triton was imported; unset it to run on the GPU"
-    if torch.cuda.get_device_capability(x.device) < (8, 0):
-        return f"{torch.cuda.get_device_name(x.device)} is older than compute capability 8.0"
+    return too_old(x.device)
+
+
+@cache
+def too_old(gpu: torch.device) -> str | None:
+    """Why the kernels are not for this GPU; None: they are."""
+    if torch.cuda.get_device_capability(gpu) < (8, 0):
+        return f"{torch.cuda.get_device_name(gpu)} is older than compute capability 8.0"
     return None
 
 

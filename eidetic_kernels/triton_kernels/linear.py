@@ -18,7 +18,7 @@ fusion, see ``OPTIONS``).
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -26,7 +26,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..layout import Staircase
+from ..layout import Stair, Staircase
 from .activations import activate
 from .batch_norm import (
     ALIGNMENT,
@@ -169,16 +169,23 @@ class Table(NamedTuple):
     aligned: bool
 
 
-@lru_cache(maxsize=1024)
-def table(staircase: Staircase, units: int, device: torch.device) -> Table:
-    """The tiles, at most ``units`` wide, of a staircase: those that read most columns first.
+def table(staircase: Staircase, units: int, device: torch.device, live: bool = True) -> Table:
+    """The tiles, at most ``units`` wide, of a staircase (``live``: of its live segment too), most columns read first.
 
-    Depends on nothing that changes from batch to batch, so it is made and copied to the device once.
+    Depends on nothing that changes from batch to batch, so it is made and copied to the device once, and kept with the
+    staircase: a captured CUDA graph reads it at its address for as long as the layer is what it was.
     """
+    key = "tiles", units, device, live
+    if key not in staircase.kept:
+        staircase.kept[key] = _table(staircase.stairs if live else staircase.frozen, units, device)
+    return staircase.kept[key]
+
+
+def _table(stairs: Sequence[Stair], units: int, device: torch.device) -> Table:
     tiles, spans = [], []
     column = frozen_weights = 0
     aligned = True
-    for stair in staircase.stairs:
+    for stair in stairs:
         first_span, width = len(spans), 0
         for start, stop in stair.spans_by_source:
             spans.append((start, stop - start, width))

@@ -142,7 +142,8 @@ def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence
     network = functools.partial(models.build, model.pop("name"), tasks[0].train.shape, **model)
     if optimizer.keys() - {"name", "lr"}:
         raise InputError("a comparison's optimizer has a name and a learning rate (lr) only: methods make their own.")
-    conditions = Conditions(network, config["compare"]["epochs"], optimizer["name"], optimizer["lr"], seed)
+    epochs, polish = config["compare"]["epochs"], config["compare"]["polish"]
+    conditions = Conditions(network, epochs, optimizer["name"], optimizer["lr"], seed, polish)
     arguments = dict(config["methods"].get(name, {}))
     if name == "eidetic":
         arguments = {**config["task"], **arguments}

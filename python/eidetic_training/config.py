@@ -46,13 +46,16 @@ DEFAULTS: dict[str, Any] = {
     },
     "compare": {
         "epochs": 10,  # passes over a task's data, for every method
+        "polish": 0,  # of these, so many at the end let the learning rate fall to zero
         "seeds": 1,  # how many, from `seed` on; each draws its own tasks and weights
         "tasks_known": True,  # methods that share a network out may know how many tasks will come
     },
     "methods": {},  # arguments of single methods, a table each: [methods.ewc] strength = 100.0
     "router": {
-        "train": True, "max_epochs": 30, "patience": 3, "lr": 1e-3, "batch_size": 256,
+        "train": True, "max_epochs": 30, "patience": 3, "polish_epochs": 0, "lr": 1e-3, "batch_size": 256,
         "hidden": 0,  # ReLU units between features and tasks; 0 is the paper's linear map
+        "dropout": 0.2,  # of those
+        "layers": False,  # it reads what every layer computes, and not the features alone
         "examples": None,  # samples of each task to train on; all when not given
     },
 }

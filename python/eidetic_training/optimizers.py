@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -26,3 +27,14 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], **argume
         return OPTIMIZERS[name](parameters, **arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {name}: {error}") from error
+
+
+def annealed(optimizer: torch.optim.Optimizer, epochs: int) -> Iterator[int]:
+    """Counts ``epochs`` from 0, in which the learning rates fall from what they are to zero along half a cosine, a
+    value an epoch (Loshchilov and Hutter, 2017). They are left there."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for done in range(epochs):
+        share = (1 + math.cos(math.pi * (done + 0.5) / epochs)) / 2
+        for group, rate in zip(optimizer.param_groups, rates):
+            group["lr"] = rate * share
+        yield done

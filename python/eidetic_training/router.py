@@ -18,6 +18,7 @@ from eidetic_kernels.routing import Router
 from .data import MetaLoader, TensorLoader
 from .epoch import device_of
 from .events import Callback, Event, units_of
+from .optimizers import annealed
 
 
 def train_router(
@@ -26,16 +27,19 @@ def train_router(
     *,
     max_epochs: int = 30,
     patience: int = 3,
+    polish_epochs: int = 0,
     lr: float = 1e-3,
     batch_size: int = 256,
     hidden: int = 0,
     dropout: float = 0.2,
+    layers: bool = False,
     examples: int | None = None,
     seed: int = 0,
     max_cached_bytes: int = 2**31,
     callbacks: Sequence[Callback] = (),
 ) -> float:
-    """Train the task classifier on all tasks' data, relabelled by task. Returns its training accuracy in [0, 1].
+    """Train the task classifier on all tasks' data, relabelled by task. Returns its training accuracy in [0, 1],
+    that of the epoch whose weights are kept.
 
     The body is frozen, so its features are computed once and kept, as long as they need no more than
     ``max_cached_bytes`` and no loader augments; else they are computed anew every epoch. The network changes only
@@ -44,13 +48,16 @@ def train_router(
     Args:
         loaders: one for each finished task, in order, of batches (x, y); the labels y are not looked at.
         max_epochs, patience: training stops when accuracy has not improved for ``patience`` epochs, or is 1.
+        polish_epochs: in so many epochs after that the learning rate falls to zero.
         hidden: ReLU units between features and tasks; 0 is the paper's linear map. They help where tasks lie in one
             domain. ``dropout`` is on them, while they are trained.
+        layers: whether the router reads what every layer computes, and not the features alone. It helps where tasks lie
+            in one domain: what distinguishes two tasks' classes need not matter to either.
         examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
             keep of a task whose data goes away.
 
-    Raises TaskError while a task is in training or when loaders and finished tasks differ in number,
-    NonFiniteLossError when the loss is not finite.
+    Raises RouterError where ``layers`` cannot be read (windows, parameters), TaskError while a task is in training or
+    when loaders and finished tasks differ in number, NonFiniteLossError when the loss is not finite.
     """
     loaders = list(loaders)
     counts = {"max_epochs": max_epochs, "patience": patience, "batch_size": batch_size}
@@ -61,6 +68,8 @@ def train_router(
             raise InputError(f"{name} must be a whole number, 1 or more; got {value!r}.")
     if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
         raise InputError(f"hidden must be a whole number of units, 0 or more; got {hidden!r}.")
+    if isinstance(polish_epochs, bool) or not isinstance(polish_epochs, int) or polish_epochs < 0:
+        raise InputError(f"polish_epochs must be a whole number, 0 or more; got {polish_epochs!r}.")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout must lie in [0, 1); got {dropout!r}.")
     if network.current_task is not None:
@@ -73,13 +82,13 @@ def train_router(
     started = time.perf_counter()
     if examples is not None:
         loaders = [_kept(loader, examples, batch_size) for loader in loaders]
-    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), max_cached_bytes)
+    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), layers, max_cached_bytes)
     mean, deviation = _moments(data)
     tasks = len(loaders)
     parameters = _parameters(tasks, len(mean), hidden, mean.device)
     optimizer = default_optimizer(parameters, lr)
-    best, since, kept = -1.0, 0, parameters
-    for epoch in range(1, max_epochs + 1):
+
+    def epoch(number: int) -> float:
         samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
         for features, task in data:
             scores = _scores((features - mean) / deviation, parameters, dropout)
@@ -91,28 +100,34 @@ def train_router(
             with torch.no_grad():
                 correct += (scores.argmax(1) == task).sum()
                 losses += loss * len(task)
-        accuracy = correct.item() / samples
         if not math.isfinite(losses.item()):
             raise NonFiniteLossError(
-                f"the router's loss became NaN or infinite in epoch {epoch} at learning rate {lr}; the network is as "
+                f"the router's loss became NaN or infinite in epoch {number} at learning rate {lr}; the network is as "
                 "it was. Check the loaders' inputs, or lower the learning rate."
             )
-        mean_loss, seconds = losses.item() / samples, time.perf_counter() - started
-        event = Event(seconds, tasks, "router", epoch, 0, mean_loss, accuracy, **units_of(network))
+        accuracy, seconds = correct.item() / samples, time.perf_counter() - started
+        event = Event(seconds, tasks, "router", number, 0, losses.item() / samples, accuracy, **units_of(network))
         for callback in callbacks:
             callback(event)
+        return accuracy
+
+    best, since, kept = -1.0, 0, parameters
+    for number in range(1, max_epochs + 1):
+        accuracy = epoch(number)
         if accuracy > best:
             best, since, kept = accuracy, 0, [p.detach().clone() for p in parameters]
         else:
             since += 1
         if accuracy == 1 or since >= patience:
             break
+    for done in annealed(optimizer, polish_epochs):
+        best, kept = epoch(number + 1 + done), parameters
     # The standardisation becomes part of the first map, so that inference needs no other step.
     kept = [p.detach() for p in kept]
     scaled = kept[-2] / deviation
     folded = [*kept[:-2], scaled, kept[-1] - scaled @ mean]
     dtype = network.heads[0].frozen_weight.dtype
-    network.router = Router(*(tensor.to(dtype) for tensor in folded))
+    network.router = Router(*(tensor.to(dtype) for tensor in folded), layers=layers)
     return best
 
 
@@ -149,19 +164,21 @@ def _kept(loader: Iterable, examples: int, batch_size: int) -> TensorLoader:
 class _Computed:
     """Batches (features, task index), computed anew every epoch."""
 
-    def __init__(self, network: EideticNetwork, meta: MetaLoader):
-        self.network, self.meta = network, meta
+    def __init__(self, network: EideticNetwork, meta: MetaLoader, layers: bool):
+        self.network, self.meta, self.layers = network, meta, layers
 
     def __iter__(self):
         device = device_of(self.network)
         for x, task in self.meta:
             with torch.no_grad(), evaluating(self.network):
-                features = self.network.compute_features(x.to(device), self.network.finished_tasks - 1)
+                _, features = self.network.routing_features(x.to(device), self.layers)
             yield features.float(), task.to(device)
 
 
-def _features(network: EideticNetwork, meta: MetaLoader, max_bytes: int) -> Iterable[tuple[Tensor, Tensor]]:
-    computed = _Computed(network, meta)
+def _features(
+    network: EideticNetwork, meta: MetaLoader, layers: bool, max_bytes: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    computed = _Computed(network, meta, layers)
     if meta.has_augmentation:
         return computed
     features, tasks, used = [], [], 0

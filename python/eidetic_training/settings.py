@@ -28,10 +28,11 @@ class TaskSettings:
     first_step: the share that "backoff" removes first.
     tolerance: how far training accuracy may fall below its best, as a share of the best.
     max_recovery_epochs: epochs in which a pruned network may recover to that.
-    polish_epochs: at most so many epochs on the network that pruning left, until they no longer help ("polish").
+    polish_epochs: epochs at the end, on the units that are kept, in which the learning rate falls to zero ("polish").
     keep_at_least: live units that each layer keeps at least, a count or a share of its width. Training accuracy alone
         would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12 units) with demo.md
         (50 units) there.
+    label_smoothing: the share of each label that is spread over all classes in the loss (Szegedy et al., 2016).
     seed: of random importance.
     """
 
@@ -45,8 +46,9 @@ class TaskSettings:
     first_step: float = 0.5
     tolerance: float = 0.01
     max_recovery_epochs: int = 4
-    polish_epochs: int = 20
+    polish_epochs: int = 10
     keep_at_least: int | float = 0.025
+    label_smoothing: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -68,6 +70,7 @@ class TaskSettings:
         if self.search == "backoff":
             _require(self.step <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
         _require(0 <= self.tolerance < 1, "tolerance must lie in [0, 1)", self.tolerance)
+        _require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
         _require(self.polish_epochs >= 0, "polish_epochs must be 0 or more", self.polish_epochs)
         _require(self.max_recovery_epochs >= 1, "max_recovery_epochs must be 1 or more", self.max_recovery_epochs)
         _require(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +18,7 @@ from eidetic_kernels.optimizers import check_current
 
 from .epoch import NotFinite, count_classes, evaluate, train_epoch
 from .events import Callback, Event, units_of
+from .optimizers import annealed
 from .settings import TaskSettings
 
 
@@ -39,7 +41,7 @@ def train_task(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     settings: TaskSettings | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     callbacks: Sequence[Callback] = (),
     finish: bool = True,
     **overrides,
@@ -51,19 +53,23 @@ def train_task(
         optimizer: any torch optimizer on the network's parameters, or one kept from the task before; the default is
             Adam on its fused kernel. Its state is cut along with pruned parameters.
         settings: all knobs; single ones may be given by name instead (``search="linear"``).
-        loss: mean loss of (logits [N, classes], y [N]).
+        loss: mean loss of (logits [N, classes], y [N]); by default cross-entropy, labels smoothed as set.
         callbacks: each is called with every :class:`~eidetic_training.events.Event`.
         finish: freeze the task at the end; False leaves it in training.
 
     Raises:
         TaskError: no task is in training.
-        InputError: an empty loader, wrong labels or inputs. Nothing has been trained then.
+        InputError: an empty loader, wrong labels or inputs, a loss beside label smoothing. Nothing has been trained.
         StaleOptimizerError: the optimizer holds none of the network's current parameters.
         NonFiniteLossError: the loss became NaN or infinite; the network is back at its last good state.
     """
     if settings is not None and overrides:
         raise InputError(f"give settings or single settings ({', '.join(overrides)}), not both.")
     settings = settings or TaskSettings.of_dict(overrides)
+    if loss is None:
+        loss = functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
+    elif settings.label_smoothing:
+        raise InputError(f"label_smoothing={settings.label_smoothing} is cross-entropy's: smooth labels in your loss.")
     if network.current_task is None:
         raise TaskError("no task is in training: call net.prepare_for_task(t, num_classes=...) before train_task.")
     if optimizer is not None:
@@ -80,8 +86,8 @@ def train_task(
         best = run.train()
         if settings.search != "none":
             run.prune(best)
-            run.polish()
-    finally:  # halving is this task's affair
+        run.polish()
+    finally:  # halving and annealing are this task's affair
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate
     if finish:
@@ -150,19 +156,9 @@ class _TaskRun:
                 share /= 2
 
     def polish(self) -> None:
-        """Train what is left, for as long as that helps: small networks are cheap to train and were cut short."""
-        best, since, kept = -1.0, 0, self.good
-        for _ in range(self.settings.polish_epochs):
-            accuracy = self.epoch("polish")
-            if accuracy > best:
-                best, since, kept = accuracy, 0, self.good
-            else:
-                since += 1
-            if accuracy == 1 or since >= self.settings.patience:
-                break
-        if kept is not self.good:
-            self.network.restore(kept, self.optimizer)
-            self.good = kept
+        """Train what is left at a falling learning rate. The last epoch's weights stay: accuracy rises to the end."""
+        for _ in annealed(self.optimizer, self.settings.polish_epochs):
+            self.epoch("polish")
 
     def cut(self, share: float) -> int:
         settings = self.settings

@@ -1,6 +1,7 @@
 """Every Triton kernel compiles for the GPUs it is meant for, to the instructions it is meant to have. No GPU needed."""
 
 import re
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,15 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from ahead_of_time import COPIES, PRODUCTS, TARGETS, Compiler, matching  # noqa: E402
-from launches import LAUNCHES, SPILLS, growing_convolutions, growing_norms, growing_tasks, linear  # noqa: E402
+from launches import (  # noqa: E402
+    LAUNCHES,
+    SPILLS,
+    conv2d,
+    growing_convolutions,
+    growing_norms,
+    growing_tasks,
+    linear,
+)
 
 import eidetic_kernels  # noqa: E402
 
@@ -61,15 +70,43 @@ def test_the_exact_product_uses_no_tensor_core(target, compiler):
     assert matching(loop, re.compile("fma.rn.f32")) and matching(loop, COPIES)
 
 
+# dtype, samples (few and many have tiles of their own) and precision, and the instructions that multiply.
+PRECISIONS = {
+    "bf16": ((torch.bfloat16, 4096), PRODUCTS),
+    "fp16 few": ((torch.float16, 256), PRODUCTS),
+    "tf32": ((torch.float32, 4096, "tf32"), PRODUCTS),
+    "ieee": ((torch.float32, 256, "ieee"), re.compile(r"fma\.rn\.f32(x2)?$")),
+}
+
+
 @pytest.mark.parametrize("target", TARGETS)
-def test_aligned_and_ragged_products_multiply_alike(target, compiler):
+@pytest.mark.parametrize("name", PRECISIONS)
+def test_aligned_and_ragged_products_multiply_alike(name, target, compiler):
     """P1: the same instructions, as often a step, whatever is loaded together."""
+    (dtype, samples, *precision), instructions = PRECISIONS[name]
     loops = []
-    for name in ("linear bf16 aligned", "linear bf16 ragged"):
-        product = compiler.compile(LAUNCHES[name], target)[0]
+    for aligned in (True, False):
+        launch = partial(linear, dtype, samples, aligned, activation="none", precision=(*precision, "ieee")[0])
+        product = compiler.compile(launch, target)[0]
+        assert product.constants["ALIGNED"] is aligned
         (loop,) = product.product_loops
-        loops.append({opcode: count for opcode, count in loop.items() if PRODUCTS.match(opcode)})
-    assert loops[0] and loops[0] == loops[1]
+        loops.append(Counter(opcode for opcode in loop.elements() if instructions.match(opcode)))
+    for loop in loops:  # sm_100 takes two of these at a time, each rounded as one, where its compiler finds pairs
+        loop["fma.rn.f32"] += 2 * loop.pop("fma.rn.f32x2", 0)
+    assert loops[0].total() and loops[0] == loops[1]
+
+
+@pytest.mark.parametrize("precision, dtype", [("ieee", torch.bfloat16), ("tf32", torch.float32)])
+def test_aligned_and_ragged_convolutions_multiply_alike(precision, dtype, compiler):
+    loops = []
+    for aligned in (True, False):
+        product = compiler.compile(partial(conv2d, dtype, aligned=aligned, precision=precision), 90)[0]
+        assert product.constants["ALIGNED"] is aligned
+        loops.append([
+            {opcode: count for opcode, count in loop.items() if PRODUCTS.match(opcode)}
+            for loop in product.product_loops
+        ])  # fmt: skip
+    assert loops[0] and all(loops[0]) and loops[0] == loops[1]
 
 
 def test_no_size_starts_a_compilation(compiler):

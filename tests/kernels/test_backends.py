@@ -1,5 +1,8 @@
 """Who runs an op: the choice, the words when it cannot be had, and the self-check that `python -m` prints."""
 
+import importlib
+import os
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -155,7 +158,109 @@ def test_a_certificate_does_not_compare_bits_that_another_backend_made(monkeypat
     assert not net.certify().notes
     monkeypatch.setattr(backends, "choice", lambda device: "abacus torch")
     certificate = net.certify()
-    assert certificate.ok and "backends abacus torch" in certificate.notes[0]
+    assert certificate.ok and "(here abacus torch)" in certificate.notes[0]
+
+
+# ---- Triton is tried before it is chosen
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """A machine whose GPUs have these capabilities and where a trial of Triton ends so; the GPUs it was tried on."""
+    pytest.importorskip("triton")
+    launch = importlib.import_module("eidetic_kernels.triton_kernels.launch")
+    trial = importlib.import_module("eidetic_kernels.triton_kernels.trial")
+
+    def machine(outcome, *capabilities):
+        gpus = []
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: capabilities[gpu.index])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda gpu: f"GPU {gpu.index}")
+        monkeypatch.setattr(trial, "what_fails", lambda gpu: gpus.append(gpu.index) or outcome)
+        return gpus
+
+    known = [backends.why_missing, backends._triton, backends._say_if_triton_failed, backends._candidates]
+    known.append(launch.too_old)
+    for function in known:
+        function.cache_clear()
+    yield machine
+    for function in known:
+        function.cache_clear()
+
+
+def test_triton_is_chosen_where_it_could_be_tried_and_once(tried):
+    gpus = tried(None, (7, 5), (9, 0))
+    for _ in range(2):
+        assert "triton" in backends.choices("segmented_batch_norm", "cuda")
+        assert backends.choices("staircase_linear", "cuda") == ()
+    assert gpus == [1] and backends.why_missing("triton") is None
+
+
+def test_where_triton_fails_torch_runs_and_it_is_said_once(tried):
+    gpus = tried("RuntimeError: Failed to find C compiler", (8, 0))
+    with pytest.warns(RuntimeWarning, match="torch runs in its place: it is installed and .* C compiler") as said:
+        for _ in range(2):
+            assert "triton" not in backends.choices("segmented_batch_norm", "cuda")
+            assert backends.choice("cuda").endswith("torch") and "triton" not in backends.choice("cuda")
+    assert len(said) == 1 and gpus == [0]
+    reason = "on GPU 0 .RuntimeError: Failed to find C compiler.; it needs a C compiler"
+    with pytest.raises(BackendError, match=f"'triton' was asked for and is not here: .* {reason}"):
+        with backends.using("triton"):
+            pass
+    assert re.search(reason, backends.why_missing("triton"))
+
+
+def test_where_the_compiled_module_runs_nobody_is_bothered_with_triton(tried, monkeypatch):
+    tried("RuntimeError: Failed to find C compiler", (8, 0))
+    why = backends.why_missing
+    monkeypatch.setattr(backends, "why_missing", lambda name: None if name == "cuda" else why(name))
+    assert backends.choices("segmented_batch_norm", "cuda") == ("cuda",)
+
+
+def test_an_older_gpu_is_no_reason_to_try(tried):
+    gpus = tried("never said", (7, 5))
+    assert backends.choices("segmented_batch_norm", "cuda") == () and gpus == []
+    assert "GPU 0 is older than compute capability 8.0" in backends.why_missing("triton")
+
+
+def test_the_interpreter_is_never_chosen_for_a_gpu(tried, monkeypatch):
+    gpus = tried(None, (9, 0))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert "triton" not in backends.choices("segmented_batch_norm", "cuda") and gpus == []
+    assert backends.devices("triton") == ("cpu",)
+
+
+def test_the_trial_compiles_launches_and_looks_at_the_result(monkeypatch):
+    pytest.importorskip("triton")
+    trial = importlib.import_module("eidetic_kernels.triton_kernels.trial")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    assert trial.what_fails(device) is None
+    monkeypatch.setattr(trial, "launch", lambda x: None)
+    assert "did not compute what it should" in trial.what_fails(device)
+
+    def breaks(x):
+        raise FileNotFoundError("ptxas\n" + 1000 * "x ")
+
+    monkeypatch.setattr(trial, "launch", breaks)
+    failure = trial.what_fails(device)
+    assert failure.startswith("FileNotFoundError: ptxas x x") and len(failure) <= 400
+
+
+FAILS = """
+import torch
+from eidetic_kernels.triton_kernels import trial
+print(trial.what_fails(torch.device("cpu")))
+"""
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton finds a GPU")
+def test_what_triton_itself_raises_without_a_driver_is_caught():
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", FAILS], capture_output=True, text=True, timeout=120, env=environment)
+    assert run.returncode == 0 and "active drivers" in run.stdout, run.stdout + run.stderr
 
 
 # ---- the self-check and the command

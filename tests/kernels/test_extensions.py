@@ -1,20 +1,27 @@
 """Which compiled module is used, and what is said of one that is not."""
 
 import importlib
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from eidetic_kernels import extensions
+import eidetic_kernels.cuda
+from eidetic_kernels import __main__, extensions
 
 
 @pytest.fixture(autouse=True)
 def fresh():
-    extensions._loaded.cache_clear()
+    forget()
     yield
+    forget()
+
+
+def forget():
     extensions._loaded.cache_clear()
+    extensions.why_no_code.cache_clear()
 
 
 @pytest.fixture
@@ -29,10 +36,22 @@ def present(monkeypatch):
     return put
 
 
-def cuda(built=13000, driver=13000, count=1, error=""):
+def cuda(built=13000, driver=13000, count=1, error="", code="sm_80:sm_86:sm_90:compute_90"):
     return SimpleNamespace(
-        built_for=lambda: built, driver_supports=lambda: driver, device_count=lambda: (count, error)
+        built_for=lambda: built, driver_supports=lambda: driver, device_count=lambda: (count, error), code=lambda: code
     )
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Puts GPUs of these compute capabilities into the machine."""
+
+    def put(*capabilities):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+
+    return put
 
 
 @pytest.mark.parametrize("driver", [13000, 13020, 14000])
@@ -61,6 +80,65 @@ def test_a_machine_that_cannot_run_cuda_is_told_why(present, module, torch_cuda,
     present("_cuda", module, torch_cuda)
     assert extensions.load("_cuda") is None
     assert reason in extensions.why_missing("_cuda")
+
+
+ITS_CODE = "it holds machine code for sm_80, sm_86, sm_90 and PTX for sm_90 and newer, and GPU 0 is sm_"
+
+
+@pytest.mark.parametrize(
+    "capability, driver, reason",
+    [
+        ((8, 0), 13000, None),
+        ((8, 9), 13000, None),  # the machine code of sm_86
+        ((9, 0), 13000, None),
+        ((10, 0), 13000, None),  # the PTX
+        ((10, 0), 13020, None),
+        ((7, 5), 13000, ITS_CODE + "75; build it for that: EIDETIC_CUDA_ARCHS=75 pip install -v -e . in a checkout."),
+    ],
+)
+def test_a_gpu_that_no_code_is_for_is_declined_and_told_what_to_build(present, gpus, capability, driver, reason):
+    module = present("_cuda", cuda(driver=driver))
+    gpus(capability)
+    assert extensions.why_missing("_cuda") == reason
+    assert extensions.load("_cuda") is (module if reason is None else None)
+
+
+def test_older_minor_versions_run_no_newer_machine_code(present, gpus):
+    present("_cuda", cuda(code="sm_86:sm_120:compute_120"))
+    gpus((8, 0))
+    assert "GPU 0 is sm_80; build it for that: EIDETIC_CUDA_ARCHS=80 pip" in extensions.why_missing("_cuda")
+    extensions._loaded.cache_clear()
+    gpus((12, 1))
+    assert extensions.why_missing("_cuda") is None
+    present("_cuda", cuda(code="sm_80:compute_90"))
+    gpus((9, 0))
+    extensions._loaded.cache_clear()
+    assert extensions.why_missing("_cuda") is None
+
+
+@pytest.mark.parametrize("capability, missing", [((9, 0), False), ((10, 0), True)])
+def test_ptx_needs_a_driver_that_knows_its_cuda(present, gpus, capability, missing):
+    """Machine code runs with an older driver of the same major version."""
+    present("_cuda", cuda(built=13010, driver=13000, code="sm_90:compute_90"))
+    gpus(capability)
+    assert (extensions.why_missing("_cuda") is not None) is missing
+    if missing:
+        reason = "compile the PTX, of CUDA 13.1; it knows CUDA 13.0 at most. Update the driver, or build .*ARCHS=100 "
+        assert re.search(reason, extensions.why_missing("_cuda"))
+
+
+def test_of_two_gpus_the_one_without_code_is_declined(present, gpus, monkeypatch):
+    module = present("_cuda", cuda(code="sm_90:compute_90"))
+    gpus((8, 0), (9, 0))
+    assert extensions.load("_cuda") is module
+    assert "GPU 0 is sm_80" in extensions.why_no_code(0) and extensions.why_no_code(1) is None
+    assert re.match("machine code for sm_90 and PTX .*\n *but it holds .* GPU 0 is sm_80", __main__._about("cuda"))
+    asked = []
+    monkeypatch.setattr(torch.cuda, "get_device_capability", asked.append)
+    for index, reason in [(0, "GPU 0 is sm_80; build it for that"), (1, "float64")]:
+        x = SimpleNamespace(device=torch.device("cuda", index), dtype=torch.float64)
+        assert reason in eidetic_kernels.cuda.segmented_batch_norm_supports(x, *[None] * 5)
+    assert not asked  # a device is looked at once
 
 
 @pytest.fixture

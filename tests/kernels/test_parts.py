@@ -155,7 +155,7 @@ def test_what_is_refused_changes_nothing():
     before = copy.deepcopy(parts.state_dict())
     for x, residual in (
         (torch.randn(1, sum(WIDTHS), 1, 1), None),
-        (torch.randn(2, sum(WIDTHS), 3, 3, dtype=torch.float32), torch.randn(2, sum(WIDTHS), 3, 3).double()),
+        (torch.randn(2, sum(WIDTHS), 3, 3), torch.randn(2, sum(WIDTHS), 4, 3)),
     ):
         with pytest.raises(ek.InputError, match="more than one value|adds a residual"):
             parts(x, residual)

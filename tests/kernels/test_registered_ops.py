@@ -22,7 +22,6 @@ GEOMETRY = Geometry((2, 1), (1, 0), (1, 1))
 # What torch.compile needs to know that a network's sizes change: see the README.
 SIZES_CHANGE = {
     "force_parameter_static_shapes": False,
-    "force_nn_module_property_static_shapes": False,
     "allow_unspec_int_on_nn_module": True,
 }
 

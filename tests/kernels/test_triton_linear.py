@@ -1,12 +1,18 @@
 """Triton's staircase linear, in the interpreter or on a GPU: the float64 oracle, and equal bits where promised."""
 
+import copy
+import gc
 import math
 import random
+import weakref
 
 import pytest
 import torch
+from fused_networks import NETWORKS, on_device_learn
+from life import batch
 from staircases import CASES, Case, Layer, assert_close, assert_same_bits, inside_poison, random_case
 
+from eidetic_kernels import backends
 from eidetic_kernels.layout import Span, Stair, Staircase
 from eidetic_kernels.ops import ACTIVATIONS, segmented_batch_norm_oracle, staircase_linear_oracle
 
@@ -293,16 +299,71 @@ def test_nothing_is_called_aligned_that_is_not(small_tiles, poisoned_memory):
             assert_close(name, given, staircase_linear_oracle(*wide, stairs))
 
 
-def test_the_table_covers_every_unit_once_and_is_made_once():
+def test_the_table_covers_every_unit_once_and_is_kept_with_its_staircase():
     for case in [*CASES.values(), random_case(random.Random(3), 300)]:
         stairs = case.staircase()
         made = linear.table(stairs, 16, torch.device("cpu"))
-        assert linear.table(case.staircase(), 16, torch.device("cpu")) is made
+        assert linear.table(stairs, 16, torch.device("cpu")) is made
+        assert linear.table(case.staircase(), 16, torch.device("cpu")) is not made
         columns = [column for start, units, *_ in made.tiles.tolist() for column in range(start, start + units)]
         assert sorted(columns) == list(range(stairs.rows))
         assert all(1 <= units <= 16 for units in made.tiles[:, 1])
         work = made.tiles[:, 3].tolist()
         assert work == sorted(work, reverse=True), "the tiles that read most come first"
+
+
+def test_tables_of_other_tiles_devices_and_segments_are_others():
+    stairs = CASES["nested"].staircase()
+    made = linear.table(stairs, 16, torch.device("cpu"))
+    assert len(linear.table(stairs, 2, torch.device("cpu")).tiles) > len(made.tiles)
+    frozen = linear.table(stairs, 16, torch.device("cpu"), live=False).tiles
+    assert len(frozen) and not frozen[:, 4].any() and made.tiles[:, 4].any()
+    assert linear.table(stairs, 16, torch.device("meta")).tiles.device.type == "meta"
+    assert linear.table(stairs, 16, torch.device("cpu")) is made
+
+
+def test_a_table_lives_and_dies_with_its_staircase():
+    """A captured CUDA graph reads it at its address: no number of other layers may drive it out, and nothing global
+    may keep it."""
+    stairs = CASES["nested"].staircase()
+    made = linear.table(stairs, 16, torch.device("cpu"))
+    for units in range(1, 1200):
+        linear.table(Staircase((Stair(units, (Span(0, 3),)),), 3), 16, torch.device("cpu"))
+    assert linear.table(stairs, 16, torch.device("cpu")) is made
+    assert not copy.deepcopy(stairs).kept and copy.deepcopy(stairs) == stairs
+    alive = weakref.ref(made.tiles)
+    del made, stairs
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_nothing_is_copied_to_the_device_again_until_the_layer_changes(name, monkeypatch):
+    """Tables of finished tasks for ever; in training from one change of units to the next."""
+    made = []
+    right = linear._table
+    monkeypatch.setattr(linear, "_table", lambda *given: made.append(right(*given)) or made[-1])
+    net = NETWORKS[name]().to(DEVICE)
+    for task in range(2):
+        on_device_learn(net, task, DEVICE)
+    net.prepare_for_task(2, 3, max_units=0.4)
+    x = batch(net, 2)[0].to(DEVICE)
+
+    def round_of_tasks():
+        for task in (0, 1, None):
+            net.train(task is None)
+            net(x, task=task)
+        return [layer.staircase(0) for layer in net.modules() if hasattr(layer, "staircase")]
+
+    with backends.using("triton"), torch.no_grad():
+        before = round_of_tasks()
+        count = len(made)
+        assert count and any(stairs.kept for stairs in before)
+        round_of_tasks()
+        assert len(made) == count
+        net.prune(0.5)
+        assert all(a is b for a, b in zip(before, round_of_tasks()))
+        assert count < len(made) < 2 * count
 
 
 def test_addresses_beyond_32_bits(small_tiles, monkeypatch):

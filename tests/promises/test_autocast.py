@@ -10,7 +10,8 @@ from life import batch, bits, poison
 from tolerances import assert_close
 from torch.nn import functional as F
 
-from eidetic_kernels import backends
+import eidetic_kernels as ek
+from eidetic_kernels import backends, ops
 
 # The compiled C++ kernels take float32 alone, and say so (test_cpu_batch_norm.py).
 HERE = [name for name in backends.NAMES if name != "cpu" and backends.why_missing(name) is None]
@@ -80,3 +81,56 @@ def test_a_network_that_is_half_precision_throughout_trains(name, dtype, backend
     net.to(dtype)
     _, gradients = step(net, x.to(dtype), y, torch.autocast(device, enabled=False))
     assert all(g.dtype == dtype and g.isfinite().all() for g in gradients.values())
+
+
+MIXED = [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torch.float16, torch.bfloat16)]
+
+
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("activation, frozen", [("none", 3), ("relu6", 0), ("silu", 3), ("relu", 8)])
+@pytest.mark.parametrize("dtypes", MIXED, ids=str)
+def test_a_residual_of_another_dtype_is_added_as_torch_adds(dtypes, activation, frozen, exact, backend, device):
+    norm = ek.EideticBatchNorm2d(8, activation=activation).to(device)
+    if frozen:
+        norm.prune(range(frozen))
+        norm.freeze()
+        norm.recycle(8 - frozen)
+    x, residual, dy = (torch.randn(4, 8, 3, 3, device=device).to(memory_format=torch.channels_last) for _ in range(3))
+    alone = copy.deepcopy(norm)
+    alone.activation = "none"
+    results = []
+    for fused in (True, False):
+        a, b = (t.to(dtype).detach().requires_grad_() for t, dtype in zip((x, residual), dtypes))
+        with torch.autocast(device, torch.bfloat16):
+            if fused:
+                y = norm.normalise(a, b, exact)
+            else:
+                y = ops.activations.FUNCTIONS[activation](alone.normalise(a, None, exact) + b)
+        y.backward(dy.to(y.dtype))
+        results.append((y, a.grad, b.grad, *(p.grad for p in (norm if fused else alone).parameters() if p.numel())))
+    (given, *gradients), (expected, *wanted) = results
+    assert given.dtype == expected.dtype == torch.promote_types(*dtypes) == torch.float32
+    assert given.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+    if not exact:
+        wanted[1][:, :frozen] = 0  # plain addition knows no frozen channels
+    for gradient, want in zip(gradients, wanted):
+        assert gradient.dtype == want.dtype
+        assert_close("a gradient", gradient.to(torch.bfloat16), want.double())
+    assert exact or not (gradients[0][:, :frozen].any() or gradients[1][:, :frozen].any())
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+def test_with_such_a_residual_frozen_bits_depend_on_nothing_beside_them(activation, backend, device):
+    x, residual = torch.randn(5, 7, device=device).to(torch.bfloat16), torch.randn(5, 7, device=device)
+    scale, shift = torch.rand(2, 7, device=device)
+
+    def frozen(channels):
+        nothing = [torch.empty(0, device=device) for _ in range(2)]
+        return ops.segmented_batch_norm(
+            x[:, :channels], None, None, *nothing, scale[:channels], shift[:channels], False, 0.1, 1e-5, activation,
+            residual=residual[:, :channels],
+        )  # fmt: skip
+
+    for channels in range(1, 7):
+        assert bits(frozen(channels)) == bits(frozen(7)[:, :channels].contiguous())

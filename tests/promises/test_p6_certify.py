@@ -1,11 +1,18 @@
 """P6: certify() proves recall on a network at hand, and names layer and task of anything tampered with."""
 
+import json
+from operator import attrgetter
+from types import SimpleNamespace
+
 import pytest
 import torch
 from life import READINGS, batch, learn, train
 from small_networks import MLP, NETWORKS, ConvNet, Residual
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eidetic_kernels as ek
+from eidetic_kernels import backends
+from eidetic_kernels.environment import differences, environment
 
 TASKS = 3
 
@@ -199,6 +206,91 @@ def test_logits_of_another_environment_are_noted_not_compared():
     ]
     certificate = net.certify()
     assert certificate.ok and len(certificate.notes) == 1 and "torch 0.0" in certificate.notes[0]
+
+
+def test_a_certificate_does_not_depend_on_who_asks_inside_autocast():
+    net = learned(MLP())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert net.certify().ok and not net.certify().notes
+    net.prepare_for_task(3, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        net.finish_task()
+    assert net.certify().ok and net.certify().tasks == 4
+
+
+def test_on_a_cpu_a_lower_precision_of_products_is_noted():
+    net = learned(MLP())
+    torch.set_float32_matmul_precision("medium")
+    try:
+        certificate = net.certify()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    (note,) = certificate.notes
+    assert certificate.ok
+    assert "recorded with torch.backends.mkldnn.matmul.fp32_precision ieee (here bf16) and cannot be compared" in note
+    assert net.certify().notes == ()  # "highest" set by hand is what nobody set
+
+
+SETTINGS = {
+    "torch.backends.cuda.matmul.allow_tf32": True,
+    "torch.backends.cudnn.allow_tf32": False,
+    "torch.backends.cudnn.benchmark": True,
+    "torch.backends.cudnn.deterministic": True,
+    "torch.backends.cudnn.enabled": False,
+    "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": False,
+    "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": False,
+    "torch.backends.cuda.matmul.allow_fp16_accumulation": True,
+}
+NEWER = {"torch.backends.cuda.matmul.allow_tf32": "torch.backends.cuda.matmul.fp32_precision"}
+NEWER["torch.backends.cudnn.allow_tf32"] = "torch.backends.cudnn.conv.fp32_precision"
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "GPU")
+    monkeypatch.setattr(backends, "choice", lambda device: "torch")
+    return SimpleNamespace(device=torch.device("cuda", 0), dtype=torch.float32, is_cuda=True)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_on_a_gpu_every_setting_that_changes_bits_is_recorded_and_named(setting, gpu):
+    owner, _, name = setting.removeprefix("torch.backends.").rpartition(".")
+    owner = attrgetter(owner)(torch.backends)
+    before, recorded = getattr(owner, name), environment(gpu)
+    assert SETTINGS[setting] is not before
+    setattr(owner, name, SETTINGS[setting])
+    try:
+        here = environment(gpu)
+    finally:
+        setattr(owner, name, before)
+    said = differences(recorded, here)
+    assert said.startswith(NEWER.get(setting, setting) + " ") and said.count("here") == 1
+    assert json.loads(json.dumps(recorded)) == environment(gpu)  # a checkpoint keeps it so
+
+
+def test_a_gpus_other_settings_are_recorded_by_the_newer_names_and_outside_torch(gpu, monkeypatch):
+    recorded = environment(gpu)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32"  # from here on torch raises where the older name is read
+    try:
+        assert differences(recorded, environment(gpu)) == (
+            "torch.backends.cuda.matmul.fp32_precision ieee (here tf32)"
+        )
+    finally:
+        matmul.fp32_precision = before
+        torch.set_float32_matmul_precision("highest")
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    assert "CUBLAS_WORKSPACE_CONFIG unset (here :4096:8)" in differences(recorded, environment(gpu))
+    with sdpa_kernel(SDPBackend.MATH):
+        assert "kinds of attention" in differences(recorded, environment(gpu))
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert "torch.use_deterministic_algorithms False (here True)" in differences(recorded, environment(gpu))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    older = {key: value for key, value in recorded.items() if "cudnn.benchmark" not in key}
+    assert "torch.backends.cudnn.benchmark unknown (here False)" in differences(older, recorded)
 
 
 def test_forged_logit_digests_are_reported():

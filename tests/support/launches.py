@@ -115,9 +115,16 @@ def _size(stairs: Staircase) -> int:
     return sum(stair.rows * stair.columns for stair in stairs.frozen)
 
 
+def trial():
+    from eidetic_kernels.triton_kernels import trial
+
+    trial.launch(torch.empty(trial.SIZE))
+
+
 bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
 
 LAUNCHES = {
+    "trial": trial,
     "linear bf16 aligned": partial(linear, bf16, 4096, True, "training", "gelu"),
     "linear bf16 ragged": partial(linear, bf16, 4096, False, "training", "gelu"),
     "linear fp16 few samples": partial(linear, fp16, 256, True, "evaluation"),

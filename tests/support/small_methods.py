@@ -8,8 +8,8 @@ from small_networks import MLP
 from eidetic_training.methods import Conditions
 
 
-def conditions(network=None, epochs=4, optimizer="adam", lr=0.02, seed=0):
-    return Conditions(network or (lambda: MLP((16, 12), dropout=0.0)), epochs, optimizer, lr, seed)
+def conditions(network=None, epochs=4, optimizer="adam", lr=0.02, seed=0, polish=0):
+    return Conditions(network or (lambda: MLP((16, 12), dropout=0.0)), epochs, optimizer, lr, seed, polish)
 
 
 def batches(task, samples=48, size=16):

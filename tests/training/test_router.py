@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 from blobs import CLASSES, blobs, loader, network, state_of
+from small_networks import ConvNet, Residual
 from torch.nn import functional as F
 
+import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError, NonFiniteLossError, RouterError, TaskError
 from eidetic_training import evaluate, train_router, train_task
 from eidetic_training import router as router_module
@@ -401,3 +403,115 @@ def test_kinds_of_router_can_follow_one_another(options):
     train_router(net, loaders, max_epochs=1, **options)
     assert (net.router.hidden_weight is None) == ("hidden" not in options)
     assert net.predict(inputs(0)[0]).router_logits.shape == (120, 2)
+
+
+# ---- what every layer computes
+
+
+def by_hand(net, x, t):
+    """(columns, shape of the features): the features, and the ReLU of every other group's last layer's units."""
+    net.eval()
+    seen = {}
+    layers = {group.name: group.layers[-1] for group in net.groups}
+    handles = [
+        layer.register_forward_hook(lambda m, i, y, n=name: seen.__setitem__(n, y)) for name, layer in layers.items()
+    ]
+    with torch.no_grad():
+        features = net.compute_features(x, t)
+    for handle in handles:
+        handle.remove()
+    given = {source.group for source in net.wiring.features}
+    others = [F.relu(seen[g.name]) for g in net.groups if g.segments not in given]
+    return torch.cat([features, *(y if y.dim() == 2 else y.mean((2, 3)) for y in others)], 1)
+
+
+def images(t, samples=40):
+    x = torch.randn(samples, 2, 4, 4, generator=torch.Generator().manual_seed(t)) + 3 * t
+    return TensorLoader(x, torch.arange(samples) % CLASSES, 20)
+
+
+@pytest.mark.parametrize("hidden", [0, 6])
+def test_a_router_of_all_layers_reads_them_and_survives_saving(tmp_path, hidden):
+    net, loaders = learned()
+    columns = sum(group.segments.frozen_total for group in net.groups)
+    assert train_router(net, loaders, layers=True, hidden=hidden, lr=0.02) > 0.95
+    assert (net.router.hidden_weight if hidden else net.router.weight).shape[1] == columns
+    x = torch.cat([inputs(t)[0] for t in range(3)])
+    before = net.predict(x)
+    torch.testing.assert_close(before.router_logits, net.router(by_hand(net, x, 2)))
+    assert (before.task == torch.arange(3).repeat_interleave(120)).double().mean() > 0.95
+    net.save(tmp_path / "net.safetensors")
+    after = type(net).load(tmp_path / "net.safetensors").predict(x)
+    assert torch.equal(after.router_logits, before.router_logits)
+    assert all(not layer._forward_hooks for group in net.groups for layer in group.layers)
+
+
+@pytest.mark.parametrize("make", [ConvNet, Residual])
+def test_images_are_read_by_their_mean(make):
+    net = make(dropout=0.0)
+    for t in range(2):
+        net.prepare_for_task(t, CLASSES, max_units=2)
+        train_task(net, images(t), torch.optim.Adam(net.parameters(), 0.01), max_epochs=1, polish_epochs=0)
+    train_router(net, [images(0), images(1)], layers=True, max_epochs=3)
+    x, _ = next(iter(images(1)))
+    expected = by_hand(net, x, 1)
+    assert expected.shape == (20, net.router.weight.shape[1])
+    torch.testing.assert_close(net.predict(x).router_logits, net.router(expected))
+
+
+def test_a_compiled_network_s_layers_are_read_too():
+    net, loaders = learned(2)
+    train_router(net, loaders, layers=True, max_epochs=3)
+    x, _ = inputs(1)
+    expected = net.predict(x).router_logits
+    net._compiled_call_impl = lambda *args, **kwargs: pytest.fail("hooks are not heard in compiled code")
+    assert torch.equal(net.predict(x).router_logits, expected)
+    assert net._compiled_call_impl is not None
+
+
+def test_layers_that_compute_on_parts_of_samples_are_refused():
+    class Windows(ek.EideticNetwork):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.outer = ek.EideticLinear(3, 5), ek.EideticLinear(5, 4)
+
+        def forward(self, x):
+            return self.outer(torch.relu(self.inner(x.view(-1, 3))).view(-1, 2, 5).mean(1))
+
+        def connections(self):
+            return {"inner": "input", "outer": "inner", "output": "outer"}
+
+    net = Windows()
+    net.prepare_for_task(0, CLASSES)
+    net.finish_task()
+    loader = TensorLoader(torch.randn(8, 6), torch.zeros(8, dtype=torch.long), 4)
+    with pytest.raises(RouterError, match=r"parts of a sample.*train_router\(layers=False\)"):
+        train_router(net, [loader], layers=True)
+    assert net.router is None
+    train_router(net, [loader])
+
+
+def test_the_router_s_polish_ends_at_a_rate_near_zero_and_keeps_the_end(monkeypatch):
+    net, loaders = learned(2)
+    rates, seen = [], {}
+
+    def optimizer(parameters, lr):
+        made = torch.optim.Adam(parameters, lr)
+        made.register_step_pre_hook(lambda *_: rates.append(made.param_groups[0]["lr"]))
+        seen["last"] = parameters[0]
+        return made
+
+    def moments(data):
+        seen["deviation"] = original(data)[1]
+        return original(data)
+
+    original = router_module._moments
+    monkeypatch.setattr(router_module, "_moments", moments)
+
+    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    events = []
+    train_router(net, loaders, max_epochs=2, polish_epochs=2, lr=0.1, callbacks=[events.append])
+    assert [event.epoch for event in events] == [1, 2, 3, 4]
+    of_epochs = rates[:: len(rates) // 4]
+    assert of_epochs == pytest.approx([0.1, 0.1, 0.1 * 0.8535533905932737, 0.1 * 0.1464466094067262])
+    assert torch.equal(net.router.weight, (seen["last"] / seen["deviation"]).detach())

@@ -36,6 +36,8 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"tolerance": -0.1}, r"tolerance must lie in \[0, 1\)"),
         ({"tolerance": 1}, r"tolerance must lie in \[0, 1\)"),
         ({"tolerance": float("nan")}, r"tolerance must lie in \[0, 1\)"),
+        ({"label_smoothing": 1}, r"label_smoothing must lie in \[0, 1\)"),
+        ({"polish_epochs": -1}, "polish_epochs must be 0 or more"),
         ({"keep_at_least": -1}, "keep_at_least must be a count or a share"),
     ],
 )
@@ -50,6 +52,7 @@ def test_a_value_out_of_range_is_refused_with_what_was_expected(given, expected)
         {"step": 1.0, "first_step": 1.0},
         {"step": 0.5, "first_step": 0.5},
         {"tolerance": 0},
+        {"label_smoothing": 0, "polish_epochs": 0},
         {"keep_at_least": 0},
         {"keep_at_least": 7},
         {"keep_at_least": 1.0},

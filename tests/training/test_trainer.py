@@ -516,7 +516,7 @@ def test_every_event_reaches_every_callback_in_order_and_makes_the_history():
 def test_events_state_time_units_epochs_and_steps(play):
     net = network((20, 12))
     play(1.0)
-    train_task(net, [blobs()], search="none")
+    train_task(net, [blobs()], search="none", polish_epochs=0)
     net.widen(30)
     play(0.5, 0.75, 0.75, 0.1, 0.75, 0.1)
     net.prepare_for_task(1, CLASSES, max_units=8)
@@ -569,7 +569,8 @@ def test_settings_and_single_settings_exclude_each_other():
 
 def test_settings_given_whole_are_those_used(play):
     play(0.5, 0.5, 0.5)
-    assert train_task(network(), [blobs()], settings=TaskSettings(search="none", patience=2)).epochs == 3
+    settings = TaskSettings(search="none", patience=2, polish_epochs=0)
+    assert train_task(network(), [blobs()], settings=settings).epochs == 3
 
 
 @pytest.mark.parametrize("when", ["before the first task", "after a task"])
@@ -843,27 +844,24 @@ def test_linear_does_not_look_again(play):
     assert phases(result) == ["train", "prune", "recover", "restore"]
 
 
-def test_polishing_ends_when_it_no_longer_helps_and_keeps_the_best(play):
+@pytest.mark.parametrize("search", ["backoff", "none"])
+def test_polishing_lets_the_learning_rate_fall_to_zero_and_keeps_the_end(play, search):
     net = network((20, 12))
-    script = play(0.5, 0.4, 0.1, 0.6, 0.7, 0.65, 0.7)
-    settings = {"patience": 1, "max_recovery_epochs": 1, "step": 0.5, "polish_epochs": 9}
-    optimizer = adam(net)
-    result = run(net, optimizer, **settings)
-    assert phases(result) == ["train", "train", "prune", "recover", "restore", "polish", "polish", "polish"]
-    assert state_of(net, optimizer) == script.states[4]
+    script = play(*[0.9, 0.5][: 1 + (search == "backoff")], 0.99, 0.98, 0.2)
+    rates, optimizer = [], adam(net, 0.01)
 
+    def note(event):
+        if event.phase == "polish":
+            rates.append(optimizer.param_groups[0]["lr"])
 
-def test_polishing_takes_at_most_polish_epochs(play):
-    net = network((20, 12))
-    play(0.5, 0.4, 0.1, 0.6, 0.7)
-    result = run(net, patience=1, max_recovery_epochs=1, step=0.5, polish_epochs=2)
-    assert phases(result)[-2:] == ["polish", "polish"]
-
-
-def test_nothing_is_polished_where_nothing_is_pruned(play):
-    net = network((20, 12))
-    play(1.0)
-    assert phases(run(net, search="none", polish_epochs=5)) == ["train"]
+    settings = {"max_epochs": 1, "max_recovery_epochs": 1, "step": 0.5, "polish_epochs": 3}
+    result = run(net, optimizer, search=search, callbacks=[note], **settings)
+    assert phases(result)[-3:] == ["polish"] * 3
+    assert rates == pytest.approx([0.01 * (1 + math.cos(math.pi * part)) / 2 for part in (1 / 6, 3 / 6, 5 / 6)])
+    for state in (end := state_of(net, optimizer)), script.states[-1]:
+        del state["rates"]  # put back
+    assert end == script.states[-1], "the last epoch counts, whatever its training accuracy"
+    assert optimizer.param_groups[0]["lr"] == 0.01
 
 
 def test_a_tensor_learning_rate_is_put_back_too(play):
@@ -872,3 +870,20 @@ def test_a_tensor_learning_rate_is_put_back_too(play):
     optimizer = torch.optim.Adam(net.parameters(), torch.tensor(0.01))
     run(net, optimizer, search="none", halve_learning_rate=True)
     assert optimizer.param_groups[0]["lr"] == torch.tensor(0.01)
+
+
+def test_label_smoothing_is_cross_entropys():
+    def trained(**settings):
+        torch.manual_seed(0)
+        net = network((8, 8))
+        optimizer = adam(net)
+        run(net, optimizer, search="none", max_epochs=2, **settings)
+        return state_of(net, optimizer)
+
+    def smooth(logits, y):
+        return F.cross_entropy(logits, y, label_smoothing=0.2)
+
+    assert trained(label_smoothing=0.2) == trained(loss=smooth)
+    assert trained(label_smoothing=0.2) != trained()
+    with pytest.raises(InputError, match="label_smoothing=0.2 is cross-entropy's: smooth labels in your loss"):
+        trained(label_smoothing=0.2, loss=smooth)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError, NonFiniteLossError
 
-from ..optimizers import make_optimizer
+from ..optimizers import annealed, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Conditions:
 
     network: makes a fresh network of the compared architecture; methods that do not prune use its plain twin.
     epochs: passes over a task's data. A method that trains in stages (prune and retrain) divides them.
+    polish: at the end of each stage, so many of its epochs let the learning rate fall to zero.
     """
 
     network: Callable[[], EideticNetwork]
@@ -30,6 +31,15 @@ class Conditions:
     optimizer: str = "adam"
     lr: float = 1e-3
     seed: int = 0
+    polish: int = 0
+
+    def schedule(self, optimizer: torch.optim.Optimizer, epochs: int | None = None) -> Iterator[int]:
+        """Counts ``epochs`` (all there are, if None), setting the learning rates of each."""
+        epochs = self.epochs if epochs is None else epochs
+        last = min(self.polish, epochs)
+        yield from range(epochs - last)
+        for done in annealed(optimizer, last):
+            yield epochs - last + done
 
     def make_optimizer(self, parameters: Iterable[nn.Parameter], **arguments: Any) -> torch.optim.Optimizer:
         return make_optimizer(self.optimizer, parameters, **{"lr": self.lr, **arguments})
@@ -91,15 +101,16 @@ def fit(
     answer: Callable[[Tensor], Tensor],
     loader: Iterable,
     optimizer: torch.optim.Optimizer,
-    epochs: int,
+    schedule: Iterable[int],
     hooks: Hooks | None = None,
 ) -> None:
-    """Ordinary training of ``answer``, a function from x to logits, by cross-entropy.
+    """Ordinary training of ``answer``, a function from x to logits, by cross-entropy, in the epochs of
+    ``schedule`` (Conditions.schedule, or a range).
 
     Raises InputError for an empty loader, NonFiniteLossError when the loss stops being finite.
     """
     hooks = hooks or Hooks()
-    for epoch in range(epochs):
+    for epoch in schedule:
         total, batches = 0.0, 0
         for x, y in loader:
             optimizer.zero_grad(set_to_none=True)

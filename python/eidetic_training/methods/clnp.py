@@ -34,7 +34,7 @@ class CLNP(Segmented):
         net = self.network.train()
         optimizer = self.conditions.make_optimizer(net.parameters())
         with _Activity(net) as activity:
-            fit(net, loader, optimizer, self.conditions.epochs, _Sparse(activity, self.sparsity))
+            fit(net, loader, optimizer, self.conditions.schedule(optimizer), _Sparse(activity, self.sparsity))
         self._keep_the_active(loader)
 
     @torch.no_grad()

@@ -64,7 +64,8 @@ class HAT(Shared):
         gates = {"params": self.embeddings[task], "lr": self.gate_lr}
         optimizer = self.conditions.make_optimizer([{"params": weights}, gates])
         hooks = _Attention(self, task, len(loader))
-        fit(lambda x: self.gated_answer(x, task, hooks.steepness), loader, optimizer, self.conditions.epochs, hooks)
+        schedule = self.conditions.schedule(optimizer)
+        fit(lambda x: self.gated_answer(x, task, hooks.steepness), loader, optimizer, schedule, hooks)
         for e in self.embeddings[task]:
             e.requires_grad_(False)
         self.used = [torch.maximum(u, gate.cpu()) for u, gate in zip(self.used, self.gates(task, self.steepest))]

@@ -46,7 +46,8 @@ class PackNet(Method):
             if stage == "retrain":
                 self._give_back(task)
             optimizer = self.conditions.make_optimizer(trained)
-            fit(lambda x: self.network(x, task), loader, optimizer, share, _Packed(self))
+            schedule = self.conditions.schedule(optimizer, share)
+            fit(lambda x: self.network(x, task), loader, optimizer, schedule, _Packed(self))
         self._claim(task)
 
     @torch.no_grad()

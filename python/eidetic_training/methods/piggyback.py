@@ -33,7 +33,7 @@ class Piggyback(Method):
         conditions = self.conditions
         if task == 0:
             optimizer = conditions.make_optimizer(self.network.parameters())
-            fit(lambda x: self.network(x, 0), loader, optimizer, conditions.epochs)
+            fit(lambda x: self.network(x, 0), loader, optimizer, conditions.schedule(optimizer))
             for _, p in self.network.body_parameters():
                 p.requires_grad_(False)
             self.masks[0] = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers]
@@ -43,7 +43,8 @@ class Piggyback(Method):
             scores = [torch.full_like(layer.weight, self.start).requires_grad_() for layer in self.layers]
             groups = [{"params": scores, "lr": self.mask_lr}, {"params": list(head.parameters())}]
             optimizer = conditions.make_optimizer(groups)
-            fit(lambda x: self._masked(x, task, self._chosen(scores)), loader, optimizer, conditions.epochs)
+            schedule = conditions.schedule(optimizer)
+            fit(lambda x: self._masked(x, task, self._chosen(scores)), loader, optimizer, schedule)
             self.masks[task] = [(score > self.threshold).detach() for score in scores]
         self.statistics.keep(task)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -53,12 +52,13 @@ class Segmented(Method):
 
 
 class Eidetic(Segmented):
-    """Eidetic Learning (Dronen and Balestriero, 2025). ``settings`` are the training procedure's; the epochs before
-    pruning are the compared ones at most, and pruning, recovery and polish add theirs."""
+    """Eidetic Learning (Dronen and Balestriero, 2025). ``settings`` are the training procedure's. Epochs before
+    pruning and at a falling learning rate are the compared ones at most; recovery from pruning adds its own."""
 
     def __init__(self, conditions: Conditions, tasks: int | None = None, **settings):
         super().__init__(conditions, tasks)
-        self.settings = replace(TaskSettings.of_dict(settings), max_epochs=conditions.epochs)
+        epochs = max(1, conditions.epochs - conditions.polish)
+        self.settings = TaskSettings.of_dict({"polish_epochs": conditions.polish, **settings, "max_epochs": epochs})
 
     def _train(self, task: int, loader: Iterable) -> None:
         optimizer = self.conditions.make_optimizer(self.network.parameters())

@@ -23,7 +23,7 @@ class SingleTask(Method):
         network.add_head(num_classes)
         network.train()
         optimizer = self.conditions.make_optimizer(network.parameters())
-        fit(lambda x: network(x, 0), loader, optimizer, self.conditions.epochs)
+        fit(lambda x: network(x, 0), loader, optimizer, self.conditions.schedule(optimizer))
         self.networks.append(network.eval())
 
     @torch.no_grad()
@@ -51,7 +51,7 @@ class Shared(Method):
         hooks = self.hooks(task)
         trained = [p for _, p in self.network.body_parameters()] + list(self.network.task_heads[task].parameters())
         optimizer = self.conditions.make_optimizer(trained)
-        fit(lambda x: self.answer(x, task), loader, optimizer, self.conditions.epochs, hooks)
+        fit(lambda x: self.answer(x, task), loader, optimizer, self.conditions.schedule(optimizer), hooks)
         self.statistics.keep(task)
         self.after_task(task, loader)
 
@@ -97,9 +97,9 @@ class Joint(Shared):
             self.network.add_head(num_classes)
         self.network.train()
         optimizer = self.conditions.make_optimizer(self.network.parameters())
-        for _ in range(self.conditions.epochs):
+        for _ in self.conditions.schedule(optimizer):
             for task, batch in _in_turn(loaders):
-                fit(lambda x, t=task: self.network(x, t), [batch], optimizer, 1)
+                fit(lambda x, t=task: self.network(x, t), [batch], optimizer, range(1))
         for task, loader in enumerate(loaders):
             _measure_statistics(self.network, loader)
             self.statistics.keep(task)
