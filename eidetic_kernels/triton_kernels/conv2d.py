@@ -191,6 +191,8 @@ def staircase_conv2d_frozen_forward(
     if not samples or not staircase.frozen_rows:
         return
     channels_last = not y.is_contiguous()
+    if not channels_last and y.is_contiguous(memory_format=torch.channels_last):  # a single pixel is both
+        channels_last = x.stride(1) == 1 and not x.is_contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if x.stride(1 if channels_last else 3) != 1:
         x = x.contiguous(memory_format=layout)
