@@ -2,15 +2,17 @@
 
 A layer of one segment becomes the torch.nn layer it is. One of several becomes a torch.fx.GraphModule that holds a
 torch.nn layer a segment and one concatenation, so no product with zeros is computed. A frozen BatchNorm becomes the
-multiply-add it is, and dropout, which leaves frozen units alone, goes. A prefix LayerNorm is a torch.nn.LayerNorm a
-segment, over what that may see; attention (extracted_attention.py) has the heads of all segments at once, and tensors
-of the network's own are parameters again. Segments that the task's head reads neither
-directly nor through others (earlier tasks' units, where a task is disjoint) are left out.
+multiply-add it is, beside the layer that owns it and the residual that it is given, if any, and dropout, which leaves
+frozen units alone, goes. A prefix LayerNorm is a torch.nn.LayerNorm a segment, over what that may see; attention
+(extracted_attention.py) has the heads of all segments at once, and tensors of the network's own are parameters again.
+Segments that the task's head reads neither directly nor through others (earlier tasks' units, where a task is disjoint)
+are left out.
 """
 
 from __future__ import annotations
 
 import copy
+import inspect
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from .layers import (
     EideticMultiheadAttention,
     EideticParameter,
     EideticPositionNetwork,
+    EideticPReLU,
     EideticRelativeAttention,
     EideticScaledDotProduct,
     EideticWindowAttention,
@@ -108,11 +111,14 @@ class Prefix:
             for segments, tasks in needed.items()
         }
 
-    def plain(self, layers: Sequence[SegmentedLayer]) -> nn.Module:
-        """The plain twin of a layer; or of the parts, one a group, that stand for a layer over several groups."""
+    def plain(self, layers: Sequence[SegmentedLayer], **residual: float | None) -> nn.Module:
+        """The plain twin of a layer; or of the parts, one a group, that stand for a layer over several groups.
+
+        ``residual``: its forward takes one too; the value is its default, None where it is always given.
+        """
         for kind, make in PLAIN.items():
             if isinstance(layers[0], kind):
-                return make(self, layers).eval()
+                return make(self, layers, **residual).eval()
         raise ConversionError(_NO_TWIN.format(type(layers[0]).__name__))
 
     def rows(self, segments: Segments) -> list[tuple[int, slice]]:
@@ -161,13 +167,14 @@ class _Piece:
     spans: tuple[Span, ...]
 
 
-def _staircase_layer(prefix: Prefix, layers: Sequence[StaircaseLayer]) -> nn.Module:
+def _staircase_layer(prefix: Prefix, layers: Sequence[StaircaseLayer], **residual: float | None) -> nn.Module:
     (layer,) = layers
-    if layer.norm is not None:
-        raise ConversionError(
-            f"{layer} owns its norm, and such layers cannot be extracted yet: build the network with the norm as a "
-            "layer of its own."
-        )
+    products = _products(prefix, layer)
+    return products if layer.norm is None else _batch_norm(prefix, [layer.norm], products, **residual)
+
+
+def _products(prefix: Prefix, layer: StaircaseLayer) -> nn.Module:
+    """What the layer makes before its norm."""
     output = prefix.kept.get(layer.segments, layer.segments)
     structure = staircase(output, prefix.sources(layer), layer.forward_transfer, prefix.task)
     pieces = []
@@ -218,22 +225,37 @@ def _filled(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module
     return module
 
 
-def _batch_norm(prefix: Prefix, layers: Sequence[EideticBatchNorm]) -> nn.Module:
-    """The frozen normalisation of all kept units, ``shift + x * scale``: the same when the module is trained."""
+def _batch_norm(
+    prefix: Prefix, layers: Sequence[EideticBatchNorm], products: nn.Module | None = None, **residual: float | None
+) -> nn.Module:
+    """The frozen normalisation of all kept units, ``shift + x * scale``: the same when the module is trained.
+
+    ``products`` makes what is normalised, where the norm is a part of a layer.
+    """
     columns = (-1, 1, 1) if isinstance(layers[0], EideticBatchNorm2d) else (-1,)
-    root = nn.Module()
+    root, graph = nn.Module(), fx.Graph()
     for name in ("scale", "shift"):
         rows = [
             getattr(layer, f"frozen_{name}")[units] for layer in layers for _, units in prefix.rows(layer.segments)
         ]
         values = torch.cat(rows) if rows else getattr(layers[0], f"frozen_{name}")[:0]
         root.register_parameter(name, nn.Parameter(values.view(columns)))
-    graph = fx.Graph()
     x = graph.placeholder("x")
+    added = [graph.placeholder(name, default_value=default) for name, default in _defaults(residual)]
+    if products is not None:
+        root.add_module("products", products)
+        x = graph.call_module("products", (x,))
     y = graph.call_function(torch.addcmul, (graph.get_attr("shift"), x, graph.get_attr("scale")))
+    for each in added:
+        y = graph.call_function(torch.add, (y, each))
     activation = layers[0].activation
     graph.output(y if activation == "none" else graph.call_function(FUNCTIONS[activation], (y,)))
     return fx.GraphModule(root, graph, "Affine")
+
+
+def _defaults(residual: dict[str, float | None]) -> list[tuple[str, Any]]:
+    """A placeholder's name and default."""
+    return [(name, inspect.Parameter.empty if value is None else value) for name, value in residual.items()]
 
 
 def _grouped(prefix: Prefix, layers: Sequence[EideticGroupedConv2d]) -> nn.Module:
@@ -300,13 +322,27 @@ def _norm_of(
     return (_filled(norm, weight, bias), None, None) if whole else (norm, weight, bias)
 
 
+def _prelu(prefix: Prefix, layers: Sequence[EideticPReLU]) -> nn.Module:
+    rows = [layer.frozen_weight[units] for layer in layers for _, units in prefix.rows(layer.segments)]
+    slopes = torch.cat(rows) if rows else layers[0].frozen_weight[:0]
+    module = skip_init(nn.PReLU, len(slopes), device=slopes.device, dtype=slopes.dtype)
+    _filled(module, slopes, None)
+    if layers[0].unit_dim == 1:
+        return module
+    graph = fx.Graph()
+    moved = graph.call_function(torch.movedim, (graph.placeholder("x"), -1, 1))
+    graph.output(graph.call_function(torch.movedim, (graph.call_module("prelu", (moved,)), 1, -1)))
+    return fx.GraphModule({"prelu": module}, graph, "Slopes")
+
+
 # How each kind of layer becomes plain: a function of the prefix and the layer's parts (one, as a rule).
-PLAIN: dict[type[SegmentedLayer], Callable[[Prefix, Sequence[Any]], nn.Module]] = {
+PLAIN: dict[type[SegmentedLayer], Callable[..., nn.Module]] = {
     EideticLinear: _staircase_layer,
     EideticConv2d: _staircase_layer,
     EideticBatchNorm: _batch_norm,
     EideticGroupedConv2d: _grouped,
     EideticLayerNorm: _layer_norm,
+    EideticPReLU: _prelu,
 }
 
 
@@ -447,7 +483,9 @@ def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Modu
             values[node] = plain.call_module(node.target, tuple(values[given[name]] for name in PROJECTIONS))
             continue
         if module is not None:
-            modules[node.target] = _twin(module, prefix)
+            given = _takes_residual(module) and (*node.args[1:], node.kwargs.get("residual"))[0] is not None
+            residual = {"residual": None} if given else {}
+            modules[node.target] = _twin(module, prefix, **residual)
         elif node.op == "get_attr":
             modules[node.target] = copy.deepcopy(operator.attrgetter(node.target)(root))
         values[node] = plain.node_copy(node, lambda each: values[each])
@@ -481,11 +519,17 @@ def _tree(modules: dict[str, Any]) -> nn.Module:
     return root
 
 
-def _twin(module: nn.Module, prefix: Prefix) -> nn.Module:
+def _takes_residual(module: nn.Module) -> bool:
+    """Whether the layer normalises its units, and may add a residual before their activation."""
+    layer = module[0] if isinstance(module, Parts) else module
+    return isinstance(layer, EideticBatchNorm) or getattr(layer, "norm", None) is not None
+
+
+def _twin(module: nn.Module, prefix: Prefix, **residual: float | None) -> nn.Module:
     if isinstance(module, SegmentedLayer):
-        return prefix.plain([module])
+        return prefix.plain([module], **residual)
     if isinstance(module, Parts):
-        return prefix.plain(list(module))
+        return prefix.plain(list(module), **residual)
     if isinstance(module, Shared):
         return _shared(module, prefix)
     if isinstance(module, HeadedAttention):
@@ -504,8 +548,10 @@ def _with_own_forward(network: EideticNetwork, prefix: Prefix) -> nn.Module:
     twin = copy.deepcopy(network)
     twin.heads = nn.ModuleList()
     for path, module in network.named_modules():
-        if isinstance(module, SegmentedLayer) and module not in set(network.heads):
-            twin.set_submodule(path, prefix.plain([module]))
+        if isinstance(module, SegmentedLayer) and module not in set(network.heads) and not module.attached:
+            # Whether its forward gives a residual is not known here: without one, what leaves every bit is added.
+            residual = {"residual": -0.0} if _takes_residual(module) else {}
+            twin.set_submodule(path, prefix.plain([module], **residual))
         elif rules.module_rule(module) is rules.drops:
             twin.set_submodule(path, nn.Identity())
     kinds = type(network).__mro__

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import ConversionError
 from .layers import EideticConv2d, EideticLayerNorm, LayerNormParts, Parts, SegmentedLayer, Shared, StaircaseLayer
 from .layout import Fixed, Segments, Source
+from .refusals import Place
 
 
 @dataclass
@@ -86,7 +86,8 @@ class Units:
     ``spatial``: it has dimensions beside that one and the batch, ``pixels`` positions of them where that is known.
     ``flat``: they were folded into dimension 1, each unit being a block of ``pixels`` columns. ``order``: where they
     were shuffled, the place in ``drafts``, side by side, of the unit that the original has at each position. ``last``:
-    the units lie in the last dimension, after the positions (tokens [N, T, C], images with channels last).
+    the units lie in the last dimension, after the positions (tokens [N, T, C], images with channels last). ``batch``:
+    which dimension holds the samples.
     """
 
     drafts: tuple[Draft, ...]
@@ -95,6 +96,7 @@ class Units:
     pixels: int | None = 1
     order: tuple[int, ...] | None = None
     last: bool = False
+    batch: int = 0
 
     @property
     def parts(self) -> tuple[Draft, ...]:
@@ -195,12 +197,13 @@ class Builder:
         self.drafts: list[Draft] = []
         self.reads: dict[str, Any] = {}
         self.dropped: dict[str, Any] = {}
+        self.dropped_at: dict[str, Place] = {}
         self.split: dict[str, Parts | Shared] = {}
         self.divided: dict[str, tuple[Units, tuple[tuple[int, ...], ...]]] = {}
         self.shuffled: list[str] = []
         self.last: set[str] = set()
 
-    def produce(self, path: str, value: Any, where: str, tokens: bool = False) -> Units:
+    def produce(self, path: str, value: Any, where: Place, tokens: bool = False) -> Units:
         """The units that linear layer or convolution ``path`` makes of ``value``.
 
         ``tokens``: ``value`` is a network input with positions before its last dimension, which a linear layer reads.
@@ -209,22 +212,22 @@ class Builder:
         image = isinstance(module, EideticConv2d)
         tokens = tokens or (isinstance(value, Units) and value.last and not image)
         if isinstance(value, Units) and (value.spatial and not tokens) != image:
-            raise ConversionError(
-                f"{where}: {path!r} reads "
+            raise where.refused(
+                f"{path!r} reads "
                 + ("flat units; a convolution needs an image." if image else "an image: flatten it first.")
             )
         if image and isinstance(value, Units) and value.last:
-            raise ConversionError(f"{where}: {path!r} reads units in the last dimension; a convolution's lie in 1.")
+            raise where.refused(f"{path!r} reads units in the last dimension; a convolution's lie in 1.")
         if not module.segments.width:
-            raise ConversionError(f"{where}: {path!r} has no units at all; give it a width of 1 or more.")
+            raise where.refused(f"{path!r} has no units at all; give it a width of 1 or more.")
         self.source(value, module.weight.shape[1], where)
         starts = [0, *sorted(self.cuts.get(path, ()))]
         widths = [stop - start for start, stop in zip(starts, [*starts[1:], module.segments.width])]
         layers = {path: module}
         if len(widths) > 1:
             if module.norm is not None:
-                raise ConversionError(
-                    f"{where}: the units of {path!r} are read apart, so its norm would be in several groups at once. "
+                raise where.refused(
+                    f"the units of {path!r} are read apart, so its norm would be in several groups at once. "
                     "Give it no norm, and put an EideticBatchNorm after it."
                 )
             self.split[path] = Shared(module, widths)
@@ -240,17 +243,17 @@ class Builder:
             self.last |= {path, *layers}
         return Units(drafts, spatial=image or tokens, pixels=None if image or tokens else 1, last=tokens)
 
-    def follow(self, path: str, value: Any, where: str) -> Any:
+    def follow(self, path: str, value: Any, where: Place) -> Any:
         """``value`` after layer ``path``, which treats each unit by itself (a normalisation)."""
         module = self._once(path, value, where)
         if value is INPUT:
-            raise ConversionError(
-                f"{where}: {path!r} normalises the network's input, which belongs to no task, so its statistics "
+            raise where.refused(
+                f"{path!r} normalises the network's input, which belongs to no task, so its statistics "
                 "could never be frozen task by task. Normalise the data instead."
             )
         if module.segments.width != value.width:
-            raise ConversionError(
-                f"{where}: {path!r} normalises {module.segments.width} channels, but it is given the "
+            raise where.refused(
+                f"{path!r} normalises {module.segments.width} channels, but it is given the "
                 f"{value.width} units of {value.name}. Where an image was flattened, put the "
                 "normalisation before the flattening."
             )
@@ -259,8 +262,8 @@ class Builder:
         parts, grain = value.parts, module.segments.grain
         for part in parts:
             if part.width % grain:
-                raise ConversionError(
-                    f"{where}: {path!r} convolves groups of {grain} channels, and the {part.width} units that "
+                raise where.refused(
+                    f"{path!r} convolves groups of {grain} channels, and the {part.width} units that "
                     f"{next(iter(part.producers))!r} makes are no whole number of them: such a group would hold units "
                     "of several layers."
                 )
@@ -270,8 +273,8 @@ class Builder:
         else:
             units = _inverse(value.places).split([part.width for part in parts])
             if not all(module.segments.keeps_whole(each.tolist()) for each in units):
-                raise ConversionError(
-                    f"{where}: {path!r} convolves groups of {grain} channels, which were shuffled: its groups would "
+                raise where.refused(
+                    f"{path!r} convolves groups of {grain} channels, which were shuffled: its groups would "
                     "hold units of several groups. Put a 1x1 convolution between."
                 )
             self.split[path] = (LayerNormParts if isinstance(module, EideticLayerNorm) else Parts)(module, units)
@@ -284,55 +287,58 @@ class Builder:
         for part in value.parts:
             part.grain = lcm(part.grain, grain)
 
-    def hold(self, constant: Constant, value: Units, dim: int, where: str) -> Units:
+    def hold(self, constant: Constant, value: Units, dim: int, where: Place) -> Units:
         """``value`` after it was combined with ``constant``, whose units lie in dimension ``dim`` (from the end)."""
         module, name = self.modules[constant.path], constant.path
         width = constant.shape[dim] if len(constant.shape) >= -dim else 1
         if len(value.parts) > 1 or value.order is not None or width != value.width:
-            raise ConversionError(
-                f"{where}: {name!r} of shape {list(constant.shape)} is combined with the {value.width} units of "
+            raise where.refused(
+                f"{name!r} of shape {list(constant.shape)} is combined with the {value.width} units of "
                 f"{value.name}: it must have a slice for each unit of one group, here in dimension {dim}. What all "
                 "units share would be trained by every task."
             )
+        if width > 1:  # the tensor's own dimension: those of size 1 may have come or gone on the way
+            larger = [place for place, size in enumerate(module.shape) if size > 1]
+            dim = larger[-sum(size > 1 for size in constant.shape[dim:])]
         module.orient(dim)
         value.parts[0].norms[name] = self._once(name, value, where)
         return value
 
-    def drop(self, path: str, value: Any, where: str) -> Any:
+    def drop(self, path: str, value: Any, where: Place) -> Any:
         """``value`` after dropout ``path``."""
         self._check(path, value, where)
         if value is INPUT:
-            raise ConversionError(
-                f"{where}: {path!r} drops out the network's input, which frozen units read: they would not behave "
+            raise where.refused(
+                f"{path!r} drops out the network's input, which frozen units read: they would not behave "
                 "the same in training and in evaluation. Drop out after the first layer, or augment the data."
             )
         if path in self.dropped:
-            raise ConversionError(
-                f"{where}: {path!r} is called twice. Each place has frozen units of its own to leave alone; give "
+            raise where.refused(
+                f"{path!r} is called twice. Each place has frozen units of its own to leave alone; give "
                 "each place its own dropout."
             )
-        self.dropped[path] = value
+        self.dropped[path], self.dropped_at[path] = value, where
         if isinstance(value, Units) and value.last:
             self.last.add(path)
         return value
 
-    def tie(self, a: Any, b: Any, where: str) -> Any:
+    def tie(self, a: Any, b: Any, where: Place) -> Any:
         """The value of an addition or product of ``a`` and ``b``: their units become one group."""
         if a is INPUT and b is INPUT:
             return INPUT
         if a is INPUT or b is INPUT:
-            raise ConversionError(
-                f"{where}: units are combined with the network's input, which belongs to no task and cannot be "
+            raise where.refused(
+                "units are combined with the network's input, which belongs to no task and cannot be "
                 "pruned with them. Put a layer (a 1x1 convolution, say) on the input's side."
             )
-        if (a.width, a.flat, a.spatial, a.last) != (b.width, b.flat, b.spatial, b.last):
-            raise ConversionError(
-                f"{where}: {a.width} units are combined with {b.width}; both sides must be as wide and of "
+        if (a.width, a.flat, a.spatial, a.last, a.batch) != (b.width, b.flat, b.spatial, b.last, b.batch):
+            raise where.refused(
+                f"{a.width} units are combined with {b.width}; both sides must be as wide and of "
                 "the same form (image, flattened image, flat, or tokens with their units last)."
             )
         if a.order != b.order:
-            raise ConversionError(
-                f"{where}: the units of {a.name} are combined with those of {b.name}, which were shuffled in another "
+            raise where.refused(
+                f"the units of {a.name} are combined with those of {b.name}, which were shuffled in another "
                 "way. Put a layer (a 1x1 convolution, say) on one side."
             )
         _cut_alike(a, b)
@@ -340,23 +346,23 @@ class Builder:
             self._unite(left.root(), right.root())
         # A gate has one pixel, and is spread over the other operand's.
         pixels = a.pixels if b.pixels in (1, a.pixels) else b.pixels if a.pixels == 1 else None
-        return Units(a.parts, a.spatial, a.flat, pixels, a.order, a.last)
+        return replace(a, drafts=a.parts, pixels=pixels)
 
-    def concatenate(self, values: Sequence[Any], where: str) -> Any:
+    def concatenate(self, values: Sequence[Any], where: Place) -> Any:
         """The value of a concatenation in dimension 1: the groups side by side."""
         if all(value is INPUT for value in values):
             return INPUT
         if not all(isinstance(value, Units) for value in values):
-            raise ConversionError(
-                f"{where}: units are concatenated with the network's input or with a tensor of the network's own. Put "
+            raise where.refused(
+                "units are concatenated with the network's input or with a tensor of the network's own. Put "
                 "a layer (a 1x1 convolution, say) on that side."
             )
         forms = {(value.flat, value.spatial, value.last) for value in values}
         flat, spatial, last = next(iter(forms))
         pixels = {value.pixels for value in values}
         if len(forms) > 1 or (flat and len(pixels | {None}) != 2):
-            raise ConversionError(
-                f"{where}: the units of {', '.join(value.name for value in values)} are concatenated, which do not "
+            raise where.refused(
+                f"the units of {', '.join(value.name for value in values)} are concatenated, which do not "
                 "have one form: all must be images, all flat, or all flattened from images of one known size."
             )
         parts = tuple(part for value in values for part in value.drafts)
@@ -366,13 +372,13 @@ class Builder:
             offset += value.width
         return Units(parts, spatial, flat, pixels.pop() if len(pixels) == 1 else None, None, last).ordered(places)
 
-    def divide(self, path: str, value: Any, sizes: Sequence[int], where: str) -> list[Any]:
+    def divide(self, path: str, value: Any, sizes: Sequence[int], where: Place) -> list[Any]:
         """The pieces of ``value`` that split ``path`` makes, of ``sizes`` units: each of whole groups."""
         if value is INPUT:
             return [INPUT] * len(sizes)
         if sum(sizes) != value.width or value.flat or not all(sizes):
-            raise ConversionError(
-                f"{where}: {value.width} units of {value.name} cannot be cut into {', '.join(map(str, sizes))}"
+            raise where.refused(
+                f"{value.width} units of {value.name} cannot be cut into {', '.join(map(str, sizes))}"
                 + (" after flattening: cut before it." if value.flat else ": every unit must go somewhere.")
             )
         stops = [sum(sizes[: number + 1]) for number in range(len(sizes))]
@@ -388,28 +394,28 @@ class Builder:
         run = value.width // groups
         return value.ordered(value.places[group * run + i] for i in range(run) for group in range(groups))
 
-    def source(self, value: Any, columns: int, where: str) -> tuple[Source, ...] | None:
+    def source(self, value: Any, columns: int, where: Place) -> tuple[Source, ...] | None:
         """How a layer with ``columns`` input columns reads ``value``; None while groups are being found."""
         if value is INPUT:
             return (Source(Fixed(columns)),)
         if columns % value.width or (not value.flat and columns != value.width):
-            raise ConversionError(
-                f"{where}: a layer with {columns} input columns reads {value.width} units of "
+            raise where.refused(
+                f"a layer with {columns} input columns reads {value.width} units of "
                 f"{value.name}" + (", flattened" if value.flat else "") + ": the sizes do not fit."
             )
         return self._sources(value, columns // value.width)
 
-    def finish(self, output: Any) -> Wiring:
-        """The wiring of the network whose forward returns ``output``."""
+    def finish(self, output: Any, where: Place) -> Wiring:
+        """The wiring of the network whose forward returns ``output``, which comes from ``where``."""
         if not isinstance(output, Units):
-            raise ConversionError(
+            raise where.refused(
                 "forward must return features that a layer of this package produced: one tensor whose dimension 1 "
                 "holds units. It returned " + ("the input." if output is INPUT else "something else.")
             )
         for draft in self.drafts:
             draft.final = Group(Segments(draft.width, grain=draft.grain), draft.width, draft.producers, draft.norms)
         columns = {path: self.modules[path].weight.shape[1] for path in self.reads}
-        sources = {path: self.source(value, columns[path], path) for path, value in self.reads.items()}
+        sources = {path: self.source(value, columns[path], Place(path)) for path, value in self.reads.items()}
         orders = {
             path: tuple(place * block + i for place in value.order for i in range(block))
             for path, value in self.reads.items()
@@ -417,27 +423,27 @@ class Builder:
             for block in (columns[path] // value.width,)
         }
         pieces = {path: (self._sources(value, 1), numbers) for path, (value, numbers) in self.divided.items()}
-        dropouts = {path: self._dropout_sources(value) for path, value in self.dropped.items()}
+        dropouts = {path: self._dropout_sources(path, value) for path, value in self.dropped.items()}
         groups = tuple(draft.final for draft in self.drafts)
-        features, shuffled = self._features(output), tuple(self.shuffled)
+        features, shuffled = self._features(output, where), tuple(self.shuffled)
         return Wiring(
             groups, sources, dropouts, features, self.split, orders, pieces, shuffled, frozenset(self.last)
         )
 
-    def _check(self, path: str, value: Any, where: str) -> nn.Module:
+    def _check(self, path: str, value: Any, where: Place) -> nn.Module:
         module = self.modules.get(path)
         if module is None:
-            raise ConversionError(f"{where}: the network has no module {path!r}.")
+            raise where.refused(f"the network has no module {path!r}.")
         if not isinstance(value, (Units, Input)):
-            raise ConversionError(f"{where}: {path!r} reads something that is not a tensor of the network.")
+            raise where.refused(f"{path!r} reads something that is not a tensor of the network.")
         return module
 
-    def _once(self, path: str, value: Any, where: str) -> SegmentedLayer:
+    def _once(self, path: str, value: Any, where: Place) -> SegmentedLayer:
         module = self._check(path, value, where)
         normed = [name for draft in self.drafts for name in draft.norms]
         if path in (*self.reads, *normed, *self.split):
-            raise ConversionError(
-                f"{where}: {path!r} is called twice. A layer shared between two places has two sets of inputs; "
+            raise where.refused(
+                f"{path!r} is called twice. A layer shared between two places has two sets of inputs; "
                 "give each place its own layer."
             )
         return module
@@ -472,28 +478,28 @@ class Builder:
         parts = value.parts
         return tuple(Source(part.final.segments, block) for part in parts) if parts[0].final else None
 
-    def _features(self, output: Units) -> tuple[Source, ...]:
+    def _features(self, output: Units, where: Place) -> tuple[Source, ...]:
         if output.order is not None:
-            raise ConversionError(
+            raise where.refused(
                 f"the features are units of {output.name}, shuffled: end with a layer that reads them, or leave the "
                 "last shuffle out."
             )
         if output.spatial or output.pixels is None:
-            raise ConversionError(
+            raise where.refused(
                 f"the features are an image of {output.name} whose size is not known from the "
                 "code: end with adaptive pooling and flattening (AdaptiveAvgPool2d(1), flatten(1)), or with a "
                 "linear layer."
             )
         return self._sources(output, output.pixels)
 
-    def _dropout_sources(self, value: Units) -> tuple[Source, ...]:
+    def _dropout_sources(self, path: str, value: Units) -> tuple[Source, ...]:
         if not value.flat or value.pixels is not None:
             return self._sources(value, value.pixels if value.flat else 1)
         parts = value.parts
         readers = [p for p, read in self.reads.items() if isinstance(read, Units) and read.parts == parts]
         blocks = {self.modules[p].weight.shape[1] // value.width for p in readers if self.reads[p].flat}
         if len(blocks) != 1:
-            raise ConversionError(
+            raise self.dropped_at[path].refused(
                 f"dropout after flattening {value.name}: the number of pixels a channel was "
                 "flattened into is unknown, since not one linear layer reads it. Drop out before flattening."
             )

@@ -6,6 +6,7 @@ one remembers its successor; an optimizer that still holds it is stale (see :mod
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,6 +42,17 @@ def select(tensor: Tensor, rows: Tensor | None, columns: Tensor | None = None) -
     if columns is not None and tensor.dim() > 1:
         tensor = tensor.index_select(1, columns.to(tensor.device))
     return tensor
+
+
+def joined(weights: Sequence[nn.Parameter]) -> Tensor:
+    """``torch.cat(weights)``, by which a product has the bits that it has by one parameter.
+
+    torch chooses how to multiply tokens by whether the weight requires a gradient, also where none is recorded.
+    """
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat(list(weights))
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.cat(list(weights)).requires_grad_(any(weight.requires_grad for weight in weights))
 
 
 def cut(parameter: nn.Parameter, rows: Tensor | None, columns: Tensor | None = None) -> nn.Parameter:

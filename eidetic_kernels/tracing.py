@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
+import os
+import traceback
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from . import rules
@@ -16,13 +20,24 @@ from .layers import (
     EideticConv2d,
     EideticDropout,
     EideticGroupedConv2d,
+    EideticPReLU,
     EideticStochasticDepth,
     Parts,
     Shared,
     StaircaseLayer,
 )
+from .refusals import Place, at_node
 
-_ON_IMAGES = (EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, nn.Dropout2d, *rules.IMAGE_MODULES)
+# What ``x += 1`` and its like become in a graph, and what each computes.
+IN_PLACE = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.imatmul: operator.matmul, operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
+    operator.ior: operator.or_, operator.ixor: operator.xor,
+}  # fmt: skip
+_ON_IMAGES = (
+    EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, EideticPReLU, nn.Dropout2d, *rules.IMAGE_MODULES,
+)  # fmt: skip
 
 
 def trace(network: nn.Module) -> Wiring:
@@ -33,17 +48,27 @@ def trace(network: nn.Module) -> Wiring:
     return wire(network, graph_of(network))
 
 
-def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
-    """The graph of ``module.forward``, layers and whatever has a rule being single nodes."""
+def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None, in_place: bool = False) -> fx.Graph:
+    """The graph of ``module.forward``, layers and whatever has a rule being single nodes.
+
+    ``in_place``: ``x += 1`` and ``x[i] = 1`` are nodes that change x, as they do, and ``node.meta["no_grad"]`` says
+    which ran where gradients were switched off; otherwise torch.fx's ways, ``x = x + 1``.
+    """
     try:
-        return _Tracer().trace(module, concrete_args)
+        with torch.enable_grad():
+            return _Tracer(in_place).trace(module, concrete_args)
     except ConversionError:
         raise
     except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}torch{os.sep}" not in f.filename]
+        own = [frame for frame in frames if frame.filename != __file__]
+        line = f' (File "{own[-1].filename}", line {own[-1].lineno}, in {own[-1].name} {own[-1].line})' if own else ""
+        mode = " in training mode" if in_place and module.training else ""
         raise ConversionError(
-            f"{type(module).__name__}.forward cannot be traced by torch.fx: {error}\n"
-            "Control flow that depends on tensor values cannot be followed. Rewrite it, or declare the wiring by "
-            "hand: define connections() on the network (see EideticNetwork.connections)."
+            f"{type(module).__name__}.forward cannot be traced by torch.fx{mode}: {error}{line}\n"
+            "Control flow that depends on tensor values cannot be followed. Rewrite it, give the module it stands in a "
+            "rule (ek.register_rule), or declare the wiring by hand: define connections() on the network (see "
+            "EideticNetwork.connections)."
         ) from error
 
 
@@ -57,7 +82,9 @@ def wire(network: nn.Module, graph: fx.Graph, prefix: str = "", editable: bool =
         values: dict[fx.Node, Any] = {}
         for node in list(graph.nodes):
             values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
-        return builder.finish(values[next(reversed(graph.nodes))])
+        output = next(reversed(graph.nodes))
+        returned = output.args[0] if isinstance(output.args[0], fx.Node) else output
+        return builder.finish(values[output], at_node(returned))
 
     return wired(network, read)
 
@@ -84,7 +111,7 @@ def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wi
                 )
         value = values[names[0]]
         for name in names[1:]:
-            value = builder.tie(value, values[name], f"connections()[{path!r}]")
+            value = builder.tie(value, values[name], _entry(path))
         flat = path == "output" or not isinstance(builder.modules.get(path), _ON_IMAGES)
         if flat and isinstance(value, Units) and value.spatial:
             # Pooling and flattening may be left out; the network's own check of its features stands guard.
@@ -92,16 +119,22 @@ def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wi
         values[path] = value if path == "output" else _declared(builder, path, value)
     if "output" not in connections:
         raise ConversionError('connections() must say which layer\'s output are the features: {"output": "..."}.')
-    return builder.finish(values["output"])
+    return builder.finish(values["output"], _entry("output"))
+
+
+def _entry(path: str) -> Place:
+    return Place(f"connections()[{path!r}]")
 
 
 def _declared(builder: Builder, path: str, value: Any) -> Any:
-    where, module = f"connections()[{path!r}]", builder.modules.get(path)
+    where, module = _entry(path), builder.modules.get(path)
     if module is None:
-        raise ConversionError(f"{where}: the network has no module {path!r}.")
+        raise where.refused(f"the network has no module {path!r}.")
     if isinstance(module, StaircaseLayer):
         return builder.produce(path, value, where)
-    if isinstance(module, (EideticBatchNorm, EideticGroupedConv2d)):
+    if isinstance(module, (EideticBatchNorm, EideticGroupedConv2d, EideticPReLU)):
+        if isinstance(module, EideticPReLU) and isinstance(value, Units):
+            module.fit(value.width)
         return builder.follow(path, value, where)
     if isinstance(module, (*rules.DROPOUTS, EideticDropout, EideticStochasticDepth)):
         return builder.drop(path, value, where)
@@ -109,9 +142,49 @@ def _declared(builder: Builder, path: str, value: Any) -> Any:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self):
+    def __init__(self, in_place: bool):
         super().__init__(autowrap_functions=rules.wrapped_functions())
         self.record_stack_traces = True
+        self.in_place = in_place
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         return isinstance(module, (Parts, Shared)) or rules.leaves(module) or super().is_leaf_module(module, path)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Changing(node, self) if self.in_place else super().proxy(node)
+
+    def create_node(self, *args, **kwargs) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if self.in_place and not torch.is_grad_enabled():
+            node.meta["no_grad"] = True
+        return node
+
+
+class _Changing(fx.Proxy):
+    """A value of the traced forward whose augmented assignments are what they are in Python: changes in place."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return _ChangingAttribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "grad", "requires_grad"):
+            raise TypeError(f"a trace does not hold that forward sets {name!r} of a tensor")
+        super().__setattr__(name, value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+class _ChangingAttribute(fx.proxy.Attribute, _Changing):
+    pass
+
+
+def _changing(operation: Any) -> Any:
+    def change(self: _Changing, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    return change
+
+
+for _operation in IN_PLACE:
+    setattr(_Changing, f"__{_operation.__name__}__", _changing(_operation))

@@ -1,5 +1,8 @@
-"""torch's TransformerEncoder written out: its own forward chooses a fused kernel by looking at values, which cannot be
-traced. What it computes is the same, to rounding: the fused kernel for inference has other bits."""
+"""Modules written out as what they are made of, where their own forward cannot be traced or hides a layer.
+
+torch's TransformerEncoder chooses a fused kernel by looking at values. What it computes is the same, to rounding: the
+fused kernel for inference has other bits. timm's layers call functions with their own tensors.
+"""
 
 from __future__ import annotations
 
@@ -52,10 +55,37 @@ class Encoder(_Written):
         return x if self.norm is None else self.norm(x)
 
 
+class NormAct(_Written):
+    """What timm's BatchNormAct2d computes."""
+
+    def __init__(self, old: nn.BatchNorm2d):
+        super().__init__(old)
+        self.norm = nn.BatchNorm2d(
+            old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats
+        ).train(old.training)  # fmt: skip
+        for name, parameter in old.named_parameters(recurse=False):
+            setattr(self.norm, name, parameter)
+        for name, buffer in old.named_buffers(recurse=False):
+            setattr(self.norm, name, buffer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.drop(self.norm(x)))
+
+
+_NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"
+# What these compute is what torch's do, whose subclasses they are.
+_SAME = {"timm.layers.linear.Linear": nn.Linear, "timm.layers.norm.LayerNorm": nn.LayerNorm}
+
+
 def write_out(module: nn.Module) -> nn.Module:
-    """``module`` with every encoder of torch's in it, and itself if it is one, written out; changed in place."""
+    """``module`` with every such module in it, and itself if it is one, written out; changed in place."""
     for name, child in module.named_children():
         setattr(module, name, write_out(child))
+    name = f"{type(module).__module__}.{type(module).__qualname__}"
+    if name == _NORM_ACT:
+        return NormAct(module)
+    if name in _SAME:
+        module.__class__ = _SAME[name]
     for plain, written in ((nn.TransformerEncoderLayer, EncoderLayer), (nn.TransformerEncoder, Encoder)):
         if isinstance(module, plain) and type(module).forward is plain.forward:
             return written(module)

@@ -10,6 +10,7 @@ from .linear import EideticLinear
 from .parameter import EideticParameter
 from .parts import Parts, Shared
 from .position_network import EideticPositionNetwork
+from .prelu import EideticPReLU
 from .rearrange import Shuffle, Split
 from .relative_attention import EideticRelativeAttention
 from .scope import Scope
@@ -28,6 +29,7 @@ __all__ = [
     "EideticGroupedConv2d",
     "EideticLinear",
     "EideticMultiheadAttention",
+    "EideticPReLU",
     "EideticParameter",
     "EideticPositionNetwork",
     "EideticRelativeAttention",

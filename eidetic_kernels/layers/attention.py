@@ -12,6 +12,7 @@ from torch.func import functional_call
 from ..errors import InputError
 from ..layout import Segments, Source
 from ..ops.staircase import canonical
+from ..parameters import joined
 from .linear import EideticLinear
 from .scope import Scope
 
@@ -102,7 +103,7 @@ class HeadedAttention(nn.Module):
 
     def packed(self) -> tuple[Tensor, Tensor | None]:
         """Weight and bias of the three projections as one, as plain modules keep them; for what is :meth:`whole`."""
-        weight = torch.cat([layer.weight for layer in self.projections()])
+        weight = joined([layer.weight for layer in self.projections()])
         if self.query.bias is None:
             return weight, None
         none = torch.zeros_like(self.query.bias)

@@ -70,21 +70,22 @@ class EideticDropout(_Dropping):
 class EideticStochasticDepth(_Dropping):
     """Drops a residual branch, of single samples (``mode="row"``) or of the whole batch (``"batch"``): its live units.
 
-    Takes the place of ``torchvision.ops.StochasticDepth``, whose arguments and random numbers it shares.
+    Takes the place of ``torchvision.ops.StochasticDepth`` and of timm's ``DropPath``, whose random numbers it shares.
+    ``scaled``: what is kept is divided by the share that is, so that the mean stays.
     """
 
-    def __init__(self, p: float, mode: str = "row"):
+    def __init__(self, p: float, mode: str = "row", scaled: bool = True):
         super().__init__(p)
-        self.mode = mode
+        self.mode, self.scaled = mode, scaled
 
     def _drop(self, x: Tensor) -> Tensor:
         kept = 1.0 - self.p
         shape = [len(x) if self.mode == "row" else 1, *[1] * (x.dim() - 1)]
         noise = torch.empty(shape, dtype=x.dtype, device=x.device).bernoulli_(kept)
-        return x * (noise.div_(kept) if kept else noise)
+        return x * (noise.div_(kept) if kept and self.scaled else noise)
 
     def extra_repr(self) -> str:
-        return f"p={self.p}, mode={self.mode}"
+        return f"p={self.p}, mode={self.mode}, scaled={self.scaled}"
 
 
 def aware_of_segments(module: nn.Module) -> nn.Module:
@@ -93,6 +94,8 @@ def aware_of_segments(module: nn.Module) -> nn.Module:
         return module
     if hasattr(module, "mode"):
         aware = EideticStochasticDepth(module.p, module.mode)
+    elif hasattr(module, "drop_prob"):
+        aware = EideticStochasticDepth(module.drop_prob, "row", module.scale_by_keep)
     else:
         aware = EideticDropout(module.p, channels=not isinstance(module, nn.Dropout))
     aware.train(module.training)

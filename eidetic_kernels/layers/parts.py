@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..parameters import joined
 from .batch_norm import EideticBatchNorm
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
@@ -90,6 +91,6 @@ class Shared(nn.ModuleList):
             return torch.cat([part(x) for part in self], dim)
         # A product's bits depend on its number of rows: until something changes, all parts together are the layer.
         bias = None if self[0].bias is None else torch.cat([part.bias for part in self])
-        y = self[0].whole(x, torch.cat([part.weight for part in self]), bias)
+        y = self[0].whole(x, joined([part.weight for part in self]), bias)
         pieces = y.split([part.segments.live for part in self], dim)
         return torch.cat([part(x, computed=piece) for part, piece in zip(self, pieces)], dim)

@@ -238,6 +238,90 @@ def test_a_network_wired_by_hand_keeps_its_own_forward(how):
     assert set(plain.body.state_dict()) >= {"scale"} and not plain.body.state_dict().keys() & {"probe"}
 
 
+class OwnNorms(ek.EideticNetwork):
+    """Convolutions and a linear layer that own their norms, and residuals: of a layer's own norm and of one apart."""
+
+    example = (2, 4, 4)
+
+    def __init__(self, activation="relu"):
+        super().__init__()
+
+        def norm(width, kind=ek.EideticBatchNorm2d):
+            return kind(width, activation=activation)
+
+        self.stem = ek.EideticConv2d(2, 7, 3, padding=1, norm=norm(7))
+        self.inner = ek.EideticConv2d(7, 5, 3, padding=1, bias=False, norm=norm(5))
+        self.outer = ek.EideticConv2d(5, 7, 3, padding=1, norm=norm(7))
+        self.last, self.bn = ek.EideticConv2d(7, 7, 1), norm(7)
+        self.fc = ek.EideticLinear(7 * 16, 9, norm=norm(9, ek.EideticBatchNorm1d))
+
+    def forward(self, x):
+        return self.features(self.stem(x))
+
+    def features(self, x):
+        x = self.outer(self.inner(x), residual=x)
+        return self.fc(self.bn(self.last(x), x).flatten(1))
+
+
+class OwnNormsByHand(OwnNorms):
+    def forward(self, x):
+        return self.features(self.stem(x if x.sum() > -1e9 else -x))
+
+    def connections(self):
+        return {
+            "stem": "input", "inner": "stem", "outer": "inner", "last": ("outer", "stem"), "bn": "last",
+            "fc": ("bn", "outer"), "output": "fc",
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("make", [OwnNorms, OwnNormsByHand])
+@pytest.mark.parametrize("how", READINGS)
+def test_layers_that_own_their_norms_and_residuals(make, how):
+    """One life with three tasks; the last has the activations that are computed in place."""
+    net = learned(make("hardswish" if how == "mixed" else "relu"), how)
+    for task in range(3):
+        for samples in (1, 7):
+            plain = extracted_alike(net, task, batch(net, samples)[0])
+    names = dict(plain.named_parameters())
+    body = "body." if make is OwnNormsByHand else ""
+    assert {f"{body}stem.scale", f"{body}outer.shift"} <= names.keys()
+    again = pickle.loads(pickle.dumps(plain)) if make is OwnNorms else copy.deepcopy(plain)
+    assert_same_bits("a copy", again(batch(net)[0]), plain(batch(net)[0]))
+
+
+@pytest.mark.parametrize("make", [OwnNorms, OwnNormsByHand])
+def test_a_residual_is_added_before_the_activation(make):
+    """Large negative residuals show on which side of the ReLU they were added."""
+    net = learned(make(), tasks=1)
+    plain = net.extract(0)
+    norm = (plain.body if make is OwnNormsByHand else plain).bn
+    x = torch.randn(2, norm.scale.shape[0], 3, 3)
+    assert torch.equal(norm(x, torch.full_like(x, -1e4)), torch.zeros_like(x))
+    if make is OwnNormsByHand:
+        assert_same_bits("no residual", norm(x), torch.relu(torch.addcmul(norm.shift, x, norm.scale)))
+    else:
+        with pytest.raises(TypeError, match="residual"):
+            norm(x)
+
+
+def test_a_residual_over_two_groups_side_by_side():
+    class Joined(ek.EideticNetwork):
+        example = (2, 4, 4)
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = ek.EideticConv2d(2, 4, 3, padding=1), ek.EideticConv2d(2, 3, 3, padding=1)
+            self.bn, self.pool = ek.EideticBatchNorm2d(7, activation="relu"), nn.AdaptiveAvgPool2d(1)
+
+        def forward(self, x):
+            x = torch.cat([self.a(x), self.b(x)], 1)
+            return self.pool(self.bn(x, residual=x)).flatten(1)
+
+    net = learned(Joined())
+    for task in range(3):
+        extracted_alike(net, task, batch(net)[0])
+
+
 def test_the_network_is_left_as_it_was_and_shares_nothing():
     net = learned(MLP())
     net.train()

@@ -415,7 +415,11 @@ REFUSED = {
     ),
     "PReLU": (
         lambda: two_flat(lambda s, x: s.act(x), act=nn.PReLU()),
-        ["node 'act'", "PReLU has parameters that every task would train", "declare the wiring by hand"],
+        ["node 'act'", "a plain PReLU would be trained by every task", "use ek.EideticPReLU", "declare the wiring by"],
+    ),
+    "GroupNorm": (
+        lambda: two_flat(lambda s, x: s.norm(x), norm=nn.GroupNorm(2, 4)),
+        ["GroupNorm has parameters that every task would train"],
     ),
     "LayerNorm": (lambda: two_flat(lambda s, x: s.norm(x), norm=nn.LayerNorm(4)), ["LayerNorm has parameters"]),
     "softmax module": (

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conversions import lived_in, take_through
+from conversions import assert_teaches, lived_in, take_through
 from life import poison
 from plain_modules import Plain, conv, pooled
 from torch import nn
@@ -282,8 +282,9 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_refused(name):
     make, text = REFUSED[name]
-    with pytest.raises(ek.ConversionError, match=f"(?s){text}"):
+    with pytest.raises(ek.ConversionError, match=f"(?s){text}") as raised:
         ek.convert(make(), torch.randn(1, *IMAGE))
+    assert_teaches(str(raised.value))
 
 
 def test_a_network_of_ones_own_is_told_of_convert():

@@ -1,6 +1,7 @@
 """What a converted module must hold: one function that takes it through everything, for tests and for the sweep."""
 
 import copy
+import re
 
 import torch
 from life import bits, live_tensors
@@ -43,6 +44,12 @@ def lived_in(module):
             if parameter.numel() > 1 and parameter.min() == parameter.max():
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     return module
+
+
+def assert_teaches(message):
+    """A refusal of a node says which one, its line, and the ways out."""
+    assert re.match(r"node '\w+' \[[a-z_]+ .*?\] \(File \"[^\"]+\", line \d+, in ", message), message
+    assert "ek.register_rule" in message and "connections()" in message, message
 
 
 def take_through(module, x, *, head=None, classes=None, double=True, extract=True):

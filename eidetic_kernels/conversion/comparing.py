@@ -1,0 +1,105 @@
+"""The original's answers, and whether the converted network gives them too."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConversionError, InputError
+from ..modes import evaluating, seeded
+
+Answers = list[tuple[Tensor, Tensor]]
+
+# How far the network's outputs may lie from the original's, of the largest of them. On a CPU they have the same bits
+# wherever this was tried; on a GPU the library may choose another algorithm for memory that lies elsewhere.
+# torch's own encoder has a fused kernel for inference, which lies some 1e-7 from what it computes otherwise.
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+TOLERANCE_ON_GPU = {torch.float64: 1e-10, torch.float32: 1e-3}
+TOLERANCE_OF_HALF = 3e-2
+
+
+def ask(original: nn.Module, example: Tensor, head: str | bool | None) -> Answers:
+    """What a copy of ``original`` answers in evaluation: batches and outputs, or the outputs of the layer ``head``.
+
+    The batches are random numbers, in another count of samples where it takes one, and then ``example``: what it keeps
+    from one batch to the next shows.
+
+    Raises InputError when it cannot take ``example``.
+    """
+    module = copy.deepcopy(original).eval()
+    heard: list[Tensor] = []
+    if isinstance(head, str) and head in dict(module.named_modules()):
+        module.get_submodule(head).register_forward_hook(lambda _, inputs, output: heard.append(output.clone()))
+
+    def answer(batch: Tensor) -> Tensor:
+        heard.clear()
+        with seeded(0, example.device):
+            returned = module(batch.clone())
+        return heard[-1] if heard else returned
+
+    answers: Answers = []
+    with torch.inference_mode(False), torch.no_grad():
+        for batch in _others(example):
+            try:
+                answers.append((batch, answer(batch)))
+                break
+            except Exception:  # a module may take batches of one size only, or one kind of numbers
+                continue
+        try:
+            answers.append((example, answer(example)))
+        except Exception as error:
+            raise InputError(
+                f"{type(original).__name__} cannot take example_input of shape {list(example.shape)} and "
+                f"{example.dtype}: {error}"
+            ) from error
+    return answers
+
+
+def compare(network: nn.Module, answers: Answers) -> None:
+    """Raise ConversionError unless ``network``, in evaluation, gives ``answers`` too."""
+    for batch, expected in answers:
+        what = f"a batch of shape {list(batch.shape)}"
+        with torch.inference_mode(False), torch.no_grad(), evaluating(network):
+            try:
+                with seeded(1, batch.device):  # other random numbers than the original had: none may matter
+                    given = network(batch.clone())
+            except Exception as error:
+                raise ConversionError(
+                    f"the converted network cannot take {what}, which the module takes: {error}\nIs a size of "
+                    f"example_input built into its graph? {_WAYS_OUT}"
+                ) from error
+        tolerances = TOLERANCE if given.device.type == "cpu" else TOLERANCE_ON_GPU
+        tolerance = tolerances.get(given.dtype, TOLERANCE_OF_HALF)
+        same = isinstance(expected, Tensor) and given.shape == expected.shape and given.dtype == expected.dtype
+        if not same or not _close(given, expected, tolerance):
+            raise ConversionError(
+                f"the converted network's outputs for {what} are not the module's. Does its forward do something that "
+                "depends on values, is random in evaluation, keeps something from one batch to the next, or changes "
+                f"tensors behind torch.fx's back? {_WAYS_OUT}"
+            )
+
+
+def _close(given: Tensor, expected: Tensor, tolerance: float) -> bool:
+    finite = expected[expected.isfinite()]
+    scale = finite.abs().max().clamp_min(1e-30) if finite.numel() else 1
+    return torch.allclose(given / scale, expected / scale, 0, tolerance, True)
+
+
+_WAYS_OUT = (
+    "Write that part with tensors alone, make it a module of its own with a rule (ek.register_rule), or declare the "
+    "wiring by hand (connections() on an EideticNetwork)."
+)
+
+
+def _others(example: Tensor) -> Iterator[Tensor]:
+    """Random batches like ``example``, but of another size; then of its size."""
+    for rows in (3 if len(example) == 2 else 2, len(example)):
+        if not example.is_floating_point():
+            yield example[torch.arange(rows, device=example.device) % len(example)].flip(-1)
+            continue
+        with seeded(0, example.device):
+            batch = torch.randn(rows, *example.shape[1:], dtype=example.dtype, device=example.device)
+        yield batch

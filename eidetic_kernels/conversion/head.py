@@ -1,0 +1,44 @@
+"""Which layer of a recorded graph becomes task 0's head."""
+
+from __future__ import annotations
+
+from torch import fx, nn
+
+from ..errors import ConversionError, InputError
+from ..refusals import at_node
+from .twins import is_plain
+
+
+def find_head(
+    module: nn.Module, graph: fx.Graph, head: str | bool | None
+) -> tuple[fx.Node, fx.Node, nn.Linear | None]:
+    """The node whose value are the features, the node whose value are the logits, and the layer between them.
+
+    ``head`` as in :func:`..convert.convert`; the graph's nodes carry ``shape``. Raises ConversionError where there is
+    no such layer or no such output, and InputError where ``head`` is of the wrong kind.
+    """
+    name = type(module).__name__
+    end = next(reversed(graph.nodes)).args[0]
+    if isinstance(head, str):
+        calls = [node for node in graph.nodes if node.op == "call_module" and node.target == head]
+        if len(calls) != 1 or not isinstance(module.get_submodule(head), nn.Linear):
+            linear = [path for path, each in module.named_modules() if isinstance(each, nn.Linear)]
+            raise ConversionError(
+                f"head={head!r} must name a linear layer that {name}.forward calls once. Linear layers: "
+                f"{', '.join(linear) or 'none'}."
+            )
+        end = calls[0]
+    elif head not in (None, False):
+        raise InputError(f"head must be a layer's path, None (the last layer) or False (none); got {head!r}.")
+    shape = end.meta.get("shape") if isinstance(end, fx.Node) else None
+    if shape is None or len(shape) != 2:
+        what = type(end).__name__ if shape is None else f"a tensor of shape {list(shape)}"
+        raise ConversionError(
+            f"{name}.forward must return one tensor, logits [N, classes] or features [N, units]; it returned {what}. "
+            "Name the layer that makes the logits (head=\"path\"), or wrap the module in one that returns one tensor."
+        )
+    if head is False or end.op != "call_module" or not is_plain(module.get_submodule(end.target), nn.Linear):
+        return end, end, None
+    if len(end.users) > 1:
+        raise at_node(end).refused("the head's output is used in other places too.")
+    return end.args[0], end, module.get_submodule(end.target)

@@ -1,0 +1,165 @@
+"""The twins that know segments, in the place of plain layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx, nn
+from torch.nn.utils import parametrize
+
+from .. import rules
+from ..layers import (
+    EideticBatchNorm1d,
+    EideticBatchNorm2d,
+    EideticConv2d,
+    EideticDepthwiseConv2d,
+    EideticGroupedConv2d,
+    EideticLayerNorm,
+    EideticLinear,
+    EideticMultiheadAttention,
+    EideticPReLU,
+    EideticRelativeAttention,
+    EideticWindowAttention,
+    EideticWindowAttentionV2,
+    HeadedAttention,
+    SegmentedLayer,
+)
+from ..refusals import Place, at_node
+
+
+def is_plain(module: nn.Module, cls: type) -> bool:
+    """Whether ``module`` is what ``cls`` computes, and nothing more."""
+    twin = isinstance(module, (SegmentedLayer, HeadedAttention))
+    return isinstance(cls, type) and isinstance(module, cls) and type(module).forward is cls.forward and not twin
+
+
+def replace(module: nn.Module, node: fx.Node) -> None:
+    """Put the twin that knows segments in the place of the layer that ``node`` calls."""
+    old = module.get_submodule(node.target)
+    name = f"{type(old).__module__}.{type(old).__qualname__}"
+    twin = TWINS.get(name) or next((make for cls, make in TWINS.items() if is_plain(old, cls)), None)
+    if twin is None:
+        return
+    refuse_hooks(module, node)
+    new = twin(old, at_node(node))
+    if isinstance(new, SegmentedLayer):  # an attention is made of several, and has taken over their parameters
+        for name, parameter in old.named_parameters(recurse=False):
+            setattr(new, name, parameter)  # a copy already, in its dtype, device and memory format
+        for name, buffer in old.named_buffers(recurse=False):
+            new.register_buffer(name, buffer)
+    new.train(old.training)
+    module.set_submodule(node.target, new)
+
+
+def refuse_hooks(module: nn.Module, node: fx.Node) -> None:
+    """Raise ConversionError where the layer that ``node`` calls has what a twin in its place would not."""
+    old = module.get_submodule(node.target)
+    hooks = [*old._forward_hooks, *old._forward_pre_hooks, *old._backward_hooks, *old._backward_pre_hooks]
+    if hooks or parametrize.is_parametrized(old):
+        raise at_node(node).refused(
+            f"{node.target!r} has hooks or parametrizations (weight or spectral normalisation), which would be lost. "
+            "Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
+        )
+
+
+def _factory(old: nn.Module) -> dict[str, Any]:
+    tensor = next(iter(old.state_dict().values()))
+    return {"device": tensor.device, "dtype": tensor.dtype if tensor.is_floating_point() else None}
+
+
+def _linear(old: nn.Linear, where: Place) -> EideticLinear:
+    return EideticLinear(old.in_features, old.out_features, old.bias is not None, **_factory(old))
+
+
+def _conv2d(old: nn.Conv2d, where: Place) -> SegmentedLayer:
+    window = (old.kernel_size, old.stride, old.padding, old.dilation)
+    rest = (old.bias is not None, old.padding_mode)
+    if old.groups == 1:
+        return EideticConv2d(old.in_channels, old.out_channels, *window, 1, *rest, **_factory(old))
+    if old.in_channels != old.out_channels:
+        raise where.refused(
+            f"a convolution of {old.in_channels} into {old.out_channels} channels with groups={old.groups} "
+            "has no rule: each group of channels must make as many as it reads, so that they are the same units. Let "
+            "it make as many, and put a 1x1 convolution behind it."
+        )
+    if old.groups == old.in_channels:
+        return EideticDepthwiseConv2d(old.in_channels, *window, *rest, **_factory(old))
+    return EideticGroupedConv2d(old.in_channels, old.groups, *window, *rest, **_factory(old))
+
+
+def _batch_norm(twin: type) -> Any:
+    def make(old: nn.BatchNorm1d | nn.BatchNorm2d, where: Place) -> SegmentedLayer:
+        if not old.track_running_stats or old.running_mean is None:
+            raise where.refused(
+                "without running statistics (track_running_stats=False) there is nothing to freeze: a "
+                "finished task's answers would depend on the test batch."
+            )
+        return twin(old.num_features, old.eps, old.momentum, old.affine, **_factory(old))
+
+    return make
+
+
+def _layer_norm(old: nn.LayerNorm, where: Place) -> EideticLayerNorm:
+    if len(old.normalized_shape) != 1:
+        raise where.refused(
+            f"LayerNorm over the dimensions {list(old.normalized_shape)} mixes units and positions; only one "
+            "over the units alone can be kept task by task."
+        )
+    first = f"{type(old).__module__}.{type(old).__qualname__}" in rules.LAYER_NORMS_2D
+    factory = _factory(old) if old.elementwise_affine else {}
+    return EideticLayerNorm(
+        old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **factory, channels_first=first
+    )
+
+
+def _prelu(old: nn.PReLU, where: Place) -> EideticPReLU:
+    return EideticPReLU(old.num_parameters, old.init, **_factory(old))
+
+
+def _attention(old: nn.MultiheadAttention, where: Place) -> EideticMultiheadAttention:
+    if not old._qkv_same_embed_dim or old.bias_k is not None or old.add_zero_attn:
+        raise where.refused(
+            "attention with keys or values of another size (kdim, vdim), with biases of its own for them "
+            "(add_bias_kv) or with an added zero (add_zero_attn) has no rule."
+        )
+    bias = old.in_proj_bias is not None
+    new = EideticMultiheadAttention(
+        old.embed_dim, old.num_heads, old.dropout, bias, old.batch_first, **_factory(old)
+    )
+    new.adopt(old.in_proj_weight, old.in_proj_bias, old.out_proj)
+    return new
+
+
+def _window_attention(old: nn.Module, where: Place) -> EideticWindowAttention:
+    new = EideticWindowAttention(
+        old.qkv.in_features, old.window_size, old.shift_size, old.num_heads, old.qkv.bias is not None,
+        old.proj.bias is not None, old.attention_dropout, old.dropout, **_factory(old.qkv),
+    )  # fmt: skip
+    new.adopt_window(old)
+    return new
+
+
+def _window_attention_v2(old: nn.Module, where: Place) -> EideticWindowAttentionV2:
+    return EideticWindowAttentionV2(old, **_factory(old.qkv))
+
+
+def _relative_attention(old: nn.Module, where: Place) -> EideticRelativeAttention:
+    factory = _factory(old.to_qkv)
+    new = EideticRelativeAttention(old.to_qkv.in_features, old.head_dim, old.max_seq_len, **factory)
+    new.adopt_relative(old)
+    return new
+
+
+TWINS = {
+    rules.RELATIVE_ATTENTION: _relative_attention,
+    f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
+    rules.WINDOW_ATTENTION: _window_attention,
+    nn.MultiheadAttention: _attention,
+    **dict.fromkeys(rules.LAYER_NORMS_2D, _layer_norm),
+    nn.LayerNorm: _layer_norm,
+    nn.PReLU: _prelu,
+    nn.Linear: _linear,
+    nn.Conv2d: _conv2d,
+    nn.BatchNorm1d: _batch_norm(EideticBatchNorm1d),
+    nn.BatchNorm2d: _batch_norm(EideticBatchNorm2d),
+}

@@ -1,0 +1,49 @@
+"""Whether pruning a converted module does what pruning means: what is left computes what the module computes when
+nobody reads the units that are gone."""
+
+import copy
+
+import torch
+
+import eidetic_kernels as ek
+
+
+def pruned_alike(module, x, head="h", fraction=0.5, close=1e-9):
+    """Convert ``module`` in float64, prune, and compare with ``module`` whose readers have zeros for what went.
+
+    A rule that lets units part (those of two tensors, or of a tensor and a buffer) or that lets a number count them
+    fails here. ``head``: the path of the layer whose output are the logits. Returns the network.
+    """
+    module, x = copy.deepcopy(module).double().eval(), x.double()
+    net = ek.convert(module, x).eval()
+    with torch.no_grad():
+        assert torch.equal(net(x).nan_to_num(), module(x).nan_to_num()), "evaluation"
+        plan = net.prune(fraction, "random", generator=torch.Generator().manual_seed(2))
+        keep = {group.segments: (group.built_width, each.keep) for group, each in zip(net.groups, plan.groups)}
+        assert [group.name for group in net.groups] == [each.name for each in plan.groups]
+        reads = {path.removeprefix("body."): sources for path, sources in net.wiring.sources.items()}
+        for path, sources in {**reads, head: net.wiring.features}.items():
+            columns = torch.cat([_kept(source, keep) for source in sources])
+            if f"body.{path}" in net.wiring.orders:
+                columns = columns[list(net.wiring.orders[f"body.{path}"])]
+            if not columns.all():
+                _weight(module, path)[:, ~columns] = 0
+        torch.testing.assert_close(net(x), module(x), rtol=close, atol=close)
+    return net
+
+
+def _weight(module, path):
+    parent, _, name = path.rpartition(".")
+    if name in ("query", "key", "value"):  # which read the same here, and are one tensor
+        return module.get_submodule(parent).in_proj_weight
+    return module.get_submodule(path).weight
+
+
+def _kept(source, keep):
+    """Which columns of what a source brings are still there."""
+    if source.group not in keep:
+        return torch.ones(source.columns(None), dtype=torch.bool)
+    width, units = keep[source.group]
+    kept = torch.zeros(width, dtype=torch.bool)
+    kept[units] = True
+    return kept.repeat_interleave(source.block)
