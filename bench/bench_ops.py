@@ -34,9 +34,23 @@ def linear(state):
     return _reading(layer, before), torch.randn(BATCH, before.total)
 
 
-def convolution(state):
-    layer, before = layer_in(EideticConv2d(CHANNELS, CHANNELS, 3, padding=1, bias=False), state, CHANNELS)
+def convolution(state, kernel=3, norm=None):
+    layer = EideticConv2d(CHANNELS, CHANNELS, kernel, padding=kernel // 2, bias=False, norm=norm)
+    layer, before = layer_in(layer, state, CHANNELS)
     return _reading(layer, before), torch.randn(BATCH // 4, before.total, SIDE, SIDE)
+
+
+def convolution_with_norm(state, kernel=3):
+    return convolution(state, kernel, EideticBatchNorm2d(CHANNELS, activation="relu"))
+
+
+def convolution_then_norm(state, kernel=3):
+    """What :func:`convolution_with_norm` is, as two layers."""
+    layer, x = convolution(state, kernel)
+    norm, _ = layer_in(EideticBatchNorm2d(CHANNELS, activation="relu"), state, CHANNELS)
+    both = torch.nn.Sequential(layer, norm)
+    both.segments = layer.segments
+    return both, x
 
 
 def flat_norm(state):
@@ -58,7 +72,14 @@ def _reading(layer, before: Segments):
     return layer
 
 
-OPS = {"linear": linear, "convolution": convolution, "flat norm": flat_norm, "image norm": image_norm}
+OPS = {
+    "linear": linear,
+    "convolution": convolution,
+    "flat norm": flat_norm,
+    "image norm": image_norm,
+    "convolution with norm": convolution_with_norm,
+    "convolution, then norm": convolution_then_norm,
+}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -70,7 +91,8 @@ def test_op(benchmark, op, state, part, device):
     layer, x = OPS[op](state)
     layer, x = layer.to(device).train(), x.to(device)
     x = (x * 1).requires_grad_() if part == "backward" else x
-    layer.owned = True  # as in a network: the gradient of frozen columns is not owed
+    for part in layer.modules():
+        part.owned = True  # as in a network: the gradient of frozen columns is not owed
     y = layer(x)
     assert y.isfinite().all() and y.shape[1] == layer.segments.total
     if part == "forward":

@@ -30,11 +30,16 @@ IMPLEMENTATIONS = {
     "staircase_linear": {"triton": "triton_kernels.linear"},
     "staircase_linear_norm": {"triton": "triton_kernels.linear"},
     "staircase_conv2d": {"triton": "triton_kernels.conv2d"},
+    "staircase_conv2d_norm": {"triton": "triton_kernels.conv2d"},
     "segmented_batch_norm": {"cpu": "cpu", "triton": "triton_kernels.batch_norm", "cuda": "cuda"},
 }
 
 # The normalisation after a product takes whatever the product takes; of a convolution only frozen segments have a twin.
-_ASKED = {"staircase_linear_norm": "staircase_linear", "staircase_conv2d": "staircase_conv2d_frozen"}
+_ASKED = {
+    "staircase_linear_norm": "staircase_linear",
+    "staircase_conv2d": "staircase_conv2d_frozen",
+    "staircase_conv2d_norm": "staircase_conv2d_frozen",
+}
 
 # What runs unasked, by op and device, the first that takes the inputs. Nothing here was measured on a GPU yet: there
 # the normalisation, bound by memory, is left to its one-pass kernels, and products to the library.

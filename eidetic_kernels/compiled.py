@@ -116,9 +116,10 @@ def _laid_out(x: Tensor, rows: bool) -> tuple[Tensor, int]:
     """``x`` in memory that the kernels can walk, a copy where need be, and its outer stride."""
     if rows:
         return x.contiguous(memory_format=torch.channels_last), x.shape[1]
-    if x.dim() == 2 and x.stride(1) == 1 and x.stride(0) >= x.shape[1]:
+    dense = x.shape[1:].numel()
+    if len(x) and x.stride(0) >= dense and x[0].is_contiguous():  # a slice of the channels is
         return x, x.stride(0)
-    return x.contiguous(), x.shape[1:].numel()
+    return x.contiguous(), dense
 
 
 def _output(x: Tensor, rows: bool) -> Tensor:

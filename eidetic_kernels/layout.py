@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import lcm
 from typing import Any, NamedTuple
 
@@ -204,15 +205,33 @@ class Source:
 
 @dataclass(frozen=True)
 class Stair:
-    """One segment of a layer: ``rows`` units that read the columns ``spans`` of the layer's present input."""
+    """One segment of a layer: ``rows`` units that read the columns ``spans`` of the layer's present input.
+
+    ``shares``: how many of these columns each of several sources gives, in order; empty where one gives all.
+    """
 
     rows: int
     spans: tuple[Span, ...]
     live: bool = False
+    shares: tuple[int, ...] = ()
 
     @property
     def columns(self) -> int:
         return sum(stop - start for start, stop in self.spans)
+
+    @property
+    def spans_by_source(self) -> tuple[Span, ...]:
+        """``spans``, cut where a source ends: as many and as long in training as in recall. What others of a source's
+        units lie between two spans in training is gone in recall, where the two may touch and are one."""
+        spans, ends, read = [], list(accumulate(self.shares)), 0
+        for start, stop in self.spans:
+            while start < stop:
+                while ends and ends[0] <= read:
+                    ends.pop(0)
+                length = min(stop - start, ends[0] - read) if ends else stop - start
+                spans.append(Span(start, start + length))
+                start, read = start + length, read + length
+        return tuple(spans)
 
 
 @dataclass(frozen=True)
@@ -252,10 +271,11 @@ class Staircase:
 
     def encode(self) -> tuple[int, ...]:
         """All of it as one row of integers, for ops that take it as a tensor: columns, how many trainable spans and
-        stairs, the spans, then rows, live and spans (their number first) of each stair."""
+        stairs, the spans, then rows, live, spans and shares (their numbers first) of each stair."""
         numbers = [self.columns, len(self.trainable), len(self.stairs), *_flat(self.trainable)]
         for stair in self.stairs:
             numbers += [stair.rows, int(stair.live), len(stair.spans), *_flat(stair.spans)]
+            numbers += [len(stair.shares), *stair.shares]
         return tuple(numbers)
 
     @classmethod
@@ -303,7 +323,8 @@ def staircase(
         return Staircase((Stair(output.live, spans, live=True),), columns, positions(read, trainable(sources)))
     last = output.tasks if task is None else task
     stairs = tuple(
-        Stair(output.size(s), reads(sources, s, nested[s], task), live=s == output.tasks) for s in range(last + 1)
+        Stair(output.size(s), reads(sources, s, nested[s], task), s == output.tasks, _shares(sources, s, nested[s]))
+        for s in range(last + 1)
     )
     learning = trainable(sources) if task is None else ()
     return Staircase(stairs, sum(source.columns(task) for source in sources), learning)
@@ -363,6 +384,13 @@ def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
+def _shares(sources: tuple[Source, ...], segment: int, nested: bool) -> tuple[int, ...]:
+    """How many columns each source gives to a segment, where several do."""
+    spans = [source.span(segment, nested) for source in sources]
+    shares = tuple(stop - start for start, stop in spans if start < stop)
+    return shares if len(shares) > 1 else ()
+
+
 def _flat(spans: Sequence[Span]) -> list[int]:
     return [end for span in spans for end in span]
 
@@ -373,7 +401,8 @@ def _spans_from(numbers: Iterator[int], count: int) -> tuple[Span, ...]:
 
 def _stair_from(numbers: Iterator[int]) -> Stair:
     rows, live, spans = next(numbers), next(numbers), next(numbers)
-    return Stair(rows, _spans_from(numbers, spans), bool(live))
+    read = _spans_from(numbers, spans)
+    return Stair(rows, read, bool(live), tuple(next(numbers) for _ in range(next(numbers))))
 
 
 def _count(name: str, value: int) -> int:

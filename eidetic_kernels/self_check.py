@@ -122,6 +122,20 @@ def _linear_norm(op, random):
     return {"x": x, "weight": weight, **norm}, y
 
 
+def _conv2d_norm(op, random):
+    stairs = _stairs()
+    live = stairs.live
+    x = random(2, stairs.columns, 5, 6, big=True, leaf=True)
+    weight = random(live.rows, live.columns, 3, 3, big=True, leaf=True)
+    norm, affine = _norm(live.rows, random), [random(stairs.frozen_rows) for _ in range(2)]
+    residual = random(2, stairs.rows, 5, 6, big=True, leaf=True)
+    y = op(
+        x, weight, None, _frozen_weight(stairs, random, 3, 3), None, stairs, *norm.values(), *affine,
+        True, 0.1, 1e-5, "silu", ops.Geometry((1, 1), (1, 1), (1, 1)), residual=residual,
+    )  # fmt: skip
+    return {"x": x, "weight": weight, "residual": residual, **norm}, y
+
+
 def _weights(stairs, random, *kernel):
     live = stairs.live
     return {
@@ -146,6 +160,7 @@ _CALLS = {
     "staircase_conv2d": _conv2d,
     "segmented_batch_norm": _batch_norm,
     "staircase_linear_norm": _linear_norm,
+    "staircase_conv2d_norm": _conv2d_norm,
 }
 
 OPS = tuple(_CALLS)

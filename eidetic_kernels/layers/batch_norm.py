@@ -76,20 +76,18 @@ class EideticBatchNorm(SegmentedLayer):
 
     def normalise(self, x: Tensor, residual: Tensor | None, exact: bool) -> Tensor:
         """``forward``; ``exact`` where the gradient at frozen channels is owed too."""
-        arguments = self.arguments(x.shape)
-        if residual is not None and residual.shape != x.shape:
-            raise InputError(
-                f"{self} adds a residual shaped as its input, {list(x.shape)}; got {list(residual.shape)}."
-            )
-        return ops.segmented_batch_norm(x, *arguments, exact, residual, self.beside)
+        return ops.segmented_batch_norm(x, *self.arguments(x.shape, residual), exact, residual, self.beside)
 
     @property
     def beside(self) -> int:
         """How many frozen channels a whole batch has, where this pass runs live ones alone."""
         return self.segments.frozen_total if self.scope.task == LIVE else 0
 
-    def arguments(self, shape: Sequence[int]) -> tuple:
-        """What the op needs beside an input of this shape, from ``weight`` to ``activation``."""
+    def arguments(self, shape: Sequence[int], residual: Tensor | None = None) -> tuple:
+        """What the op needs beside an input of this shape, from ``weight`` to ``activation``.
+
+        In training this counts the batch: call it once, when nothing else can be refused any more.
+        """
         task = self.scope.task
         present = self.derived(task)
         if len(shape) not in self.dims or shape[1] != present:
@@ -101,6 +99,10 @@ class EideticBatchNorm(SegmentedLayer):
             raise InputError(
                 f"{self} needs more than one value per channel in training, got a batch of shape {list(shape)}: "
                 "batch statistics of one sample are meaningless. Use drop_last=True or a larger batch."
+            )
+        if residual is not None and residual.shape != torch.Size(shape):
+            raise InputError(
+                f"{self} adds a residual shaped as its input, {list(shape)}; got {list(residual.shape)}."
             )
         scale, shift = self.frozen_scale, self.frozen_shift
         if task is not None:

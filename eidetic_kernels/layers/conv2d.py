@@ -8,6 +8,7 @@ from torch.nn.modules.utils import _pair
 
 from .. import ops
 from ..errors import InputError
+from ..ops.conv2d import output_shape
 from .batch_norm import EideticBatchNorm2d
 from .staircase import StaircaseLayer
 
@@ -22,7 +23,8 @@ class EideticConv2d(StaircaseLayer):
         out_channels: the layer's width: how many channels all tasks together may own.
         kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in torch.
         norm: an ``EideticBatchNorm2d(out_channels, activation=...)`` that becomes part of this layer; results are those
-            of the two layers one after the other. ``forward`` then takes a ``residual`` as the norm does.
+            of the two layers one after the other. ``forward`` then takes a ``residual`` as the norm does. Frozen
+            channels are normalised in the convolution's own pass where a backend can.
 
     Raises InputError for ``groups`` other than 1, for an input of another shape or dtype than the weights', and for a
     norm of another width.
@@ -67,9 +69,18 @@ class EideticConv2d(StaircaseLayer):
         (x, *weights), exact = self._arguments(x)
         if self.order is not None and self.untouched:
             y = self.whole(x, *weights[:2])
-        else:
-            y = ops.staircase_conv2d(self._padded(x), *weights, stairs, self.geometry, exact)
-        return y if self.norm is None else self.norm.normalise(y, residual, exact)
+            return y if self.norm is None else self.norm.normalise(y, residual, exact)
+        x = self._padded(x)
+        if self.norm is None:
+            return ops.staircase_conv2d(x, *weights, stairs, self.geometry, exact)
+        shape = output_shape(x, self.weight, stairs.rows, self.geometry)
+        if min(shape[2:]) < 1:
+            raise InputError(
+                f"{self} has a kernel larger than its input of {' x '.join(map(str, x.shape[2:]))} pixels, padding "
+                "included: give it larger images, or more padding."
+            )
+        numbers, beside = self.norm.arguments(shape, residual), self.norm.beside
+        return ops.staircase_conv2d_norm(x, *weights, stairs, *numbers, self.geometry, exact, residual, beside)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(self._padded(x), weight, bias, *self.geometry)

@@ -7,16 +7,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import ops
+from ..layout import LIVE
 from ..parameters import joined
+from .batch_norm import EideticBatchNorm
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
+
+# What parts of a BatchNorm must have in common to run in one call; made of one layer, they do.
+_ALIKE = ("training", "eps", "momentum", "activation", "affine")
 
 
 class Parts(nn.ModuleList):
     """Stands for a layer that treats each unit by itself (BatchNorm) where its input concatenates several groups.
 
     Every group lives its own life, so each gets its own part of the layer: that for ``units`` of it, with the layer's
-    parameters and statistics. DenseNet and GoogLeNet need it.
+    parameters and statistics. DenseNet, GoogLeNet and ShuffleNet need it. Parts of a BatchNorm run in one call where
+    all their channels are live, or all frozen: a channel's output does not depend on those beside it.
     """
 
     def __init__(self, layer: SegmentedLayer, units: Sequence[Tensor]):
@@ -25,11 +32,45 @@ class Parts(nn.ModuleList):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         sizes = [part.segments.present(part.scope.task) for part in self]
+        if self._are_one() and x.dim() in self[0].dims and x.shape[1] == sum(sizes) > 0:
+            if residual is None or residual.shape == x.shape:
+                return self._at_once(x, residual, sizes)
         # A part's bits must not depend on what lies beside it: each reads memory of its own.
         pieces = [(piece.contiguous(),) for piece in x.split(sizes, 1)]
         if residual is not None:
             pieces = [(*piece, other.contiguous()) for piece, other in zip(pieces, residual.split(sizes, 1))]
         return torch.cat([part(*piece) for part, piece in zip(self, pieces)], 1)
+
+    def _are_one(self) -> bool:
+        """Whether one normalisation can stand for all parts, which nobody watches: no channel of it is frozen, or in
+        recall all are."""
+        first = self[0]
+        if not isinstance(first, EideticBatchNorm) or first.momentum is None:
+            return False
+        recalled = first.scope.task not in (None, LIVE)
+        return all(
+            (recalled or not part.segments.frozen_total)
+            and all(getattr(part, name) == getattr(first, name) for name in _ALIKE)
+            and not (part._forward_hooks or part._forward_pre_hooks)
+            for part in self
+        )
+
+    def _at_once(self, x: Tensor, residual: Tensor | None, sizes: Sequence[int]) -> Tensor:
+        """All parts in one call, whose statistics are handed back to them."""
+        parts, sizes = zip(*((part, size) for part, size in zip(self, sizes) if size))
+        given = [part.arguments((len(x), size, *x.shape[2:])) for part, size in zip(parts, sizes)]
+        live, frozen, options = list(given[0][:4]), given[0][4:6], given[0][6:]
+        if parts[0].scope.task in (None, LIVE):
+            live = [None if each[0] is None else torch.cat(each) for each in zip(*(g[:4] for g in given))]
+        else:
+            frozen = [torch.cat(each) for each in zip(*(g[4:6] for g in given))]
+        exact = parts[0].scope.exact or (not parts[0].owned and x.requires_grad)
+        y = ops.segmented_batch_norm(x, *live, *frozen, *options, exact, residual)
+        if options[0]:  # in training they have moved
+            for part, mean, var in zip(parts, live[2].split(sizes), live[3].split(sizes)):
+                part.running_mean.copy_(mean)
+                part.running_var.copy_(var)
+        return y
 
 
 class Shared(nn.ModuleList):

@@ -3,6 +3,7 @@
 from .activations import ACTIVATIONS
 from .batch_norm import segmented_batch_norm, segmented_batch_norm_oracle
 from .conv2d import Geometry, staircase_conv2d, staircase_conv2d_oracle
+from .conv2d_norm import staircase_conv2d_norm, staircase_conv2d_norm_oracle
 from .linear import staircase_linear, staircase_linear_oracle
 from .linear_norm import staircase_linear_norm, staircase_linear_norm_oracle
 from .staircase import dense_weight
@@ -14,6 +15,8 @@ __all__ = [
     "segmented_batch_norm",
     "segmented_batch_norm_oracle",
     "staircase_conv2d",
+    "staircase_conv2d_norm",
+    "staircase_conv2d_norm_oracle",
     "staircase_conv2d_oracle",
     "staircase_linear",
     "staircase_linear_norm",

@@ -64,7 +64,7 @@ def segmented_batch_norm(
                 x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
                 exact=exact, beside=beside,
             )  # fmt: skip
-            return _add_and_activate(y.to(promoted), residual.to(promoted), len(frozen_scale), activation, exact)
+            return add_and_activate(y.to(promoted), residual.to(promoted), len(frozen_scale), activation, exact)
         residual = residual.to(x.dtype)
     return OP(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
@@ -72,7 +72,7 @@ def segmented_batch_norm(
     )[0]  # fmt: skip
 
 
-def _add_and_activate(z: Tensor, residual: Tensor, frozen: int, activation: str, exact: bool) -> Tensor:
+def add_and_activate(z: Tensor, residual: Tensor, frozen: int, activation: str, exact: bool) -> Tensor:
     """act(z + residual): the op again, with every channel multiplied by 1, so that activations are its own."""
     if frozen and not exact:
         residual = torch.cat([residual[:, :frozen].detach(), residual[:, frozen:]], 1)
@@ -242,7 +242,10 @@ def forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
     training, momentum, eps, activation, exact=False, beside=0,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y, and the mean and 1 / deviation that live channels were normalised by."""
+    """y, and the mean and 1 / deviation that live channels were normalised by.
+
+    ``beside``: how many frozen channels there are elsewhere, where x holds live ones only.
+    """
     twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale) + beside)
     run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
     return run(

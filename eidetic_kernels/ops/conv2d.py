@@ -9,6 +9,7 @@ are always the library's, whose gradients they need.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from .. import backends
 from ..layout import Staircase
 from .registration import Op, decoded, encoded, memory_format
-from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products, read_alone
+from .staircase import StaircaseFunction, fake_gradients, gradients, has_live_rows, live_product, oracle, products
 
 
 class Geometry(NamedTuple):
@@ -52,11 +53,14 @@ def staircase_conv2d_oracle(x, weight, bias, frozen_weight, frozen_bias, stairca
     return oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, convolve, exact)
 
 
-class _Convolution:
-    """The dense convolution of one segment; see :class:`.staircase.Product`. The library refuses empty tensors."""
+class Convolution:
+    """The dense convolution of one segment; see :class:`.staircase.Product`. The library refuses empty tensors.
 
-    def __init__(self, geometry: Geometry):
-        self.geometry = geometry
+    Outputs and the weight's gradient lie channels_last where the input or the weights do, as the library has it.
+    """
+
+    def __init__(self, *geometry):
+        self.geometry = Geometry(*geometry)
 
     def forward(self, x, weight, bias):
         if x.shape[1] and weight.shape[0]:
@@ -67,13 +71,21 @@ class _Convolution:
     def weight_gradient(self, dy, x, weight):
         if not weight.numel():
             return torch.zeros_like(weight)
-        return self._backward(dy, x, weight, [False, True, False])[1]
+        dweight = self._backward(dy, x, weight, [False, True, False])[1]
+        return dweight.contiguous(memory_format=memory_format(weight))
 
     def input_gradient(self, dy, x, weight):
         shape = (x.shape[0], weight.shape[1], *x.shape[2:])
         if not weight.numel():
             return x.new_zeros(shape)
         return self._backward(dy, x.new_empty(1).expand(shape), weight, [True, False, False])[0]
+
+    def arranged(self, y, x, weight):
+        return y.contiguous(memory_format=_format(x, weight))
+
+    def empty(self, x, weight, rows):
+        shape = output_shape(x, weight, rows, self.geometry)
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x, weight))
 
     def _backward(self, dy, x, weight, needed):
         stride, padding, dilation = self.geometry
@@ -92,39 +104,40 @@ def output_shape(x: Tensor, weight: Tensor, rows: int, geometry: Geometry) -> tu
 
 
 def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry):
-    geometry = Geometry(*geometry)
-    staircase, convolution, kernel = decoded(numbers), _Convolution(geometry), tuple(weight.shape[2:])
-    twin = None
-    if staircase.frozen_rows:
-        twin = backends.implementation("staircase_conv2d", x, frozen_weight, kernel, staircase, geometry)
+    staircase, convolution = decoded(numbers), Convolution(*geometry)
+    twin = frozen_twin("staircase_conv2d", x, weight, frozen_weight, staircase, convolution)
     if twin is None:
         y = products(x, weight, bias, frozen_weight, frozen_bias, staircase, convolution)
-    else:
-        y = twin.staircase_conv2d_frozen_forward(
-            x, frozen_weight, frozen_bias, None, None, kernel, staircase, geometry, "none"
-        )
-        if staircase.live is not None and staircase.live.rows:
-            y = torch.cat([y, convolution.forward(read_alone(x, staircase.live.spans), weight, bias)], 1)
-    return y.contiguous(memory_format=_format(x, weight))
+        return convolution.arranged(y, x, weight)
+    y = convolution.empty(x, weight, rows)
+    twin.staircase_conv2d_frozen_forward(
+        y, x, frozen_weight, frozen_bias, None, None, None, tuple(weight.shape[2:]), staircase, convolution.geometry,
+        "none",
+    )  # fmt: skip
+    if has_live_rows(staircase):
+        y[:, staircase.frozen_rows :] = live_product(x, weight, bias, staircase, convolution)
+    return y
 
 
-def _fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry):
-    shape = output_shape(x, weight, rows, Geometry(*geometry))
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=_format(x, weight))
+def frozen_twin(op: str, x, weight, frozen_weight, staircase: Staircase, convolution: Convolution) -> ModuleType | None:
+    """The backend that computes the frozen segments for ``op``; None: the library, which always has the live ones."""
+    if not staircase.frozen_rows:
+        return None
+    return backends.implementation(
+        op, x, frozen_weight, tuple(weight.shape[2:]), staircase, convolution.geometry
+    )  # fmt: skip
 
 
 def _backward(dy, x, weight, frozen_weight, numbers, exact, need_x, need_weight, need_bias, *geometry):
     staircase = decoded(numbers)
     dy_frozen, dy_live = dy[:, : staircase.frozen_rows], dy[:, staircase.frozen_rows :]
-    dx, dweight, dbias = gradients(
-        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, _Convolution(Geometry(*geometry)),
+    return gradients(
+        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, Convolution(*geometry),
         need_x, need_weight, need_bias,
     )  # fmt: skip
-    return dx, dweight.contiguous(memory_format=memory_format(weight)) if need_weight else None, dbias
 
 
 def _format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    """How the output lies: channels_last where the input or the weights do, as the library has it."""
     last = torch.channels_last
     return last if last in (memory_format(x), memory_format(weight)) else torch.contiguous_format
 
@@ -135,7 +148,9 @@ OP = Op(
     "staircase_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
     f"Tensor staircase, SymInt rows, bool exact, {GEOMETRY}) -> Tensor",
     _forward,
-    _fake,
+    lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry: Convolution(*geometry).empty(
+        x, weight, rows
+    ),
 )
 BACKWARD_OP = Op(
     "staircase_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "

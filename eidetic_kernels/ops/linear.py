@@ -63,6 +63,14 @@ class Linear:
     def input_gradient(dy, x, weight):
         return dy @ weight
 
+    @staticmethod
+    def arranged(y, x, weight):
+        return y
+
+    @staticmethod
+    def empty(x, weight, rows):
+        return x.new_empty(x.shape[0], rows)
+
 
 def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact):
     staircase = decoded(numbers)
@@ -84,7 +92,7 @@ OP = Op(
     "staircase_linear(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
     "Tensor staircase, SymInt rows, bool exact) -> Tensor",
     _forward,
-    lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact: x.new_empty(x.shape[0], rows),
+    lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact: Linear.empty(x, weight, rows),
 )
 BACKWARD_OP = Op(
     "staircase_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "

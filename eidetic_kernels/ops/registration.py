@@ -80,7 +80,9 @@ def _decode(numbers: tuple[int, ...]) -> Staircase:
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last where the images ``x`` lie so, else contiguous."""
-    return torch._prims_common.suggest_memory_format(x) if x.dim() == 4 else torch.contiguous_format
+    if x.dim() != 4 or x.stride(3) < x.stride(1):  # as torch has it, which takes longer to say so
+        return torch.contiguous_format
+    return torch._prims_common.suggest_memory_format(x)
 
 
 def _filled(run: Callable) -> Callable:

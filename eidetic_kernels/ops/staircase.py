@@ -78,6 +78,12 @@ class Product(Protocol):
     def input_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient [N, K, *] of the columns that ``weight`` reads; of ``x`` only the other sizes matter."""
 
+    def arranged(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Rows ``y`` lying in memory as the layer's output does, given its whole input and its live weight."""
+
+    def empty(self, x: Tensor, weight: Tensor, rows: int) -> Tensor:
+        """Memory for ``rows`` rows that lie so."""
+
 
 class StaircaseFunction(torch.autograd.Function):
     """Gradients of a staircase op; subclasses name it and its backward op. ``geometry`` is what a convolution adds."""
@@ -107,11 +113,25 @@ class StaircaseFunction(torch.autograd.Function):
 def products(x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> Tensor:
     """Every segment's product, one after the other."""
     parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
-    if staircase.live is not None and staircase.live.rows:
-        parts.append(product.forward(read_alone(x, staircase.live.spans), weight, bias))
-    if not parts:
+    if has_live_rows(staircase) or not parts:
+        parts.append(live_product(x, weight, bias, staircase, product))
+    return joined(parts)
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """The rows of all ``parts`` (at least one), side by side; a single part itself."""
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
+
+
+def has_live_rows(staircase: Staircase) -> bool:
+    return staircase.live is not None and bool(staircase.live.rows)
+
+
+def live_product(x, weight, bias, staircase: Staircase, product: Product) -> Tensor:
+    """The live segment's product; without live rows, nothing [N, 0, *]."""
+    if not has_live_rows(staircase):
         return product.forward(x[:, :0], weight[:0, :0], None)
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    return product.forward(read_alone(x, staircase.live.spans), weight, bias)
 
 
 def frozen_products(x, weight, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """The frozen segments of a staircase convolution in one launch, as an implicit product, with all that follows it.
 
-    y[:, segment s] = act((conv2d(x[:, reads of s], W_s) + b_s) * scale_s + shift_s)
+    y[:, segment s] = act((conv2d(x[:, reads of s], W_s) + b_s) * scale_s + shift_s + residual)
 
 Seen as a product, a row is an output position (sample, line, column) and a column an input channel at a tap, a place
 under the kernel: the unfolded input, of which each step loads what it needs and which is never written. Table, tiles
@@ -15,12 +15,13 @@ backend is forced (EIDETIC_BACKEND=triton).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..layout import Stair, Staircase
 from .activations import activate
@@ -42,7 +43,7 @@ SIZES = ["positions", "x_sample", "x_channel", "x_line", "x_column", "y_sample",
 
 @triton.jit(do_not_specialize=SIZES)
 def staircase_conv2d_kernel(
-    x, frozen_weight, frozen_bias, frozen_scale, frozen_shift, y, tiles, spans,
+    x, frozen_weight, frozen_bias, frozen_scale, frozen_shift, residual, y, tiles, spans,
     positions, height, width, out_height, out_width,
     x_sample, x_channel, x_line, x_column, y_sample, y_unit, y_position,
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PADDING_H: tl.constexpr, PADDING_W: tl.constexpr,
@@ -54,7 +55,8 @@ def staircase_conv2d_kernel(
     """One tile of one segment for one block of output positions.
 
     ``frozen_weight`` holds each segment as [rows, KERNEL_H, KERNEL_W, columns]. Strides are in elements; those of
-    channels are 1 where CHANNELS_LAST, those of columns where not. WHOLE_STEPS: BLOCK_K divides every span.
+    channels are 1 where CHANNELS_LAST, those of columns where not; those of ``residual`` are y's. WHOLE_STEPS: BLOCK_K
+    divides every span.
     """
     TAPS: tl.constexpr = KERNEL_H * KERNEL_W
     entry = tiles + tl.program_id(1) * 7
@@ -126,10 +128,12 @@ def staircase_conv2d_kernel(
         scale = tl.load(frozen_scale + unit + n, mask=in_n, other=0.0).to(tl.float32)
         shift = tl.load(frozen_shift + unit + n, mask=in_n, other=0.0).to(tl.float32)
         acc = tl.fma(acc, scale[None, :], shift[None, :])
-    acc = activate(acc, ACTIVATION)
-    y_block = y + first_sample * y_sample + unit.to(tl.int64) * y_unit
+    y_block = first_sample * y_sample + unit.to(tl.int64) * y_unit
     y_offsets = (its_sample * y_sample + place * y_position)[:, None] + n[None, :] * y_unit
-    tl.store(y_block + y_offsets, acc.to(y.dtype.element_ty), mask=in_n[None, :])
+    if residual is not None:
+        acc += tl.load(residual + y_block + y_offsets, mask=in_n[None, :], other=0.0).to(tl.float32)
+    acc = activate(acc, ACTIVATION)
+    tl.store(y + y_block + y_offsets, acc.to(y.dtype.element_ty), mask=in_n[None, :])
 
 
 def choose_tile(dtype: torch.dtype) -> Tile:
@@ -148,7 +152,7 @@ def staircase_conv2d_frozen_supports(
     height, width = output_size(x, kernel, geometry)
     if min(height, width) < 1:
         return f"a kernel of {list(kernel)} leaves nothing of an input of {list(x.shape[2:])}"
-    largest = 64 * max(x.stride(0), x[0:1].numel(), staircase.frozen_rows * height * width)
+    largest = 64 * max(x.stride(0), x[0:1].numel(), staircase.rows * height * width)
     if max(largest, x.shape[0] * height * width) >= 2**31:
         return "the input has samples of 2**25 values, or 2**31 output positions, or more"
     return None
@@ -164,31 +168,36 @@ def output_size(x: Tensor, kernel: tuple[int, int], geometry: Geometry) -> tuple
 
 
 def staircase_conv2d_frozen_forward(
+    y: Tensor,
     x: Tensor,
     frozen_weight: Tensor,
     frozen_bias: Tensor | None,
     frozen_scale: Tensor | None,
     frozen_shift: Tensor | None,
+    residual: Tensor | None,
     kernel: tuple[int, int],
     staircase: Staircase,
     geometry: Geometry,
     activation: str,
-) -> Tensor:
-    """y [N, F, H', W'] of the frozen segments, in the dtype and memory format of x [N, K, H, W].
+) -> None:
+    """Write the frozen segments' channels of y [N, F + L, H', W'], the first F; the others are left as they are.
 
-    ``frozen_weight`` is flat, the blocks [rows, columns, *kernel] end to end; frozen_bias [F] or None; frozen_scale and
-    frozen_shift [F], or None for the convolution alone.
+    ``y`` is contiguous or channels_last, of the dtype of x [N, K, H, W]. ``frozen_weight`` is flat, the blocks
+    [rows, columns, *kernel] end to end; frozen_bias [F] or None; frozen_scale and frozen_shift [F], or None for the
+    convolution alone; ``residual`` as y, or None.
     """
-    rows = staircase.frozen_rows
-    height, width = output_size(x, kernel, geometry)
-    channels_last = not x.is_contiguous() and x.stride(1) == 1
+    frozen = staircase.frozen
+    samples, rows, height, width = y.shape
+    if not samples or not staircase.frozen_rows:
+        return
+    channels_last = not y.is_contiguous()
+    if not channels_last and y.is_contiguous(memory_format=torch.channels_last):  # a single pixel is both
+        channels_last = x.stride(1) == 1 and not x.is_contiguous()
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    if not channels_last and x.stride(3) != 1:
-        x = x.contiguous()
-    y = torch.empty(x.shape[0], rows, height, width, dtype=x.dtype, device=x.device, memory_format=layout)
-    if not y.numel():
-        return y
-    positions = x.shape[0] * height * width
+    if x.stride(1 if channels_last else 3) != 1:
+        x = x.contiguous(memory_format=layout)
+    residual = None if residual is None else residual.contiguous(memory_format=layout)
+    positions = samples * height * width
     precision = "ieee"
     if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
         precision = "tf32"
@@ -196,32 +205,68 @@ def staircase_conv2d_frozen_forward(
     tiles, spans, aligned = table(staircase, tile.units, x.device, live=False)
     # A size of 1 may have any stride; these are what the kernel computes with.
     x_strides = x.stride() if x.numel() else (0, 0, 0, 0)
-    y_sample, y_position = rows * height * width, rows if channels_last else 1
-    moved = x_strides[0], x_strides[2], x_strides[3] if channels_last else 0, y_sample
+    y_strides = rows * height * width, *((1, rows) if channels_last else (height * width, 1))
+    moved = x_strides[0], x_strides[2], y_strides[0], *((x_strides[3], rows) if channels_last else ())
     with on_device(x):
         staircase_conv2d_kernel[(triton.cdiv(positions, tile.samples), len(tiles))](
-            x, taps_outside(frozen_weight, staircase.frozen, kernel), frozen_bias, frozen_scale, frozen_shift,
-            y, tiles, spans, positions, *x.shape[2:], height, width,
-            *x_strides, y_sample, 1 if channels_last else height * width, y_position,
+            x, taps_outside(frozen_weight, frozen, kernel), frozen_bias, frozen_scale, frozen_shift, residual, y,
+            tiles, spans, positions, *x.shape[2:], height, width, *x_strides, *y_strides,
             *geometry.stride, *geometry.padding, *geometry.dilation, *kernel,
             ACTIVATION=activation, PRECISION=precision, CHANNELS_LAST=channels_last,
             ALIGNED=aligned and all(stride % ALIGNMENT == 0 for stride in moved),
-            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in staircase.frozen for a, b in stair.spans),
+            WHOLE_STEPS=all((b - a) % tile.columns == 0 for stair in frozen for a, b in stair.spans_by_source),
             BLOCK_M=tile.samples, BLOCK_N=tile.units, BLOCK_K=tile.columns,
             num_warps=tile.num_warps, num_stages=tile.num_stages, **OPTIONS,
         )  # fmt: skip
-    return y
+
+
+class Packed(NamedTuple):
+    """Frozen weights with the taps outside, and what they were made of."""
+
+    state: tuple  # of the tensor that they were made from
+    blocks: tuple[tuple[int, int], ...]  # rows and columns of the segments that are packed so far, in order
+    weights: Tensor
+
+
+# By the tensor they were made from, and gone with it: a layer that moves to another device or dtype, or that freezes
+# one more task, has another tensor, and so has a copy of it.
+_packed = WeakTensorKeyDictionary()
 
 
 def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[int, int]) -> Tensor:
-    """Each segment's block as [rows, *kernel, columns], so that a tap's weights are neighbours; flat as before."""
+    """Each segment's block as [rows, *kernel, columns], so that a tap's weights are neighbours; flat as before.
+
+    Frozen weights do not change, so a segment is packed once, for as much memory again. Where they do after all (a
+    checkpoint is loaded into them, a bit is flipped) torch counts it, and they are packed anew.
+    """
     if kernel == (1, 1):
         return frozen_weight
-    packed = torch.empty_like(frozen_weight)
-    offset = 0
-    for stair in stairs:
-        size = stair.rows * stair.columns * kernel[0] * kernel[1]
-        block = frozen_weight[offset : offset + size].view(stair.rows, stair.columns, *kernel)
-        packed[offset : offset + size].view(stair.rows, *kernel, stair.columns).copy_(block.permute(0, 2, 3, 1))
-        offset += size
-    return packed
+    blocks = tuple((stair.rows, stair.columns) for stair in stairs)
+    state = _state(frozen_weight, kernel)
+    known = None if state is None else _packed.get(frozen_weight)
+    if known is None or known.state != state or known.blocks[: len(blocks)] != blocks[: len(known.blocks)]:
+        with torch.inference_mode(False):  # it is kept, and added to
+            known = Packed(state, (), torch.empty_like(frozen_weight))
+    if len(known.blocks) < len(blocks):
+        taps = kernel[0] * kernel[1]
+        offset = sum(rows * columns * taps for rows, columns in known.blocks)
+        for rows, columns in blocks[len(known.blocks) :]:
+            place = slice(offset, offset + rows * columns * taps)
+            block = frozen_weight[place].view(rows, columns, *kernel)
+            known.weights[place].view(rows, *kernel, columns).copy_(block.permute(0, 2, 3, 1))
+            offset = place.stop
+        known = known._replace(blocks=blocks)
+        if state is not None:
+            _packed[frozen_weight] = known
+    return known.weights
+
+
+def _state(weights: Tensor, kernel: tuple[int, int]) -> tuple | None:
+    """What changes when ``weights`` do; None where nothing tells, or where what is made now cannot be used later."""
+    if weights.is_inference():  # torch does not count their changes
+        return None
+    if not weights.is_cuda:
+        return weights._version, weights.data_ptr(), kernel
+    if torch.cuda.is_current_stream_capturing():  # nothing is computed yet, and a graph packs what it will find then
+        return None
+    return weights._version, weights.data_ptr(), kernel, torch.cuda.current_stream(weights.device).cuda_stream

@@ -7,12 +7,13 @@ The grid is (blocks of samples, tiles of units). A tile belongs to one segment; 
 where its weights lie and which columns it reads, so the paper's structured mask (sections 3.1 and 3.2) is the bound of
 a loop. Tiles that read most are launched first. Contract and oracle: :mod:`eidetic_kernels.ops.linear`.
 
-**A frozen segment's bits never change (P1).** One element of a product is the sum over its segment's spans, in order,
-of steps of BLOCK_K columns, the last one filled up with zeros, which add nothing. BLOCK_K and the tile's shape, and
-with them the machine's multiply-add instructions, come from the dtype, the precision and the number of samples alone.
-Which other segments are in the table, the strides of x and y, where a segment lies in ``frozen_weight``, and ALIGNED
-decide which elements are loaded together and where they go, never which are added in what order; rows beyond the
-segment and samples beyond the batch are other elements. The epilogue rounds as written (no fusion, see ``OPTIONS``).
+**A frozen segment's bits never change (P1).** One element of a product is the sum over its segment's spans, each within
+one source, in order, of steps of BLOCK_K columns, the last one filled up with zeros, which add nothing. BLOCK_K and the
+tile's shape, and with them the machine's multiply-add instructions, come from the dtype, the precision and the number
+of samples alone. Which other segments are in the table, the strides of x and y, where a segment lies in
+``frozen_weight``, and ALIGNED decide which elements are loaded together and where they go, never which are added in
+what order; rows beyond the segment and samples beyond the batch are other elements. The epilogue rounds as written (no
+fusion, see ``OPTIONS``).
 """
 
 from __future__ import annotations
@@ -186,7 +187,7 @@ def _table(stairs: Sequence[Stair], units: int, device: torch.device) -> Table:
     aligned = True
     for stair in stairs:
         first_span, width = len(spans), 0
-        for start, stop in stair.spans:
+        for start, stop in stair.spans_by_source:
             spans.append((start, stop - start, width))
             width += stop - start
         base = 0 if stair.live else frozen_weights
@@ -194,7 +195,7 @@ def _table(stairs: Sequence[Stair], units: int, device: torch.device) -> Table:
             tile = (min(units, stair.rows - row), base + row * width, width, stair.live, first_span, len(spans))
             tiles.append((column + row, *tile))
         if stair.rows:
-            numbers = (stair.rows, *(number for span in stair.spans for number in span))
+            numbers = (stair.rows, *(number for span in stair.spans_by_source for number in span))
             aligned = aligned and all(number % ALIGNMENT == 0 for number in numbers)
         column += stair.rows
         frozen_weights += 0 if stair.live else stair.rows * width

@@ -234,6 +234,25 @@ def test_errors_of_the_norm():
         ek.EideticBatchNorm1d(4)(torch.randn(3, 4), torch.randn(3, 5))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_convolution_with_its_norm_refuses_changes_nothing(training):
+    layer = ek.EideticConv2d(2, 4, 3, norm=ek.EideticBatchNorm2d(4)).train(training)
+    x = torch.randn(2, 2, 5, 5)
+    before = copy.deepcopy(layer.state_dict())
+    for images, residual, message in (
+        (x, torch.randn(2, 4, 5, 5), r"residual shaped as its input, \[2, 4, 3, 3\]; got \[2, 4, 5, 5\]"),
+        (x[:, :, :2], None, "kernel larger than its input of 2 x 5 pixels"),
+        (x[:, :1], None, "expects an input of shape"),
+        *([(x[:1, :, :3, :3], None, "more than one value per channel")] if training else []),
+    ):
+        with pytest.raises(InputError, match=message):
+            layer(images, residual)
+    for name, tensor in layer.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    layer(x, torch.randn(2, 4, 3, 3))
+    assert layer.norm.num_batches_tracked == int(training)
+
+
 # ---- residuals
 
 

@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from staircases import CASES, random_case
+from staircases import CASES, Case, random_case
 
 from eidetic_kernels.errors import CapacityError, EideticError, InputError
 from eidetic_kernels.layout import LIVE, Fixed, Segments, Source, Span, Stair, Staircase, positions, staircase, without
@@ -199,6 +199,26 @@ def test_recall_leaves_out_later_units_of_every_concatenated_source():
 def test_spans_that_touch_are_one_span():
     stairs = layer(units((1,), 1), units((1,), 1), units((1,), 1), nested=(True, True))
     assert [stair.spans for stair in stairs.stairs] == [(Span(0, 1), Span(2, 3)), (Span(0, 4),)]
+
+
+def test_spans_by_source_are_the_same_in_training_and_recall():
+    """Sums in their order must not depend on which sources happen to touch."""
+    generator = random.Random(7)
+    for _ in range(200):
+        cases = [random_case(generator, 6) for _ in range(3)]
+        reads, tasks = [case.reads[0] for case in cases], len(cases[0].frozen)
+        reads = [read for read in reads if isinstance(read, int) or len(read[0]) == tasks]
+        case = Case(tuple(reads), cases[0].frozen, cases[0].live, cases[0].nested)
+        for task in range(tasks):
+            lengths = []
+            for stairs in (case.staircase(None), case.staircase(task)):
+                stair = stairs.stairs[task]
+                apart = stair.spans_by_source
+                covered = [column for span in apart for column in range(*span)]
+                assert covered == [column for span in stair.spans for column in range(*span)]
+                lengths.append([stop - start for start, stop in apart])
+                assert Staircase.decode(stairs.encode()).stairs[task].spans_by_source == apart
+            assert lengths[0] == lengths[1], case
 
 
 def test_empty_spans_are_left_out():

@@ -14,7 +14,7 @@ from torch._dynamo.backends.registry import lookup_backend
 
 from eidetic_kernels import backends
 from eidetic_kernels.layout import Segments, Source, Staircase, staircase
-from eidetic_kernels.ops import Geometry, batch_norm, conv2d, linear, linear_norm
+from eidetic_kernels.ops import Geometry, batch_norm, conv2d, conv2d_norm, linear, linear_norm
 from eidetic_kernels.ops.registration import decoded, encoded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(deprecated|Deprecat|non-tuple).*", "ignore::UserWarning:torch")
@@ -88,6 +88,18 @@ def linear_norm_arguments(name="nested", activation="relu", training=True, exact
     ]  # fmt: skip
 
 
+def conv_norm_arguments(layout=torch.contiguous_format, name="nested", activation="relu", exact=False, residual=True):
+    x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *_ = conv_arguments(layout, name)
+    frozen = decoded(numbers).frozen_rows
+    live = rows - frozen
+    added = torch.randn(conv2d.output_shape(x, weight, rows, GEOMETRY)).requires_grad_() if residual else None
+    return [
+        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, leaf(len(weight)), leaf(len(weight)),
+        torch.randn(live), torch.rand(live), torch.randn(frozen), torch.randn(frozen),
+        True, 0.1, 1e-5, activation, exact, added, *GEOMETRY,
+    ]  # fmt: skip
+
+
 def detached(arguments):
     return [a.detach() if isinstance(a, torch.Tensor) else a for a in arguments]
 
@@ -153,8 +165,29 @@ def test_opcheck_linear_norm(name):
         ])  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("name", "layout", "activation", "exact", "residual"),
+    [
+        ("nothing frozen", torch.contiguous_format, "none", True, True),
+        ("nested", torch.channels_last, "relu", False, True),
+        ("mixed by segment", torch.contiguous_format, "silu", True, False),
+        ("all frozen", torch.channels_last, "silu", True, True),
+    ],
+)
+def test_opcheck_conv2d_norm(name, layout, activation, exact, residual):
+    arguments = conv_norm_arguments(layout, name, activation, exact, residual)
+    check(conv2d_norm.OP, arguments)
+    x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, *_, added, _, _, _ = detached(arguments)
+    y, pre, mean, rstd = conv2d_norm.OP(*detached(arguments))
+    assert y.is_contiguous(memory_format=layout)
+    check(conv2d_norm.BACKWARD_OP, [
+        torch.randn_like(y), y, x, weight, bias, fw, fb, numbers, pre, nw, nb, mean, rstd, scale, shift,
+        True, activation, exact, exact, True, False, added, residual, *GEOMETRY,
+    ])  # fmt: skip
+
+
 def test_running_statistics_are_the_only_arguments_that_change():
-    for op in (batch_norm.OP, linear_norm.OP):
+    for op in (batch_norm.OP, linear_norm.OP, conv2d_norm.OP):
         arguments = op.registered._schema.arguments
         written = [a.name for a in arguments if a.alias_info is not None and a.alias_info.is_write]
         assert written == ["running_mean", "running_var"]
@@ -162,7 +195,8 @@ def test_running_statistics_are_the_only_arguments_that_change():
 
 def test_eager_calls_and_dispatched_calls_have_the_same_bits():
     """An eager call passes the dispatcher by; both ways are one implementation and one gradient."""
-    for op, make in ((linear.OP, linear_arguments), (linear_norm.OP, linear_norm_arguments)):
+    makers = {linear: linear_arguments, linear_norm: linear_norm_arguments, conv2d_norm: conv_norm_arguments}
+    for op, make in ((module.OP, make) for module, make in makers.items()):
         results = []
         for call in (op, op.registered):
             torch.manual_seed(0)
@@ -256,6 +290,42 @@ def test_convolutions_and_images_compile():
             for eager, other in zip(*results):
                 assert other.stride() == eager.stride()
                 assert_close(name, other, eager)
+
+
+def image_block(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *rest):
+    """A convolution with its norm, which adds a residual that needs a gradient."""
+    *norm, _, stride, padding, dilation = rest
+    z = torch.ops.eidetic.staircase_conv2d(
+        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, False, stride, padding, dilation
+    )
+    return torch.ops.eidetic.staircase_conv2d_norm(
+        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *norm, z, stride, padding, dilation
+    )[0]
+
+
+def test_convolutions_with_norms_compile_a_few_times_for_any_number_of_tasks():
+    backend = Counting("aot_eager")
+    compiled = torch.compile(image_block, fullgraph=True, backend=backend)
+    for tasks in range(1, 13):
+        output = Segments(400, 10 + tasks, tuple(range(2, 2 + tasks)))
+        stairs = staircase(output, (Source(output),), (True,) * (tasks + 1), None)
+        frozen, live = stairs.frozen_rows, output.live
+        results = []
+        for call in (image_block, compiled):
+            torch.manual_seed(tasks)
+            arguments = [
+                leaf(3, stairs.columns, 5, 4), leaf(live, stairs.columns, 3, 3), leaf(live),
+                torch.randn(sum(stair.rows * stair.columns for stair in stairs.frozen) * 9), torch.randn(frozen),
+                encoded(stairs), stairs.rows, leaf(live), leaf(live), torch.randn(live), torch.rand(live),
+                torch.randn(frozen), torch.randn(frozen), True, 0.1, 1e-5, "relu", False, None, (1, 1), (1, 1), (1, 1),
+            ]  # fmt: skip
+            y = call(*arguments)
+            y.square().sum().backward()
+            leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point()]
+            results.append([y, *leaves, *[a.grad for a in leaves if a.requires_grad]])
+        for number, (eager_result, other) in enumerate(zip(*results)):
+            assert_close(f"{number} with {tasks} tasks", other, eager_result, least=1.0)
+    assert backend.count <= 4
 
 
 def eager(net):

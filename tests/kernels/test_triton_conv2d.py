@@ -1,5 +1,8 @@
 """The frozen segments of a staircase convolution in Triton against the oracle: in the interpreter without a GPU."""
 
+import copy
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,10 +13,12 @@ import interpreter  # noqa: F401  half precision in the interpreter
 from staircases import CASES, Case, Layer, assert_same_results, inside_poison
 from tolerances import assert_close, assert_same_bits
 
+import eidetic_kernels as ek
 from eidetic_kernels import backends
 from eidetic_kernels.layout import Staircase
 from eidetic_kernels.ops import ACTIVATIONS, Geometry, staircase_conv2d, staircase_conv2d_oracle
 from eidetic_kernels.ops.activations import FUNCTIONS
+from eidetic_kernels.ops.conv2d import output_shape
 from eidetic_kernels.triton_kernels import conv2d, linear
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,22 +63,29 @@ class Call:
         rows = self.staircase.frozen_rows
         self.scale, self.shift = (torch.randn(rows) + 2, torch.randn(rows)) if norm else (None, None)
 
-    def run(self, x=None, activation="none", staircase=None):
-        """The kernel's y; as many of the weights as ``staircase`` has."""
+    def run(self, x=None, activation="none", staircase=None, residual=None):
+        """The frozen channels of the kernel's y, the others being untouched; as many weights as ``staircase`` has."""
         staircase = staircase or self.staircase
+        x = (self.x if x is None else x).to(DEVICE)
         rows, taps = staircase.frozen_rows, self.kernel[0] * self.kernel[1]
         weights = sum(stair.rows * stair.columns for stair in staircase.frozen) * taps
+        last = x.stride(1) == 1 and not x.is_contiguous()
+        y = torch.full(
+            output_shape(x, torch.empty(1, 1, *self.kernel), staircase.rows, self.geometry), 7.0, dtype=x.dtype,
+            device=DEVICE,
+        ).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
 
         def part(tensor, count):
             return None if tensor is None else tensor[:count].to(DEVICE)
 
-        return conv2d.staircase_conv2d_frozen_forward(
-            (self.x if x is None else x).to(DEVICE), part(self.layer.frozen_weight, weights),
-            part(self.layer.frozen_bias, rows), part(self.scale, rows), part(self.shift, rows),
-            self.kernel, staircase, self.geometry, activation,
+        conv2d.staircase_conv2d_frozen_forward(
+            y, x, part(self.layer.frozen_weight, weights), part(self.layer.frozen_bias, rows), part(self.scale, rows),
+            part(self.shift, rows), residual, self.kernel, staircase, self.geometry, activation,
         )  # fmt: skip
+        assert (y[:, rows:] == 7).all(), "live channels were touched"
+        return y[:, :rows]
 
-    def expected(self, activation="none"):
+    def expected(self, activation="none", residual=None):
         """By the paper's mask over the dense weight, in float64."""
         rows = self.case.row_owners() < self.case.live_task
         mask = self.case.mask()[rows]
@@ -86,6 +98,8 @@ class Call:
             y = y + self.layer.frozen_bias.double()[: y.shape[1]].view(wide)
         if self.scale is not None:
             y = y * self.scale.double().view(wide) + self.shift.double().view(wide)
+        if residual is not None:
+            y = y + residual[:, : y.shape[1]].double().cpu()
         return FUNCTIONS[activation](y)
 
 
@@ -119,8 +133,6 @@ def test_memory_formats_and_strides():
     for x in (call.x, channels_last(call.x), sliced, inside_poison(call.x), call.x.mT.contiguous().mT):
         y = call.run(x)
         assert_close("y", y, expected)
-        last = x.stride(1) == 1
-        assert y.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 @pytest.mark.usefixtures("few_blocks")
@@ -128,6 +140,16 @@ def test_memory_formats_and_strides():
 def test_activations(activation):
     call = Call(TWO, *GEOMETRIES["1x1"])
     assert_close("y", call.run(activation=activation), call.expected(activation))
+
+
+@pytest.mark.usefixtures("few_blocks", "poisoned_memory")
+def test_a_residual_is_added_before_the_activation():
+    call = Call(NESTED, *GEOMETRIES["uneven everything"])
+    residual = torch.randn(2, call.staircase.rows, *call.expected().shape[2:], device=DEVICE)
+    residual[:, call.staircase.frozen_rows :] = float("nan")
+    for added in (residual, channels_last(residual), inside_poison(residual)):
+        for x in (call.x, channels_last(call.x)):
+            assert_close("y", call.run(x, "silu", residual=added), call.expected("silu", residual))
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -239,6 +261,139 @@ def test_what_is_not_supported_is_said():
     assert "differ in dtype (torch.float32, torch.bfloat16)" in why(dtype=torch.bfloat16)
     assert "a kernel of [9, 9] leaves nothing of an input of [6, 7]" in why(kernel=(9, 9))
     assert "samples of 2**25 values" in why(call.x[:1, :1, :1, :1].expand(1, 14, 2048, 2048))
+
+
+# ---- frozen weights are packed once
+
+
+@pytest.fixture
+def packings(monkeypatch):
+    """How many segments were packed, by each call."""
+    counts = []
+    taps_outside = conv2d.taps_outside
+
+    def counting(weight, stairs, kernel):
+        known = conv2d._packed.get(weight)
+        packed = taps_outside(weight, stairs, kernel)
+        fresh = known is None or known.weights is not packed
+        counts.append(len(stairs) - (0 if fresh else min(len(known.blocks), len(stairs))))
+        return packed
+
+    monkeypatch.setattr(conv2d, "taps_outside", counting)
+    return counts
+
+
+def packed_by_hand(weight, stairs, kernel):
+    taps, offset, parts = kernel[0] * kernel[1], 0, []
+    for stair in stairs:
+        size = stair.rows * stair.columns * taps
+        block = weight[offset : offset + size].view(stair.rows, stair.columns, taps)
+        parts.append(block.transpose(1, 2).flatten())
+        offset += size
+    return torch.cat(parts)
+
+
+def check_packed(weight, staircase, kernel=(3, 3)):
+    expected = packed_by_hand(weight, staircase.frozen, kernel)
+    packed = conv2d.taps_outside(weight, staircase.frozen, kernel)
+    assert_same_bits("packed", packed[: len(expected)], expected)
+
+
+def test_a_segment_is_packed_once_whatever_is_recalled(packings):
+    weight = Layer(NESTED, (3, 3), dtype=torch.float32).frozen_weight
+    for task, count in ((0, 1), (0, 0), (1, 1), (None, 1), (None, 0), (1, 0), (2, 0), (0, 0)):
+        check_packed(weight, NESTED.staircase(task))
+        assert packings.pop() == count, task
+    check_packed(weight, CASES["disjoint"].staircase(1))  # another structure of the same numbers
+    assert packings.pop() == 2
+
+
+def test_no_packed_weights_are_older_than_the_weights(packings):
+    weight, stairs = Layer(NESTED, (3, 3), dtype=torch.float32).frozen_weight, NESTED.staircase()
+    check_packed(weight, stairs)
+
+    def loaded():
+        weight.copy_(torch.randn_like(weight))
+
+    def one_bit():
+        weight.view(torch.int32)[-1] ^= 1
+
+    def elsewhere():
+        weight.data = torch.randn_like(weight)
+
+    def without_gradients():
+        with torch.inference_mode():
+            weight.mul_(2)
+
+    for change in (loaded, one_bit, elsewhere, without_gradients, lambda: weight[3:4].zero_()):
+        change()
+        check_packed(weight, stairs)
+        assert packings.pop() == 3, change
+        check_packed(weight, stairs)
+        assert packings.pop() == 0
+    for other in (weight.clone(), copy.deepcopy(weight), weight.to(torch.float64)):
+        other.view(-1)[0] = 5.0
+        check_packed(other, stairs)
+        assert packings.pop() == 3
+    check_packed(weight, stairs)
+    assert packings.pop() == 0
+
+
+def test_packed_weights_go_with_the_weights(packings):
+    gc.collect()
+    before = len(conv2d._packed)
+    weight, stairs = Layer(NESTED, (3, 3), dtype=torch.float32).frozen_weight, NESTED.staircase()
+    check_packed(weight, stairs)
+    assert len(conv2d._packed) == before + 1
+    del weight
+    gc.collect()
+    assert len(conv2d._packed) == before
+
+
+def test_weights_whose_changes_are_not_counted_are_packed_each_time(packings):
+    with torch.inference_mode():
+        weight, stairs = Layer(NESTED, (3, 3), dtype=torch.float32).frozen_weight, NESTED.staircase()
+        for value in (1.0, 2.0):
+            weight[0] = value
+            check_packed(weight, stairs)
+            assert packings.pop() == 3
+
+
+def test_what_is_packed_in_inference_mode_is_added_to_outside(packings):
+    weight = Layer(NESTED, (3, 3), dtype=torch.float32).frozen_weight
+    with torch.inference_mode():
+        check_packed(weight, NESTED.staircase(0))
+    check_packed(weight, NESTED.staircase())
+    assert packings == [1, 2]
+
+
+@pytest.mark.usefixtures("few_blocks")
+@pytest.mark.parametrize("norm", [False, True], ids=["convolution", "with its norm"])
+def test_a_layer_packs_each_task_once_and_never_answers_from_older_weights(norm, packings):
+    layer = ek.EideticConv2d(2, 7, 3, padding=1, norm=ek.EideticBatchNorm2d(7) if norm else None).to(DEVICE)
+    x = torch.randn(2, 2, 4, 4, device=DEVICE)
+
+    def answers(layer):
+        with backends.using("torch"):
+            expected = layer.eval()(x)
+        with backends.using("triton"):
+            assert_close("y", layer(x), expected)
+        return packings.pop()
+
+    for task in range(2):
+        with backends.using("torch"):
+            layer.train()(x)
+        layer.prune([0, 2])
+        layer.freeze()
+        layer.recycle(3)
+        assert answers(layer) == task + 1 and answers(layer) == 0
+    twin = copy.deepcopy(layer)
+    assert answers(twin) == 2
+    state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in layer.state_dict().items()}
+    layer.load_state_dict(state)
+    assert answers(layer) == 2 and answers(twin) == 0
+    assert answers(layer.double().float()) == 2
+    assert answers(layer.to(memory_format=torch.channels_last)) in (0, 2)
 
 
 @pytest.mark.parametrize("name", ["nested", "disjoint", "no live row", "recall of the last"])

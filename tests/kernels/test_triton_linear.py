@@ -213,9 +213,11 @@ def test_inputs_lie_anyhow(name, small_tiles):
 def test_recall_has_the_same_bits_alone_and_beside_others(dtype, small_tiles):
     """P1: a task's prefix, its weights all there is; later the same with more segments, live ones NaN, in training."""
     generator = random.Random(1)
-    for samples in (17, 1):
-        norm = Norm(random_case(generator, 36), dtype)
-        case, layer = norm.case, norm.layer
+    # Side by side, sources touch in recall between whose spans lies what others own in training.
+    concatenated = Case((3, ((20, 1), 18, 1), ((17, 5), 3, 2)), (2, 3), 4, (True, False, False))
+    for samples, case in ((17, random_case(generator, 36)), (1, random_case(generator, 36)), (17, concatenated)):
+        norm = Norm(case, dtype)
+        layer = norm.layer
         for task in range(case.live_task):
             stairs, owners = case.staircase(task), case.column_owners(None)
             full = torch.randn(samples, len(owners)).to(dtype)

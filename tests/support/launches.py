@@ -83,7 +83,7 @@ def growing_norms(dtype):
 
 
 def conv2d(dtype, memory_format=torch.channels_last, aligned=True, precision="ieee", sizes=None):
-    """The frozen segments of a 3 x 3 convolution that reads a group of the sizes it has itself."""
+    """The frozen segments of a 3 x 3 convolution, and all that follows it, that reads a group of its own sizes."""
     from eidetic_kernels.ops import Geometry
     from eidetic_kernels.triton_kernels import conv2d
 
@@ -92,9 +92,10 @@ def conv2d(dtype, memory_format=torch.channels_last, aligned=True, precision="ie
     stairs = staircase(group, (Source(group),), (True, False, True, True)[-group.tasks - 1 :], None)
     rows = stairs.frozen_rows
     x = torch.empty(16, stairs.columns, 14, 14, dtype=dtype).to(memory_format=memory_format)
+    y, residual = (x.new_empty(16, stairs.rows, 14, 14).to(memory_format=memory_format) for _ in range(2))
     conv2d.staircase_conv2d_frozen_forward(
-        x, x.new_empty(_size(stairs) * 9), x.new_empty(rows), torch.empty(rows), torch.empty(rows), (3, 3), stairs,
-        Geometry((1, 1), (1, 1), (1, 1)), "relu",
+        y, x, x.new_empty(_size(stairs) * 9), x.new_empty(rows), torch.empty(rows), torch.empty(rows), residual, (3, 3),
+        stairs, Geometry((1, 1), (1, 1), (1, 1)), "relu",
     )  # fmt: skip
 
 
