@@ -57,7 +57,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     if not isinstance(example_input, Tensor) or example_input.dim() < 2:
         raise InputError("example_input must be a batch that the module accepts, a tensor [N, ...].")
     refuse_gradient_hooks(module)
-    plain = write_out(copy.deepcopy(module))
+    plain = write_out(_copy(module))
     modes = {path: each.training for path, each in plain.named_modules()}
     graph, trained = record(plain.eval()), record(plain.train())
     plain.eval()  # training-mode extras (auxiliary classifiers) stay outside of the graph
@@ -88,6 +88,17 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         _begin(network, classifier, answers[-1][1])
     comparing.compare(network if head is not False else body, answers)
     return network
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise ConversionError(
+            f"{type(module).__name__} cannot be copied, and a conversion leaves the module as it is: {error}\nIs a "
+            "weight made of others in a hook (torch.nn.utils.weight_norm, spectral_norm, prune)? Make it a weight "
+            "again first: remove_weight_norm, remove_spectral_norm, prune.remove."
+        ) from error
 
 
 def _run(plain: nn.Module, graph: fx.Graph, example: Tensor) -> None:

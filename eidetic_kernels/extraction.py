@@ -232,7 +232,8 @@ def _batch_norm(
 
     ``products`` makes what is normalised, where the norm is a part of a layer.
     """
-    columns = (-1, 1, 1) if isinstance(layers[0], EideticBatchNorm2d) else (-1,)
+    image, alone = isinstance(layers[0], EideticBatchNorm2d), products is None
+    columns = (-1, 1, 1) if image else (-1,)
     root, graph = nn.Module(), fx.Graph()
     for name in ("scale", "shift"):
         rows = [
@@ -245,7 +246,11 @@ def _batch_norm(
     if products is not None:
         root.add_module("products", products)
         x = graph.call_module("products", (x,))
+    sequence = alone and not image  # [N, C] or [N, C, T]: dimension 1 comes last and goes back
+    x = graph.call_function(torch.transpose, (x, 1, -1)) if sequence else x
     y = graph.call_function(torch.addcmul, (graph.get_attr("shift"), x, graph.get_attr("scale")))
+    if sequence:  # in memory as in the network, for what reads it
+        y = graph.call_method("contiguous", (graph.call_function(torch.transpose, (y, 1, -1)),))
     for each in added:
         y = graph.call_function(torch.add, (y, each))
     activation = layers[0].activation

@@ -6,7 +6,7 @@ from torch import fx, nn
 
 from ..errors import ConversionError, InputError
 from ..refusals import at_node
-from .twins import is_plain
+from .twins import is_plain, refuse_hooks
 
 
 def find_head(
@@ -41,4 +41,5 @@ def find_head(
         return end, end, None
     if len(end.users) > 1:
         raise at_node(end).refused("the head's output is used in other places too.")
+    refuse_hooks(module, end)
     return end.args[0], end, module.get_submodule(end.target)

@@ -36,11 +36,11 @@ def is_plain(module: nn.Module, cls: type) -> bool:
 def replace(module: nn.Module, node: fx.Node) -> None:
     """Put the twin that knows segments in the place of the layer that ``node`` calls."""
     old = module.get_submodule(node.target)
+    refuse_hooks(module, node)
     name = f"{type(old).__module__}.{type(old).__qualname__}"
     twin = TWINS.get(name) or next((make for cls, make in TWINS.items() if is_plain(old, cls)), None)
     if twin is None:
         return
-    refuse_hooks(module, node)
     new = twin(old, at_node(node))
     if isinstance(new, SegmentedLayer):  # an attention is made of several, and has taken over their parameters
         for name, parameter in old.named_parameters(recurse=False):
@@ -52,14 +52,16 @@ def replace(module: nn.Module, node: fx.Node) -> None:
 
 
 def refuse_hooks(module: nn.Module, node: fx.Node) -> None:
-    """Raise ConversionError where the layer that ``node`` calls has what a twin in its place would not."""
-    old = module.get_submodule(node.target)
-    hooks = [*old._forward_hooks, *old._forward_pre_hooks, *old._backward_hooks, *old._backward_pre_hooks]
-    if hooks or parametrize.is_parametrized(old):
-        raise at_node(node).refused(
-            f"{node.target!r} has hooks or parametrizations (weight or spectral normalisation), which would be lost. "
-            "Remove them first (torch.nn.utils.parametrize.remove_parametrizations)."
-        )
+    """Raise ConversionError where the layer that ``node`` calls, which is not looked into, or a part of it, does what
+    a twin in its place would not, or what no rule knows of."""
+    for part in module.get_submodule(node.target).modules():
+        hooks = [*part._forward_hooks, *part._forward_pre_hooks, *part._backward_hooks, *part._backward_pre_hooks]
+        if hooks or parametrize.is_parametrized(part) or "forward" in vars(part):
+            raise at_node(node).refused(
+                f"{node.target!r} has hooks or parametrizations (weight or spectral normalisation), or a forward of "
+                "its own beside its class's, which would be lost or could mix units. Remove them first "
+                "(torch.nn.utils.parametrize.remove_parametrizations)."
+            )
 
 
 def _factory(old: nn.Module) -> dict[str, Any]:

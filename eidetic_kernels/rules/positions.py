@@ -61,7 +61,7 @@ def indexes(step: Step) -> Any:
     if isinstance(value, tuple):
         return value[given]
     if isinstance(value, Constant):
-        return squeezes(step)
+        return _of_constant(step, value)
     rank = step.rank(step.first_argument())
     if not isinstance(value, Units) or not rank:
         return unknown(step)
@@ -90,6 +90,32 @@ def indexes(step: Step) -> Any:
             step.refuse("pixels were folded into its units: give it other dimensions before flattening.")
         return value
     return placed(step, value, places.index(unit), len(places), places.index(value.batch))
+
+
+def _of_constant(step: Step, value: Constant) -> Any:
+    """``pos[:, :x.size(1)]``, ``scale[:, None, None]``: a tensor of the network, all of it on the example."""
+    given = step.node.args[1] if isinstance(step.node.args[1], tuple) else (step.node.args[1],)
+    if any(each not in (None, Ellipsis) and type(each) not in (int, slice) for each in given):
+        step.refuse(
+            f"it picks parts of {value.path!r}, a tensor of the network, by a list or another tensor, whose order is "
+            "not followed: index it by slices alone."
+        )
+    bounds = [bound for each in given if isinstance(each, slice) for bound in (each.start, each.stop, each.step)]
+    if not any(map(_is_node, bounds)):
+        return squeezes(step)
+    shape = step.shape(step.node)
+    if shape is None or [size for size in shape if size != 1] != [size for size in value.shape if size != 1]:
+        step.refuse(f"{value.path!r}, a tensor of the network, must be combined with units as it is.")
+    for argument in step.given:  # sizes of an input, which other inputs have otherwise
+        step.take(argument)
+    fixed = [isinstance(each, slice) and not any(map(_is_node, (each.start, each.stop, each.step))) for each in given]
+    all_of = tuple(slice(None) if number else each for number, each in zip(fixed, given))
+    step.node.args = (step.node.args[0], all_of)  # also where there are more units one day
+    return replace(value, shape=tuple(shape))
+
+
+def _is_node(given: Any) -> bool:
+    return isinstance(given, fx.Node)
 
 
 def _with_all_units(step: Step, given: tuple[Any, ...], unit: int) -> tuple[Any, ...]:

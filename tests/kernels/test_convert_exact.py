@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conversions import assert_teaches, take_through
 from plain_modules import Plain, conv, pooled
 from torch import nn
+from torch.nn.utils import prune
 
 import eidetic_kernels as ek
 from eidetic_kernels.conversion import comparing
@@ -522,6 +523,54 @@ def test_hooks_that_would_be_lost_are_refused():
         module = fresh()
         hook(module)
         refused(module, like=text)
+
+
+def _own_forward(layer):
+    layer.forward = lambda x: x.flip(1)
+
+
+def _weight_norm(layer):
+    nn.utils.parametrizations.weight_norm(layer)
+
+
+LOOKED_PAST = {
+    "hook of an activation": lambda s: s[1].register_forward_hook(lambda module, inputs, output: output.flip(1)),
+    "hook before an activation": lambda s: s[1].register_forward_pre_hook(lambda module, inputs: inputs[0].flip(1)),
+    "hook of the head": lambda s: s[2].register_forward_hook(lambda m, _, output: output * 2 if m.training else None),
+    "norm of the head's weight": lambda s: _weight_norm(s[2]),
+    "forward of an activation's own": lambda s: _own_forward(s[1]),
+}
+
+
+@pytest.mark.parametrize("case", LOOKED_PAST)
+@pytest.mark.parametrize("head", [None, "2"])
+def test_what_is_done_around_a_layer_that_is_not_looked_into_is_refused(case, head):
+    """Units reversed, say: the module is right until some of them go. Of a head, only training would show it."""
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+    LOOKED_PAST[case](module)
+    with pytest.raises(ek.ConversionError, match="has hooks|a forward of its own") as raised:
+        ek.convert(module, torch.randn(2, 6), head=head)
+    assert str(raised.value).startswith(f"node '_{2 if 'head' in case else 1}' [call_module ")
+    assert_teaches(str(raised.value))
+
+
+def test_a_part_of_an_attention_with_a_norm_of_its_own_is_refused():
+    module = Attends("self", True, 2)
+    _weight_norm(module.attention.out_proj)
+    refused(module, 3, 5, like="has hooks or parametrizations")
+
+
+def _made_of_another(layer):
+    prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.parametrize("change", [_made_of_another, lambda layer: nn.utils.weight_norm(layer)])
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+def test_a_module_that_cannot_be_copied_is_refused(change):
+    """A weight made of others in a hook is no leaf of autograd's graph."""
+    module = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4))
+    change(module[0])
+    assert "prune.remove" in refused(module, like="Sequential cannot be copied")
 
 
 def test_a_hook_of_a_container_is_traced():

@@ -267,6 +267,11 @@ REFUSED = {
             *[x.view(2, 6, 4, 2).transpose(1, 2)] * 3, scale=1.0 / x.size(-1)
         ).transpose(1, 2).flatten(2), {}, "a scale made of sizes",
     ),
+    "positions in another order": (
+        lambda s, x: x + s.p[[5, 4, 3, 2, 1, 0]], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"
+    ),
+    "one position for all": (lambda s, x: x + s.p[[0] * 6], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"),
+    "true positions": (lambda s, x: x + s.p[[True] * 6], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"),
     "a tensor picks": (lambda s, x: x[:, s.p.long()], {"p": nn.Parameter(torch.ones(2))}, "."),
     "a tensor used twice": (
         lambda s, x: s.b(x + s.p) + s.p, {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)}, "called twice"
@@ -314,6 +319,30 @@ def test_refused(case):
             message = message.replace(" ".join(line.split()), "")
     assert re.search(f"(?s){text}", message), message
     assert all(torch.equal(tensor, before[path]) for path, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@torch.no_grad()
+def test_positions_that_follow_the_input(dims):
+    """``pos[:, :x.size(1)]`` is taken of inputs of any length, also where the example's has all."""
+    given = nn.Parameter(torch.randn(6, 8) if dims == 2 else torch.randn(1, 6, 8))
+    pick = {
+        2: lambda s, x: x + s.p[: x.size(1)] + s.q[None, 0:6, :][:, : x.shape[1], : x.shape[2]],
+        3: lambda s, x: x + s.p[:, : x.size(1)] + s.q[..., :8][: x.shape[1]],
+    }
+    module = Tokens(pick[dims], p=given, q=nn.Parameter(torch.randn(6, 8))).double().eval()
+    net = ek.convert(module, torch.randn(2, 6, 5).double()).eval()
+    inputs = [torch.randn(3, length, 5).double() for length in (6, 4, 1)]
+    for x in inputs:
+        assert torch.equal(net(x), module(x))
+    net.prune(0.5)
+    pruned = [net(x) for x in inputs]
+    net.finish_task()
+    net.prepare_for_task(1, 2)
+    for x, expected in zip(inputs, pruned):
+        assert torch.equal(net(x, task=0), expected)
+        assert torch.equal(net.extract(0)(x), expected)
+        assert net(x).isfinite().all()
 
 
 TAKEN = {

@@ -39,6 +39,33 @@ def test_every_tasks_logits(name, how):
             extracted_alike(net, task, batch(net, samples)[0])
 
 
+class Sequences(nn.Module):
+    """Units normalised over the positions of a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.bn, self.head = nn.Linear(5, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        return self.head(F.relu(self.bn(self.a(x).transpose(1, 2))).mean(2))
+
+
+@pytest.mark.parametrize("positions", [4, 6])
+def test_a_norm_over_sequences(positions):
+    """As long as there are units of task 0, or longer."""
+    net = ek.convert(Sequences(), torch.randn(2, positions, 5))
+    net.example = (positions, 5)
+    for task in range(2):
+        if task:
+            net.prepare_for_task(task, CLASSES)
+        train(net, torch.optim.SGD(net.parameters(), 0.1), seed=task)
+        net.prune(0.5)
+        net.finish_task()
+    for task in range(2):
+        for samples in (1, 7):
+            extracted_alike(net, task, batch(net, samples)[0])
+
+
 @pytest.mark.parametrize("how", READINGS)
 @pytest.mark.parametrize("make", [MLP, ConvNet, Residual])
 def test_float64(make, how):
