@@ -122,8 +122,8 @@ class Units:
         return " and ".join(repr(next(iter(part.producers))) for part in self.parts)
 
     def flattened(self) -> Units:
-        """The same units with their pixels folded into dimension 1."""
-        return replace(self, flat=self.spatial or self.flat, spatial=False)
+        """The same units with their pixels folded into dimension 1; one pixel is folded already."""
+        return replace(self, flat=(self.spatial or self.flat) and self.pixels != 1, spatial=False)
 
 
 @dataclass(frozen=True)

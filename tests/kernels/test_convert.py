@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from conversions import assert_teaches, lived_in, load_torchvision, take_through
 from plain_modules import Plain, conv, pooled
+from pruned_alike import pruned_alike
 from torch import nn
 
 import eidetic_kernels as ek
@@ -246,6 +247,19 @@ def test_groups_of_a_concatenation():
     assert [source.group.width for source in net.wiring.sources["body.c2"]] == [4, 3]
     assert list(net.groups[0].norms) == ["body.n1", "body.n2.0", "body.n3.0"]
     assert [source.group for source in net.wiring.features] == [group.segments for group in net.groups[-2:]]
+
+
+def test_one_pixel_flattened_is_a_unit():
+    """Squeeze and excitation of linear layers: what was pooled to one pixel is as flat as what a layer makes of it."""
+
+    def gated(s, x):
+        x = pooled(F.relu(s.a(x)))
+        return s.h(torch.cat([x * s.b(x).sigmoid(), s.c(x)], 1))
+
+    module = Plain(gated, a=nn.Conv2d(3, 8, 3), b=nn.Linear(8, 8), c=nn.Linear(8, 5), h=nn.Linear(13, 4))
+    take_through(module, torch.randn(8, *IMAGE))
+    net = pruned_alike(module, torch.randn(2, *IMAGE))
+    assert [group.name for group in net.groups] == ["body.a (+1 tied)", "body.c"]
 
 
 def test_grains_of_groups():
