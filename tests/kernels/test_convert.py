@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from conversions import assert_teaches, lived_in, load_torchvision, take_through
 from plain_modules import Plain, conv, pooled
-from pruned_alike import pruned_alike
 from torch import nn
 
 import eidetic_kernels as ek
@@ -254,12 +253,13 @@ def test_one_pixel_flattened_is_a_unit():
 
     def gated(s, x):
         x = pooled(F.relu(s.a(x)))
-        return s.h(torch.cat([x * s.b(x).sigmoid(), s.c(x)], 1))
+        left, right = x.chunk(2, 1)
+        return s.h(torch.cat([torch.cat([left, right.tanh()], 1) * s.b(x).sigmoid(), s.c(x)], 1))
 
     module = Plain(gated, a=nn.Conv2d(3, 8, 3), b=nn.Linear(8, 8), c=nn.Linear(8, 5), h=nn.Linear(13, 4))
     take_through(module, torch.randn(8, *IMAGE))
-    net = pruned_alike(module, torch.randn(2, *IMAGE))
-    assert [group.name for group in net.groups] == ["body.a (+1 tied)", "body.c"]
+    net = ek.convert(module, torch.randn(2, *IMAGE))
+    assert [group.name for group in net.groups] == ["body.a.0 (+1 tied)", "body.a.1 (+1 tied)", "body.c"]
 
 
 def test_grains_of_groups():

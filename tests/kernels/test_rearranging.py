@@ -273,8 +273,8 @@ REFUSED = {
     ),
     "flattened pixels cut": (
         lambda: Plain(
-            lambda s, x: s.b(torch.cat(s.a(x).flatten(1).chunk(2, 1), 1)), a=nn.Conv2d(3, 4, 8), b=nn.Linear(4, 4)
-        ), "4 units of 'body.a' cannot be cut into 2, 2 after flattening",
+            lambda s, x: s.b(torch.cat(s.a(x).flatten(1).chunk(2, 1), 1)), a=nn.Conv2d(3, 4, 7), b=nn.Linear(16, 4)
+        ), "4 units of 'body.a' cannot be cut into 8, 8 after flattening",
     ),
 }  # fmt: skip
 
