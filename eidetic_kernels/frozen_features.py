@@ -78,8 +78,8 @@ class FrozenFeatures:
 
     @contextmanager
     def batch(self, rows: Tensor | None) -> Iterator[None]:
-        """For a pass over the samples ``rows`` (int64 [N]: indices into the data set), in the order of the batch; None
-        will do where nothing frozen is read.
+        """For a pass over the samples ``rows`` (int64 [N]: indices into the data set, on any device), in the order of
+        the batch; None will do where nothing frozen is read.
 
         Raises InputError for a batch of another length, TaskError when another task is in training by now.
         """
@@ -88,6 +88,8 @@ class FrozenFeatures:
                 f"these are task {self.task}'s frozen features, which is no longer in training: make new ones."
             )
         with ExitStack() as stack:
+            if rows is not None:
+                rows = rows.to(self.readers[-1].weight.device)
             if self.off is not None:
                 pass
             elif not self._proven or (self._unknown and not self._holds(rows)):
