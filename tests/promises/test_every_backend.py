@@ -12,7 +12,7 @@ from life import batch, bits, loss_of, poison, recall
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels import backends
+from eidetic_kernels import backends, self_check
 
 HERE = [name for name in backends.NAMES if backends.why_missing(name) is None]
 
@@ -72,6 +72,11 @@ def test_frozen_units_are_the_same_in_training_and_evaluation(name, backend, dev
 @pytest.mark.parametrize("name", NETWORKS)
 def test_forward_and_backward_equal_the_double_precision_network(name, backend, device):
     """P4: against the same network in float64 on torch, which tests/promises/test_p4_oracle.py holds to the paper's."""
+    with self_check.full_precision():
+        check_against_double_precision(name, device)
+
+
+def check_against_double_precision(name, device):
     net = learned(NETWORKS[name], 2, device)
     net.prepare_for_task(2, 3)
     reference = copy.deepcopy(net).cpu().double()
