@@ -106,8 +106,15 @@ class FrozenFeatures:
             yield
 
     def _hook(self, stack: ExitStack, hook) -> None:
+        """Let ``hook`` see, and change, what every reader is given: by position, also where ``forward`` names it."""
+
+        def call(layer: StaircaseLayer, given: tuple[Tensor, ...], named: dict) -> tuple[tuple, dict] | None:
+            named = dict(named)
+            given = hook(layer, (named.pop("x"), *given) if "x" in named else given)
+            return None if given is None else (given, named)
+
         for layer in self.readers:
-            stack.callback(layer.register_forward_pre_hook(hook).remove)
+            stack.callback(layer.register_forward_pre_hook(call, with_kwargs=True).remove)
 
     def _holds(self, rows: Tensor) -> bool:
         return self._known is not None and bool(self._known[rows].all())

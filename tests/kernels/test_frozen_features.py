@@ -369,6 +369,30 @@ def test_indices_may_lie_on_another_device():
     assert features.live == 1 and features.off is None
 
 
+class Named(ek.EideticNetwork):
+    """Its layers are given what they read by name."""
+
+    example = (2, 3, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.first = ek.EideticConv2d(2, 8, 3, padding=1, norm=ek.EideticBatchNorm2d(8, activation="relu"))
+        self.second = ek.EideticConv2d(8, 8, 1, norm=ek.EideticBatchNorm2d(8))
+        self.last = ek.EideticLinear(72, 9)
+
+    def forward(self, x):
+        x = self.first(x=x)
+        return self.last(x=self.second(x=x, residual=x).flatten(1))
+
+
+def test_layers_that_are_given_their_input_by_name():
+    plain, kept = prepared(Named, max_units=0.2), prepared(Named, max_units=0.2)
+    _, expected = train(plain, keep=False)
+    features, losses = train(kept, keep=True)
+    assert features.live and features.off is None
+    assert_close("losses", losses, expected)
+
+
 def test_samples_that_change_are_found_out():
     plain, kept = prepared(MLP), prepared(MLP)
     _, expected = train(plain, keep=False, noise=0.5)
