@@ -317,7 +317,8 @@ def test_convolutions_with_norms_compile_a_few_times_for_any_number_of_tasks():
                 leaf(3, stairs.columns, 5, 4), leaf(live, stairs.columns, 3, 3), leaf(live),
                 torch.randn(sum(stair.rows * stair.columns for stair in stairs.frozen) * 9), torch.randn(frozen),
                 encoded(stairs), stairs.rows, leaf(live), leaf(live), torch.randn(live), torch.rand(live),
-                torch.randn(frozen), torch.randn(frozen), True, 0.1, 1e-5, "relu", False, 0, None, (1, 1), (1, 1), (1, 1),
+                torch.randn(frozen), torch.randn(frozen), True, 0.1, 1e-5, "relu", False, 0, None,
+                (1, 1), (1, 1), (1, 1),
             ]  # fmt: skip
             y = call(*arguments)
             y.square().sum().backward()
