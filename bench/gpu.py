@@ -9,6 +9,7 @@ row that is measured again replaces its older self. EIDETIC_BENCH_SMOKE=1: tiny 
     product   the staircase product beside cuBLAS on one dense product of as many (useful) multiply-adds
     norm      segmented BatchNorm + ReLU beside copying the bytes it must move, and beside torch's two dense calls
     fused     product, BatchNorm and ReLU in one op beside the torch backend's two
+    conv      convolution, BatchNorm and ReLU in one op beside the torch backend's two (images in channels_last)
     mnist     ten tasks of permuted MNIST, 60,000 images each, with shared/data/mnist here or beside the checkout
     step      a training step beside the dense network's
 
@@ -39,7 +40,13 @@ from torch import Tensor
 from eidetic_kernels import backends, default_optimizer, extensions
 from eidetic_kernels.errors import BackendError
 from eidetic_kernels.layout import Segments, Source, Staircase, staircase
-from eidetic_kernels.ops import segmented_batch_norm, staircase_linear, staircase_linear_norm
+from eidetic_kernels.ops import (
+    Geometry,
+    segmented_batch_norm,
+    staircase_conv2d_norm,
+    staircase_linear,
+    staircase_linear_norm,
+)
 from eidetic_training import TaskSettings, config, evaluate, models, report, train_task
 from eidetic_training.data import ImageSet, permuted
 from eidetic_training.data import Source as Images
@@ -295,6 +302,42 @@ def _fused(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, in
     yield from ({**about, **other} for other in others)
 
 
+def measure_convolution() -> Iterator[dict]:
+    for dtype_name in PRECISIONS:
+        for kernel in (1, 3):
+            for state in ((50, 50), (90, 10), (100, 0)):
+                with precision(dtype_name) as dtype, torch.no_grad():
+                    yield from _convolution(dtype_name, dtype, kernel, state)
+
+
+def _convolution(dtype_name: str, dtype: torch.dtype, kernel: int, state: tuple[int, int]) -> Iterator[dict]:
+    samples, channels, side = (2, 96, 4) if DRY else (256, 256, 28)
+    structure = stairs(channels, state)
+    x = torch.randn(samples, structure.columns, side, side, device=DEVICE, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last)
+    _, weight, frozen_weight = tensors(structure, dtype)
+    weight = weight[:, :, None, None].repeat(1, 1, kernel, kernel) / kernel
+    frozen_weight = frozen_weight.repeat(kernel**2) / kernel
+    norm = norm_arguments(structure.frozen_rows, structure.live.rows)
+    geometry = Geometry((1, 1), (kernel // 2,) * 2, (1, 1))
+
+    def forward():
+        return staircase_conv2d_norm(
+            x, weight, None, frozen_weight, None, structure, *norm, True, 0.1, 1e-5, "relu", geometry
+        )
+
+    runs, others = runnable("staircase_conv2d_norm", forward)
+    seconds = alternate(runs)
+    useful = structure.multiply_adds() * samples * (side * kernel) ** 2
+    about = {"dtype": dtype_name, "shape": tuple(x.shape), "kernel": kernel, "state": state}
+    for name in runs:
+        yield {
+            **about, "backend": name, "ms": 1e3 * seconds[name], "torch_ms": 1e3 * seconds["torch"],
+            "of_torch": seconds[name] / seconds["torch"], "tera_multiply_adds": useful / seconds[name] / 1e12,
+        }  # fmt: skip
+    yield from ({**about, **other} for other in others)
+
+
 def measure_step() -> Iterator[dict]:
     from networks import STATES as ALL
     from networks import SUBJECTS, dense, eidetic
@@ -403,7 +446,7 @@ def _tiny_images(folder: Path) -> Path:
 
 ROWS = {
     "promises": check_promises, "product": measure_product, "norm": measure_norm, "fused": measure_fused,
-    "mnist": measure_mnist, "step": measure_step,
+    "conv": measure_convolution, "mnist": measure_mnist, "step": measure_step,
 }  # fmt: skip
 
 

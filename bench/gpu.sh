@@ -80,6 +80,7 @@ measure product 90
 measure norm 60
 measure mnist 120
 measure fused 45
+measure conv 45
 measure step 45
 if command -v compute-sanitizer >/dev/null; then
   step "compute-sanitizer memcheck" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 EIDETIC_BACKEND=cuda \

@@ -102,8 +102,7 @@ def examine(source, name, build, step):
         kind = "" if refused else f"{type(error).__name__}: "
         why = kind + re.sub(r'(?<=File ")[^"]*site-packages/| at 0x[0-9a-f]+', "", (str(error) or "?").splitlines()[0])
         line |= {"outcome": "refused" if refused else "fails", "why": why}
-    facts = environment()
-    return line | {"torch": facts["torch"], "commit": facts["commit"]}
+    return line
 
 
 def recorded():
@@ -166,6 +165,8 @@ def main():
     torch.set_num_threads(1)
     if options.fresh:
         RESULTS.unlink(missing_ok=True)
+    facts = environment()  # before results are written, which would make the commit "-dirty"
+    stamp = {"torch": facts["torch"], "commit": facts["commit"]}
     found, done, only = sources(), recorded(), options.only or []
     for source, name, build in sorted(found, key=lambda each: only.index(each[1]) if each[1] in only else 0):
         key = source.split()[0], name
@@ -173,7 +174,7 @@ def main():
         due = line is None or (options.again and line["outcome"] != "passes")
         if options.page_only or not (name in only if only else due):
             continue
-        line = done[key] = examine(source, name, build, options.step)
+        line = done[key] = examine(source, name, build, options.step) | stamp
         with open(RESULTS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(f"{name}: {line['outcome']} {line['why']}", flush=True)

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from . import rearranging, tracing
 from .conversion import comparing
 from .conversion.attention import attend_by_module
-from .conversion.dropouts import unshare_dropouts
+from .conversion.dropouts import drop_by_module, unshare_dropouts
 from .conversion.example import Example
 from .conversion.head import find_head
 from .conversion.in_place import name_changes, remove_unused
@@ -73,6 +73,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     rearranging.separate_heads(plain, graph)
     rearranging.rearrange(plain, graph)
     remove_unused(graph)
+    drop_by_module(plain, graph)
     unshare_dropouts(plain, graph)
     hold_parameters(plain, graph)
     attend_by_module(plain, graph)

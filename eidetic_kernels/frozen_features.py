@@ -78,8 +78,8 @@ class FrozenFeatures:
 
     @contextmanager
     def batch(self, rows: Tensor | None) -> Iterator[None]:
-        """For a pass over the samples ``rows`` (int64 [N]: indices into the data set), in the order of the batch; None
-        will do where nothing frozen is read.
+        """For a pass over the samples ``rows`` (int64 [N]: indices into the data set, on any device), in the order of
+        the batch; None will do where nothing frozen is read.
 
         Raises InputError for a batch of another length, TaskError when another task is in training by now.
         """
@@ -88,6 +88,8 @@ class FrozenFeatures:
                 f"these are task {self.task}'s frozen features, which is no longer in training: make new ones."
             )
         with ExitStack() as stack:
+            if rows is not None:
+                rows = rows.to(self.readers[-1].weight.device)
             if self.off is not None:
                 pass
             elif not self._proven or (self._unknown and not self._holds(rows)):
@@ -104,8 +106,15 @@ class FrozenFeatures:
             yield
 
     def _hook(self, stack: ExitStack, hook) -> None:
+        """Let ``hook`` see, and change, what every reader is given: by position, also where ``forward`` names it."""
+
+        def call(layer: StaircaseLayer, given: tuple[Tensor, ...], named: dict) -> tuple[tuple, dict] | None:
+            named = dict(named)
+            given = hook(layer, (named.pop("x"), *given) if "x" in named else given)
+            return None if given is None else (given, named)
+
         for layer in self.readers:
-            stack.callback(layer.register_forward_pre_hook(hook).remove)
+            stack.callback(layer.register_forward_pre_hook(call, with_kwargs=True).remove)
 
     def _holds(self, rows: Tensor) -> bool:
         return self._known is not None and bool(self._known[rows].all())

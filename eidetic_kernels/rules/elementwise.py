@@ -71,7 +71,7 @@ def refuses(reason: str) -> Rule:
 
 
 def drops_by_function(step: Step) -> Any:
-    """``F.dropout``: nothing where it is switched off for good (p=0.0), as many models have it."""
+    """``F.dropout``: nothing where it is switched off for good (p=0.0); ek.convert makes modules of the others."""
     (p,) = step.rest(("p", 0.5))
     if isinstance(p, (int, float)) and p == 0:
         return step.first()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import interpreter  # noqa: F401  half precision in Triton's interpreter
 import pytest
 import torch
 from life import learn
@@ -272,6 +273,30 @@ def test_every_backend_of_this_machine_is_right(name):
         pytest.skip(backends.why_missing(name))
     outcomes = list(self_check.check(name))
     assert outcomes and all(outcome.ok for outcome in outcomes), outcomes
+
+
+@pytest.mark.parametrize("op", self_check.OPS)
+@pytest.mark.parametrize("name", ["torch", "triton"])
+def test_what_is_checked_on_a_gpu_is_right_in_half_precision(name, op):
+    """bfloat16 is checked there alone."""
+    if "cpu" not in backends.devices(name) or backends.why_missing(name) is not None:
+        pytest.skip(f"no {name} on a CPU")
+    outcome = self_check._outcome(op, self_check._CALLS[op], name, "cpu", torch.bfloat16)
+    assert outcome.ok, outcome
+
+
+def test_the_check_computes_in_float32_whatever_torch_is_told():
+    products = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before, told = [each.fp32_precision for each in products], []
+
+    def call(op, random):
+        told.append([each.fp32_precision for each in products])
+        return self_check._conv2d(op, random)
+
+    assert before[1] == "tf32", "what a GPU's convolutions are by default"
+    assert self_check._outcome("staircase_conv2d", call, "torch", "cpu", torch.float32).ok
+    assert told[0] == ["ieee", "ieee"]
+    assert [each.fp32_precision for each in products] == before
 
 
 def test_the_command_prints_what_is_there_and_ends_well(capsys, monkeypatch):

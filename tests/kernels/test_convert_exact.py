@@ -455,9 +455,10 @@ def test_drop_path_by_name(scale):
     assert isinstance(net.body.drop, ek.EideticStochasticDepth) and net.body.drop.scaled == scale
 
 
-def test_a_functional_dropout_is_refused_by_its_own_rule():
+def test_a_functional_dropout_keeps_what_it_does_in_training():
     module = Plain(lambda s, x: s.b(F.dropout(s.a(x), 0.5, s.training)), a=nn.Linear(6, 8), b=nn.Linear(8, 4))
-    refused(module, like="nn.Dropout")
+    net = take_through(module, torch.randn(8, 6))
+    assert net.body.functional_dropout.p == 0.5
 
 
 # ---- parameters in two places

@@ -348,6 +348,51 @@ def test_a_layer_that_looks_at_all_units_is_named_and_passes_are_ordinary():
     assert_same_bits("losses", losses, expected)
 
 
+class Elsewhere(torch.Tensor):
+    """Indices on another device: all that can be done with them is to bring them to the network's, or count them."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        assert function in (torch.Tensor.to, torch.Tensor.__len__), f"{function} read indices where they lay"
+        with torch._C.DisableTorchFunctionSubclass():
+            result = function(*args, **(kwargs or {}))
+            return result.as_subclass(torch.Tensor) if isinstance(result, torch.Tensor) else result
+
+
+def test_indices_may_lie_on_another_device():
+    """As a loader on the CPU gives them, for a network on a GPU."""
+    net = prepared(MLP)
+    features, (x, y) = Counting(net, 12), batch(net, 12)
+    for _ in range(3):
+        with features.batch(torch.arange(12).as_subclass(Elsewhere)):
+            loss_of(net, x, y).backward()
+    assert features.live == 1 and features.off is None
+
+
+class Named(ek.EideticNetwork):
+    """Its layers are given what they read by name."""
+
+    example = (2, 3, 3)
+
+    def __init__(self):
+        super().__init__()
+        self.first = ek.EideticConv2d(2, 8, 3, padding=1, norm=ek.EideticBatchNorm2d(8, activation="relu"))
+        self.second = ek.EideticConv2d(8, 8, 1, norm=ek.EideticBatchNorm2d(8))
+        self.last = ek.EideticLinear(72, 9)
+
+    def forward(self, x):
+        x = self.first(x=x)
+        return self.last(x=self.second(x=x, residual=x).flatten(1))
+
+
+def test_layers_that_are_given_their_input_by_name():
+    plain, kept = prepared(Named, max_units=0.2), prepared(Named, max_units=0.2)
+    _, expected = train(plain, keep=False)
+    features, losses = train(kept, keep=True)
+    assert features.live and features.off is None
+    assert_close("losses", losses, expected)
+
+
 def test_samples_that_change_are_found_out():
     plain, kept = prepared(MLP), prepared(MLP)
     _, expected = train(plain, keep=False, noise=0.5)

@@ -1,5 +1,5 @@
 """Convolution and norm in one op: against the paper's dense masked layer and its norms, and the two ops in sequence, on
-every backend of this machine."""
+every backend of this machine that takes tensors on a CPU. (On a GPU: test_triton_conv2d.py, test_every_backend.py.)"""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from test_ops_conv2d import GEOMETRIES, PLAIN, inputs, product
 from eidetic_kernels import backends, ops
 from eidetic_kernels.ops.activations import FUNCTIONS
 
-HERE = [name for name in backends.NAMES if backends.why_missing(name) is None]
+HERE = [name for name in backends.NAMES if backends.why_missing(name) is None and "cpu" in backends.devices(name)]
 LAST = {"memory_format": torch.channels_last}
 FROZEN_AND_LIVE = ["nested", "disjoint", "concatenated"]
 # Triton's interpreter is slow, and test_triton_conv2d.py runs every case through it.
@@ -20,7 +20,7 @@ RUNS = [(backend, name) for backend in HERE for name in CASES if backend != "tri
 
 @pytest.fixture(params=HERE)
 def backend(request, monkeypatch):
-    if request.param == "triton" and not torch.cuda.is_available():
+    if request.param == "triton":
         from eidetic_kernels.triton_kernels import conv2d, linear
 
         # The interpreter's time goes by the number of programs and steps.

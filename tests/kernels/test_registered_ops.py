@@ -84,7 +84,7 @@ def linear_norm_arguments(name="nested", activation="relu", training=True, exact
     return [
         x, weight, bias, frozen_weight, frozen_bias, numbers, rows, leaf(len(weight)), leaf(len(weight)),
         torch.randn(live), torch.rand(live), torch.randn(frozen), torch.randn(frozen),
-        training, 0.1, 1e-5, activation, exact,
+        training, 0.1, 1e-5, activation, exact, 0,
     ]  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def conv_norm_arguments(layout=torch.contiguous_format, name="nested", activatio
     return [
         x, weight, bias, frozen_weight, frozen_bias, numbers, rows, leaf(len(weight)), leaf(len(weight)),
         torch.randn(live), torch.rand(live), torch.randn(frozen), torch.randn(frozen),
-        True, 0.1, 1e-5, activation, exact, added, *GEOMETRY,
+        True, 0.1, 1e-5, activation, exact, 0, added, *GEOMETRY,
     ]  # fmt: skip
 
 
@@ -157,11 +157,11 @@ def test_opcheck_linear_norm(name):
     for activation, exact in (("relu", False), ("silu", True)):
         arguments = linear_norm_arguments(name, activation, exact=exact)
         check(linear_norm.OP, arguments)
-        x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, training, _, _, _, _ = detached(arguments)
+        x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, training, *_ = detached(arguments)
         y, pre, mean, rstd = linear_norm.OP(*detached(arguments))
         check(linear_norm.BACKWARD_OP, [
             torch.randn_like(y), y, x, weight, bias, fw, fb, numbers, pre, nw, nb, mean, rstd, scale, shift,
-            training, activation, exact, True, True, False,
+            training, activation, exact, 0, True, True, False,
         ])  # fmt: skip
 
 
@@ -182,7 +182,7 @@ def test_opcheck_conv2d_norm(name, layout, activation, exact, residual):
     assert y.is_contiguous(memory_format=layout)
     check(conv2d_norm.BACKWARD_OP, [
         torch.randn_like(y), y, x, weight, bias, fw, fb, numbers, pre, nw, nb, mean, rstd, scale, shift,
-        True, activation, exact, exact, True, False, added, residual, *GEOMETRY,
+        True, activation, exact, 0, exact, True, False, added, residual, *GEOMETRY,
     ])  # fmt: skip
 
 
@@ -231,7 +231,7 @@ def block(x, weight, bias, frozen_weight, numbers, rows, norm_weight, norm_bias,
     norm = norm_weight, norm_bias, mean, var, scale, shift
     y, *_ = torch.ops.eidetic.segmented_batch_norm(z, None, *norm, True, 0.1, 1e-5, "relu", False)
     both, *_ = torch.ops.eidetic.staircase_linear_norm(
-        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *norm, True, 0.1, 1e-5, "gelu", False
+        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *norm, True, 0.1, 1e-5, "gelu", False, 0
     )
     return y * 2 + both
 
@@ -317,7 +317,8 @@ def test_convolutions_with_norms_compile_a_few_times_for_any_number_of_tasks():
                 leaf(3, stairs.columns, 5, 4), leaf(live, stairs.columns, 3, 3), leaf(live),
                 torch.randn(sum(stair.rows * stair.columns for stair in stairs.frozen) * 9), torch.randn(frozen),
                 encoded(stairs), stairs.rows, leaf(live), leaf(live), torch.randn(live), torch.rand(live),
-                torch.randn(frozen), torch.randn(frozen), True, 0.1, 1e-5, "relu", False, None, (1, 1), (1, 1), (1, 1),
+                torch.randn(frozen), torch.randn(frozen), True, 0.1, 1e-5, "relu", False, 0, None,
+                (1, 1), (1, 1), (1, 1),
             ]  # fmt: skip
             y = call(*arguments)
             y.square().sum().backward()

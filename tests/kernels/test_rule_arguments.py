@@ -340,18 +340,38 @@ def test_units_and_samples_are_not_padded(name):
 
 
 FUNCTIONAL_DROPOUTS = {
-    F.dropout: lambda s, x: F.dropout(x, 0.3, s.training),
-    F.dropout1d: lambda s, x: F.dropout1d(x.flatten(2), 0.3, s.training)[..., None],
-    F.dropout2d: lambda s, x: F.dropout2d(x, p=0.3, training=s.training),
-    F.dropout3d: lambda s, x: F.dropout3d(x[..., None], training=s.training)[..., 0],
+    "as it is meant": (lambda s, x: F.dropout(x, 0.3, s.training), 0.3),
+    "of channels": (lambda s, x: F.dropout2d(x, p=0.3, training=s.training), 0.3),
+    "in place": (lambda s, x: F.dropout(x, training=s.training, inplace=True), 0.5),
+    "switched off": (lambda s, x: F.dropout(x, 0.3, False), 0.0),
+    "switched off by its rate": (lambda s, x: F.dropout(x, 0.0), 0.0),
 }
 
 
-@pytest.mark.parametrize("function", FUNCTIONAL_DROPOUTS)
-def test_dropout_by_function_names_the_module(function):
-    module = images(FUNCTIONAL_DROPOUTS[function])
-    with pytest.raises(ek.ConversionError, match=f"F.{function.__name__} does not know.*use a torch.nn.Dropout module"):
-        ek.convert(module.eval(), torch.randn(2, *IMAGE))
+@pytest.mark.parametrize("name", FUNCTIONAL_DROPOUTS)
+def test_dropout_by_function_becomes_a_module(name):
+    run, p = FUNCTIONAL_DROPOUTS[name]
+    module, x = images(run), torch.randn(3, *IMAGE)
+    pruned_alike(module, x)
+    net = ek.convert(module.train(), x)
+    (found,) = [each for path, each in net.body.named_children() if path.startswith("functional_")]
+    assert found.p == p
+    for each in (module, net):
+        torch.manual_seed(7)
+        each.train()
+    torch.manual_seed(7)
+    expected = module(x)
+    torch.manual_seed(7)
+    assert torch.equal(net(x), expected), "the same numbers are drawn, and what they zero is zero"
+    assert (p > 0) == (not torch.equal(net(x), net(x)))
+
+
+@pytest.mark.parametrize("run", [
+    lambda s, x: F.dropout(x, 0.3), lambda s, x: F.dropout(x, 0.3, True), lambda s, x: F.dropout(x, x.size(2) / 99),
+])  # fmt: skip
+def test_dropout_that_is_not_of_training_alone_is_refused(run):
+    with pytest.raises(ek.ConversionError, match=r"drops out in evaluation too .*training=self.training"):
+        ek.convert(images(run), torch.randn(2, *IMAGE))
 
 
 def normalised(run, *names, shape=(3, 1, 1)):

@@ -11,7 +11,8 @@ from fused_networks import NETWORKS, on_device_learn
 from life import batch, bits, loss_of, poison, recall
 from torch.nn import functional as F
 
-from eidetic_kernels import backends
+import eidetic_kernels as ek
+from eidetic_kernels import backends, self_check
 
 HERE = [name for name in backends.NAMES if backends.why_missing(name) is None]
 
@@ -71,6 +72,11 @@ def test_frozen_units_are_the_same_in_training_and_evaluation(name, backend, dev
 @pytest.mark.parametrize("name", NETWORKS)
 def test_forward_and_backward_equal_the_double_precision_network(name, backend, device):
     """P4: against the same network in float64 on torch, which tests/promises/test_p4_oracle.py holds to the paper's."""
+    with self_check.full_precision():
+        check_against_double_precision(name, device)
+
+
+def check_against_double_precision(name, device):
     net = learned(NETWORKS[name], 2, device)
     net.prepare_for_task(2, 3)
     reference = copy.deepcopy(net).cpu().double()
@@ -99,3 +105,27 @@ def test_training_goes_on_after_inference_mode(name, backend, device):
         net(x, task=0)
     F.cross_entropy(net.train()(x), y).backward()
     assert all(p.grad is not None for p in net.parameters() if p.numel())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_beside_kept_features_is_the_same(name, backend, device):
+    """The ops on live units alone, and indices of samples on the CPU wherever the network is."""
+    net = learned(NETWORKS[name], 2, device)
+    net.prepare_for_task(2, 3)
+    plain = copy.deepcopy(net)
+    features = ek.FrozenFeatures(net.train(), 6)
+    x, y = (t.to(device) for t in batch(net, 6))
+    optimizers = [torch.optim.SGD(each.parameters(), 0.1) for each in (plain.train(), net)]
+    for _ in range(4):  # the first is kept, the second compared
+        rows = torch.randperm(6)
+        expected = loss_of(plain, x[rows], y[rows])
+        with features.batch(rows):
+            loss = loss_of(net, x[rows], y[rows])
+        torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+        for each, optimizer in zip((expected, loss), optimizers):
+            optimizer.zero_grad()
+            each.backward()
+            optimizer.step()
+    assert features.off is None and features.bytes and features._proven and not features._unknown
+    for (path, ours), (_, theirs) in zip(net.state_dict().items(), plain.state_dict().items()):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=path)
