@@ -148,7 +148,8 @@ class _Tracer(fx.Tracer):
         self.in_place = in_place
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        return isinstance(module, (Parts, Shared)) or rules.leaves(module) or super().is_leaf_module(module, path)
+        ours = isinstance(module, (Parts, Shared)) or rules.leaves(module)
+        return ours or super().is_leaf_module(module, path) or _is_built_only(type(module))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Changing(node, self) if self.in_place else super().proxy(node)
@@ -158,6 +159,21 @@ class _Tracer(fx.Tracer):
         if self.in_place and not torch.is_grad_enabled():
             node.meta["no_grad"] = True
         return node
+
+
+def _is_built_only(cls: type[nn.Module]) -> bool:
+    """Whether ``cls`` is a layer of torch.nn that is only built in another way (``class Conv1x1(nn.Conv2d)`` with an
+    ``__init__`` of its own), so that it does what that one does."""
+    for kind in cls.__mro__:
+        if kind.__module__.startswith("torch.nn."):
+            return "forward" in vars(kind) and not issubclass(kind, nn.Sequential)
+        own = [value for name, value in vars(kind).items() if name not in _BUILDS]
+        if any(callable(value) or isinstance(value, property) for value in own):
+            return False
+    return False
+
+
+_BUILDS = ("__init__", "__new__", "__repr__", "extra_repr", "reset_parameters")
 
 
 class _Changing(fx.Proxy):

@@ -19,6 +19,8 @@ Answers = list[tuple[Tensor, Tensor]]
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 TOLERANCE_ON_GPU = {torch.float64: 1e-10, torch.float32: 1e-3}
 TOLERANCE_OF_HALF = 3e-2
+# A library may sum in another order for another count of samples.
+TOLERANCE_ALONE = {torch.float64: 1e-7, torch.float32: 1e-2}
 
 
 def ask(original: nn.Module, example: Tensor, head: str | bool | None) -> Answers:
@@ -80,6 +82,24 @@ def compare(network: nn.Module, answers: Answers) -> None:
                 "depends on values, is random in evaluation, keeps something from one batch to the next, or changes "
                 f"tensors behind torch.fx's back? {_WAYS_OUT}"
             )
+        _check_alone(network, batch, given)
+
+
+def _check_alone(network: nn.Module, batch: Tensor, answers: Tensor) -> None:
+    """Refuse a network whose answer for a sample depends on those beside it (P8): input normalised over the batch."""
+    if len(batch) < 2:
+        return
+    with torch.inference_mode(False), torch.no_grad(), evaluating(network):
+        try:
+            alone = network(batch[-1:].clone())
+        except Exception:  # it takes batches of one size only
+            return
+    if not _close(alone, answers[-1:], TOLERANCE_ALONE.get(alone.dtype, TOLERANCE_OF_HALF)):
+        raise ConversionError(
+            f"the answer for a sample of a batch of shape {list(batch.shape)} is another when it is asked alone: "
+            "forward mixes samples (a mean, softmax or roll over dimension 0), so what a finished task answers would "
+            f"depend on the test batch. Normalise the data instead. {_WAYS_OUT}"
+        )
 
 
 def _close(given: Tensor, expected: Tensor, tolerance: float) -> bool:

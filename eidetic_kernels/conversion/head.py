@@ -37,9 +37,24 @@ def find_head(
             f"{name}.forward must return one tensor, logits [N, classes] or features [N, units]; it returned {what}. "
             "Name the layer that makes the logits (head=\"path\"), or wrap the module in one that returns one tensor."
         )
+    if head is None and _is_softmax(end) and _is_linear(module, end.args[0]):
+        last = end.args[0].target
+        raise at_node(end).refused(
+            f"it turns the logits of {last!r} into probabilities, which a head does not: name that layer, "
+            f"convert(..., head={last!r}), and train with cross_entropy, which takes logits."
+        )
     if head is False or end.op != "call_module" or not is_plain(module.get_submodule(end.target), nn.Linear):
         return end, end, None
     if len(end.users) > 1:
         raise at_node(end).refused("the head's output is used in other places too.")
     refuse_hooks(module, end)
     return end.args[0], end, module.get_submodule(end.target)
+
+
+def _is_linear(module: nn.Module, node: fx.Node) -> bool:
+    called = isinstance(node, fx.Node) and node.op == "call_module"
+    return called and is_plain(module.get_submodule(node.target), nn.Linear)
+
+
+def _is_softmax(node: fx.Node) -> bool:
+    return getattr(node.target, "__name__", node.target) in ("softmax", "log_softmax") and bool(node.args)

@@ -400,7 +400,6 @@ IN_TRAINING = {
     "another constant": (in_training_times(1.0), "'_tensor_constant"),
     "one dropout for two": (two_dropouts(True), "'drop'"),
     "two dropouts for one": (two_dropouts(False), "'drop"),
-    "softmax in evaluation": (Classified, "'b'"),
 }
 
 
@@ -594,7 +593,10 @@ class Attends(nn.Module):
         q = self.q(x)
         k = q if self.kind == "self" else self.k(x)
         v = self.v(x) if self.kind == "three" else k
-        return self.head((q + self.attention(q, k, v, need_weights=False)[0]).mean(1))
+        if self.attention.batch_first:
+            return self.head((q + self.attention(q, k, v, need_weights=False)[0]).mean(1))
+        first = [each.transpose(0, 1) for each in (q, k, v)]
+        return self.head((first[0] + self.attention(*first, need_weights=False)[0]).mean(0))
 
 
 @pytest.mark.parametrize("heads", [2, 3])  # torch has another way to attend with an odd number of them
@@ -622,3 +624,62 @@ def test_one_layer_read_apart_has_torchs_bits_for_tokens_that_were_moved():
     for mode in (torch.enable_grad, torch.no_grad, torch.inference_mode):
         with mode():
             assert torch.equal(net(x), module(x)), mode.__name__
+
+
+# ---- samples, layers that are built in another way, softmax at the end
+
+MIXING = {
+    "mean": lambda x: x - x.mean(0), "largest": lambda x: x / x.abs().max(), "order": lambda x: x.flip(0),
+    "softmax": lambda x: x.softmax(0), "product": lambda x: x @ x.t() @ x, "sum": lambda x: x.cumsum(0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXING)
+def test_what_mixes_samples_of_the_input_is_refused(name):
+    module = Plain(lambda s, x: s.b(F.relu(s.a(MIXING[name](x)))), a=nn.Linear(6, 8), b=nn.Linear(8, 4))
+    refused(module, like="mixes samples")
+
+
+def test_layers_that_are_only_built_in_another_way_are_those_layers():
+    class Narrow(nn.Conv2d):
+        def __init__(self, channels, out):
+            super().__init__(channels, out, 1, bias=False)
+
+    class Wide(nn.Linear):
+        def __init__(self, features):
+            super().__init__(features, 2 * features)
+
+        def extra_repr(self):
+            return "wide"
+
+    module = Plain(
+        lambda s, x: s.c(F.relu(s.b(s.a(x).mean((2, 3))))), a=Narrow(3, 8), b=Wide(8), c=nn.Linear(16, 4)
+    )  # fmt: skip
+    net = take_through(module, torch.randn(8, 3, 5, 5))
+    assert isinstance(net.body.a, ek.EideticConv2d) and isinstance(net.body.b, ek.EideticLinear)
+
+
+def test_a_layer_that_computes_in_another_way_is_not_taken_for_its_parent():
+    class Standardised(nn.Conv2d):
+        def _conv_forward(self, x, weight, bias):
+            return super()._conv_forward(x, weight - weight.mean((1, 2, 3), keepdim=True), bias)
+
+    module = Plain(lambda s, x: s.b(s.a(x).mean((2, 3))), a=Standardised(3, 8, 3), b=nn.Linear(8, 4))
+    with pytest.raises(ek.ConversionError):
+        ek.convert(module, torch.randn(2, 3, 5, 5))
+
+
+def test_softmax_in_evaluation_alone_is_left_out_where_the_head_is_named():
+    assert "head='b'" in refused(Classified(), like="logits of 'b' into probabilities")
+    module, x = Classified(), torch.randn(5, 6)
+    net = ek.convert(module, x, head="b")
+    assert torch.equal(net.eval()(x), module.train()(x))
+
+
+@pytest.mark.parametrize("end", [lambda x: F.log_softmax(x, 1), lambda x: x.softmax(-1), lambda x: torch.softmax(x, 1)])
+def test_probabilities_at_the_end_name_the_layer_before_them(end):
+    module = Plain(lambda s, x: end(s.b(F.relu(s.a(x)))), a=nn.Linear(6, 8), b=nn.Linear(8, 4))
+    assert "head='b'" in refused(module, like="logits of 'b' into probabilities")
+    net, x = ek.convert(module, torch.randn(3, 6), head="b"), torch.randn(5, 6)
+    net.eval(), module.eval()
+    assert torch.equal(end(net(x)), module(x))
