@@ -91,8 +91,8 @@ def test_op(benchmark, op, state, part, device):
     layer, x = OPS[op](state)
     layer, x = layer.to(device).train(), x.to(device)
     x = (x * 1).requires_grad_() if part == "backward" else x
-    for part in layer.modules():
-        part.owned = True  # as in a network: the gradient of frozen columns is not owed
+    for module in layer.modules():
+        module.owned = True  # as in a network: the gradient of frozen columns is not owed
     y = layer(x)
     assert y.isfinite().all() and y.shape[1] == layer.segments.total
     if part == "forward":
