@@ -32,7 +32,7 @@ struct SegmentedBatchNorm {
     void *running_mean, *running_var;                         // [live]; forward only
     float *mean, *rstd;  // [live]: forward writes them, backward reads them
 
-    void* y;                // forward
+    void* y;                // forward; x where a value's place is its own (inner > 1)
     const void* dy;         // backward
     void *dx, *dresidual;   // backward; null where not wanted
     void *dweight, *dbias;  // backward [live]; null where not wanted

@@ -98,6 +98,7 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
         ],
         "router_tasks": None if network.router is None else network.router.tasks,
         "router_layers": network.router is not None and network.router.layers,
+        "router_inputs": network.router is not None and network.router.inputs,
         "records": [certificate.to_json(entry) for entry in network.records],
     }
 
@@ -135,7 +136,8 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
         names = ("weight", "bias", "hidden_weight", "hidden_bias")
         saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
         empty = {name: torch.empty_like(tensor) for name, tensor in saved.items()}
-        network.router = Router(**empty, layers=header.get("router_layers", False))
+        reads = {name: header.get(f"router_{name}", False) for name in ("layers", "inputs")}
+        network.router = Router(**empty, **reads)
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]

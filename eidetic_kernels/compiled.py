@@ -54,12 +54,15 @@ def why_no_batch_norm(
 
 def batch_norm_forward(
     module: ModuleType, settings: dict[str, int], x, residual, weight, bias, running_mean, running_var, frozen_scale,
-    frozen_shift, training: bool, momentum: float, eps: float, activation: str,
+    frozen_shift, training: bool, momentum: float, eps: float, activation: str, out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The contract's segmented_batch_norm_forward; ``settings`` are fields of the struct (device, stream, threads)."""
+    """The contract's segmented_batch_norm_forward; ``settings`` are fields of the struct (device, stream, threads).
+
+    ``out``: dense memory that y may take, which x may lie in: a value is written when it is not read again.
+    """
     live = running_mean.shape[0]
     norm, rows, held = _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, running_mean)
-    y = _output(x, rows)
+    y = _output(x, rows) if out is None else out
     mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
     workspace = _workspace(module, norm, x) if training else None
     norm.activation = _ACTIVATION_NUMBERS[activation]

@@ -25,7 +25,7 @@ def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, froze
 
 def segmented_batch_norm_forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
-    activation,
+    activation, out=None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """The contract of :mod:`eidetic_kernels.ops.batch_norm`, forward.
 
@@ -34,6 +34,7 @@ def segmented_batch_norm_forward(
         weight, bias: [L] of the live channels, or None.
         running_mean, running_var: [L]; read in evaluation, moved by ``momentum`` in training.
         frozen_scale, frozen_shift: [F]; the first F channels are frozen.
+        out: dense memory for y, or None; x may lie in it.
 
     Returns:
         y in x's memory format (contiguous where x is a copy), and mean, rstd [L], float32: the statistics that
@@ -41,7 +42,7 @@ def segmented_batch_norm_forward(
     """
     return batch_norm_forward(
         extensions.load("_cpu"), _threads(), x, residual, weight, bias, running_mean, running_var, frozen_scale,
-        frozen_shift, training, momentum, eps, activation,
+        frozen_shift, training, momentum, eps, activation, out,
     )  # fmt: skip
 
 

@@ -28,12 +28,12 @@ def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, froze
 
 def segmented_batch_norm_forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
-    activation,
+    activation, out=None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, mean, rstd); see :func:`eidetic_kernels.cpu.segmented_batch_norm_forward`."""
     return batch_norm_forward(
         extensions.load("_cuda"), _place(x), x, residual, weight, bias, running_mean, running_var, frozen_scale,
-        frozen_shift, training, momentum, eps, activation,
+        frozen_shift, training, momentum, eps, activation, out,
     )  # fmt: skip
 
 

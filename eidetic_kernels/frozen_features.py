@@ -244,7 +244,7 @@ class _LeadBack(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, y: Tensor, x: Tensor, weight: Tensor, spans: tuple[Span, ...]):
-        ctx.save_for_backward(weight)
+        ctx.save_for_backward(x, weight)
         ctx.spans, ctx.dtype = spans, x.dtype
         return y.view_as(y)
 
@@ -253,9 +253,9 @@ class _LeadBack(torch.autograd.Function):
     def backward(ctx, dy):
         if not ctx.needs_input_grad[1]:
             return dy, None, None, None
-        (weight,) = ctx.saved_tensors
+        x, weight = ctx.saved_tensors
         columns = read(weight, ctx.spans).to(dy.dtype)
-        return dy, Linear.input_gradient(canonical(dy), None, columns).to(ctx.dtype), None, None
+        return dy, Linear.input_gradient(canonical(dy), x, columns).to(ctx.dtype), None, None
 
 
 def why_not(network: EideticNetwork) -> str | None:

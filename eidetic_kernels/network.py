@@ -239,6 +239,7 @@ class EideticNetwork(nn.Module):
         columns = sum(source.columns(None) for source in self.wiring.features)
         like = next(layer for _, layer in self.segmented_layers() if hasattr(layer, "frozen_weight")).weight
         head = EideticLinear(columns, segments.width, device=like.device, dtype=like.dtype)
+        head.answers = True
         head.wire(segments, self.wiring.features, self._scope)
         head.forward_transfer = forward_transfer
         if not forward_transfer[-1]:
@@ -369,7 +370,8 @@ class EideticNetwork(nn.Module):
                 "each finished task, or route without one (rule='entropy')."
             )
         with evaluating(self):
-            features, read_by_router = self.routing_features(x, needed and self.router.layers)
+            reads = (self.router.layers, self.router.inputs) if needed else ()
+            features, read_by_router = self.routing_features(x, *reads)
             logits = []
             for task in range(tasks):
                 with self._scope.running(task, False):
@@ -378,13 +380,18 @@ class EideticNetwork(nn.Module):
             learned = self.router(read_by_router) if needed else features.new_zeros(len(features), tasks)
             return {rule: routing.route(routing.task_scores(rule, logits, learned), logits) for rule in rules}
 
-    def routing_features(self, x: Tensor, layers: bool = False) -> tuple[Tensor, Tensor]:
-        """The features of all finished tasks' units [N, units], and what a router reads: those, or with ``layers``
-        those and what every other unit group computes, side by side."""
+    def routing_features(self, x: Tensor, layers: bool = False, inputs: bool = False) -> tuple[Tensor, Tensor]:
+        """The features of all finished tasks' units [N, units], and what a router reads: those, with ``layers`` what
+        every other unit group computes, and with ``inputs`` the input itself, side by side."""
+        features, heard = self._features_and_layers(x, layers)
+        if inputs:
+            heard.append(x.flatten(1).to(features.dtype))
+        return features, torch.cat([features, *heard], 1) if heard else features
+
+    def _features_and_layers(self, x: Tensor, layers: bool) -> tuple[Tensor, list[Tensor]]:
         last = self.finished_tasks - 1
         if not layers:
-            features = self.compute_features(x, last)
-            return features, features
+            return self.compute_features(x, last), []
         given = {source.group for source in self.wiring.features}
         others = [group for group in self.groups if group.segments not in given]
         with uncompiled(self), routing.listening(others) as heard:  # compiled code calls no hooks
@@ -394,7 +401,7 @@ class EideticNetwork(nn.Module):
                 "a router cannot read every layer of this network, since some compute on parts of a sample (windows) "
                 "or without samples (parameters): train it on the features alone, train_router(layers=False)."
             )
-        return features, torch.cat([features, *heard], 1)
+        return features, heard
 
     # ---- pruning
 

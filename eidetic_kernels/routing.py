@@ -52,14 +52,15 @@ class Router(nn.Module):
     and ``hidden_bias`` [hidden]. Its tensors are buffers, so that training the next task cannot move them.
 
     layers: whether it reads what every unit group computes, and not the features alone (see :func:`listening`).
+    inputs: whether it reads the network's input, too.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None,
-        layers: bool = False,
+        layers: bool = False, inputs: bool = False,
     ):  # fmt: skip
         super().__init__()
-        self.layers = layers
+        self.layers, self.inputs = layers, inputs
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("hidden_weight", hidden_weight)

@@ -30,6 +30,19 @@ EIDETIC_INLINE void cover(int64_t size, const Body& body) {
     for (int64_t offset = 0; offset < size; offset += LANES) body(offset < size - LANES ? offset : size - LANES, LANES);
 }
 
+// Writes `value(offset, count)` to [y, y + size). y may be what values are made of: the last vector is made before the
+// one it overlaps is written.
+template <class Value>
+EIDETIC_INLINE void write(float* y, int64_t size, const Value& value) {
+    if (size < LANES) {
+        if (size > 0) store(y, value(0, size), size);
+        return;
+    }
+    const Lanes last = value(size - LANES, LANES);
+    for (int64_t offset = 0; offset < size - LANES; offset += LANES) store(y + offset, value(offset, LANES), LANES);
+    store(y + size - LANES, last, LANES);
+}
+
 // ---- Moments ----
 
 // Each lane's own moments, of one count.
@@ -100,10 +113,10 @@ void plane_forward(const SegmentedBatchNorm& p, int64_t begin, int64_t end) {
         for (int64_t outer = 0; outer < p.outer; ++outer) {
             const Plane in = plane(p, outer, channel);
             float* const y = static_cast<float*>(p.y) + (outer * p.channels + channel) * p.inner;
-            cover(p.inner, [&](int64_t i, int64_t count) EIDETIC_BODY {
+            write(y, p.inner, [&](int64_t i, int64_t count) EIDETIC_BODY {
                 Lanes z = (load(in.x + i, count) - center) * scale + shift;
                 if (in.residual) z += load(in.residual + i, count);
-                store(y + i, activate<activation>(z), count);
+                return activate<activation>(z);
             });
         }
     }

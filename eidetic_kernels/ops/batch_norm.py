@@ -29,7 +29,7 @@ from torch.autograd.function import once_differentiable
 
 from .. import backends
 from .activations import FROM_OUTPUT, FUNCTIONS, activate_, activation_gradient
-from .registration import Op, memory_format
+from .registration import Op, arranged_as, new_as, unit_major
 
 aten = torch.ops.aten
 
@@ -129,13 +129,13 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def new_like(x: Tensor) -> Tensor:
-    """Memory for an output shaped as ``x``, contiguous or channels_last."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
+    """Memory for an output shaped as ``x``: contiguous, channels_last or unit-major."""
+    return new_as(x, x.shape[1])
 
 
 def _torch_forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation,
+    training, momentum, eps, activation, out=None,
 ):  # fmt: skip
     frozen = len(frozen_scale)
     if x.shape[1] > frozen:
@@ -144,7 +144,7 @@ def _torch_forward(
     else:
         live, (mean, rstd) = None, (x.new_empty(0, dtype=statistics_dtype(x)) for _ in range(2))
     if frozen or live is None:
-        y = new_like(x)
+        y = new_like(x) if out is None else out
         affine(x[:, :frozen], frozen_scale, frozen_shift, y[:, :frozen])
         if live is not None:
             y[:, frozen:] = live
@@ -193,7 +193,7 @@ def _torch_backward(
 
 def _own(live: Tensor, x: Tensor) -> Tensor:
     """Live channels in memory of their own, lying as ``x`` does: the library's fast paths want it."""
-    return live.contiguous(memory_format=memory_format(x))
+    return arranged_as(live, x)
 
 
 def _whole(of_frozen: Tensor | None, of_live: Tensor | None, x: Tensor, frozen: int) -> Tensor:
@@ -240,18 +240,36 @@ def _twin(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleT
 
 def forward(
     x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation, exact=False, beside=0,
+    training, momentum, eps, activation, exact=False, beside=0, out=None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y, and the mean and 1 / deviation that live channels were normalised by.
 
-    ``beside``: how many frozen channels there are elsewhere, where x holds live ones only.
+    ``beside``: how many frozen channels there are elsewhere, where x holds live ones only. ``out``: memory that y may
+    take, x itself for one, where x is not read again.
     """
+    if unit_major(x):
+        x, residual, out = map(_planes, (x, residual, out))
+        y, mean, rstd = forward(
+            x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
+            training, momentum, eps, activation, exact, beside, out,
+        )  # fmt: skip
+        return _units(y), mean, rstd
     twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale) + beside)
     run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
     return run(
         x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation,
+        training, momentum, eps, activation, out=out,
     )  # fmt: skip
+
+
+def _planes(x: Tensor | None) -> Tensor | None:
+    """[1, C, N] for x [N, C]: one sample whose every channel is a line of values, as a unit-major x lies in memory."""
+    return None if x is None else x.t().unsqueeze(0)
+
+
+def _units(y: Tensor | None) -> Tensor | None:
+    """The reverse of :func:`_planes`."""
+    return None if y is None else y[0].t()
 
 
 def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *rest):
@@ -264,6 +282,12 @@ def backward(
     training, activation, exact, need_dx, need_dresidual, beside=0,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
     """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
+    if unit_major(x):
+        dx, dresidual, *others = backward(
+            *map(_planes, (dy, y, x, residual)), weight, bias, mean, rstd, frozen_scale, frozen_shift,
+            training, activation, exact, need_dx, need_dresidual, beside,
+        )  # fmt: skip
+        return _units(dx), _units(dresidual), *others
     # ``mean`` is float32 whatever the parameters are; the frozen numbers have the dtype that the running ones had.
     statistics = frozen_scale.contiguous()
     twin = _twin(x, residual, weight, bias, statistics, frozen_scale, len(frozen_scale) + beside)

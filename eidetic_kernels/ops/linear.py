@@ -17,15 +17,21 @@ live rows cause it, and zeros elsewhere. Frozen rows reach nothing trainable, so
 
 A frozen segment's product has the same shape, and an input that lies the same way in memory, in training, in recall
 and for ever after: that keeps its bits (P1).
+
+With ``unit_major=True`` y lies in memory unit by unit: [N, rows] of strides (1, N). Every segment's product then writes
+its own part of one allocation, and the next layer's segments read the first units of it as they lie, without a copy,
+since a prefix is no slice. On a CPU layers ask for it once a task is finished; until then they have torch's bits.
 """
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
 from ..layout import Staircase
+from . import registration
 from .registration import Op, decoded, encoded
 from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products
 
@@ -38,9 +44,10 @@ def staircase_linear(
     frozen_bias: Tensor | None,
     staircase: Staircase,
     exact: bool = False,
+    unit_major: bool = False,
 ) -> Tensor:
     """See the module's contract. Callers check shapes and dtypes; ``x`` is two-dimensional."""
-    return OP(x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, exact)
+    return OP(x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, exact, unit_major)
 
 
 def staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, exact=False) -> Tensor:
@@ -49,11 +56,23 @@ def staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, stairca
 
 
 class Linear:
-    """The dense product of one segment; stateless, see :class:`.staircase.Product`."""
+    """The dense product of one segment; see :class:`.staircase.Product`."""
 
-    @staticmethod
-    def forward(x, weight, bias):
-        return F.linear(x, weight, bias)
+    def __init__(self, unit_major: bool = False):
+        self.unit_major = unit_major
+
+    def forward(self, x, weight, bias, out=None):
+        if not (self.unit_major or registration.unit_major(x)):
+            return F.linear(x, weight, bias)
+        out = None if out is None else out.t()
+        if bias is None:
+            y = torch.mm(weight, x.t(), out=out).t()
+        else:
+            y = torch.addmm(bias.unsqueeze(1), weight, x.t(), out=out).t()
+        return y if self.unit_major else y.contiguous()
+
+    def room(self, x, rows):
+        return self.empty(x, None, rows) if self.unit_major else None
 
     @staticmethod
     def weight_gradient(dy, x, weight):
@@ -61,44 +80,48 @@ class Linear:
 
     @staticmethod
     def input_gradient(dy, x, weight):
-        return dy @ weight
+        return (weight.t() @ dy.t()).t() if registration.unit_major(x) else dy @ weight
 
-    @staticmethod
-    def arranged(y, x, weight):
-        return y
+    def arranged(self, y, x, weight):
+        return y.t().contiguous().t() if self.unit_major else y
 
-    @staticmethod
-    def empty(x, weight, rows):
-        return x.new_empty(x.shape[0], rows)
+    def empty(self, x, weight, rows):
+        return x.new_empty(rows, x.shape[0]).t() if self.unit_major else x.new_empty(x.shape[0], rows)
 
 
-def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact):
-    staircase = decoded(numbers)
+def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, unit_major):
+    staircase, product = decoded(numbers), Linear(unit_major)
     twin = backends.implementation("staircase_linear", x, weight, frozen_weight, staircase)
-    if twin is not None:
-        return twin.staircase_linear_forward(x, weight, bias, frozen_weight, frozen_bias, staircase)
-    return products(x, weight, bias, frozen_weight, frozen_bias, staircase, Linear)
+    if twin is None:
+        return products(x, weight, bias, frozen_weight, frozen_bias, staircase, product)
+    y = twin.staircase_linear_forward(x, weight, bias, frozen_weight, frozen_bias, staircase)
+    return product.arranged(y, x, weight)
 
 
-def _backward(dy, x, weight, frozen_weight, numbers, exact, *needed):
+def _backward(dy, x, weight, frozen_weight, numbers, exact, need_x, need_weight, need_bias, unit_major):
     staircase = decoded(numbers)
     dy_frozen, dy_live = dy[:, : staircase.frozen_rows], dy[:, staircase.frozen_rows :]
     return gradients(
-        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, Linear, *needed
+        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, Linear(unit_major), need_x,
+        need_weight, need_bias,
     )  # fmt: skip
+
+
+def _fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, unit_major):
+    return Linear(unit_major).empty(x, weight, rows)
 
 
 OP = Op(
     "staircase_linear(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
-    "Tensor staircase, SymInt rows, bool exact) -> Tensor",
+    "Tensor staircase, SymInt rows, bool exact, bool unit_major) -> Tensor",
     _forward,
-    lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact: Linear.empty(x, weight, rows),
+    _fake,
 )
 BACKWARD_OP = Op(
     "staircase_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "
-    "bool need_x, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
+    "bool need_x, bool need_weight, bool need_bias, bool unit_major) -> (Tensor, Tensor, Tensor)",
     _backward,
-    lambda dy, x, weight, frozen_weight, numbers, exact, *needed: fake_gradients(x, weight, *needed),
+    lambda dy, x, weight, frozen_weight, numbers, exact, *needed: fake_gradients(x, weight, *needed[:3]),
 )
 
 

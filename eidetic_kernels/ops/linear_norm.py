@@ -39,12 +39,14 @@ def staircase_linear_norm(
     activation: str = "none",
     exact: bool = False,
     beside: int = 0,
+    unit_major: bool = False,
 ) -> Tensor:
     """See the module's contract. Callers check shapes; ``frozen_scale`` is as long as the staircase has frozen rows.
     ``beside``: as :mod:`.batch_norm` has it."""
     return OP(
         x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, norm_weight, norm_bias,
         running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside,
+        None, unit_major,
     )[0]  # fmt: skip
 
 
@@ -62,20 +64,21 @@ def staircase_linear_norm_oracle(
 
 def _forward(
     x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean, running_var,
-    frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside,
+    frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, residual, unit_major,
 ):  # fmt: skip
-    staircase = decoded(numbers)
+    staircase, product = decoded(numbers), Linear(unit_major)
     twin = backends.implementation("staircase_linear_norm", x, weight, frozen_weight, staircase)
     if twin is None:
         return one_after_the_other(
-            Linear, x, weight, bias, frozen_weight, frozen_bias, staircase, norm_weight, norm_bias,
-            running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation,
-            beside=beside,
+            product, x, weight, bias, frozen_weight, frozen_bias, staircase, norm_weight, norm_bias,
+            running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, residual,
+            beside,
         )  # fmt: skip
-    return twin.staircase_linear_norm_forward(
+    y, pre, mean, rstd = twin.staircase_linear_norm_forward(
         x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift, staircase, norm_weight, norm_bias,
         running_mean, running_var, training, momentum, eps, activation,
     )  # fmt: skip
+    return product.arranged(y, x, weight), product.arranged(pre, x, weight), mean, rstd
 
 
-OP, BACKWARD_OP = define("staircase_linear_norm", _forward, lambda: Linear)
+OP, BACKWARD_OP = define("staircase_linear_norm", _forward, Linear, "bool unit_major")

@@ -35,16 +35,14 @@ BACKWARD_ARGUMENTS = (
 )
 
 
-def define(name: str, forward: Callable, product_of: Callable[..., Product], geometry: str | None = None):
+def define(name: str, forward: Callable, product_of: Callable[..., Product], geometry: str):
     """Register op ``name``, its backward op and its gradients; both ops.
 
     ``forward`` takes the op's arguments and returns (y, pre, mean, rstd): ``pre`` the live product before
-    normalisation, ``mean`` and ``rstd`` what it was normalised by. ``geometry`` is the schema of what ``product_of``
-    needs; an op that has it takes a residual, too: its arguments go on with both.
+    normalisation, ``mean`` and ``rstd`` what it was normalised by. Its arguments end with a residual, or None (of a
+    linear product always), and with what ``product_of`` needs, of which ``geometry`` is the schema.
     """
-    more = more_backward = ""
-    if geometry is not None:
-        more, more_backward = f", Tensor? residual, {geometry}", f", Tensor? residual, bool need_residual, {geometry}"
+    more, more_backward = f", Tensor? residual, {geometry}", f", Tensor? residual, bool need_residual, {geometry}"
 
     def fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *rest):
         product, live = product_of(*rest[13:]), rows - rest[4].shape[0]
@@ -57,12 +55,10 @@ def define(name: str, forward: Callable, product_of: Callable[..., Product], geo
     def fake_backward(dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, *rest):
         of_product = fake_gradients(x, weight, *rest[8:11])
         of_norm = (None if p is None else torch.empty_like(p) for p in (norm_weight, norm_bias))
-        if geometry is None:
-            return *of_product, *of_norm
         return *of_product, *of_norm, product_of(*rest[13:]).empty(x, weight, dy.shape[1]) if rest[12] else None
 
     op = Op(f"{name}({ARGUMENTS}{more}) -> (Tensor y, Tensor pre, Tensor mean, Tensor rstd)", forward, fake)
-    results = ", ".join(["Tensor"] * (5 if geometry is None else 6))
+    results = ", ".join(["Tensor"] * 6)
     backward_op = Op(f"{name}_backward({BACKWARD_ARGUMENTS}{more_backward}) -> ({results})", backward, fake_backward)
     op.differentiate(type(name, (ProductNormFunction,), {"op": op, "backward_op": backward_op}))
     return op, backward_op
@@ -74,14 +70,17 @@ def one_after_the_other(
     beside=0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, pre, mean, rstd) by the product of every segment and, whoever runs that, the op of the normalisation."""
-    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
-    pre = product.arranged(live_product(x, weight, bias, staircase, product), x, weight)
+    room = product.room(x, staircase.rows)
+    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product, room)
+    pre = live_product(x, weight, bias, staircase, product, room)
     if has_live_rows(staircase) or not parts:
         parts.append(pre)
-    z = product.arranged(joined(parts), x, weight)
+    z = product.arranged(joined(parts, room), x, weight)
+    # In the room of the products itself, where there is one: of them only the live ones are needed again.
+    pre = product.arranged(pre, x, weight) if room is None else pre.clone()
     y, mean, rstd = batch_norm.forward(
         z, residual, norm_weight, norm_bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, beside=beside,
+        training, momentum, eps, activation, beside=beside, out=room,
     )  # fmt: skip
     return y, pre, mean, rstd
 
@@ -89,7 +88,7 @@ def one_after_the_other(
 def _backward(
     product_of, dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
     frozen_scale, frozen_shift, training, activation, exact, beside, need_x, need_weight, need_bias,
-    residual=None, need_residual=False, *geometry,
+    residual, need_residual, *geometry,
 ):  # fmt: skip
     product, staircase, frozen = product_of(*geometry), decoded(numbers), len(frozen_scale)
     of_norm = norm_weight, norm_bias, mean, rstd
@@ -112,7 +111,7 @@ def _backward(
             whole[:, :frozen], whole[:, frozen:] = 0, dresidual
             dresidual = whole
     found = gradients(dfrozen, dpre, x, weight, frozen_weight, staircase, product, need_x, need_weight, need_bias)
-    return *found, dnorm_weight, dnorm_bias, *((dresidual,) if geometry else ())
+    return *found, dnorm_weight, dnorm_bias, dresidual
 
 
 class ProductNormFunction(torch.autograd.Function):
@@ -124,18 +123,20 @@ class ProductNormFunction(torch.autograd.Function):
     @classmethod
     def forward(
         cls, ctx, x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
-        running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, *more,
+        running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, residual,
+        *geometry,
     ):  # fmt: skip
         y, pre, mean, rstd = cls.op.below_autograd(
             x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
-            running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, *more,
+            running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, residual,
+            *geometry,
         )  # fmt: skip
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(
             kept, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
-            frozen_scale, frozen_shift, *more[:1],
+            frozen_scale, frozen_shift, residual,
         )  # fmt: skip
-        ctx.options, ctx.geometry, ctx.backward_op = (training, activation, exact, beside), more[1:], cls.backward_op
+        ctx.options, ctx.geometry, ctx.backward_op = (training, activation, exact, beside), geometry, cls.backward_op
         ctx.mark_non_differentiable(pre, mean, rstd)
         ctx.set_materialize_grads(False)
         return y, pre, mean, rstd
@@ -145,14 +146,13 @@ class ProductNormFunction(torch.autograd.Function):
     def backward(ctx, dy, *_):
         if dy is None:
             return (None,) * len(ctx.needs_input_grad)
-        saved, residual = ctx.saved_tensors[:14], ctx.saved_tensors[14:]
-        x, weight, bias, norm_weight, norm_bias = (ctx.needs_input_grad[i] for i in (0, 1, 2, 7, 8))
-        more = (*residual, ctx.needs_input_grad[19], *ctx.geometry) if residual else ()
-        dx, dweight, dbias, dnorm_weight, dnorm_bias, *dresidual = ctx.backward_op.below_autograd(
-            dy, *saved, *ctx.options, x, weight, bias, *more
+        *saved, its_residual = ctx.saved_tensors
+        x, weight, bias, norm_weight, norm_bias, residual = (ctx.needs_input_grad[i] for i in (0, 1, 2, 7, 8, 19))
+        dx, dweight, dbias, dnorm_weight, dnorm_bias, dresidual = ctx.backward_op.below_autograd(
+            dy, *saved, *ctx.options, x, weight, bias, its_residual, residual, *ctx.geometry
         )
         return (
             dx if x else None, dweight if weight else None, dbias if bias else None, None, None, None, None,
             dnorm_weight if norm_weight else None, dnorm_bias if norm_bias else None, *(None,) * 10,
-            *(each if ctx.needs_input_grad[19] else None for each in dresidual), *(None for _ in ctx.geometry),
+            dresidual if residual else None, *(None for _ in ctx.geometry),
         )  # fmt: skip

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Span, Stair, Staircase, positions
-from .registration import Op, memory_format
+from .registration import Op, arranged_as, memory_format, unit_major
 
 
 def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
@@ -24,7 +24,14 @@ def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
         return x.narrow(dim, spans[0].start, spans[0].stop - spans[0].start)
     if not spans:
         return x.narrow(dim, 0, 0)
-    return torch.cat([x.narrow(dim, start, stop - start) for start, stop in spans], dim)
+    return beside([x.narrow(dim, start, stop - start) for start, stop in spans], dim)
+
+
+def beside(parts: Sequence[Tensor], dim: int = 1) -> Tensor:
+    """``parts`` one after the other along ``dim``: unit-major, where all of them are."""
+    if dim == 1 and all(map(unit_major, parts)):
+        return torch.cat([part.t() for part in parts]).t()
+    return torch.cat(tuple(parts), dim)
 
 
 def read_alone(x: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -39,7 +46,10 @@ def canonical(x: Tensor) -> Tensor:
     A library product's bits depend on where its input lies: of 4,000 random products on a CPU, 17 % changed bits when
     the input was a slice of something wider, and 22 % when it began off a 64-byte line (mostly small batches). Frozen
     segments therefore read a copy wherever it could matter; it costs one pass over the input, the product hundreds.
+    The first units of a unit-major input are no slice: nothing is copied for them.
     """
+    if unit_major(x):
+        return x if x.data_ptr() % 64 == 0 else x.t().clone().t()
     layout = torch.contiguous_format
     if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1:
         layout = torch.channels_last
@@ -71,7 +81,11 @@ def frozen_blocks(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: Sequen
 class Product(Protocol):
     """One segment's dense product of x [N, K, *] and weight [R, K, *kernel], any of N, K, R possibly zero."""
 
-    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
+        """The product, in ``out`` where that is given."""
+
+    def room(self, x: Tensor, rows: int) -> Tensor | None:
+        """Memory [N, rows, *] that products can be written to side by side without another bit; None: there is none."""
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor: ...
 
@@ -86,7 +100,8 @@ class Product(Protocol):
 
 
 class StaircaseFunction(torch.autograd.Function):
-    """Gradients of a staircase op; subclasses name it and its backward op. ``geometry`` is what a convolution adds."""
+    """Gradients of a staircase op; subclasses name it and its backward op. ``geometry`` is what its product
+    needs to know."""
 
     op: Op
     backward_op: Op
@@ -112,36 +127,44 @@ class StaircaseFunction(torch.autograd.Function):
 
 def products(x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> Tensor:
     """Every segment's product, one after the other."""
-    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
+    room = product.room(x, staircase.rows)
+    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product, room)
     if has_live_rows(staircase) or not parts:
-        parts.append(live_product(x, weight, bias, staircase, product))
-    return joined(parts)
+        parts.append(live_product(x, weight, bias, staircase, product, room))
+    return joined(parts, room)
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """The rows of all ``parts`` (at least one), side by side; a single part itself."""
-    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
+def joined(parts: Sequence[Tensor], room: Tensor | None = None) -> Tensor:
+    """The rows of all ``parts`` (at least one), side by side: ``room``, where they were written to one."""
+    if room is not None:
+        return room
+    return parts[0] if len(parts) == 1 else beside(parts)
 
 
 def has_live_rows(staircase: Staircase) -> bool:
     return staircase.live is not None and bool(staircase.live.rows)
 
 
-def live_product(x, weight, bias, staircase: Staircase, product: Product) -> Tensor:
-    """The live segment's product; without live rows, nothing [N, 0, *]."""
+def live_product(x, weight, bias, staircase: Staircase, product: Product, room: Tensor | None = None) -> Tensor:
+    """The live segment's product, the last rows of ``room`` if that is given; without live rows, nothing [N, 0, *]."""
     if not has_live_rows(staircase):
-        return product.forward(x[:, :0], weight[:0, :0], None)
-    return product.forward(read_alone(x, staircase.live.spans), weight, bias)
+        return product.forward(x[:, :0], weight[:0, :0], None, None)
+    out = None if room is None else room[:, staircase.frozen_rows :]
+    return product.forward(read_alone(x, staircase.live.spans), weight, bias, out)
 
 
-def frozen_products(x, weight, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> list[Tensor]:
-    """The products of the frozen segments that have rows; of ``weight`` only the kernel's size matters."""
+def frozen_products(
+    x, weight, frozen_weight, frozen_bias, staircase: Staircase, product: Product, room: Tensor | None = None
+) -> list[Tensor]:
+    """The products of the frozen segments that have rows, the first rows of ``room`` if that is given; of ``weight``
+    only the kernel's size matters."""
     parts, row = [], 0
     blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
     for stair, block in zip(staircase.frozen, blocks):
         if stair.rows:
             its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
-            parts.append(product.forward(canonical(read(x, stair.spans)), block, its_bias))
+            out = None if room is None else room[:, row : row + stair.rows]
+            parts.append(product.forward(canonical(read(x, stair.spans)), block, its_bias, out))
         row += stair.rows
     return parts
 
@@ -166,7 +189,7 @@ def gradients(
     if need_x and dy_frozen is None and live is not None and staircase.trainable == (Span(0, x.shape[1]),):
         # All of the input leads to something trainable: the product is the gradient as it comes.
         dx = product.input_gradient(dy_live, x, read(weight, positions(live.spans, staircase.trainable)))
-        dx = dx.contiguous(memory_format=memory_format(x))
+        dx = arranged_as(dx, x)
     elif need_x:
         dx = torch.zeros_like(x)
         if dy_frozen is not None:

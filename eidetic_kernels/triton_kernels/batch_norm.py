@@ -467,14 +467,16 @@ def segmented_batch_norm_forward(
     momentum: float,
     eps: float,
     activation: str,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd): y in x's dtype and memory format, mean and rstd [L] float32 as live channels were normalised.
+    ``out``: dense memory for y, or None; x may lie in it.
 
     In training the running statistics are moved in place.
     """
     layout = Layout.of(x)
     frozen, live = len(frozen_scale), x.shape[1] - len(frozen_scale)
-    y = layout.empty_like(x)
+    y = layout.empty_like(x) if out is None else out
     mean, rstd = (x.new_zeros(live, dtype=torch.float32) for _ in range(2))
     if not x.numel():
         if not training:

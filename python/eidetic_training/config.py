@@ -64,6 +64,7 @@ DEFAULTS: dict[str, Any] = {
         "hidden": 0,  # ReLU units between features and tasks; 0 is the paper's linear map
         "dropout": 0.2,  # of those
         "layers": False,  # it reads what every layer computes, and not the features alone
+        "inputs": False,  # and the input itself
         "examples": None,  # samples of each task to train on; all when not given
     },
 }

@@ -33,6 +33,7 @@ def train_router(
     hidden: int = 0,
     dropout: float = 0.2,
     layers: bool = False,
+    inputs: bool = False,
     examples: int | None = None,
     seed: int = 0,
     max_cached_bytes: int = 2**31,
@@ -53,6 +54,7 @@ def train_router(
             domain. ``dropout`` is on them, while they are trained.
         layers: whether the router reads what every layer computes, and not the features alone. It helps where tasks lie
             in one domain: what distinguishes two tasks' classes need not matter to either.
+        inputs: whether it reads the input itself, flattened, too: what no task needed is in no unit.
         examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
             keep of a task whose data goes away.
 
@@ -82,7 +84,7 @@ def train_router(
     started = time.perf_counter()
     if examples is not None:
         loaders = [_kept(loader, examples, batch_size) for loader in loaders]
-    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), layers, max_cached_bytes)
+    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), (layers, inputs), max_cached_bytes)
     mean, deviation = _moments(data)
     tasks = len(loaders)
     parameters = _parameters(tasks, len(mean), hidden, mean.device)
@@ -127,7 +129,7 @@ def train_router(
     scaled = kept[-2] / deviation
     folded = [*kept[:-2], scaled, kept[-1] - scaled @ mean]
     dtype = network.heads[0].frozen_weight.dtype
-    network.router = Router(*(tensor.to(dtype) for tensor in folded), layers=layers)
+    network.router = Router(*(tensor.to(dtype) for tensor in folded), layers=layers, inputs=inputs)
     return best
 
 
@@ -164,21 +166,21 @@ def _kept(loader: Iterable, examples: int, batch_size: int) -> TensorLoader:
 class _Computed:
     """Batches (features, task index), computed anew every epoch."""
 
-    def __init__(self, network: EideticNetwork, meta: MetaLoader, layers: bool):
-        self.network, self.meta, self.layers = network, meta, layers
+    def __init__(self, network: EideticNetwork, meta: MetaLoader, reads: tuple[bool, bool]):
+        self.network, self.meta, self.reads = network, meta, reads
 
     def __iter__(self):
         device = device_of(self.network)
         for x, task in self.meta:
             with torch.no_grad(), evaluating(self.network):
-                _, features = self.network.routing_features(x.to(device), self.layers)
+                _, features = self.network.routing_features(x.to(device), *self.reads)
             yield features.float(), task.to(device)
 
 
 def _features(
-    network: EideticNetwork, meta: MetaLoader, layers: bool, max_bytes: int
+    network: EideticNetwork, meta: MetaLoader, reads: tuple[bool, bool], max_bytes: int
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    computed = _Computed(network, meta, layers)
+    computed = _Computed(network, meta, reads)
     if meta.has_augmentation:
         return computed
     features, tasks, used = [], [], 0

@@ -49,12 +49,12 @@ def leaf(*shape):
     return torch.randn(*shape).requires_grad_()
 
 
-def linear_arguments(name="mixed by segment", exact=False, bias=True):
+def linear_arguments(name="mixed by segment", exact=False, bias=True, unit_major=False):
     layer = Layer(CASES[name], dtype=torch.float32, bias=bias)
     stairs = layer.case.staircase()
     weight, bias = layer.weight.requires_grad_(), None if layer.bias is None else layer.bias.requires_grad_()
-    x = leaf(4, stairs.columns)
-    return [x, weight, bias, layer.frozen_weight, layer.frozen_bias, encoded(stairs), stairs.rows, exact]
+    x = leaf(stairs.columns, 4).detach().t().requires_grad_() if unit_major else leaf(4, stairs.columns)
+    return [x, weight, bias, layer.frozen_weight, layer.frozen_bias, encoded(stairs), stairs.rows, exact, unit_major]
 
 
 def conv_arguments(layout, name="mixed by segment"):
@@ -77,14 +77,14 @@ def norm_arguments(channels, shape, activation, training, residual, affine=True,
     ]  # fmt: skip
 
 
-def linear_norm_arguments(name="nested", activation="relu", training=True, exact=False):
-    x, weight, bias, frozen_weight, frozen_bias, numbers, rows, _ = linear_arguments(name)
+def linear_norm_arguments(name="nested", activation="relu", training=True, exact=False, unit_major=False):
+    x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *_ = linear_arguments(name, unit_major=unit_major)
     frozen = decoded(numbers).frozen_rows
     live = rows - frozen
     return [
         x, weight, bias, frozen_weight, frozen_bias, numbers, rows, leaf(len(weight)), leaf(len(weight)),
         torch.randn(live), torch.rand(live), torch.randn(frozen), torch.randn(frozen),
-        training, 0.1, 1e-5, activation, exact, 0,
+        training, 0.1, 1e-5, activation, exact, 0, None, unit_major,
     ]  # fmt: skip
 
 
@@ -108,14 +108,16 @@ def check(op, arguments):
     assert set(torch.library.opcheck(op.registered, arguments).values()) == {"SUCCESS"}
 
 
+@pytest.mark.parametrize("unit_major", [False, True])
 @pytest.mark.parametrize("name", ["nothing frozen", "mixed by segment", "empty segments", "all frozen"])
-def test_opcheck_linear(name):
+def test_opcheck_linear(name, unit_major):
     for exact, bias in ((False, True), (True, False)):
-        arguments = linear_arguments(name, exact, bias)
+        arguments = linear_arguments(name, exact, bias, unit_major)
         check(linear.OP, arguments)
-        x, weight, _, frozen_weight, _, numbers, rows, _ = detached(arguments)
-        dy = torch.randn(len(x), rows)
-        check(linear.BACKWARD_OP, [dy, x, weight, frozen_weight, numbers, exact, True, not exact, bias])
+        x, weight, _, frozen_weight, _, numbers, *_ = detached(arguments)
+        dy = torch.randn_like(linear.OP(*detached(arguments)))
+        assert dy.stride() == ((1, len(x)) if unit_major else (dy.shape[1], 1))
+        check(linear.BACKWARD_OP, [dy, x, weight, frozen_weight, numbers, exact, True, not exact, bias, unit_major])
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -152,16 +154,17 @@ def test_opcheck_batch_norm(options):
         ])  # fmt: skip
 
 
+@pytest.mark.parametrize("unit_major", [False, True])
 @pytest.mark.parametrize("name", ["nothing frozen", "nested", "all frozen"])
-def test_opcheck_linear_norm(name):
+def test_opcheck_linear_norm(name, unit_major):
     for activation, exact in (("relu", False), ("silu", True)):
-        arguments = linear_norm_arguments(name, activation, exact=exact)
+        arguments = linear_norm_arguments(name, activation, exact=exact, unit_major=unit_major)
         check(linear_norm.OP, arguments)
         x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, training, *_ = detached(arguments)
         y, pre, mean, rstd = linear_norm.OP(*detached(arguments))
         check(linear_norm.BACKWARD_OP, [
             torch.randn_like(y), y, x, weight, bias, fw, fb, numbers, pre, nw, nb, mean, rstd, scale, shift,
-            training, activation, exact, 0, True, True, False,
+            training, activation, exact, 0, True, True, False, None, False, unit_major,
         ])  # fmt: skip
 
 
@@ -227,11 +230,12 @@ class Counting:
 def block(x, weight, bias, frozen_weight, numbers, rows, norm_weight, norm_bias, mean, var, scale, shift):
     """All ops on [N, K]: a product, its normalisation, and the two in one."""
     frozen_bias = torch.zeros_like(scale)
-    z = torch.ops.eidetic.staircase_linear(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, False)
+    z = torch.ops.eidetic.staircase_linear(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, False, False)
     norm = norm_weight, norm_bias, mean, var, scale, shift
     y, *_ = torch.ops.eidetic.segmented_batch_norm(z, None, *norm, True, 0.1, 1e-5, "relu", False)
     both, *_ = torch.ops.eidetic.staircase_linear_norm(
-        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *norm, True, 0.1, 1e-5, "gelu", False, 0
+        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *norm, True, 0.1, 1e-5, "gelu", False, 0,
+        None, False,
     )
     return y * 2 + both
 

@@ -13,8 +13,11 @@ CLASSES = 3
 READINGS = ("nested", "disjoint", "mixed")
 
 
-def batch(net, samples=12, seed=0, classes=CLASSES):
-    """Made-up inputs [samples, *net.example] and labels, the same for the same seed."""
+def batch(net, samples=36, seed=0, classes=CLASSES):
+    """Made-up inputs [samples, *net.example] and labels, the same for the same seed.
+
+    So many samples that linear layers lay their units one after the other (UNIT_MAJOR_FROM).
+    """
     generator = torch.Generator().manual_seed(1000 + seed)
     dtype = next(tensor for tensor in net.state_dict().values() if tensor.is_floating_point()).dtype
     x = torch.randn(samples, *net.example, generator=generator, dtype=torch.float64).to(dtype)
@@ -74,7 +77,7 @@ def recall(net, x, task):
 class Memory:
     """What every finished task answered when it was finished, bit for bit, on batches of several sizes."""
 
-    def __init__(self, net, sizes=(1, 7, 16)):
+    def __init__(self, net, sizes=(1, 7, 36)):
         self.batches = [batch(net, size, seed=900 + size)[0] for size in sizes]
         self.answers = []
 
