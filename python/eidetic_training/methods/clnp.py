@@ -91,7 +91,7 @@ class _Activity:
 
     def __init__(self, net: nn.Module):
         self.net = net
-        self.live: dict[int, Tensor] = {}
+        self._heard: dict[int, Tensor] = {}
 
     def __enter__(self) -> _Activity:
         self.handles = []
@@ -99,7 +99,7 @@ class _Activity:
             frozen = group.segments.frozen_total
             for layer in group.layers:
                 hook = layer.register_forward_hook(
-                    lambda module, inputs, y, n=number, f=frozen: self.live.__setitem__(n, y[:, f:])
+                    lambda module, inputs, y, n=number, f=frozen: self._heard.__setitem__(n, y[:, f:])
                 )
                 self.handles.append(hook)
         return self
@@ -108,12 +108,17 @@ class _Activity:
         for handle in self.handles:
             handle.remove()
 
+    @property
+    def live(self) -> dict[int, Tensor]:
+        """By the group's number, [N, live, *]."""
+        return {number: F.relu(y) for number, y in self._heard.items()}
+
     def total(self) -> Tensor:
         """The L1 norm of live activations, a mean over samples and positions."""
-        return sum(F.relu(a).sum(1).mean() for a in self.live.values())
+        return sum(a.sum(1).mean() for a in self.live.values())
 
     def means(self) -> list[Tensor]:
-        return [F.relu(self.live[n]).mean((0, *range(2, self.live[n].dim()))) for n in sorted(self.live)]
+        return [a.mean((0, *range(2, a.dim()))) for _, a in sorted(self.live.items())]
 
 
 class _Sparse(Hooks):
