@@ -146,6 +146,8 @@ def test_every_model_computes_what_torch_s_layers_do_one_after_the_other(variant
     torch.manual_seed(0)
     net = models.build(name, shape, **options).double()
     x = torch.randn(6, *shape, dtype=torch.float64)
+    rates = {layer.p for layer in net.modules() if isinstance(layer, EideticDropout)}
+    assert rates == {rate for option, rate in options.items() if option == "dropout"}
     for p in net.parameters():
         nn.init.normal_(p, float(p.dim() == 1), 0.3)
     tensors = {key: tensor.detach().clone().requires_grad_(tensor.requires_grad)
