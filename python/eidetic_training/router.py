@@ -94,7 +94,7 @@ def train_router(
     mean, deviation = _moments(data)
     tasks = len(loaders)
     parameters = _parameters(tasks, len(mean), hidden, mean.device)
-    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
+    optimizer = _optimizer(parameters, lr, weight_decay)
 
     def epoch(number: int) -> float:
         samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
@@ -137,6 +137,10 @@ def train_router(
     dtype = network.heads[0].frozen_weight.dtype
     network.router = Router(*(tensor.to(dtype) for tensor in folded), layers=layers, inputs=inputs)
     return best
+
+
+def _optimizer(parameters: list[Tensor], lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
 
 def _parameters(tasks: int, columns: int, hidden: int, device: torch.device) -> list[Tensor]:

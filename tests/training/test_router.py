@@ -72,7 +72,7 @@ def test_the_standardisation_is_folded_into_one_product(monkeypatch, max_bytes):
     net, loaders = learned()
     seen = {}
 
-    def optimizer(parameters, lr):
+    def optimizer(parameters, lr, weight_decay):
         seen["parameters"] = parameters
         return torch.optim.Adam(parameters, lr)
 
@@ -81,7 +81,7 @@ def test_the_standardisation_is_folded_into_one_product(monkeypatch, max_bytes):
         return seen["moments"]
 
     original = router_module._moments
-    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_optimizer", optimizer)
     monkeypatch.setattr(router_module, "_moments", moments)
     train_router(net, loaders, max_epochs=1, lr=0.05, max_cached_bytes=max_bytes)
     net.eval()
@@ -353,12 +353,12 @@ def test_hidden_weights_are_folded_with_the_standardisation(monkeypatch, hidden)
     net, loaders = learned()
     seen = {}
 
-    def optimizer(parameters, lr):
+    def optimizer(parameters, lr, weight_decay):
         seen["parameters"] = parameters
         return torch.optim.SGD(parameters, 0.0)
 
     original = router_module._moments
-    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_optimizer", optimizer)
     monkeypatch.setattr(router_module, "_moments", lambda data: seen.setdefault("moments", original(data)))
     train_router(net, loaders, max_epochs=1, hidden=hidden)
     net.eval()
@@ -527,7 +527,7 @@ def test_the_router_s_polish_ends_at_a_rate_near_zero_and_keeps_the_end(monkeypa
     net, loaders = learned(2)
     rates, seen = [], {}
 
-    def optimizer(parameters, lr):
+    def optimizer(parameters, lr, weight_decay):
         made = torch.optim.Adam(parameters, lr)
         made.register_step_pre_hook(lambda *_: rates.append(made.param_groups[0]["lr"]))
         seen["last"] = parameters[0]
@@ -540,7 +540,7 @@ def test_the_router_s_polish_ends_at_a_rate_near_zero_and_keeps_the_end(monkeypa
     original = router_module._moments
     monkeypatch.setattr(router_module, "_moments", moments)
 
-    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_optimizer", optimizer)
     events = []
     train_router(net, loaders, max_epochs=2, polish_epochs=2, lr=0.1, callbacks=[events.append])
     assert [event.epoch for event in events] == [1, 2, 3, 4]
