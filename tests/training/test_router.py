@@ -72,7 +72,7 @@ def test_the_standardisation_is_folded_into_one_product(monkeypatch, max_bytes):
     net, loaders = learned()
     seen = {}
 
-    def optimizer(parameters, lr):
+    def optimizer(parameters, lr, weight_decay):
         seen["parameters"] = parameters
         return torch.optim.Adam(parameters, lr)
 
@@ -81,7 +81,7 @@ def test_the_standardisation_is_folded_into_one_product(monkeypatch, max_bytes):
         return seen["moments"]
 
     original = router_module._moments
-    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_optimizer", optimizer)
     monkeypatch.setattr(router_module, "_moments", moments)
     train_router(net, loaders, max_epochs=1, lr=0.05, max_cached_bytes=max_bytes)
     net.eval()
@@ -353,12 +353,12 @@ def test_hidden_weights_are_folded_with_the_standardisation(monkeypatch, hidden)
     net, loaders = learned()
     seen = {}
 
-    def optimizer(parameters, lr):
+    def optimizer(parameters, lr, weight_decay):
         seen["parameters"] = parameters
         return torch.optim.SGD(parameters, 0.0)
 
     original = router_module._moments
-    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_optimizer", optimizer)
     monkeypatch.setattr(router_module, "_moments", lambda data: seen.setdefault("moments", original(data)))
     train_router(net, loaders, max_epochs=1, hidden=hidden)
     net.eval()
@@ -446,6 +446,38 @@ def test_a_router_of_all_layers_reads_them_and_survives_saving(tmp_path, hidden)
     assert all(not layer._forward_hooks for group in net.groups for layer in group.layers)
 
 
+@pytest.mark.parametrize("layers", [False, True])
+def test_a_router_of_the_input_tells_apart_what_no_unit_does(tmp_path, layers):
+    """All units are silenced, so that features say nothing of the task."""
+    net, loaders = learned()
+    for _, layer in net.segmented_layers():
+        if hasattr(layer, "frozen_scale"):
+            layer.frozen_scale.zero_()
+        else:
+            layer.frozen_weight.zero_()
+    assert train_router(net, loaders, layers=layers, hidden=8, lr=0.02) < 0.6
+    assert train_router(net, loaders, layers=layers, inputs=True, hidden=32, patience=9, lr=0.02) > 0.95
+    x = torch.cat([inputs(t)[0] for t in range(3)])
+    before = net.predict(x)
+    features = by_hand(net, x, 2) if layers else net.compute_features(x, 2)
+    assert net.router.hidden_weight.shape[1] == features.shape[1] + x.flatten(1).shape[1]
+    torch.testing.assert_close(before.router_logits, net.router(torch.cat([features, x.flatten(1)], 1)))
+    assert (before.task == torch.arange(3).repeat_interleave(120)).double().mean() > 0.95
+    net.save(tmp_path / "net.safetensors")
+    assert torch.equal(type(net).load(tmp_path / "net.safetensors").predict(x).router_logits, before.router_logits)
+
+
+def test_weight_decay_shrinks_weights_and_label_smoothing_certainty():
+    net, loaders = learned(2)
+    x, norms, certain = inputs(0)[0], [], []
+    for options in ({}, {"weight_decay": 40.0}, {"label_smoothing": 0.5}):
+        train_router(net, loaders, max_epochs=1, polish_epochs=30, lr=0.05, **options)
+        norms.append(float(net.router.weight.norm()))
+        certain.append(float(net.predict(x).confidence.mean()))
+    assert norms[1] < 0.7 * norms[0]
+    assert certain[2] < 0.85 < certain[0]
+
+
 @pytest.mark.parametrize("make", [ConvNet, Residual])
 def test_images_are_read_by_their_mean(make):
     net = make(dropout=0.0)
@@ -495,7 +527,7 @@ def test_the_router_s_polish_ends_at_a_rate_near_zero_and_keeps_the_end(monkeypa
     net, loaders = learned(2)
     rates, seen = [], {}
 
-    def optimizer(parameters, lr):
+    def optimizer(parameters, lr, weight_decay):
         made = torch.optim.Adam(parameters, lr)
         made.register_step_pre_hook(lambda *_: rates.append(made.param_groups[0]["lr"]))
         seen["last"] = parameters[0]
@@ -508,7 +540,7 @@ def test_the_router_s_polish_ends_at_a_rate_near_zero_and_keeps_the_end(monkeypa
     original = router_module._moments
     monkeypatch.setattr(router_module, "_moments", moments)
 
-    monkeypatch.setattr(router_module, "default_optimizer", optimizer)
+    monkeypatch.setattr(router_module, "_optimizer", optimizer)
     events = []
     train_router(net, loaders, max_epochs=2, polish_epochs=2, lr=0.1, callbacks=[events.append])
     assert [event.epoch for event in events] == [1, 2, 3, 4]
