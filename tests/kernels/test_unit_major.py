@@ -18,7 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import eidetic_kernels as ek
 from eidetic_kernels import backends, ops
+from eidetic_kernels.layers import EideticDropout
 from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
+from eidetic_kernels.layout import Segments, Source
 from eidetic_kernels.ops import linear, linear_norm
 from eidetic_kernels.ops.registration import encoded, unit_major
 
@@ -237,17 +239,19 @@ def test_a_single_sample_is_normalised_where_it_lies(backend):
 
 
 class Copies(TorchDispatchMode):
-    """Counts the copies that torch makes, and remembers how large they were."""
+    """Which copies torch makes, and what is allocated: how many numbers each."""
 
     def __init__(self):
         super().__init__()
-        self.made = []
+        self.made, self.allocated = [], []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.name().removeprefix("aten::").partition(".")[0]
         result = function(*args, **(kwargs or {}))
         if name in ("cat", "clone", "copy_", "_to_copy", "contiguous", "index_select"):
             self.made.append((name, result.numel()))
+        elif name in ("empty", "new_empty", "empty_like"):
+            self.allocated.append(result.numel())
         return result
 
 
@@ -259,10 +263,11 @@ def test_products_write_their_part_of_one_output_and_read_prefixes_as_they_lie(b
     x, held = arranged(torch.randn(samples, 64)), (*layer.arguments(), stairs, 64)
     with torch.no_grad(), Copies() as copies:
         y = linear.OP.run(x, *held, False, True)
-    assert copies.made == [] and unit_major(y)
+    assert copies.made == [] and copies.allocated == [y.numel()] and unit_major(y)
     with torch.no_grad(), Copies() as copies:
         y, pre, *_ = linear_norm.OP.run(x, *held, *norm, True, 0.1, 1e-3, "relu", False, 0, None, True)
     assert unit_major(y) and unit_major(pre)
+    assert copies.allocated.count(y.numel()) == 1, "the products, and in their place what they are normalised to"
     # The live product, which the backward pass reads again; torch's own normalisation is written beside it.
     assert [name for name, _ in copies.made].count("clone") == 1
     assert [name for name, _ in copies.made if name != "clone"] == ([] if backend == "cpu" else ["copy_"])
@@ -463,6 +468,25 @@ def test_training_equals_the_ordinary_layouts(name, how, monkeypatch):
         results.append({"losses": losses, **gradients})
     for key, expected in results[1].items():
         assert_close(key, results[0][key], expected, condition=1000, least=1e-3)
+
+
+@pytest.mark.parametrize("live", [0, 1, 3])
+@pytest.mark.parametrize("frozen", [1, 3])
+@pytest.mark.parametrize("way", ["unit-major", "row-major", "channels_last"])
+def test_what_is_dropped_out_lies_as_it_did(way, frozen, live):
+    """Also a part of a single unit, which lies both ways: what reads it would have other bits in training (P5)."""
+    drop = EideticDropout(0.5)
+    drop.wire((Source(Segments(frozen + live, live, (frozen,))), Source(Segments(1 + live, live, (1,)))), drop.scope)
+    x = torch.randn(40, frozen + 1 + 2 * live)
+    if way == "channels_last":
+        x = torch.randn(3, x.shape[1], 4, 4).contiguous(memory_format=torch.channels_last)
+    else:
+        x = LAYOUTS[way](x)
+    y = drop.train()(x)
+    assert y.stride() == x.stride() and y.shape == x.shape
+    for kept in (slice(0, frozen), slice(frozen + live, frozen + live + 1)):
+        assert_same_bits("frozen", y[:, kept], x[:, kept])
+    assert not live or (y != x).any()
 
 
 @pytest.mark.parametrize("name", NETWORKS)
