@@ -11,7 +11,6 @@ from ..errors import InputError
 from .batch_norm import EideticBatchNorm1d
 from .staircase import StaircaseLayer
 
-
 # Samples. In smaller batches a library's bits depend on which operand is transposed: of 6,000 random products on a CPU
 # none did from 32 samples and 16 units on.
 UNIT_MAJOR_FROM = 32

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Span, Stair, Staircase, positions
-from .registration import Op, arranged_as, memory_format, unit_major
+from .registration import Op, arranged_as, unit_major
 
 
 def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:

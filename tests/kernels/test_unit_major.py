@@ -206,9 +206,7 @@ def test_a_normalisation_and_its_residual_may_lie_differently(activation, of_x, 
     for samples in SAMPLES:
         for exact in (False, True):
             data = [torch.randn(samples, frozen + live, dtype=dtype) for _ in range(3)]
-            norm = normalisation(CASES["nested"], dtype)
-            norm = [*(n[:live] if n is not None else n for n in map(lambda n: torch.cat([n, n]), norm[:4])),
-                    torch.randn(frozen, dtype=dtype), torch.randn(frozen, dtype=dtype)]  # fmt: skip
+            norm = normalisation(type(CASES["nested"])((6,), (frozen,), live, (True, True)), dtype)
             results = []
             for op in (ops.segmented_batch_norm_oracle, ops.segmented_batch_norm):
                 ours = op is ops.segmented_batch_norm

@@ -1,6 +1,7 @@
-"""What makes training faster weakens no promise: P1, P2, P3, P5 and P8 with every option on, in small and large batches.
+"""What makes training faster weakens no promise: P1, P2, P3, P5 and P8 with every option on.
 
-Large ones hold so many samples that linear units lie one after the other in memory (UNIT_MAJOR_FROM).
+In small batches and large ones; these hold so many samples that linear units lie one after the other in memory
+(UNIT_MAJOR_FROM).
 """
 
 from contextlib import ExitStack, nullcontext

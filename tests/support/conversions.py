@@ -101,8 +101,8 @@ def take_through(module, x, *, head=None, classes=None, double=True, extract=Tru
 
 @torch.no_grad()
 def extracted_alike(net, task, x):
-    """``net.extract(task)`` is plain, in evaluation mode, and gives the network's logits; task 0's bit for bit in batches
-    that are too small for units to lie one after the other."""
+    """``net.extract(task)`` is plain, in evaluation mode, and gives the network's logits; task 0's bit for bit in
+    batches that are too small for units to lie one after the other."""
     plain = net.extract(task)
     assert not [each for each in plain.modules() if type(each).__module__.startswith("eidetic")]
     assert not any(each.training for each in plain.modules())
