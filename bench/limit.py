@@ -65,6 +65,8 @@ def _count_product(total: Work, layer: StaircaseLayer, inputs: tuple[Tensor, ...
     read = FLOAT * (live.rows * positions + live.columns * x.shape[0] * x.shape[2:].numel() + live_weights)
     written = FLOAT * trainable * x.shape[0] * x.shape[2:].numel()
     total.backward_bytes += read + written + ADAM_TRAFFIC * FLOAT * live_weights
+    if layer.norm is not None:  # a part, whose own forward does not run
+        _count_norm(total, layer.norm, inputs, y)
 
 
 def _count_norm(total: Work, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:

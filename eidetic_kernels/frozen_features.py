@@ -176,8 +176,12 @@ class FrozenFeatures:
             return None
         x, kept = given[0], self._kept[layer]
         _check_rows(rows, x)
-        if isinstance(layer, EideticLinear) and layer.norm is None:
-            return self._inputs.join(layer, x, kept, rows), *given[1:]
+        if isinstance(layer, EideticLinear):
+            values = self._inputs.join(layer, x, kept, rows)
+            if layer.norm is None:
+                return values, *given[1:]
+            # The gradient is led back from the product, before the norm: the layer is given what it computes.
+            return values, layer.norm(self._inputs.lead_back(layer, (values,), layer.product(values)))
         kept = kept.index_select(0, rows)
         pieces, known, own = [], 0, 0
         for before, size in _runs(layer.staircase(LIVE)):

@@ -538,8 +538,8 @@ class EideticNetwork(nn.Module):
         Functions of other packages stay as they are called (Swin's patch merging is torchvision's): a pickle needs
         them, an exported program does not.
 
-        Raises TaskError for a task that is not finished, and ConversionError for a layer that has no plain twin: one
-        that owns its norm (``norm=``), and modules of this package in a network wired by hand.
+        Raises TaskError for a task that is not finished, and ConversionError for a module that has no plain twin, as
+        some of this package's in a network wired by hand.
         """
         return extraction.extract(self, task)
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
+import eidetic_kernels as ek
+
 ROOT = Path(__file__).parents[1]
 SMOKE = {"EIDETIC_BENCH_SMOKE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}"}
 
@@ -50,6 +52,37 @@ def test_what_a_step_needs_is_what_the_dense_network_needs_while_nothing_is_froz
     # Half frozen in five tasks, a tenth live, as the design counts it: 15 % of a dense step's multiply-adds.
     part = limit.work(networks.eidetic(subject, 50, 10), subject.data()[0])
     assert (part.forward + part.backward) / (whole.forward + whole.backward) == pytest.approx(0.15, abs=0.01)
+
+
+class Together(ek.EideticNetwork):
+    def __init__(self):
+        super().__init__()
+        self.a = ek.EideticLinear(12, 10, norm=ek.EideticBatchNorm1d(10))
+        self.b = ek.EideticLinear(10, 20, norm=ek.EideticBatchNorm1d(20))
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+class Apart(ek.EideticNetwork):
+    def __init__(self):
+        super().__init__()
+        self.a, self.a_norm = ek.EideticLinear(12, 10), ek.EideticBatchNorm1d(10)
+        self.b, self.b_norm = ek.EideticLinear(10, 20), ek.EideticBatchNorm1d(20)
+
+    def forward(self, x):
+        return self.b_norm(self.b(self.a_norm(self.a(x))))
+
+
+def test_a_norm_that_is_part_of_a_layer_needs_what_a_norm_of_its_own_does(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    limit, found = importlib.import_module("limit"), []
+    for net in (Together(), Apart()):
+        net.prepare_for_task(0, 3, max_units=0.5)
+        net.finish_task()
+        net.prepare_for_task(1, 3)
+        found.append(limit.work(net, torch.randn(6, 12)))
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("model, shape", [("mlp", (12,)), ("resnet18", (3, 8, 8))])

@@ -71,6 +71,11 @@ class EideticLinear(StaircaseLayer):
         y = ops.staircase_linear(*tensors, stairs, exact, self._unit_major(x))
         return y if x.dim() == 2 else y.view(*x.shape[:-1], stairs.rows)
 
+    def product(self, x: Tensor) -> Tensor:
+        """What ``forward`` normalises, of x [N, columns], where the layer owns its norm."""
+        tensors, exact = self._arguments(x)
+        return ops.staircase_linear(*tensors, self.staircase(self.scope.task), exact, self._unit_major(x))
+
     def _unit_major(self, x: Tensor) -> bool:
         """Whether units lie one after the other in memory: hidden ones, on a CPU, once a task is finished."""
         if torch.compiler.is_compiling() or x.device.type != "cpu":  # a layout that changes would be compiled again

@@ -63,6 +63,7 @@ DEFAULTS: dict[str, Any] = {
         "train": True, "max_epochs": 30, "patience": 3, "polish_epochs": 0, "lr": 1e-3, "batch_size": 256,
         "hidden": 0,  # ReLU units between features and tasks; 0 is the paper's linear map
         "dropout": 0.2,  # of those
+        "label_smoothing": 0.0, "weight_decay": 0.0,
         "layers": False,  # it reads what every layer computes, and not the features alone
         "inputs": False,  # and the input itself
         "examples": None,  # samples of each task to train on; all when not given

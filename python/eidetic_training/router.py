@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eidetic_kernels import EideticNetwork, default_optimizer
+from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.routing import Router
@@ -32,6 +32,8 @@ def train_router(
     batch_size: int = 256,
     hidden: int = 0,
     dropout: float = 0.2,
+    label_smoothing: float = 0.0,
+    weight_decay: float = 0.0,
     layers: bool = False,
     inputs: bool = False,
     examples: int | None = None,
@@ -52,6 +54,7 @@ def train_router(
         polish_epochs: in so many epochs after that the learning rate falls to zero.
         hidden: ReLU units between features and tasks; 0 is the paper's linear map. They help where tasks lie in one
             domain. ``dropout`` is on them, while they are trained.
+        label_smoothing, weight_decay: of the loss and of AdamW; where there are many columns to learn by heart.
         layers: whether the router reads what every layer computes, and not the features alone. It helps where tasks lie
             in one domain: what distinguishes two tasks' classes need not matter to either.
         inputs: whether it reads the input itself, flattened, too: what no task needed is in no unit.
@@ -72,8 +75,11 @@ def train_router(
         raise InputError(f"hidden must be a whole number of units, 0 or more; got {hidden!r}.")
     if isinstance(polish_epochs, bool) or not isinstance(polish_epochs, int) or polish_epochs < 0:
         raise InputError(f"polish_epochs must be a whole number, 0 or more; got {polish_epochs!r}.")
-    if not 0 <= dropout < 1:
-        raise InputError(f"dropout must lie in [0, 1); got {dropout!r}.")
+    for name, value in {"dropout": dropout, "label_smoothing": label_smoothing}.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} must lie in [0, 1); got {value!r}.")
+    if not weight_decay >= 0:
+        raise InputError(f"weight_decay must be 0 or more; got {weight_decay!r}.")
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
@@ -88,13 +94,13 @@ def train_router(
     mean, deviation = _moments(data)
     tasks = len(loaders)
     parameters = _parameters(tasks, len(mean), hidden, mean.device)
-    optimizer = default_optimizer(parameters, lr)
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=weight_decay, fused=True)
 
     def epoch(number: int) -> float:
         samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
         for features, task in data:
             scores = _scores((features - mean) / deviation, parameters, dropout)
-            loss = F.cross_entropy(scores, task)
+            loss = F.cross_entropy(scores, task, label_smoothing=label_smoothing)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

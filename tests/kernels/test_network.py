@@ -38,7 +38,7 @@ class TestPaperListing:
             net.finish_task()
         assert net.finished_tasks == 3 and net.num_classes == [3, 3, 3]
         net.eval()
-        assert net(batch(net)[0], task=1).shape == (12, 3)
+        assert net(batch(net)[0], task=1).shape == (36, 3)
 
     def test_with_one_task_it_computes_what_torch_computes(self):
         net = MLP(dropout=0.0)
@@ -170,7 +170,7 @@ class TestHead:
         with pytest.raises(ek.TaskError, match="no head"):
             net.finish_task()
         net.add_head(4)
-        assert net.num_classes == [4] and net(batch(net)[0]).shape == (12, 4)
+        assert net.num_classes == [4] and net(batch(net)[0]).shape == (36, 4)
         with pytest.raises(ek.TaskError, match="once"):
             net.add_head(4)
 
@@ -344,11 +344,11 @@ class TestForward:
         net.prepare_for_task(1, 4)
         x = batch(net)[0]
         net.train()
-        assert net(x).shape == net(x, task=1).shape == (12, 4)
+        assert net(x).shape == net(x, task=1).shape == (36, 4)
         with pytest.raises(ek.TaskError, match=r"net\.eval\(\)"):
             net(x, task=0)
         net.eval()
-        assert net(x, task=0).shape == (12, 3) and net(x, task=1).shape == (12, 4)
+        assert net(x, task=0).shape == (36, 3) and net(x, task=1).shape == (36, 4)
 
     def test_without_a_task_in_training_one_must_be_named(self):
         net = MLP()
@@ -409,7 +409,7 @@ class TestPredict:
         learn(net, 0)
         x = batch(net)[0]
         prediction = net.predict(x)
-        assert torch.equal(prediction.task, torch.zeros(12, dtype=torch.long))
+        assert torch.equal(prediction.task, torch.zeros(36, dtype=torch.long))
         assert torch.equal(prediction.logits, recall(net, x, 0))
         assert torch.equal(prediction.label, recall(net, x, 0).argmax(1))
 
@@ -433,7 +433,7 @@ class TestPredict:
         columns = sum(source.columns(None) for source in net.wiring.features)
         net.router = Router(torch.zeros(2, columns), torch.tensor([1.0, 0.0]))
         prediction = net.predict(batch(net)[0])
-        assert prediction.task.unique().tolist() == [0] and prediction.logits.shape == (12, 4)
+        assert prediction.task.unique().tolist() == [0] and prediction.logits.shape == (36, 4)
         assert (prediction.logits[:, 2:] == -torch.inf).all() and prediction.label.max() < 2
         net.router.bias = torch.tensor([0.0, 1.0])
         assert net.predict(batch(net)[0]).logits.isfinite().all()

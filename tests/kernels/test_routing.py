@@ -89,7 +89,7 @@ def test_predictions_follow_from_each_task_s_recall(rule):
 
 def test_rules_disagree_somewhere():
     net = routed(finished())
-    x = torch.randn(200, 6)
+    x = torch.randn(2000, 6)
     chosen = {rule: answer.task.tolist() for rule, answer in net.predictions(x, RULES).items()}
     assert list(chosen) == list(RULES)
     assert len({tuple(tasks) for tasks in chosen.values()}) == len(RULES)

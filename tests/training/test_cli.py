@@ -320,8 +320,8 @@ def test_certify_proves_what_is_unchanged(trained, eidetic):
 FROZEN = [
     ("body.1", "frozen_weight", 0, "task 0: body.1"),
     ("body.1", "frozen_weight", -1, "task 1: body.1"),
-    ("body.5", "frozen_scale", 0, "task 0: body.5"),
-    ("body.2", "frozen_shift", -1, "task 1: body.2"),
+    ("body.2.norm", "frozen_scale", 0, "task 0: body.2.norm"),
+    ("body.1.norm", "frozen_shift", -1, "task 1: body.1.norm"),
     ("heads.0", "frozen_weight", 3, "task 0: heads.0"),
     ("heads.1", "frozen_bias", 0, "task 1: heads.1"),
 ]

@@ -315,7 +315,7 @@ def test_a_changed_checkpoint_is_found_before_anything_is_built_on_it(finished, 
     config, undisturbed = finished
     folder = copy_run(undisturbed, tmp_path / "run")
     folder.checkpoint_path(2).unlink()
-    flip(folder.checkpoint_path(1), config, "body.2", "frozen_shift")
+    flip(folder.checkpoint_path(1), config, "body.1.norm", "frozen_shift")
     with pytest.raises(ForgettingError, match="test logits of task 0"):
         run(config, folder.path)
 

@@ -446,6 +446,38 @@ def test_a_router_of_all_layers_reads_them_and_survives_saving(tmp_path, hidden)
     assert all(not layer._forward_hooks for group in net.groups for layer in group.layers)
 
 
+@pytest.mark.parametrize("layers", [False, True])
+def test_a_router_of_the_input_tells_apart_what_no_unit_does(tmp_path, layers):
+    """All units are silenced, so that features say nothing of the task."""
+    net, loaders = learned()
+    for _, layer in net.segmented_layers():
+        if hasattr(layer, "frozen_scale"):
+            layer.frozen_scale.zero_()
+        else:
+            layer.frozen_weight.zero_()
+    assert train_router(net, loaders, layers=layers, hidden=8, lr=0.02) < 0.6
+    assert train_router(net, loaders, layers=layers, inputs=True, hidden=32, patience=9, lr=0.02) > 0.95
+    x = torch.cat([inputs(t)[0] for t in range(3)])
+    before = net.predict(x)
+    features = by_hand(net, x, 2) if layers else net.compute_features(x, 2)
+    assert net.router.hidden_weight.shape[1] == features.shape[1] + x.flatten(1).shape[1]
+    torch.testing.assert_close(before.router_logits, net.router(torch.cat([features, x.flatten(1)], 1)))
+    assert (before.task == torch.arange(3).repeat_interleave(120)).double().mean() > 0.95
+    net.save(tmp_path / "net.safetensors")
+    assert torch.equal(type(net).load(tmp_path / "net.safetensors").predict(x).router_logits, before.router_logits)
+
+
+def test_weight_decay_shrinks_weights_and_label_smoothing_certainty():
+    net, loaders = learned(2)
+    x, norms, certain = inputs(0)[0], [], []
+    for options in ({}, {"weight_decay": 40.0}, {"label_smoothing": 0.5}):
+        train_router(net, loaders, max_epochs=1, polish_epochs=30, lr=0.05, **options)
+        norms.append(float(net.router.weight.norm()))
+        certain.append(float(net.predict(x).confidence.mean()))
+    assert norms[1] < 0.7 * norms[0]
+    assert certain[2] < 0.85 < certain[0]
+
+
 @pytest.mark.parametrize("make", [ConvNet, Residual])
 def test_images_are_read_by_their_mean(make):
     net = make(dropout=0.0)

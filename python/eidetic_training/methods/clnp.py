@@ -84,33 +84,41 @@ class CLNP(Segmented):
 
 
 class _Activity:
-    """Records, in every forward pass, what follows each unit group: the ReLU of its last layer's live units."""
+    """Records, in every forward pass, what follows each unit group: the ReLU of its last layer's live units.
+
+    The last is the one that runs last; norms that are part of a layer run in that layer's pass.
+    """
 
     def __init__(self, net: nn.Module):
         self.net = net
-        self.live: dict[int, Tensor] = {}
+        self._heard: dict[int, Tensor] = {}
 
     def __enter__(self) -> _Activity:
         self.handles = []
         for number, group in enumerate(self.net.groups):
-            last = group.layers[-1]
             frozen = group.segments.frozen_total
-            hook = last.register_forward_hook(
-                lambda module, inputs, y, n=number, f=frozen: self.live.__setitem__(n, F.relu(y[:, f:]))
-            )
-            self.handles.append(hook)
+            for layer in group.layers:
+                hook = layer.register_forward_hook(
+                    lambda module, inputs, y, n=number, f=frozen: self._heard.__setitem__(n, y[:, f:])
+                )
+                self.handles.append(hook)
         return self
 
     def __exit__(self, *error) -> None:
         for handle in self.handles:
             handle.remove()
 
+    @property
+    def live(self) -> dict[int, Tensor]:
+        """By the group's number, [N, live, *]."""
+        return {number: F.relu(y) for number, y in self._heard.items()}
+
     def total(self) -> Tensor:
         """The L1 norm of live activations, a mean over samples and positions."""
-        return sum(a.abs().sum(1).mean() for a in self.live.values())
+        return sum(a.sum(1).mean() for a in self.live.values())
 
     def means(self) -> list[Tensor]:
-        return [self.live[n].abs().mean((0, *range(2, self.live[n].dim()))) for n in sorted(self.live)]
+        return [a.mean((0, *range(2, a.dim()))) for _, a in sorted(self.live.items())]
 
 
 class _Sparse(Hooks):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eidetic_kernels import EideticNetwork
@@ -68,19 +71,21 @@ class _Body(nn.Module):
 
 
 def plain(module: nn.Module) -> nn.Module:
-    """``module`` with this package's layers replaced by torch's; fresh layers only, their weights are taken over."""
+    """``module`` with this package's layers replaced by torch's; fresh layers only, their weights are taken over.
+
+    A layer that owns its norm becomes torch's layer with torch's norm as its child ``norm``.
+    """
     if isinstance(module, EideticLinear):
-        twin = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+        twin = _layer(nn.Linear, module, module.in_features, module.out_features, module.bias is not None)
     elif isinstance(module, EideticConv2d):
-        twin = nn.Conv2d(
-            module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding,
-            module.dilation, bias=module.bias is not None, padding_mode=module.padding_mode,
+        twin = _layer(
+            nn.Conv2d, module, module.in_channels, module.out_channels, module.kernel_size, module.stride,
+            module.padding, module.dilation, bias=module.bias is not None, padding_mode=module.padding_mode,
         )  # fmt: skip
     elif isinstance(module, (EideticBatchNorm1d, EideticBatchNorm2d)):
-        if module.activation != "none":
-            raise InputError(f"{module} applies {module.activation} itself; its plain twin would not.")
-        kind = nn.BatchNorm1d if isinstance(module, EideticBatchNorm1d) else nn.BatchNorm2d
+        kind = _BatchNorm1d if isinstance(module, EideticBatchNorm1d) else _BatchNorm2d
         twin = kind(module.num_features, module.eps, module.momentum, module.affine)
+        twin.activation = module.activation
     elif isinstance(module, EideticDropout):
         return (nn.Dropout2d if module.channels else nn.Dropout)(module.p)
     elif type(module).__module__.startswith("eidetic_kernels."):
@@ -91,6 +96,60 @@ def plain(module: nn.Module) -> nn.Module:
         return module
     twin.load_state_dict(module.state_dict())
     return twin.train(module.training)
+
+
+def _layer(kind: type[nn.Module], module: nn.Module, *args, **kwargs) -> nn.Module:
+    if module.norm is None:
+        return kind(*args, **kwargs)
+    twin = {nn.Linear: _NormedLinear, nn.Conv2d: _NormedConv2d}[kind](*args, **kwargs)
+    twin.norm = plain(module.norm)
+    return twin
+
+
+class _Normed:
+    """Torch's product, then its norm, which may be given a residual."""
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        return self.norm(super().forward(x), residual)
+
+
+class _NormedLinear(_Normed, nn.Linear):
+    pass
+
+
+class _NormedConv2d(_Normed, nn.Conv2d):
+    pass
+
+
+# In place, as torchvision's networks have them.
+_ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": partial(F.relu, inplace=True),
+    "relu6": partial(F.relu6, inplace=True),
+    "silu": partial(F.silu, inplace=True),
+    "gelu": F.gelu,
+    "hardswish": partial(F.hardswish, inplace=True),
+}
+
+
+class _Activated:
+    """Torch's norm, then the residual, then the activation."""
+
+    activation = "none"
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        y = super().forward(x)
+        if residual is not None:
+            y += residual
+        return _ACTIVATIONS[self.activation](y)
+
+
+class _BatchNorm1d(_Activated, nn.BatchNorm1d):
+    pass
+
+
+class _BatchNorm2d(_Activated, nn.BatchNorm2d):
+    pass
 
 
 def norms(module: nn.Module) -> list[nn.Module]:

@@ -21,7 +21,7 @@ class Superposition(Shared):
         super().__init__(conditions)
         self._context = 0
         for number, layer in enumerate(self._layers()):
-            layer.register_forward_pre_hook(lambda module, inputs, n=number: (self._signed(n, inputs[0]),))
+            layer.register_forward_pre_hook(lambda module, inputs, n=number: (self._signed(n, inputs[0]), *inputs[1:]))
 
     def answer(self, x: Tensor, task: int) -> Tensor:
         self._context = task

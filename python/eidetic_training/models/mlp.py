@@ -8,8 +8,8 @@ import eidetic_kernels as ek
 class MLP(ek.EideticNetwork):
     """`depth` hidden layers of `width` units: linear, BatchNorm, ReLU and, when asked for, dropout.
 
-    The linear layers have no bias, since BatchNorm's shift follows. The paper's network has two hidden layers
-    of 2,000 units.
+    Each linear layer owns its BatchNorm, which applies the ReLU in the same pass. The linear layers have no bias,
+    since BatchNorm's shift follows. The paper's network has two hidden layers of 2,000 units.
 
     Input `[N, ...]` of `in_features` numbers a sample, flattened; features `[N, width]`.
     """
@@ -20,7 +20,8 @@ class MLP(ek.EideticNetwork):
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in in [in_features] + [width] * (depth - 1):
-            layers += [ek.EideticLinear(fan_in, width, bias=False), ek.EideticBatchNorm1d(width), nn.ReLU()]
+            norm = ek.EideticBatchNorm1d(width, activation="relu")
+            layers.append(ek.EideticLinear(fan_in, width, bias=False, norm=norm))
             if dropout:
                 layers.append(ek.EideticDropout(dropout))
         self.body = nn.Sequential(*layers)

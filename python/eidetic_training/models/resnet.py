@@ -18,6 +18,9 @@ class ResNet(ek.EideticNetwork):
     then add to the same units, which are kept or pruned together. `skip_convolution=True` puts the 1x1
     convolution on every block, as the paper does: each block's units are then kept or pruned by themselves.
 
+    Each convolution owns its BatchNorm, which applies the ReLU in the same pass; a block's last one adds the skip
+    before it.
+
     Input `[N, in_channels, H, W]`; features `[N, 8 * width]`, `[N, 32 * width]` with bottlenecks.
     """
 
@@ -32,11 +35,10 @@ class ResNet(ek.EideticNetwork):
     ) -> None:
         super().__init__()
         if small:
-            self.stem = nn.Sequential(*_conv_norm(in_channels, width, kernel=3), nn.ReLU())
+            self.stem = nn.Sequential(_conv(in_channels, width, kernel=3))
         else:
             self.stem = nn.Sequential(
-                *_conv_norm(in_channels, width, kernel=7, stride=2),
-                nn.ReLU(),
+                _conv(in_channels, width, kernel=7, stride=2),
                 nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
             )
         stages, channels = [], width
@@ -46,12 +48,12 @@ class ResNet(ek.EideticNetwork):
             for position in range(count):
                 stride = 2 if index > 0 and position == 0 else 1
                 if bottleneck:
-                    body = _bottleneck(channels, middle, out, stride)
+                    layers = _bottleneck(channels, middle, out, stride)
                 else:
-                    body = _basic(channels, out, stride)
+                    layers = _basic(channels, out, stride)
                 project = skip_convolution or stride != 1 or channels != out
-                skip = _conv_norm(channels, out, kernel=1, stride=stride) if project else []
-                stages.append(_Residual(body, skip))
+                skip = _conv(channels, out, kernel=1, stride=stride, activation="none") if project else nn.Identity()
+                stages.append(_Residual(layers, skip))
                 channels = out
         self.blocks = nn.Sequential(*stages)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
@@ -89,39 +91,38 @@ def resnet101(
 
 
 class _Residual(nn.Module):
-    """ReLU of the sum of a body and a skip that read the same input; an empty skip is the identity."""
+    """Convolutions, the last of which adds the skip, which reads the same input, before its ReLU."""
 
-    def __init__(self, body: list[nn.Module], skip: list[nn.Module]) -> None:
+    def __init__(self, layers: list[ek.EideticConv2d], skip: nn.Module) -> None:
         super().__init__()
-        self.body = nn.Sequential(*body)
-        self.skip = nn.Sequential(*skip) if skip else nn.Identity()
-        self.activation = nn.ReLU()
+        *body, last = layers
+        self.body, self.last, self.skip = nn.Sequential(*body), last, skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.activation(self.body(x) + self.skip(x))
+        return self.last(self.body(x), residual=self.skip(x))
 
 
-def _basic(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+def _basic(in_channels: int, out_channels: int, stride: int) -> list[ek.EideticConv2d]:
     return [
-        *_conv_norm(in_channels, out_channels, kernel=3, stride=stride),
-        nn.ReLU(),
-        *_conv_norm(out_channels, out_channels, kernel=3),
+        _conv(in_channels, out_channels, kernel=3, stride=stride),
+        _conv(out_channels, out_channels, kernel=3),
     ]
 
 
-def _bottleneck(in_channels: int, middle: int, out_channels: int, stride: int) -> list[nn.Module]:
+def _bottleneck(in_channels: int, middle: int, out_channels: int, stride: int) -> list[ek.EideticConv2d]:
     # The stride is the 3x3 convolution's, as in everyone's ResNet-50 since torch's.
     return [
-        *_conv_norm(in_channels, middle, kernel=1),
-        nn.ReLU(),
-        *_conv_norm(middle, middle, kernel=3, stride=stride),
-        nn.ReLU(),
-        *_conv_norm(middle, out_channels, kernel=1),
+        _conv(in_channels, middle, kernel=1),
+        _conv(middle, middle, kernel=3, stride=stride),
+        _conv(middle, out_channels, kernel=1),
     ]
 
 
-def _conv_norm(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-    convolution = ek.EideticConv2d(
-        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False
+def _conv(
+    in_channels: int, out_channels: int, kernel: int, stride: int = 1, activation: str = "relu"
+) -> ek.EideticConv2d:
+    """A convolution with its BatchNorm and activation."""
+    norm = ek.EideticBatchNorm2d(out_channels, activation=activation)
+    return ek.EideticConv2d(
+        in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False, norm=norm
     )
-    return [convolution, ek.EideticBatchNorm2d(out_channels)]

@@ -6,6 +6,7 @@ from small_methods import batches, conditions, images, learned
 from small_networks import ConvNet
 from torch.nn import functional as F
 
+from eidetic_training import models
 from eidetic_training.methods import CLNP
 from eidetic_training.methods.clnp import _Activity
 
@@ -46,6 +47,25 @@ def test_the_penalty_is_the_l1_norm_of_live_activations():
     expected = sum(a.sum() / (len(x) * a[0, 0].numel()) for a in activity.live.values())
     torch.testing.assert_close(total, expected)
     assert not any(layer._forward_hooks for group in net.groups for layer in group.layers)
+
+
+@pytest.mark.parametrize("skip_convolution", [False, True])
+def test_norms_that_are_part_of_a_layer_and_residuals_are_heard(skip_convolution):
+    """Of a residual stage's units the last block's output, of skip convolutions' their block's."""
+    options = {"width": 3, "skip_convolution": skip_convolution}
+    net = in_training(CLNP(conditions(lambda: models.build("resnet18", (1, 8, 8), **options)))).eval()
+    x, outputs = torch.randn(5, 1, 8, 8), {}
+    with torch.no_grad(), _Activity(net) as activity:
+        y = net.stem(x)
+        outputs["stem.0"] = y
+        for number, block in enumerate(net.blocks):
+            outputs[f"blocks.{number}.body.0"] = block.body(y)
+            y = outputs[f"blocks.{number}.last"] = block(y)
+        means = activity.means()
+    assert len(means) == len(net.groups)
+    for group, mean in zip(net.groups, means):
+        last = [path for path in outputs if path in group.producers][-1]
+        torch.testing.assert_close(mean, outputs[last].mean((0, 2, 3)))
 
 
 def test_the_most_active_units_are_kept_as_many_as_accuracy_asks(monkeypatch):

@@ -3,13 +3,16 @@
 import pytest
 import torch
 from small_networks import NETWORKS
+from tolerances import assert_same_bits
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.layers import EideticStochasticDepth
 from eidetic_training import models
+from eidetic_training.methods import METHODS, Conditions
 from eidetic_training.methods.networks import NormStatistics, PlainNetwork, count, plain
 
 SHAPES = {"mlp": (1, 5, 5), "convnet": (2, 8, 8), "resnet18": (3, 8, 8)}
@@ -102,17 +105,104 @@ def test_what_has_no_twin_is_refused():
     with pytest.raises(InputError, match="EideticStochasticDepth has no plain twin here"):
         plain(nn.Sequential(ek.EideticLinear(3, 3), EideticStochasticDepth(0.1)))
 
-    class Fused(ek.EideticNetwork):
-        def __init__(self):
-            super().__init__()
-            self.first = ek.EideticLinear(6, 4)
-            self.norm = ek.EideticBatchNorm1d(4, activation="relu")
 
-        def forward(self, x):
-            return self.norm(self.first(x))
+ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu,
+               "hardswish": F.hardswish}  # fmt: skip
 
-    with pytest.raises(InputError, match="applies relu itself; its plain twin would not"):
-        PlainNetwork(Fused())
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("activation", ek.ops.ACTIVATIONS)
+@pytest.mark.parametrize("kind", ["linear", "convolution", "norm alone"])
+def test_norms_add_the_residual_and_activate_as_torch_s_functions_do(kind, activation, training):
+    torch.manual_seed(0)
+    images = kind != "linear"
+    norm = (ek.EideticBatchNorm2d if images else ek.EideticBatchNorm1d)(6, momentum=0.3, activation=activation)
+    nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
+    kinds = {"linear": lambda: ek.EideticLinear(4, 6, norm=norm), "norm alone": lambda: norm,
+             "convolution": lambda: ek.EideticConv2d(4, 6, 3, 2, 1, norm=norm)}  # fmt: skip
+    layer = kinds[kind]().train(training)
+    twin = plain(layer)
+    assert twin.state_dict().keys() == layer.state_dict().keys()
+    assert not any(type(module).__module__.startswith("eidetic_kernels") for module in twin.modules())
+    reference = (nn.BatchNorm2d if images else nn.BatchNorm1d)(6, momentum=0.3).train(training)
+    reference.load_state_dict(norm.state_dict())
+    x = torch.randn(8, 6 if kind == "norm alone" else 4, *(5, 5) * images)
+    y = layer_of(kind, twin, x)
+    for residual in (None, torch.randn_like(y)) if images else (None,):
+        expected = reference(y) if residual is None else reference(y) + residual
+        expected = ACTIVATIONS[activation](expected)
+        found = twin(x) if residual is None else twin(x, residual=residual.clone())
+        assert_same_bits("forward", found, expected)
+        weights = [twin.get_parameter(name) for name in ("weight", "bias")]
+        if kind != "norm alone":
+            found, expected = (torch.autograd.grad(z.square().sum(), weights, retain_graph=True)
+                               for z in (found, expected))  # fmt: skip
+            for name, mine, theirs in zip(("weight", "bias"), found, expected):
+                assert_same_bits(name, mine, theirs)
+
+
+def layer_of(kind, twin, x):
+    """The product that ``twin`` normalises, by torch's function."""
+    if kind == "linear":
+        return F.linear(x, twin.weight, twin.bias)
+    return x if kind == "norm alone" else F.conv2d(x, twin.weight, twin.bias, 2, 1)
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **kwargs or {})
+
+
+class Block(nn.Module):
+    """A residual block as people write it in torch."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(width, width, 3, padding=1, bias=False) for _ in range(2))
+        self.bn1, self.bn2, self.relu = nn.BatchNorm2d(width), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += x
+        return self.relu(out)
+
+
+def test_a_residual_block_s_twin_runs_what_people_write_in_torch_and_nothing_else():
+    twin = PlainNetwork(models.resnet18(1, width=4)).body.blocks[0]
+    block = Block(4)
+    runs = []
+    for module in (twin, block):
+        with Calls() as calls:
+            module(torch.randn(2, 4, 8, 8)).sum().backward()
+        runs.append([name for name in calls.names if "detach" not in name and "randn" not in name])
+    assert runs[0] == runs[1] and any("add_" in name for name in runs[0])
+
+
+@pytest.mark.parametrize("network", ["resnet18", "convnet", "mlp"])
+def test_every_method_trains_networks_whose_layers_own_their_norms(network):
+    """Twice, and answers for both tasks with finite logits; HAT refuses what is no chain."""
+    shape = (1, 8, 8)
+    under = Conditions(lambda: models.build(network, shape, width=4), epochs=3)
+    x, y = torch.randn(12, *shape), torch.arange(12) % 3
+    for name, kind in METHODS.items():
+        if name == "hat" and network == "resnet18":
+            with pytest.raises(InputError, match="HAT here takes chains"):
+                kind(under)
+            continue
+        options = {"tasks": 2} if name in ("eidetic", "clnp", "packnet") else {}
+        method = kind(under, **options, **{"keep_at_least": 1} if name == "eidetic" else {})
+        method.learn_all([[(x, y)]] * 2, [3, 3])
+        for task in range(2):
+            logits = method.logits(x, task)
+            assert logits.shape == (12, 3) and logits.isfinite().all(), name
+        assert method.stored_numbers() > 0
 
 
 def test_statistics_are_kept_by_task():

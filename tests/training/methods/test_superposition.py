@@ -3,7 +3,9 @@
 import torch
 from small_methods import accuracy, batches, conditions, images, learned
 from small_networks import ConvNet
+from torch.nn import functional as F
 
+from eidetic_training import models
 from eidetic_training.methods import Superposition
 from eidetic_training.methods.networks import count
 
@@ -47,6 +49,20 @@ def test_a_convolution_s_context_multiplies_channels():
     assert not torch.equal(method.logits(x, 1), found)
     signed = x * signs.view(1, 2, 1, 1)
     torch.testing.assert_close(method.logits(signed, 1), found)
+
+
+def test_a_residual_is_passed_on_as_it_is():
+    method = Superposition(conditions(lambda: models.build("resnet18", (1, 8, 8), width=3)))
+    block = method.network.body.blocks[1]
+    x, y = torch.randn(5, 3, 8, 8), torch.randn(5, 3, 8, 8)
+    with torch.no_grad():
+        for residual in ((x,), ()):
+            named = {} if residual else {"residual": x}
+            found = block.last.train()(y, *residual, **named)
+            (number,) = [n for n, layer in enumerate(method._layers()) if layer is block.last]
+            signed = y * method.signs(number, 0, 3).view(1, 3, 1, 1)
+            expected = F.batch_norm(F.conv2d(signed, block.last.weight, padding=1), None, None, training=True) + x
+            torch.testing.assert_close(found, F.relu(expected))
 
 
 def test_it_learns_and_nothing_is_stored_for_contexts():
