@@ -527,8 +527,9 @@ class EideticNetwork(nn.Module):
         It is made of torch.nn layers and torch.fx graphs of them, holds copies of the units that the task reads and of
         its head, and needs this package neither to run nor to be pickled, exported (``torch.export.export``,
         ``torch.onnx.export``) or trained further. The logits are those of ``net(x, task=task)``: of task 0 bit for bit
-        on a CPU, for a contiguous input and the torch backend; of later tasks up to rounding, since a library may round
-        by where weights lie in memory (single samples on a CPU) and by how many channels lie side by side (units that
+        on a CPU, for a contiguous input of fewer than 32 samples and the torch backend; of later tasks and in larger
+        batches up to rounding, since a library may round by where weights lie in memory (single samples on a CPU), by
+        which operand of a product is transposed (few units) and by how many channels lie side by side (units that
         nothing reads are left out), and on a GPU chooses its algorithms by such things.
 
         A network whose forward cannot be traced (wired by ``connections()``) keeps its own forward on plain layers; it

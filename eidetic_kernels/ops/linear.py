@@ -69,7 +69,7 @@ class Linear:
             y = torch.mm(weight, x.t(), out=out).t()
         else:
             y = torch.addmm(bias.unsqueeze(1), weight, x.t(), out=out).t()
-        return y if self.unit_major else y.contiguous()
+        return y if self.unit_major else y.clone(memory_format=torch.contiguous_format)
 
     def room(self, x, rows):
         return self.empty(x, None, rows) if self.unit_major else None

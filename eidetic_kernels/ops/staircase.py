@@ -24,14 +24,15 @@ def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
         return x.narrow(dim, spans[0].start, spans[0].stop - spans[0].start)
     if not spans:
         return x.narrow(dim, 0, 0)
-    return beside([x.narrow(dim, start, stop - start) for start, stop in spans], dim)
+    return beside([x.narrow(dim, start, stop - start) for start, stop in spans], x, dim)
 
 
-def beside(parts: Sequence[Tensor], dim: int = 1) -> Tensor:
-    """``parts`` one after the other along ``dim``: unit-major, where all of them are."""
-    if dim == 1 and all(map(unit_major, parts)):
+def beside(parts: Sequence[Tensor], x: Tensor, dim: int = 1) -> Tensor:
+    """``parts`` one after the other along ``dim``, lying in memory as ``x`` does: a part of one unit does not say how,
+    and the bits of what reads them depend on it."""
+    if dim == 1 and unit_major(x):
         return torch.cat([part.t() for part in parts]).t()
-    return torch.cat(tuple(parts), dim)
+    return arranged_as(torch.cat(tuple(parts), dim), x)
 
 
 def read_alone(x: Tensor, spans: Sequence[Span]) -> Tensor:
@@ -138,7 +139,7 @@ def joined(parts: Sequence[Tensor], room: Tensor | None = None) -> Tensor:
     """The rows of all ``parts`` (at least one), side by side: ``room``, where they were written to one."""
     if room is not None:
         return room
-    return parts[0] if len(parts) == 1 else beside(parts)
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
 
 
 def has_live_rows(staircase: Staircase) -> bool:

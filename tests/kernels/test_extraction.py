@@ -8,12 +8,13 @@ import torch
 from conversions import extracted_alike
 from life import CLASSES, READINGS, batch, digest, learn, poison, recall, train
 from small_networks import MLP, NETWORKS, ConvNet, Residual
-from tolerances import assert_same_bits
+from tolerances import assert_close, assert_same_bits
 from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_kernels import backends
+from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
 
 
 def learned(net, how="nested", tasks=3, **options):
@@ -77,12 +78,33 @@ def test_float64(make, how):
 
 @pytest.mark.parametrize("widths", [(300, 257), (67, 45), (150, 201), (33, 111)])
 def test_nested_tasks_of_linear_layers_have_the_same_bits(widths):
-    """Each product has the shape, and its input the place in memory, that it has in the network."""
+    """Each product has the shape, and its input the place in memory, that it has in the network; in larger batches,
+    where the network's units lie one after the other, products of few units are rounded otherwise."""
     net = learned(MLP(widths))
     for task in range(3):
         for samples in (2, 3, 5, 8, 31, 256):
             x = batch(net, samples)[0]
             with backends.using("torch"):  # what the plain module is made of
+                given, expected = net.extract(task)(x), recall(net, x, task)
+            if samples < UNIT_MAJOR_FROM:
+                assert_same_bits(f"task {task}", given, expected)
+            else:
+                assert_close(f"task {task}", given, expected)
+
+
+@pytest.mark.parametrize("widths", [(300, 257), (320, 200)])
+def test_of_sixteen_units_and_more_they_have_the_same_bits_in_larger_batches_too(widths):
+    net = MLP(widths)
+    for task in range(3):
+        net.prepare_for_task(task, 16, max_units=0.4 if task else None)
+        train(net, torch.optim.SGD(net.parameters(), 0.1), seed=task)
+        net.prune(0.4)
+        net.finish_task()
+    assert all(size >= 16 for group in net.groups for size in group.segments.frozen)
+    for task in range(3):
+        for samples in (UNIT_MAJOR_FROM, 33, 100, 256):
+            x = batch(net, samples)[0]
+            with backends.using("torch"):
                 assert_same_bits(f"task {task}", net.extract(task)(x), recall(net, x, task))
 
 
