@@ -40,6 +40,19 @@ def test_the_scripts_write_their_tables(script, tmp_path):
     assert out.with_suffix(".md").read_text().count("\n| ") > len(rows)
 
 
+def test_whole_runs_write_their_tables_and_are_not_run_twice(tmp_path):
+    """End to end (without the published implementation, which is no dependency) and the searches."""
+    run("bench/end_to_end.py", "--out", str(tmp_path / "end"))
+    rows = [line for line in (tmp_path / "end.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows] == ["", "backoff", "linear"]
+    again = run("bench/end_to_end.py", "--out", str(tmp_path / "end"))
+    assert (tmp_path / "end.md").read_text() in again
+    run("bench/searches.py", "--runs", str(tmp_path / "runs"), "--only", "demo", "--seeds", "1", "--out", str(tmp_path / "s.md"))
+    rows = [line for line in (tmp_path / "s.md").read_text().splitlines() if line.startswith("| demo")]
+    assert [row.split("|")[2].strip() for row in rows] == ["linear", "backoff"]
+    assert all(row.split("|")[6].strip() == "0.00%" for row in rows)
+
+
 def test_what_a_step_needs_is_what_the_dense_network_needs_while_nothing_is_frozen(monkeypatch):
     """784-2000-2000-10: forward, the weights' gradients, and the second layer's and head's input gradients."""
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
