@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
                          help=f"which (default: all): {', '.join(METHODS)}")  # fmt: skip
     compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
                          help="override a value, e.g. --set compare.seeds=1 --set methods.ewc.strength=9")  # fmt: skip
+    compare.add_argument("--workers", type=int, default=1, help="processes that share the methods and seeds")
     compare.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
     compare.set_defaults(run_command=_compare)
 
@@ -144,7 +146,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     config = configuration.load(arguments.config, arguments.overrides)
     folder = arguments.run or Path("runs") / config["name"]
     compared = comparison.compare(
-        config, lambda seed: make_tasks(config["data"], seed), arguments.method, folder
+        config, partial(make_tasks, config["data"]), arguments.method, folder, workers=arguments.workers
     )
     text = comparison.table(compared)
     (folder / "table.md").write_text(text + "\n")

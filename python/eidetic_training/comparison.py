@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -89,30 +91,58 @@ def compare(
     methods: Sequence[str],
     folder: Path,
     say: Callable[[str], None] = print,
+    workers: int = 1,
 ) -> Comparison:
     """Run ``methods`` on the configuration's tasks, for every seed; what is in ``folder`` already is kept.
 
     Args:
         config: a complete configuration; its tables ``compare`` (epochs, seeds) and ``methods`` (arguments of single
             methods) matter here.
-        tasks_of: the sequence of tasks for a seed.
+        tasks_of: the sequence of tasks for a seed. With more than one worker it is pickled.
+        workers: processes that share the methods and seeds, and torch's threads; they are begun anew (spawned).
 
-    Raises InputError for an unknown method or argument.
+    Raises InputError for an unknown method or argument, and for no worker.
     """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise InputError(f"a comparison needs one worker or more; got {workers!r}.")
     unknown = [name for name in (*methods, *config["methods"]) if name not in METHODS]
     if unknown:
         raise InputError(f"unknown method {', '.join(map(repr, unknown))}; there are: {', '.join(METHODS)}.")
     comparison = Comparison(folder, _conditions(config))
-    for seed in range(config["seed"], config["seed"] + config["compare"]["seeds"]):
-        missing = [name for name in methods if (name, seed) not in comparison.results]
-        tasks = tasks_of(seed) if missing else []
-        for name in missing:
-            make_method(config, name, seed, tasks)  # what is wrong with any is said before hours go into others
-        for name in missing:
-            result = _run(config, name, seed, tasks)
-            comparison.add(result)
-            say(f"{name}, seed {seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
+    seeds = range(config["seed"], config["seed"] + config["compare"]["seeds"])
+    missing = [(name, seed) for seed in seeds for name in methods if (name, seed) not in comparison.results]
+    if missing:  # what is wrong with any is said before hours go into others
+        tasks = tasks_of(missing[0][1])
+        for name in dict.fromkeys(name for name, _ in missing):
+            make_method(config, name, missing[0][1], tasks)
+    for result in _results(config, tasks_of, missing, workers):
+        comparison.add(result)
+        say(f"{result.method}, seed {result.seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
     return comparison
+
+
+def _results(
+    config: Mapping[str, Any], tasks_of: Callable, missing: Sequence[tuple[str, int]], workers: int
+) -> Iterator[Result]:
+    """The result of every method and seed, as they are done."""
+    if workers == 1:
+        tasks = functools.lru_cache(maxsize=1)(tasks_of)
+        for name, seed in missing:
+            yield _run(config, name, seed, tasks(seed))
+        return
+    share = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        futures = [pool.submit(_run_apart, config, name, seed, tasks_of) for name, seed in missing]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_apart(config: Mapping[str, Any], name: str, seed: int, tasks_of: Callable) -> Result:
+    return _run(config, name, seed, tasks_of(seed))
 
 
 def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -101,6 +102,24 @@ def test_finished_comparisons_need_no_data(data, tmp_path):
         raise AssertionError("no data is needed")
 
     assert compare(config_of(data), gone, ["single"], tmp_path).results == first.results
+
+
+def test_workers_come_to_the_results_of_one(data, tmp_path):
+    config, said = config_of(data, compare={"epochs": 1, "seeds": 2}), []
+    methods = ["sequential", "piggyback", "eidetic"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        alone = run(config, tmp_path / "alone", methods)
+        tasks_of = partial(make_tasks, config["data"])
+        shared = compare(config, tasks_of, methods, tmp_path / "shared", said.append, workers=2)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(said) == len(shared.results) == 6
+    assert {key: r.matrix for key, r in shared.results.items()} == {key: r.matrix for key, r in alone.results.items()}
+    assert Comparison(tmp_path / "shared", shared.conditions).results == shared.results
+    with pytest.raises(InputError, match="one worker or more; got 0"):
+        compare(config, tasks_of, methods, tmp_path / "shared", workers=0)
 
 
 @pytest.mark.parametrize(
