@@ -5,7 +5,8 @@
 Equal settings: the 5,000 built-in digits (4,000 to train on), an MLP of two hidden layers, batch 128, a new Adam at
 1e-3 for each task (its default kernel for the published implementation, the fused one for ours: each its own default),
 patience 3, tolerance 1 %, at most 4 recovery epochs. `linear` is the paper's search, 5 % of the width a step, and
-nothing else; `backoff` is our default. What is finished is kept in OUT.json, so a run that is cut short continues.
+nothing else; `backoff` is our default, and `even shares` the same where no task may train more than its part of the
+units that are free (the demo). What is finished is kept in OUT.json, so a run that is cut short continues.
 """
 
 from __future__ import annotations
@@ -47,13 +48,18 @@ class Accuracy:
         return self.right / self.seen
 
 
-def ours(tasks: list, width: int, settings: TaskSettings) -> dict:
-    """Learn ``tasks``; wall time of training alone, accuracies right after each task and at the end, units kept."""
+def ours(tasks: list, width: int, settings: TaskSettings, even: bool = False) -> dict:
+    """Learn ``tasks``; wall time of training alone, accuracies right after each task and at the end, units kept.
+
+    ``even``: no task may train more than an even share of the units that are free.
+    """
     torch.manual_seed(0)
     net = models.build("mlp", tasks[0].train.shape, width=width)
     seconds, learned, kept, epochs = 0.0, [], [], 0
     for t, task in enumerate(tasks):
-        net.prepare_for_task(t, task.num_classes)
+        free = {group.name: group.segments.width - group.segments.frozen_total for group in net.groups}
+        share = {name: units // (len(tasks) - t) for name, units in free.items()} if even else None
+        net.prepare_for_task(t, task.num_classes, max_units=share)
         started = time.perf_counter()
         optimizer = make_optimizer("adam", net.parameters(), lr=RATE)
         result = train_task(net, task.train_loader(BATCH), optimizer, settings=settings)
@@ -151,7 +157,8 @@ def main(arguments: list[str] | None = None) -> None:
         "step": STEP,
     }  # fmt: skip
     paper = TaskSettings(search="linear", of="width", polish_epochs=0, keep_at_least=0, **common)
-    runs = {"backoff": lambda: ours(tasks, given.width, TaskSettings(**common)),
+    runs = {"even shares": lambda: ours(tasks, given.width, TaskSettings(**common), even=True),
+            "backoff": lambda: ours(tasks, given.width, TaskSettings(**common)),
             "linear": lambda: ours(tasks, given.width, paper)}  # fmt: skip
     if given.published:
         runs["published"] = lambda: published(tasks, given.width, given.published)

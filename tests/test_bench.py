@@ -44,7 +44,7 @@ def test_whole_runs_write_their_tables_and_are_not_run_twice(tmp_path):
     """End to end (without the published implementation, which is no dependency) and the searches."""
     run("bench/end_to_end.py", "--out", str(tmp_path / "end"))
     rows = [line for line in (tmp_path / "end.md").read_text().splitlines() if line.startswith("| ")]
-    assert [row.split("|")[1].strip() for row in rows] == ["", "backoff", "linear"]
+    assert [row.split("|")[1].strip() for row in rows] == ["", "even shares", "backoff", "linear"]
     again = run("bench/end_to_end.py", "--out", str(tmp_path / "end"))
     assert (tmp_path / "end.md").read_text() in again
     run("bench/searches.py", "--runs", str(tmp_path / "runs"), "--only", "demo", "--seeds", "1", "--out", str(tmp_path / "s.md"))

@@ -32,9 +32,9 @@ def stand_in(monkeypatch):
     """A backend "cpu" that is torch's own implementation, notes its calls, and takes all that ``refuse`` allows."""
     calls, refuse = [], []
 
-    def forward(*arguments):
+    def forward(*arguments, out):
         calls.append("forward")
-        return batch_norm._torch_forward(*arguments)
+        return batch_norm._torch_forward(*arguments, out)
 
     def backward(dy, x, residual, weight, *rest):
         calls.append("backward")
@@ -312,15 +312,15 @@ def test_the_command_prints_what_is_there_and_ends_well(capsys, monkeypatch):
 def test_the_command_fails_for_a_backend_that_is_wrong_or_breaks(stand_in, capsys, monkeypatch):
     right = stand_in.segmented_batch_norm_forward
 
-    def wrong(*arguments):
-        y, mean, rstd = right(*arguments)
+    def wrong(*arguments, out):
+        y, mean, rstd = right(*arguments, out=out)
         return y * 1.001, mean, rstd
 
     monkeypatch.setattr(stand_in, "segmented_batch_norm_forward", wrong)
     assert command.main() == 1
     assert "FAILED: the output is off by 1" in capsys.readouterr().out
 
-    def broken(*arguments):
+    def broken(*arguments, out):
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(stand_in, "segmented_batch_norm_forward", broken)
@@ -332,8 +332,8 @@ def test_the_command_fails_for_a_backend_that_is_wrong_or_breaks(stand_in, capsy
 def test_the_command_notices_statistics_that_do_not_move(stand_in, capsys, monkeypatch):
     right = stand_in.segmented_batch_norm_forward
 
-    def still(x, residual, weight, bias, mean, var, *rest):
-        return right(x, residual, weight, bias, mean.clone(), var.clone(), *rest)
+    def still(x, residual, weight, bias, mean, var, *rest, out):
+        return right(x, residual, weight, bias, mean.clone(), var.clone(), *rest, out=out)
 
     monkeypatch.setattr(stand_in, "segmented_batch_norm_forward", still)
     assert command.main() == 1

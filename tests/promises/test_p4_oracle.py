@@ -135,7 +135,8 @@ def test_float32_stays_within_a_tight_relative_tolerance(name):
     F.cross_entropy(twin(x), y).backward()
     for path, parameter, dense, cut in twin.pairs(net):
         theirs = cut(dense.grad)
-        error = (parameter.grad - theirs).norm() / theirs.norm().clamp_min(1e-3)
+        # The true gradient of a bias that a norm follows is 0: what is there is rounding, which has no relative error.
+        error = (parameter.grad - theirs).norm() / theirs.norm().clamp_min(1e-2)
         assert error < 1e-4, f"{path}: relative error {error:.1e}"
 
 
