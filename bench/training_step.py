@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from limit import rates, work
 from machine import described
+from memory import peak_bytes
 from networks import STATES, SUBJECTS, Subject, dense, eidetic, state_bytes
 from peers import Published, masked, step_of
 from timing import alternate
@@ -44,12 +45,19 @@ def measure(subject: Subject, state: tuple[int, int], rounds: int, published: Pa
     needed = work(nets["eidetic"], x)
     least = {part: needed.seconds(*limits, part) for part in ("full", "forward", "backward")}
     held = {name: sum(state_bytes(nets[name], optimizers[name]).values()) for name in ("dense", "eidetic")}
+    peak = {name: _peak(nets[name], optimizers[name], steps[name]) for name in held}
     return {
         "model": subject.model, "frozen": state[0], "live": state[1], "batch": subject.batch,
         "ms": {name: 1e3 * value for name, value in seconds.items()},
         "limit_ms": {name: 1e3 * value for name, value in least.items()},
-        "bytes": held,
+        "bytes": held, "peak": peak,
     }  # fmt: skip
+
+
+def _peak(net, optimizer, step: Callable[[], None]) -> int:
+    """Bytes at a step's worst moment: what is held, and what the step adds to it, its gradients among it."""
+    optimizer.zero_grad(set_to_none=True)
+    return sum(state_bytes(net, optimizer).values()) + peak_bytes(step)
 
 
 def kept_step(subject: Subject, state: tuple[int, int], x, y) -> Callable[[], None]:
@@ -135,11 +143,11 @@ def table(results: dict) -> str:
         "the dense network with the structure as torch.nn.utils.prune masks, `kept` the step once frozen features are",
         "known (eidetic_kernels.FrozenFeatures), as a share of dense. `limit` is the share of the step that",
         "its multiply-adds and bytes alone would take on this machine; `held` the bytes of parameters, buffers,",
-        "gradients and optimizer state, as a share of the dense network's.",
+        "gradients and optimizer state, `peak` the bytes at a step's worst moment, as shares of the dense network's.",
         "",
         "| network | state | dense ms | eidetic ms | of dense | kept | forward | backward | of masked | of published "
-        "| limit | held |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| limit | held | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         ms = row["ms"]
@@ -149,7 +157,8 @@ def table(results: dict) -> str:
             f"| {row['model']} | ({row['frozen']}, {row['live']}) | {ms['dense']:.1f} | {ms['eidetic']:.1f} | "
             f"**{ms['eidetic'] / ms['dense']:.2f}** | {kept} | {ms['eidetic forward'] / ms['dense forward']:.2f} | "
             f"{ms['eidetic backward'] / ms['dense backward']:.2f} | {ms['eidetic'] / ms['masked']:.2f} | {published} | "
-            f"{row['limit_ms']['full'] / ms['eidetic']:.0%} | {row['bytes']['eidetic'] / row['bytes']['dense']:.2f} |"
+            f"{row['limit_ms']['full'] / ms['eidetic']:.0%} | {row['bytes']['eidetic'] / row['bytes']['dense']:.2f} | "
+            f"{row['peak']['eidetic'] / row['peak']['dense']:.2f} |"
         )
     lines += ["", "## Recall", "", "A fifth of every layer's units a task. Dense is the whole network's forward.", ""]
     lines += ["| network | task | ms | of dense | share of the multiply-adds |", "|---|---|---|---|---|"]

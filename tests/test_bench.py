@@ -47,10 +47,27 @@ def test_whole_runs_write_their_tables_and_are_not_run_twice(tmp_path):
     assert [row.split("|")[1].strip() for row in rows] == ["", "even shares", "backoff", "linear"]
     again = run("bench/end_to_end.py", "--out", str(tmp_path / "end"))
     assert (tmp_path / "end.md").read_text() in again
-    run("bench/searches.py", "--runs", str(tmp_path / "runs"), "--only", "demo", "--seeds", "1", "--out", str(tmp_path / "s.md"))
+    runs = ["--runs", str(tmp_path / "runs"), "--only", "demo", "--seeds", "1"]
+    run("bench/searches.py", *runs, "--out", str(tmp_path / "s.md"))
     rows = [line for line in (tmp_path / "s.md").read_text().splitlines() if line.startswith("| demo")]
     assert [row.split("|")[2].strip() for row in rows] == ["linear", "backoff"]
     assert all(row.split("|")[6].strip() == "0.00%" for row in rows)
+
+
+def test_the_peak_of_a_step_is_the_most_it_holds_at_once(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    import torch
+    from memory import peak_bytes
+
+    def step():
+        a = torch.ones(1000)
+        b = torch.cat([a, a])  # 3,000 numbers
+        del a
+        c = b + 1  # 4,000
+        del b, c
+        torch.ones(2500)
+
+    assert 16_000 <= peak_bytes(step) < 16_200
 
 
 def test_what_a_step_needs_is_what_the_dense_network_needs_while_nothing_is_frozen(monkeypatch):

@@ -1,0 +1,30 @@
+"""How much memory a step needs at its worst moment, beside what is held between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """The most that ``step`` holds at once of what it allocates itself, in bytes: activations, gradients, workspaces.
+
+    On a GPU of what torch allocates there; on a CPU of what torch does, libraries' own workspaces not counted.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
