@@ -5,8 +5,8 @@
 Ten tasks of permuted MNIST on the 5,000 built-in digits (`demo`), and MNIST and CIFAR-10 in five tasks of two classes
 (`table7-mnist`, `table7-cifar10`: given where their images are). Both searches train alike: the same epochs, patience,
 tolerance, recovery, floor of units a task keeps and epochs at a falling rate afterwards. `linear` removes 5 % of a
-layer's width at a time, as the paper counts; `backoff` half of the live units, and half as many where that was too many.
-A run that was cut short continues.
+layer's width at a time, as the paper counts; `backoff` half of the live units, and half as many where that was
+too many. A run that was cut short continues.
 """
 
 from __future__ import annotations
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> None:
         rows += [measure(name, search, given.seeds, overrides, given.runs) for search in SEARCHES]
     lines = ["# The paper's search and backoff", "", "`python bench/searches.py`, " + machine + ".", ""]
     lines += [*__doc__.split("\n\n")[2].splitlines(), ""]
-    lines += ["Means and standard deviations over seeds; on a machine that does other work seconds are upper bounds.", ""]
-    titles = ["tasks", "search", "seeds", "units used, %", "mean test accuracy, %", "most forgotten", "epochs", "seconds"]
-    lines += ["| " + " | ".join([*titles, "commit"]) + " |", "|---|---|--:|--:|--:|--:|--:|--:|---|", *rows]
+    lines += ["Means and standard deviations over seeds; where a machine does other work, seconds are upper bounds.", ""]
+    titles = ["tasks", "search", "seeds", "units used, %", "mean test accuracy, %", "most forgotten", "epochs"]
+    lines += ["| " + " | ".join([*titles, "seconds", "commit"]) + " |", "|---|---|--:|--:|--:|--:|--:|--:|---|", *rows]
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
