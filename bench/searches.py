@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
         rows += [measure(name, search, given.seeds, overrides, given.runs) for search in SEARCHES]
     lines = ["# The paper's search and backoff", "", "`python bench/searches.py`, " + machine + ".", ""]
     lines += [*__doc__.split("\n\n")[2].splitlines(), ""]
-    lines += ["Means and standard deviations over seeds; where a machine does other work, seconds are upper bounds.", ""]
+    lines += ["Means and standard deviations over seeds; seconds are upper bounds on a busy machine.", ""]
     titles = ["tasks", "search", "seeds", "units used, %", "mean test accuracy, %", "most forgotten", "epochs"]
     lines += ["| " + " | ".join([*titles, "seconds", "commit"]) + " |", "|---|---|--:|--:|--:|--:|--:|--:|---|", *rows]
     given.out.parent.mkdir(parents=True, exist_ok=True)
