@@ -9,6 +9,7 @@ from torch.nn.modules.utils import _pair
 from .. import ops
 from ..errors import InputError
 from ..ops.conv2d import output_shape
+from ..ops.registration import memory_format
 from .batch_norm import EideticBatchNorm2d
 from .staircase import StaircaseLayer
 
@@ -71,6 +72,8 @@ class EideticConv2d(StaircaseLayer):
             y = self.whole(x, *weights[:2])
             return y if self.norm is None else self.norm.normalise(y, residual, exact)
         x = self._padded(x)
+        if self.segments.tasks:
+            weights[0] = lying_as(x, weights[0])
         if self.norm is None:
             return ops.staircase_conv2d(x, *weights, stairs, self.geometry, exact)
         shape = output_shape(x, self.weight, stairs.rows, self.geometry)
@@ -93,6 +96,13 @@ class EideticConv2d(StaircaseLayer):
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}"
         )
+
+
+def lying_as(x: Tensor, weight: Tensor) -> Tensor:
+    """``weight`` in memory as the images ``x`` lie. torch's convolution is channels_last where either is: once a task is
+    finished that is for the images alone to say, or ``net.to(memory_format=...)`` would change its bits."""
+    wanted = memory_format(x)
+    return weight if memory_format(weight) == wanted else weight.clone(memory_format=wanted)
 
 
 def window(kernel, stride, padding, dilation, padding_mode: str) -> tuple[ops.Geometry, list[int] | None]:

@@ -14,7 +14,7 @@ from ..errors import InputError
 from ..layout import LIVE, Segments
 from ..ops.staircase import canonical
 from ..parameters import cut, empty_like, replace
-from .conv2d import PADDING_MODES, window
+from .conv2d import PADDING_MODES, lying_as, window
 from .segmented import SegmentedLayer
 
 
@@ -87,10 +87,11 @@ class EideticGroupedConv2d(SegmentedLayer):
                 # Each segment by itself, in memory of its own, so that its bits depend on nothing beside it.
                 own = x[:, units] if exact else x[:, units].detach()
                 bias = None if self.frozen_bias is None else self.frozen_bias[units]
-                parts.append(self._convolve(canonical(own), self.frozen_weight[units], bias))
+                parts.append(self._convolve(canonical(own), lying_as(x, self.frozen_weight[units]), bias))
         live = self.segments.live if task is None or task == LIVE else 0
         if live:
-            parts.append(self._convolve(x[:, present - live :], self.weight, self.bias))
+            weight = lying_as(x, self.weight) if self.segments.tasks else self.weight
+            parts.append(self._convolve(x[:, present - live :], weight, self.bias))
         if not parts:
             parts.append(x.new_zeros(self._empty_shape(x)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)

@@ -54,6 +54,24 @@ def test_finished_tasks_give_the_same_bits_after_every_later_event(net, how, tmp
     assert [group.segments.frozen[2] for group in net.groups] == [0] * len(net.groups)
 
 
+def test_recall_is_the_same_however_the_live_weights_lie(net):
+    """net.to(memory_format=...) is told of images; bits of a library's convolution depend on how they lie."""
+    memory = Memory(net)
+    for task in range(2):
+        learn(net, task)
+        memory.note(net)
+    net.prepare_for_task(2, 3)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        net.to(memory_format=layout)
+        memory.check(net, f"{layout} in the middle of a task")
+        net.certify().check()
+    net.to(memory_format=torch.channels_last)
+    train(net, torch.optim.SGD(net.parameters(), 0.1))
+    net.finish_task()
+    memory.check(net, "finishing a task that was channels_last")
+    net.certify().check()
+
+
 def test_recall_is_the_same_in_the_middle_of_a_task_that_is_saved_and_loaded(net, tmp_path):
     memory = Memory(net)
     learn(net, 0)
