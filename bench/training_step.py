@@ -1,6 +1,6 @@
 """A training step, a forward and a recall beside the dense network's, in every state, with the limit of each.
 
-    python bench/training_step.py [--only mlp ...] [--published CHECKOUT] [--rounds 15] [--out PATH]
+    python bench/training_step.py [--only mlp ...] [--published CHECKOUT] [--compiled] [--rounds 15] [--out PATH]
 
 Every row's alternatives take turns in one process; ratios are of medians. `share of limit` is the least time the
 state's multiply-adds and bytes allow (bench/limit.py, at this machine's measured rates) over the time it took.
@@ -29,10 +29,15 @@ from eidetic_kernels import FrozenFeatures, default_optimizer
 KEPT_BATCHES = 4
 
 
-def measure(subject: Subject, state: tuple[int, int], rounds: int, published: Path | None, limits) -> dict:
+def measure(
+    subject: Subject, state: tuple[int, int], rounds: int, published: Path | None, compiled: bool, limits
+) -> dict:
     """One row: milliseconds of every alternative, and what was asked of the machine."""
     x, y = subject.data()
     nets = {"dense": dense(subject), "eidetic": eidetic(subject, *state), "masked": masked(subject, *state)}
+    if compiled:  # the optimizer's step stays as it is
+        torch.compiler.reset()  # earlier rows count towards the number of times that a function is compiled
+        nets |= {"compiled": torch.compile(dense(subject)), "compiled masked": torch.compile(masked(subject, *state))}
     optimizers = {name: default_optimizer(net.parameters()) for name, net in nets.items()}
     if published and subject.model == "mlp":
         nets["published"] = Published(published, subject, *state)
@@ -93,20 +98,31 @@ def _parts(nets: dict, x, y, rounds: int) -> dict[str, float]:
 
 
 def measure_recall(subject: Subject, rounds: int) -> list[dict]:
-    """Recall of each of five tasks that hold a fifth of every layer each, beside the dense network's forward."""
+    """Recall of each of five tasks that hold a fifth of every layer each, beside the dense network's forward; images
+    also channels_last."""
     x, _ = subject.data()
     net, plain = eidetic(subject, 100, 0).eval(), dense(subject).eval()
     with torch.no_grad():
         tasks = range(net.finished_tasks)
         runs = {"dense": lambda: plain(x)} | {f"task {t}": lambda t=t: net(x, task=t) for t in tasks}
+        if x.dim() == 4:
+            last = x.contiguous(memory_format=torch.channels_last)
+            runs |= {f"last {name}": lambda run=run: run(last) for name, run in _of_images(net, plain).items()}
         seconds = alternate(runs, rounds)
         whole = work(eidetic(subject, 0, 100), x).forward
         shares = [_recalled(net, t, x) / whole for t in tasks]
-    return [
-        {"model": subject.model, "task": t, "ms": 1e3 * seconds[f"task {t}"], "dense_ms": 1e3 * seconds["dense"],
-         "share_of_products": shares[t]}
-        for t in tasks
-    ]  # fmt: skip
+    rows = []
+    for t in tasks:
+        row = {"model": subject.model, "task": t, "ms": 1e3 * seconds[f"task {t}"], "dense_ms": 1e3 * seconds["dense"]}
+        if x.dim() == 4:
+            row |= {"last_ms": 1e3 * seconds[f"last task {t}"], "last_dense_ms": 1e3 * seconds["last dense"]}
+        rows.append(row | {"share_of_products": shares[t]})
+    return rows
+
+
+def _of_images(net, plain) -> dict[str, Callable]:
+    """Each run of :func:`measure_recall` as a function of the images."""
+    return {"dense": plain} | {f"task {t}": lambda x, t=t: net(x, task=t) for t in range(net.finished_tasks)}
 
 
 def _recalled(net, task: int, x) -> int:
@@ -141,30 +157,42 @@ def table(results: dict) -> str:
         "States are (frozen, live) percentages of each layer's width, frozen units spread over five finished tasks.",
         "Medians of alternating runs; Adam fused for all but the published implementation (its default). `masked` is",
         "the dense network with the structure as torch.nn.utils.prune masks, `kept` the step once frozen features are",
-        "known (eidetic_kernels.FrozenFeatures), as a share of dense. `limit` is the share of the step that",
+        "known (eidetic_kernels.FrozenFeatures), as a share of dense. `compiled`: dense / masked under torch.compile.",
+        "`limit` is the share of the step that",
         "its multiply-adds and bytes alone would take on this machine; `held` the bytes of parameters, buffers,",
         "gradients and optimizer state, `peak` the bytes at a step's worst moment, as shares of the dense network's.",
         "",
-        "| network | state | dense ms | eidetic ms | of dense | kept | forward | backward | of masked | of published "
-        "| limit | held | peak |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| network | state | dense ms | eidetic ms | of dense | kept | forward | backward | of masked | of compiled "
+        "| of published | limit | held | peak |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results["rows"]:
         ms = row["ms"]
         kept = f"**{ms['kept'] / ms['dense']:.2f}**" if "kept" in ms else ""
         published = f"{ms['eidetic'] / ms['published']:.2f}" if "published" in ms else ""
+        compiled = " / ".join(f"{ms['eidetic'] / ms[k]:.2f}" for k in ("compiled", "compiled masked") if k in ms)
         lines.append(
             f"| {row['model']} | ({row['frozen']}, {row['live']}) | {ms['dense']:.1f} | {ms['eidetic']:.1f} | "
             f"**{ms['eidetic'] / ms['dense']:.2f}** | {kept} | {ms['eidetic forward'] / ms['dense forward']:.2f} | "
-            f"{ms['eidetic backward'] / ms['dense backward']:.2f} | {ms['eidetic'] / ms['masked']:.2f} | {published} | "
+            f"{ms['eidetic backward'] / ms['dense backward']:.2f} | {ms['eidetic'] / ms['masked']:.2f} | "
+            f"{compiled} | {published} | "
             f"{row['limit_ms']['full'] / ms['eidetic']:.0%} | {row['bytes']['eidetic'] / row['bytes']['dense']:.2f} | "
             f"{row['peak']['eidetic'] / row['peak']['dense']:.2f} |"
         )
     lines += ["", "## Recall", "", "A fifth of every layer's units a task. Dense is the whole network's forward.", ""]
-    lines += ["| network | task | ms | of dense | share of the multiply-adds |", "|---|---|---|---|---|"]
+    images = any("last_ms" in row for row in results["recall"])
+    if images:
+        lines += ["`channels_last`: images that lie so, as a share of dense, and as one of dense with such images.", ""]
+    more = " channels_last |" if images else ""
+    lines += [f"| network | task | ms | of dense |{more} share of the multiply-adds |"]
+    lines += ["|---|---|---|---|---|" + ("---|" if images else "")]
     for row in results["recall"]:
+        last = ""
+        if images:
+            ratios = (f"{row['last_ms'] / row[name]:.2f}" for name in ("dense_ms", "last_dense_ms") if name in row)
+            last = f" {', '.join(ratios) if 'last_ms' in row else ''} |"
         lines.append(
-            f"| {row['model']} | {row['task']} | {row['ms']:.2f} | {row['ms'] / row['dense_ms']:.2f} | "
+            f"| {row['model']} | {row['task']} | {row['ms']:.2f} | {row['ms'] / row['dense_ms']:.2f} |{last} "
             f"{row['share_of_products']:.2f} |"
         )
     return "\n".join(lines) + "\n"
@@ -174,6 +202,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=list(SUBJECTS), choices=list(SUBJECTS))
     parser.add_argument("--published", type=Path, help="a checkout of the published implementation")
+    parser.add_argument("--compiled", action="store_true", help="the dense networks under torch.compile, too")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "training_step")
     given = parser.parse_args(arguments)
@@ -181,12 +210,14 @@ def main(arguments: list[str] | None = None) -> None:
     limits = rates()
     results = {
         "command": "python bench/training_step.py" + (f" --only {' '.join(given.only)}" if given.only else "")
-        + (" --published CHECKOUT" if given.published else "") + f" --rounds {given.rounds}",
+        + (" --published CHECKOUT" if given.published else "") + (" --compiled" if given.compiled else "")
+        + f" --rounds {given.rounds}",
         "machine": about, "product_rate": limits[0], "copy_rate": limits[1], "rows": [], "recall": [],
     }  # fmt: skip
     for name in given.only:
         for state in STATES:
-            results["rows"].append(measure(SUBJECTS[name], state, given.rounds, given.published, limits))
+            row = measure(SUBJECTS[name], state, given.rounds, given.published, given.compiled, limits)
+            results["rows"].append(row)
             print(json.dumps(results["rows"][-1]), flush=True)
         results["recall"] += measure_recall(SUBJECTS[name], given.rounds)
     given.out.parent.mkdir(parents=True, exist_ok=True)

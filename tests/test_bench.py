@@ -40,6 +40,19 @@ def test_the_scripts_write_their_tables(script, tmp_path):
     assert out.with_suffix(".md").read_text().count("\n| ") > len(rows)
 
 
+def test_peers_under_torch_compile_are_timed():
+    """One row in a process of its own, since torch.compile keeps what it made."""
+    code = (
+        "import sys; sys.path.insert(0, 'bench'); import networks, training_step; "
+        "row = training_step.measure(networks.SUBJECTS['mlp'], (50, 50), 1, None, True, (1e9, 1e9)); "
+        "results = dict(command='', machine='', product_rate=1, copy_rate=1, rows=[row], recall=[]); "
+        "print(training_step.table(results))"
+    )
+    (row,) = [line for line in run("-c", code).splitlines() if line.startswith("| mlp")]
+    compiled = row.split("|")[10].split("/")
+    assert len(compiled) == 2 and all(float(ratio) > 0 for ratio in compiled)
+
+
 def test_whole_runs_write_their_tables_and_are_not_run_twice(tmp_path):
     """End to end (without the published implementation, which is no dependency) and the searches."""
     run("bench/end_to_end.py", "--out", str(tmp_path / "end"))

@@ -99,8 +99,8 @@ class EideticConv2d(StaircaseLayer):
 
 
 def lying_as(x: Tensor, weight: Tensor) -> Tensor:
-    """``weight`` in memory as the images ``x`` lie. torch's convolution is channels_last where either is: once a task is
-    finished that is for the images alone to say, or ``net.to(memory_format=...)`` would change its bits."""
+    """``weight`` in memory as the images ``x`` lie. torch's convolution is channels_last where either is: once a task
+    is finished that is for the images alone to say, or ``net.to(memory_format=...)`` would change its bits."""
     wanted = memory_format(x)
     return weight if memory_format(weight) == wanted else weight.clone(memory_format=wanted)
 
