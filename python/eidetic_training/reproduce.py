@@ -20,7 +20,7 @@ from .tables import read_json
 
 Runs = Mapping[str, Sequence[RunFolder]]  # by row, one a seed
 
-# The paper's procedure and nothing else (see TaskSettings).
+# The paper's procedure and nothing else (see TaskSettings), from what units a configuration lets a task begin with.
 PAPER = {"task.search": "linear", "task.of": "width", "task.polish_epochs": 0, "task.keep_at_least": 0}
 OURS = {"task.search": "backoff"}
 # How ours trains where there are images enough: a few epochs, pruning, and many at a falling learning rate.
