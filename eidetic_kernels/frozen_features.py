@@ -78,8 +78,8 @@ class FrozenFeatures:
 
     @property
     def settled(self) -> bool:
-        """Whether passes are of one kind from here on, and read nothing on the host: live units alone, all samples being
-        known and proven, or, where ``off`` says why, ordinary ones."""
+        """Whether passes are of one kind from here on, and read nothing on the host: live units alone, as every sample
+        is known and proven, or (``off``) ordinary ones."""
         return self.off is not None or (self._proven and not self._unknown)
 
     @contextmanager

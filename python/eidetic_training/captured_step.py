@@ -96,7 +96,7 @@ class CapturedSteps:
             if not _same(state, self.optimizer.state):
                 graph.release()
                 raise RuntimeError("the optimizer began new state in it, which every replay would begin anew")
-        except Exception as error:  # whatever a loss or a network does; if it is no matter of capturing, the step says so
+        except Exception as error:  # whatever a loss or a network does; what has nothing to do with it, the step raises
             self.optimizer.state.clear()
             self.optimizer.state.update(state)
             self.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +146,7 @@ def why_not(network: EideticNetwork, optimizer: Optimizer) -> str | None:
     """Why the steps of ``network`` cannot be captured; None: they may be."""
     if any(module._compiled_call_impl is not None for module in network.modules()):
         return "the network is compiled (mode='reduce-overhead' has CUDA graphs of its own)"
-    if torch.is_autocast_enabled("cuda") and torch.is_autocast_cache_enabled():
+    if torch.is_autocast_enabled(device_of(network).type) and torch.is_autocast_cache_enabled():
         return "autocast is on around the whole training and keeps casts of weights: use cache_enabled=False there"
     if type(optimizer) is torch.optim.SGD:  # which keeps nothing on the host, and has no such argument
         return None
@@ -165,8 +165,8 @@ def refusal(reason: str) -> InputError:
 
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """torch refuses to capture the step of an optimizer unless its groups say ``capturable``. For fused kernels the word
-    changes nothing else, so that they need not be created with it; outside a capture torch warns of it."""
+    """torch refuses to capture an optimizer's step unless its groups say ``capturable``. For fused kernels the word
+    changes nothing else, so they need not be created with it; outside a capture torch warns of it."""
     lent = [group for group in optimizer.param_groups if group.get("fused") and group.get("capturable") is False]
     for group in lent:
         group["capturable"] = True
@@ -182,13 +182,8 @@ def _shapes(batch: tuple[Tensor | None, ...]) -> tuple:
 
 
 def _same(before: dict, after: dict) -> bool:
-    """Whether an optimizer holds the same tensors, and the same numbers beside them."""
-    return before.keys() == after.keys() and all(
-        before[parameter].keys() == values.keys()
-        and all(before[parameter][name] is value or _equal(before[parameter][name], value) for name, value in values.items())
-        for parameter, values in after.items()
-    )
-
-
-def _equal(old, new) -> bool:
-    return not isinstance(old, Tensor) and not isinstance(new, Tensor) and old == new
+    """Whether an optimizer holds the same tensors, and the same values beside them."""
+    if before.keys() != after.keys() or any(before[one].keys() != after[one].keys() for one in after):
+        return False
+    pairs = [(before[one][name], value) for one, values in after.items() for name, value in values.items()]
+    return all(old is new if isinstance(old, Tensor) or isinstance(new, Tensor) else old == new for old, new in pairs)
