@@ -83,7 +83,7 @@ measure mnist 120
 measure fused 45
 measure conv 45
 measure step 45
-measure graphs 30
+measure graphs 40
 if command -v compute-sanitizer >/dev/null; then
   step "compute-sanitizer memcheck" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 EIDETIC_BACKEND=cuda \
     compute-sanitizer --error-exitcode 9 "$PYTHON" -m eidetic_kernels

@@ -6,11 +6,12 @@ True to the device in what a captured region may do and what it leaves behind:
   that it made holds rubbish until the first replay.
 - A replay runs the recorded ops on the memory they were recorded with: tensors made inside the capture keep theirs as
   long as the graph does; any other must still be there, or the replay raises.
-- Reading a value, or a shape that depends on values, on the host raises, as does copying a host's list into it.
+- Reading a value, or a shape that depends on values, on the host raises. So does a tensor of a
+  list: copying it to the device waits.
 - torch's optimizers refuse to be captured unless their groups say ``capturable``.
 
 The ops are those that reach torch's dispatcher, this package's own among them. Host reads that pass it by (numpy,
-``tolist``) are not seen, and streams do not exist.
+``tolist``) are not seen, nor which tensors lie on the host, and streams do not exist.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -174,14 +175,14 @@ class _Watching(TorchDispatchMode):
 
 
 def _host_read(func, args):
-    """What of a device the op would need on the host; None: nothing."""
+    """What the op would need of the device on the host, or bring from there; None: nothing."""
     packet = func.overloadpacket
     if packet in HOST_READS:
         return str(packet)
     if packet in INDEXING and any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]):
         return f"{packet} with a mask"
     if packet is aten.lift_fresh and args[0].dim():
-        return "torch.tensor of a list"
+        return "a tensor of a list"
     return None
 
 
@@ -189,7 +190,6 @@ def _written(func, args, kwargs):
     """Tensors that the op's schema says it changes."""
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
-            # Lists of tensors carry it on their element type.
             continue
         value = args[position] if position < len(args) else kwargs.get(argument.name)
         yield from (x for x in tree_flatten(value)[0] if isinstance(x, torch.Tensor))

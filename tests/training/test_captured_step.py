@@ -347,7 +347,7 @@ def test_a_capture_computes_nothing_and_leaves_rubbish_until_it_is_replayed():
 
     def work():
         x.mul_(2).add_(1)
-        made.append(x + torch.rand(3))
+        made.append(x + torch.rand_like(x))
 
     graph = SimulatedGraphs().capture(work)
     assert torch.equal(x, torch.ones(3)) and torch.equal(torch.get_rng_state(), noise)
