@@ -89,7 +89,6 @@ class CapturedSteps:
     def _capture(self, step: Step, batch: tuple[Tensor | None, ...]) -> None:
         self._fill(batch, anew=True)
         state = {parameter: dict(values) for parameter, values in self.optimizer.state.items()}
-        self.optimizer.zero_grad(set_to_none=True)  # or the step would write into gradients outside the graph's memory
         try:
             with _capturable(self.optimizer):
                 graph = self.graphs.capture(partial(step, *self._inputs))
