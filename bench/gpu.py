@@ -12,6 +12,7 @@ row that is measured again replaces its older self. EIDETIC_BENCH_SMOKE=1: tiny 
     conv      convolution, BatchNorm and ReLU in one op beside the torch backend's two (images in channels_last)
     mnist     ten tasks of permuted MNIST, 60,000 images each, with shared/data/mnist here or beside the checkout
     step      a training step beside the dense network's
+    graphs    a training step as one CUDA graph beside launching its kernels one by one, epochs with their captures
 
 A frozen half is five segments that read nested; "ragged" ones are not multiples of 16. Times are medians of rounds in
 which the alternatives take turns; on a GPU each is the mean of calls between two events.
@@ -47,7 +48,8 @@ from eidetic_kernels.ops import (
     staircase_linear,
     staircase_linear_norm,
 )
-from eidetic_training import TaskSettings, config, evaluate, models, report, train_task
+from eidetic_training import TaskSettings, config, evaluate, models, report, train_epoch, train_task
+from eidetic_training.captured_step import captured_steps
 from eidetic_training.data import ImageSet, permuted
 from eidetic_training.data import Source as Images
 from eidetic_training.experiment import run_experiment
@@ -357,6 +359,33 @@ def measure_step() -> Iterator[dict]:
             yield {**about, "ms": ms["eidetic"], "dense_ms": ms["dense"], "of_dense": ms["eidetic"] / ms["dense"]}
 
 
+def measure_graphs() -> Iterator[dict]:
+    from networks import SUBJECTS, eidetic
+
+    def epoch(net, batches, optimizer, captured):
+        return lambda: train_epoch(net, batches, optimizer, F.cross_entropy, None, captured)
+
+    settings = TaskSettings(cuda_graphs="auto")  # a CPU, which a dry run has, knows no graphs
+    for model in ("mlp", "convnet"):
+        batch = SUBJECTS[model].data(DEVICE)
+        for state in ((0, 100), (90, 10)):
+            for steps in (5,) if DRY else (20, 100):
+                about = {"model": model, "state": state, "batch": len(batch[0]), "steps": steps}
+                epochs = {}
+                for name in ("one by one", "graph"):
+                    net = eidetic(SUBJECTS[model], *state).to(DEVICE)
+                    optimizer = default_optimizer(net.parameters())
+                    captured, reason = captured_steps(net, optimizer, settings) if name == "graph" else (None, None)
+                    epochs[name] = epoch(net, [batch] * steps, optimizer, captured)
+                seconds = alternate(epochs)
+                if (reason := reason or (captured and captured.off)) is not None:
+                    yield {**about, "declined": reason}
+                    continue
+                ms = {name: 1e3 * value / steps for name, value in seconds.items()}
+                ratio = ms["graph"] / ms["one by one"]
+                yield {**about, "ms": ms["graph"], "one_by_one_ms": ms["one by one"], "of_one_by_one": ratio}
+
+
 def check_promises() -> Iterator[dict]:
     tasks = permuted(_blobs(), 3)
     choices = [None, *(name for name in backends.NAMES if DEVICE.type in backends.devices(name))]
@@ -447,6 +476,7 @@ def _tiny_images(folder: Path) -> Path:
 ROWS = {
     "promises": check_promises, "product": measure_product, "norm": measure_norm, "fused": measure_fused,
     "conv": measure_convolution, "mnist": measure_mnist, "step": measure_step,
+    "graphs": measure_graphs,
 }  # fmt: skip
 
 

@@ -72,7 +72,8 @@ pytest=(env OMP_NUM_THREADS=1 "$PYTHON" -m pytest -q --tb=short -p no:cacheprovi
 step "build for sm_$architecture" 150 env EIDETIC_FORCE_CUDA=1 EIDETIC_CUDA_ARCHS="$architecture" \
   "$PYTHON" setup.py build_ext --inplace
 step "backends, each beside the oracle" 60 "$PYTHON" -m eidetic_kernels
-step "promises' tests on the device" 90 "${pytest[@]}" tests/promises/test_every_backend.py tests/promises/test_autocast.py
+step "promises' tests on the device" 90 "${pytest[@]}" tests/promises/test_every_backend.py \
+  tests/promises/test_autocast.py tests/training/test_captured_step_on_gpu.py
 step "kernel tests on the device" 120 "${pytest[@]}" tests/kernels \
   -k "triton or cuda or backend or cpu or ops or registered or fused"
 measure promises 60
@@ -82,6 +83,7 @@ measure mnist 120
 measure fused 45
 measure conv 45
 measure step 45
+measure graphs 40
 if command -v compute-sanitizer >/dev/null; then
   step "compute-sanitizer memcheck" 60 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 EIDETIC_BACKEND=cuda \
     compute-sanitizer --error-exitcode 9 "$PYTHON" -m eidetic_kernels

@@ -76,6 +76,12 @@ class FrozenFeatures:
         self._unknown = samples if self.reads else 0
         self._proven = not self.reads
 
+    @property
+    def settled(self) -> bool:
+        """Whether passes are of one kind from here on, and read nothing on the host: live units alone, as every sample
+        is known and proven, or (``off``) ordinary ones."""
+        return self.off is not None or (self._proven and not self._unknown)
+
     @contextmanager
     def batch(self, rows: Tensor | None) -> Iterator[None]:
         """For a pass over the samples ``rows`` (int64 [N]: indices into the data set, on any device), in the order of
@@ -224,9 +230,10 @@ class _Inputs:
     def _room(self, layer: StaircaseLayer, x: Tensor, kept: Tensor, columns: int) -> _Room:
         """One that no backward pass will read any more."""
         like = len(x), columns, torch.promote_types(x.dtype, kept.dtype)
-        rooms = [room for room in self.rooms.get(layer, ()) if room.like == like]
+        # Those of other batch sizes too: a last, smaller batch must not take memory that a captured graph writes to.
+        rooms = [room for room in self.rooms.get(layer, ()) if room.like[1:] == like[1:]]
         for room in rooms:
-            if room.user is None or room.user() is None:
+            if room.like == like and (room.user is None or room.user() is None):
                 break
         else:
             room = _Room(like, kept.new_empty(like[:2], dtype=like[2]))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-ROWS = {"promises", "product", "norm", "fused", "conv", "mnist", "step"}
+ROWS = {"promises", "product", "norm", "fused", "conv", "mnist", "step", "graphs"}
 
 
 def run(out: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:

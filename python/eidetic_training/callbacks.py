@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from eidetic_kernels.errors import InputError
 
-from .events import Event
+from .events import NOTES, Event
 from .runs import RunFolder
 
 
@@ -62,8 +62,8 @@ class Recorder:
         self.began = (time.perf_counter() if started is None else started) - run.seconds
 
     def __call__(self, event: Event) -> None:
-        if event.phase == "features":
-            return  # neither an epoch nor a change of units
+        if event.phase in NOTES:
+            return
         seconds = round(time.perf_counter() - self.began, 3)
         row = {name: value for name, value in vars(event).items() if name != "note"}
         self.run.append_metric(**{**row, "seconds": seconds})

@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from eidetic_kernels import EideticNetwork, FrozenFeatures
 from eidetic_kernels.errors import EideticError, InputError
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.snapshots import all_live
+
+if TYPE_CHECKING:
+    from .captured_step import CapturedSteps
 
 
 class EpochResult(NamedTuple):
@@ -41,11 +44,13 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     loss: Callable[[Tensor, Tensor], Tensor],
     features: FrozenFeatures | None = None,
+    captured: CapturedSteps | None = None,
 ) -> EpochResult:
     """Train the task in training for one epoch over batches (x, y).
 
     ``features``: frozen features of the loader's samples, which it then gives with their numbers (``numbered()``,
     see :class:`~eidetic_training.data.TensorLoader`) where any are read.
+    ``captured``: runs steps as a CUDA graph; not in an epoch that still computes frozen features.
 
     Accuracy is that of the training steps themselves, as the paper's stopping rules read it. Sums stay on the device
     until the epoch's end. Raises InputError for an empty loader or wrong labels, NotFinite as its name says.
@@ -54,8 +59,8 @@ def train_epoch(
     device = device_of(network)
     classes = network.live_head.out_features
     samples, losses, correct = 0, torch.zeros((), device=device), torch.zeros((), device=device)
-    for rows, x, y in _batches(loader, features):
-        _check_labels(x, y, classes)
+
+    def step(rows: Tensor | None, x: Tensor, y: Tensor) -> None:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
         with nullcontext() if features is None else features.batch(rows):
@@ -64,9 +69,18 @@ def train_epoch(
         value.backward()
         optimizer.step()
         with torch.no_grad():
-            losses += value.detach() * len(x)
-            correct += (logits.argmax(1) == y).sum()
-        samples += len(x)
+            losses.add_(value.detach() * len(x))
+            correct.add_((logits.argmax(1) == y).sum())
+
+    if captured is None or (features is not None and not features.settled):
+        running = nullcontext(step)
+    else:
+        running = captured.epoch(step)
+    with running as run:
+        for rows, x, y in _batches(loader, features):
+            _check_labels(x, y, classes)
+            run(rows, x, y)
+            samples += len(x)
     if not samples:
         raise InputError("the loader gave no batch: its data set is empty, or drop_last=True dropped all of it.")
     mean = losses.item() / samples

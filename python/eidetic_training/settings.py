@@ -38,6 +38,12 @@ class TaskSettings:
         (:class:`eidetic_kernels.FrozenFeatures`). "auto": where the training set is not augmented, its loader numbers
         the samples, the network allows it and no more than ``frozen_features_gib`` GiB are needed; an event says when
         not. True: whatever memory it takes, and InputError where it cannot be. False: never.
+    cuda_graphs: steps captured as a CUDA graph once an epoch and launched at once, so that small ones do not wait for
+        the host (:class:`eidetic_training.captured_step.CapturedSteps`). "auto": on a GPU where the optimizer can be
+        captured (fused Adam or AdamW, SGD, any with ``capturable=True``) and an epoch's batches keep their shape; an
+        event says when not. True: InputError where it cannot be. False, the default: what it gains has not been
+        measured on a GPU yet (``bench/gpu.py --only graphs`` does). A step, with its loss, must do the same for every
+        batch.
     label_smoothing: the share of each label that is spread over all classes in the loss (Szegedy et al., 2016).
     seed: of random importance.
     """
@@ -56,6 +62,7 @@ class TaskSettings:
     keep_at_least: int | float = 0.025
     frozen_features: bool | str = "auto"
     frozen_features_gib: float = 1.0
+    cuda_graphs: bool | str = False
     label_smoothing: float = 0.0
     seed: int = 0
 
@@ -85,6 +92,9 @@ class TaskSettings:
             self.frozen_features in ("auto", True, False),
             'frozen_features must be "auto", True or False',
             self.frozen_features,
+        )
+        _require(
+            self.cuda_graphs in ("auto", True, False), 'cuda_graphs must be "auto", True or False', self.cuda_graphs
         )
         _require(self.frozen_features_gib >= 0, "frozen_features_gib must be 0 or more", self.frozen_features_gib)
         _require(

@@ -16,8 +16,9 @@ from eidetic_kernels import EideticNetwork, Snapshot, default_optimizer
 from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
 from eidetic_kernels.optimizers import check_current
 
+from .captured_step import captured_steps
 from .epoch import NotFinite, count_classes, evaluate, train_epoch
-from .events import Callback, Event, units_of
+from .events import NOTES, Callback, Event, units_of
 from .features import frozen_features
 from .optimizers import annealed
 from .settings import TaskSettings
@@ -119,8 +120,10 @@ class _TaskRun:
         self.started = time.perf_counter()
         self.good: Snapshot = network.snapshot(optimizer)
         self.generator = torch.Generator().manual_seed(settings.seed)
-        self.features, reason = frozen_features(network, loader, settings)
-        self.note(reason)
+        self.features, no_features = frozen_features(network, loader, settings)
+        self.captured, no_graphs = captured_steps(network, optimizer, settings)
+        self.note("features", no_features)
+        self.note("graphs", no_graphs)
 
     def train(self) -> float:
         """Epochs until training accuracy has not improved for ``patience`` of them, or is 1. Returns the best."""
@@ -199,7 +202,7 @@ class _TaskRun:
     def epoch(self, phase: str) -> float:
         self.epochs += 1
         try:
-            result = train_epoch(self.network, self.loader, self.optimizer, self.loss, self.features)
+            result = train_epoch(self.network, self.loader, self.optimizer, self.loss, self.features, self.captured)
         except NotFinite as error:
             self.network.restore(self.good, self.optimizer)
             rate = self.optimizer.param_groups[0]["lr"]
@@ -214,14 +217,17 @@ class _TaskRun:
         self.good = self.network.snapshot(self.optimizer)
         self.tell(phase, result.loss, result.accuracy)
         if self.features is not None and self.features.off is not None:
-            self.note(self.features.off)
+            self.note("features", self.features.off)
             self.features = None
+        if self.captured is not None and self.captured.off is not None:
+            self.note("graphs", self.captured.off)
+            self.captured = None
         return result.accuracy
 
-    def note(self, reason: str | None) -> None:
-        """Say why frozen features are not kept."""
+    def note(self, about: str, reason: str | None) -> None:
+        """Say why frozen "features" are not kept, or why there are no CUDA "graphs"."""
         if reason is not None:
-            self.tell("features", note=f"Frozen features are computed at every step: {reason}.")
+            self.tell(about, note=f"{NOTES[about]}: {reason}.")
 
     def tell(
         self, phase: str, loss: float | None = None, accuracy: float | None = None, note: str | None = None

@@ -29,7 +29,8 @@ class Terminal(io.StringIO):
 
 def test_an_event_becomes_a_row(new_run):
     Recorder(new_run)(EVENT)
-    Recorder(new_run)(event(1.0, phase="features", note="why not"))  # neither an epoch nor a change of units
+    for phase in ("features", "graphs"):  # neither an epoch nor a change of units
+        Recorder(new_run)(event(1.0, phase=phase, note="why not"))
     (row,) = new_run.metrics
     assert {**row._asdict(), "note": None} == {**vars(EVENT), "seconds": row.seconds}
 

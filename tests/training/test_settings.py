@@ -41,6 +41,8 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"keep_at_least": -1}, "keep_at_least must be a count or a share"),
         ({"frozen_features": "yes"}, "frozen_features must be .auto., True or False; got 'yes'"),
         ({"frozen_features": 1}, "frozen_features must be of type bool | str"),
+        ({"cuda_graphs": "always"}, 'cuda_graphs must be "auto", True or False; got .always.'),
+        ({"cuda_graphs": 1}, "cuda_graphs must be of type bool | str"),
         ({"frozen_features_gib": -0.5}, "frozen_features_gib must be 0 or more"),
     ],
 )
@@ -59,7 +61,8 @@ def test_a_value_out_of_range_is_refused_with_what_was_expected(given, expected)
         {"keep_at_least": 0},
         {"keep_at_least": 7},
         {"frozen_features": True, "frozen_features_gib": 0},
-        {"frozen_features": "auto"},
+        {"frozen_features": "auto", "cuda_graphs": "auto"},
+        {"cuda_graphs": True},
         {"keep_at_least": 1.0},
         {"max_epochs": 1, "patience": 1, "max_recovery_epochs": 1},
     ],

@@ -31,10 +31,10 @@ class Script:
         self.states = []
         self.evaluated = 0.0  # what backoff finds when it looks before it undoes a step
 
-    def __call__(self, net, data, optimizer, loss, features):
+    def __call__(self, net, data, optimizer, loss, features, captured):
         accuracy = next(self.accuracies, None)
         assert accuracy is not None, f"epoch {len(self.states) + 1} was not to be trained"
-        real_epoch(net, data, optimizer, loss, features)
+        real_epoch(net, data, optimizer, loss, features, captured)
         self.states.append(state_of(net, optimizer))
         return EpochResult(0.5, accuracy)
 
