@@ -11,7 +11,7 @@ row that is measured again replaces its older self. EIDETIC_BENCH_SMOKE=1: tiny 
     fused     product, BatchNorm and ReLU in one op beside the torch backend's two
     conv      convolution, BatchNorm and ReLU in one op beside the torch backend's two (images in channels_last)
     mnist     ten tasks of permuted MNIST, 60,000 images each, with shared/data/mnist here or beside the checkout
-    step      a training step beside the dense network's
+    step      a training step beside the dense network's; in bfloat16 autocast too, images then channels_last
     graphs    a training step as one CUDA graph beside launching its kernels one by one, epochs with their captures
 
 A frozen half is five segments that read nested; "ragged" ones are not multiples of 16. Times are medians of rounds in
@@ -21,6 +21,7 @@ which the alternatives take turns; on a GPU each is the mean of calls between tw
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -31,7 +32,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -350,12 +352,16 @@ def measure_step() -> Iterator[dict]:
         x, y = subject.data(DEVICE)
         if model == "resnet18" and not DRY:
             x, y = x.repeat(4, 1, 1, 1), y.repeat(4)
-        for state in ALL:
+        for state, half in itertools.product(ALL, (False, True)):
             nets = {"dense": dense(subject).to(DEVICE), "eidetic": eidetic(subject, *state).to(DEVICE)}
-            steps = {name: step_of(net, x, y, default_optimizer(net.parameters())) for name, net in nets.items()}
+            given = x.contiguous(memory_format=torch.channels_last) if half and x.dim() == 4 else x
+            around = partial(torch.autocast, DEVICE.type, torch.bfloat16) if half else nullcontext
+            steps = {
+                name: step_of(net, given, y, default_optimizer(net.parameters()), around) for name, net in nets.items()
+            }
             seconds = alternate(steps)
             ms = {name: 1e3 * value for name, value in seconds.items()}
-            about = {"model": model, "state": state, "batch": len(x)}
+            about = {"model": model, "state": state, "batch": len(x), "autocast": half}
             yield {**about, "ms": ms["eidetic"], "dense_ms": ms["dense"], "of_dense": ms["eidetic"] / ms["dense"]}
 
 

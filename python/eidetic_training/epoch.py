@@ -45,12 +45,14 @@ def train_epoch(
     loss: Callable[[Tensor, Tensor], Tensor],
     features: FrozenFeatures | None = None,
     captured: CapturedSteps | None = None,
+    autocast: bool = False,
 ) -> EpochResult:
     """Train the task in training for one epoch over batches (x, y).
 
     ``features``: frozen features of the loader's samples, which it then gives with their numbers (``numbered()``,
     see :class:`~eidetic_training.data.TensorLoader`) where any are read.
     ``captured``: runs steps as a CUDA graph; not in an epoch that still computes frozen features.
+    ``autocast``: forward passes and the loss are in bfloat16 autocast.
 
     Accuracy is that of the training steps themselves, as the paper's stopping rules read it. Sums stay on the device
     until the epoch's end. Raises InputError for an empty loader or wrong labels, NotFinite as its name says.
@@ -63,9 +65,10 @@ def train_epoch(
     def step(rows: Tensor | None, x: Tensor, y: Tensor) -> None:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
         optimizer.zero_grad(set_to_none=True)
-        with nullcontext() if features is None else features.batch(rows):
-            logits = network(x)
-        value = loss(logits, y)
+        with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():
+            with nullcontext() if features is None else features.batch(rows):
+                logits = network(x)
+            value = loss(logits, y)
         value.backward()
         optimizer.step()
         with torch.no_grad():

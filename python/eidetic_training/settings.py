@@ -44,6 +44,8 @@ class TaskSettings:
         event says when not. True: InputError where it cannot be. False, the default: what it gains has not been
         measured on a GPU yet (``bench/gpu.py --only graphs`` does). A step, with its loss, must do the same for every
         batch.
+    autocast: training's forward passes and losses in bfloat16 (torch.autocast), for GPUs that are fast in it; weights,
+        statistics and recall stay in the network's own dtype.
     label_smoothing: the share of each label that is spread over all classes in the loss (Szegedy et al., 2016).
     seed: of random importance.
     """
@@ -63,6 +65,7 @@ class TaskSettings:
     frozen_features: bool | str = "auto"
     frozen_features_gib: float = 1.0
     cuda_graphs: bool | str = False
+    autocast: bool = False
     label_smoothing: float = 0.0
     seed: int = 0
 

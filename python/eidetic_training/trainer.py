@@ -202,7 +202,10 @@ class _TaskRun:
     def epoch(self, phase: str) -> float:
         self.epochs += 1
         try:
-            result = train_epoch(self.network, self.loader, self.optimizer, self.loss, self.features, self.captured)
+            result = train_epoch(
+                self.network, self.loader, self.optimizer, self.loss, self.features, self.captured,
+                self.settings.autocast,
+            )  # fmt: skip
         except NotFinite as error:
             self.network.restore(self.good, self.optimizer)
             rate = self.optimizer.param_groups[0]["lr"]

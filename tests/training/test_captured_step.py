@@ -48,13 +48,14 @@ def in_training(make, how="nested", tasks=1):
     return net
 
 
-def trained(net, make_optimizer, captured, epochs=2, data=None, loss=F.cross_entropy):
+def trained(net, make_optimizer, captured, epochs=2, data=None, loss=F.cross_entropy, autocast=False):
     """All that so many epochs leave and report, and the graphs there were (None: captured was False)."""
     optimizer = make_optimizer(net.parameters())
     graphs = SimulatedGraphs() if captured else None
     steps = CapturedSteps(graphs, optimizer) if captured else None
     torch.manual_seed(1)
-    results = [train_epoch(net, data or batches(net), optimizer, loss, None, steps) for _ in range(epochs)]
+    data = data or batches(net)
+    results = [train_epoch(net, data, optimizer, loss, None, steps, autocast) for _ in range(epochs)]
     return (state_of(net, optimizer), results, torch.get_rng_state().tolist()), graphs, steps
 
 
@@ -75,6 +76,12 @@ def test_a_captured_epoch_leaves_the_bits_of_an_ordinary_one(make, backend):
         memory.check(net, "captured epochs")
     assert captured == ordinary
     assert [graph.replays for graph in graphs.captures] == [7 - WARM_UPS] * 2, "of seven batches alike, twice"
+
+
+def test_autocast_is_captured_with_the_step():
+    ordinary, _, _ = trained(in_training(MLP), ek.default_optimizer, captured=False, autocast=True)
+    captured, graphs, _ = trained(in_training(MLP), ek.default_optimizer, captured=True, autocast=True)
+    assert captured == ordinary and len(graphs.captures) == 2
 
 
 @pytest.mark.parametrize("tasks, how", [(0, "nested"), (2, "nested"), (2, "disjoint")])

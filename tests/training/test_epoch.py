@@ -47,6 +47,22 @@ def test_loss_and_accuracy_are_means_over_samples_not_batches():
     assert result.loss == pytest.approx(losses / 36, rel=1e-5)
 
 
+def test_autocast_is_the_plain_loop_in_bfloat16_and_weights_stay_in_their_own_dtype():
+    ours, theirs, whole = network(), network(), network()
+    train_epoch(ours, loader(), sgd(ours), F.cross_entropy, autocast=True)
+    train_epoch(whole, loader(), sgd(whole), F.cross_entropy)
+    plain = sgd(theirs)
+    theirs.train()
+    for x, y in loader():
+        plain.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(theirs(x), y)
+        loss.backward()
+        plain.step()
+    assert state_of(ours) == state_of(theirs) != state_of(whole)
+    assert {p.dtype for p in ours.parameters()} == {torch.float32}
+
+
 def test_an_epoch_is_one_step_a_batch():
     """The plain loop everybody writes gives the same bits."""
     ours, theirs = network(), network()

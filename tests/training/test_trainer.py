@@ -283,6 +283,17 @@ def test_a_task_may_need_no_new_unit(play):
     assert net.certify().ok
 
 
+def test_autocast_trains_in_bfloat16_and_recalls_in_float32():
+    ends = {}
+    for autocast in (False, True):
+        net = network()
+        train_task(net, loader(), adam(net), max_epochs=2, search="none", polish_epochs=0, autocast=autocast)
+        ends[autocast] = net.eval()(blobs()[0], task=0)
+    assert ends[True].dtype == torch.float32
+    assert not torch.equal(ends[True], ends[False])
+    torch.testing.assert_close(ends[True], ends[False], rtol=0.1, atol=0.1)
+
+
 def test_a_task_without_free_units_trains_its_head_alone():
     net = network((6, 5))
     train_task(net, loader(), search="none", max_epochs=3)
