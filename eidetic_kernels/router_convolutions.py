@@ -51,5 +51,5 @@ def check_images(shape: Sequence[int], channels: Sequence[int]) -> None:
         raise InputError(
             f"the router's convolutions read images [N, {channels[0]}, H, W] of {smallest} x {smallest} pixels or more, "
             f"since each of {stages} stages halves them; got {list(shape)}. Train the router with fewer stages, or "
-            "without (convolutions=())."
+            "without (convolutions=None)."
         )

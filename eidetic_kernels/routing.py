@@ -54,7 +54,8 @@ class Router(nn.Module):
 
     layers: whether it reads what every unit group computes, and not the features alone (see :func:`listening`).
     inputs: whether it reads the network's input, too.
-    convolutions: those of its own over the input, whose columns come before the features.
+    convolutions: those of its own over the input, whose columns come before the features; a first map with no more
+        columns than these reads no features.
     """
 
     def __init__(

@@ -66,8 +66,9 @@ DEFAULTS: dict[str, Any] = {
         "label_smoothing": 0.0, "weight_decay": 0.0,
         "layers": False,  # it reads what every layer computes, and not the features alone
         "inputs": False,  # and the input itself
-        "convolutions": [],  # channels of each stage of its own over images, e.g. [64, 128, 256]; none when empty
+        "convolutions": None,  # its own over images: channels of each stage, e.g. [64, 128, 256]
         "augment": False,  # these see images cropped and mirrored at random
+        "features": True,  # False: it reads its convolutions alone
         "examples": None,  # samples of each task to train on; all when not given
     },
 }
@@ -112,10 +113,13 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"data.source must be a data set's name, or a list of them; got {source!r}.")
     stages = config["router"]["convolutions"]
-    if not all(type(channels) is int and channels >= 1 for channels in stages):
+    if stages is not None and not (stages and all(type(each) is int and each >= 1 for each in stages)):
         raise InputError(f"router.convolutions must be numbers of channels, 1 or more, a stage; got {stages!r}.")
-    if config["router"]["augment"] and not stages:
-        raise InputError("router.augment is of what convolutions see: give router.convolutions, or leave it out.")
+    if stages is None and (config["router"]["augment"] or not config["router"]["features"]):
+        raise InputError(
+            "router.augment is of what convolutions see, and router.features is false where they alone are read: give "
+            "router.convolutions, or leave these two out."
+        )
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config
@@ -208,6 +212,7 @@ _FORMS = {
     "capacity.share": (float, str, type(None)),
     "capacity.multiple": (int, str),
     "router.examples": (int, type(None)),
+    "router.convolutions": (list, type(None)),
     "capacity.forward_transfer": (bool, dict),
 }
 _AT_LEAST_ONE = (
@@ -238,7 +243,7 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) 
             if not isinstance(value, Mapping):
                 raise InputError(f"{prefix}{key} is a table of the configuration; got {value!r}.")
             value = {**default, **value} if key in OPEN_TABLES else _merged(default, value, f"{prefix}{key}.")
-        merged[key] = copy.deepcopy(value)  # a list is not shared with the defaults
+        merged[key] = value
     for key in given:
         if key not in defaults:
             close = difflib.get_close_matches(key, defaults, 1)

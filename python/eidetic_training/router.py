@@ -39,8 +39,9 @@ def train_router(
     weight_decay: float = 0.0,
     layers: bool = False,
     inputs: bool = False,
-    convolutions: Sequence[int] = (),
+    convolutions: Sequence[int] | None = None,
     augment: bool = False,
+    features: bool = True,
     examples: int | None = None,
     seed: int = 0,
     max_cached_bytes: int = 2**31,
@@ -64,10 +65,12 @@ def train_router(
             in one domain: what distinguishes two tasks' classes need not matter to either.
         inputs: whether it reads the input itself, flattened, too: what no task needed is in no unit.
         convolutions: channels of each stage of a convolutional network of the router's own over the input, trained with
-            it (see :class:`eidetic_kernels.router_convolutions.RouterConvolutions`); () is none. The body may be one
+            it (see :class:`eidetic_kernels.router_convolutions.RouterConvolutions`); None is none. The body may be one
             that cannot name the task of an image.
         augment: whether these see every image cropped and mirrored at random. What the router reads of the body is that
             of the image as it is, and still computed once.
+        features: False leaves the convolutions alone to name the task. Of images that it was trained on, a body's
+            features may say more than of others.
         examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
             keep of a task whose data goes away.
 
@@ -91,11 +94,16 @@ def train_router(
             raise InputError(f"{name} must lie in [0, 1); got {value!r}.")
     if not weight_decay >= 0:
         raise InputError(f"weight_decay must be 0 or more; got {weight_decay!r}.")
-    stages = tuple(convolutions)
+    stages = tuple(convolutions or ())
     if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in stages):
         raise InputError(f"convolutions must be numbers of channels, 1 or more, a stage; got {convolutions!r}.")
     if augment and not stages:
         raise InputError("augment is of what convolutions see: give convolutions=(64, 128, 256), or augment=False.")
+    if not features and (not stages or layers or inputs):
+        raise InputError(
+            "features=False leaves convolutions alone to read: give convolutions=(64, 128, 256), and neither layers nor "
+            "inputs; or leave features=True."
+        )
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
@@ -114,8 +122,8 @@ def train_router(
     if stages:
         images = TrainedConvolutions(network.input_shape, stages, augment).to(mean.device)
         pixels, ahead = math.prod(images.shape), stages[-1]
-        if not inputs:
-            mean, deviation = mean[:-pixels], deviation[:-pixels]
+        read = 0 if not features else len(mean) if inputs else len(mean) - pixels
+        mean, deviation = mean[:read], deviation[:read]
     tasks = len(loaders)
     parameters = _parameters(tasks, ahead + len(mean), hidden, mean.device)
     optimizers = [_optimizer(parameters, lr, weight_decay)]
@@ -125,10 +133,10 @@ def train_router(
     def epoch(number: int) -> float:
         samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
         for rows, task in data:
-            features = (rows[:, : len(mean)] - mean) / deviation
+            columns = (rows[:, : len(mean)] - mean) / deviation
             if images is not None:
-                features = torch.cat([images(rows[:, -pixels:]), features], 1)
-            scores = _scores(features, parameters, dropout)
+                columns = torch.cat([images(rows[:, -pixels:]), columns], 1)
+            scores = _scores(columns, parameters, dropout)
             loss = F.cross_entropy(scores, task, label_smoothing=label_smoothing)
             for each in optimizers:
                 each.zero_grad()
