@@ -59,7 +59,7 @@ class TrainedConvolutions(nn.Module):
     @torch.no_grad()
     def folded(self) -> RouterConvolutions:
         """The same map as in evaluation, BatchNorm folded into weights and biases."""
-        folded = RouterConvolutions(self.channels).to(self.weights[0].device)
+        folded = RouterConvolutions(self.channels).to(self.weights[0])
         for number, (weight, norm) in enumerate(zip(self.weights, self.norms)):
             factor = (norm.running_var + norm.eps).rsqrt()
             getattr(folded, f"weight{number}").copy_(weight * factor[:, None, None, None])
