@@ -68,7 +68,7 @@ DEFAULTS: dict[str, Any] = {
         "inputs": False,  # and the input itself
         "convolutions": None,  # its own over images: channels of each stage, e.g. [64, 128, 256]
         "augment": False,  # these see images cropped and mirrored at random
-        "features": True,  # False: it reads its convolutions alone
+        "alone": False,  # these alone name the task, and nothing of the body is read
         "examples": None,  # samples of each task to train on; all when not given
     },
 }
@@ -115,11 +115,8 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     stages = config["router"]["convolutions"]
     if stages is not None and not (stages and all(type(each) is int and each >= 1 for each in stages)):
         raise InputError(f"router.convolutions must be numbers of channels, 1 or more, a stage; got {stages!r}.")
-    if stages is None and (config["router"]["augment"] or not config["router"]["features"]):
-        raise InputError(
-            "router.augment is of what convolutions see, and router.features is false where they alone are read: give "
-            "router.convolutions, or leave these two out."
-        )
+    if stages is None and (config["router"]["augment"] or config["router"]["alone"]):
+        raise InputError("router.augment and router.alone are of convolutions: give router.convolutions, or neither.")
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config

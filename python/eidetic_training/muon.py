@@ -16,7 +16,7 @@ class Muon(torch.optim.Optimizer):
     without bfloat16 that took 0.025 s a step of six convolutions to 128 channels, instead of 0.35.
     """
 
-    def __init__(self, parameters: Iterable[Tensor], lr: float = 0.1, momentum: float = 0.9):
+    def __init__(self, parameters: Iterable[Tensor], lr: float = 0.04, momentum: float = 0.9):
         super().__init__(parameters, {"lr": lr, "momentum": momentum})
 
     @torch.no_grad()

@@ -30,7 +30,7 @@ ANNEALED = {
 }  # fmt: skip
 # A router with a small network of its own over the image, in place of a map from what an MLP computes and its input.
 CONVOLUTIONAL = {
-    "router.convolutions": [32, 128, 128], "router.augment": True, "router.features": False, "router.hidden": 0,
+    "router.convolutions": [32, 128, 128], "router.augment": True, "router.alone": True, "router.hidden": 0,
     "router.layers": False, "router.inputs": False, "router.max_epochs": 1, "router.polish_epochs": 8,
     "router.lr": 2e-3, "router.weight_decay": 0.01,
 }  # fmt: skip

@@ -41,7 +41,7 @@ def train_router(
     inputs: bool = False,
     convolutions: Sequence[int] | None = None,
     augment: bool = False,
-    features: bool = True,
+    alone: bool = False,
     examples: int | None = None,
     seed: int = 0,
     max_cached_bytes: int = 2**31,
@@ -69,8 +69,8 @@ def train_router(
             that cannot name the task of an image.
         augment: whether these see every image cropped and mirrored at random. What the router reads of the body is that
             of the image as it is, and still computed once.
-        features: False leaves the convolutions alone to name the task. Of images that it was trained on, a body's
-            features may say more than of others.
+        alone: whether convolutions alone name the task, and nothing of the body is read: of images that it was trained
+            on, its features say more than of others.
         examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
             keep of a task whose data goes away.
 
@@ -99,10 +99,10 @@ def train_router(
         raise InputError(f"convolutions must be numbers of channels, 1 or more, a stage; got {convolutions!r}.")
     if augment and not stages:
         raise InputError("augment is of what convolutions see: give convolutions=(64, 128, 256), or augment=False.")
-    if not features and (not stages or layers or inputs):
+    if alone and (not stages or layers or inputs):
         raise InputError(
-            "features=False leaves convolutions alone to read: give convolutions=(64, 128, 256), and neither layers nor "
-            "inputs; or leave features=True."
+            "alone=True has convolutions alone name the task: give convolutions=(64, 128, 256), and neither layers nor "
+            "inputs; or alone=False."
         )
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
@@ -122,7 +122,7 @@ def train_router(
     if stages:
         images = TrainedConvolutions(network.input_shape, stages, augment).to(mean.device)
         pixels, ahead = math.prod(images.shape), stages[-1]
-        read = 0 if not features else len(mean) if inputs else len(mean) - pixels
+        read = 0 if alone else len(mean) if inputs else len(mean) - pixels
         mean, deviation = mean[:read], deviation[:read]
     tasks = len(loaders)
     parameters = _parameters(tasks, ahead + len(mean), hidden, mean.device)

@@ -75,14 +75,14 @@ def fresh(finished):
     return copy.deepcopy(finished)
 
 
-@pytest.mark.parametrize("features", [True, False])
-def test_they_learn_what_no_map_of_pixels_or_features_tells_apart(fresh, tmp_path, features):
+@pytest.mark.parametrize("alone", [False, True])
+def test_they_learn_what_no_map_of_pixels_or_features_tells_apart(fresh, tmp_path, alone):
     net, loaders = fresh
     train_router(net, loaders, layers=True, inputs=True, **QUICK)
     assert named(net) < 0.75
-    train_router(net, loaders, convolutions=(8, 16), features=features, **QUICK)
+    train_router(net, loaders, convolutions=(8, 16), alone=alone, **QUICK)
     assert named(net) > 0.95
-    assert net.router.weight.shape[1] == 16 + 6 * features
+    assert net.router.weight.shape[1] == 16 + 6 * (not alone)
     answer = net.predict(bars(0, seed=7))
     net.save(tmp_path / "net.safetensors")
     again = ek.EideticNetwork.load(tmp_path / "net.safetensors")
@@ -96,7 +96,7 @@ def test_they_learn_what_no_map_of_pixels_or_features_tells_apart(fresh, tmp_pat
 def test_mirrored_images_are_one_task_s_where_augmented(augment):
     """A hook and its mirror image are told apart, but not by what has seen each as the other."""
     net, loaders = learned(hooks)
-    train_router(net, loaders, convolutions=(8, 16), features=False, augment=augment, **QUICK)
+    train_router(net, loaders, convolutions=(8, 16), alone=True, augment=augment, **QUICK)
     assert named(net, hooks) < 0.65 if augment else named(net, hooks) > 0.95
 
 
@@ -121,7 +121,7 @@ def test_batch_norm_is_folded_in(stages):
         torch.testing.assert_close(trained.folded()(x), trained(x.flatten(1)))
 
 
-@pytest.mark.parametrize("options", [{}, {"inputs": True}, {"layers": True, "hidden": 5}, {"features": False}])
+@pytest.mark.parametrize("options", [{}, {"inputs": True}, {"layers": True, "hidden": 5}, {"alone": True}])
 def test_the_router_s_scores_are_those_of_what_was_trained(fresh, monkeypatch, options):
     net, loaders = fresh
     seen = {}
@@ -138,7 +138,7 @@ def test_the_router_s_scores_are_those_of_what_was_trained(fresh, monkeypatch, o
     x = bars(0, seed=3)
     with torch.no_grad(), ek.modes.evaluating(net):
         _, columns = net.routing_features(x, options.get("layers", False), options.get("inputs", False))
-        columns = columns if options.get("features", True) else columns[:, :0]
+        columns = columns[:, :0] if options.get("alone") else columns
         mean, deviation = (each[: columns.shape[1]] for each in seen["moments"])
         own = seen["images"].eval()(x.flatten(1))
         together = torch.cat([own, (columns - mean) / deviation], 1)
@@ -190,9 +190,9 @@ def test_the_network_s_dtype_is_the_convolutions_too(fresh):
         ({"convolutions": (4, True)}, "convolutions must be numbers of channels"),
         ({"convolutions": (4.0,)}, "convolutions must be numbers of channels"),
         ({"augment": True}, r"augment is of what convolutions see: give convolutions="),
-        ({"features": False}, "features=False leaves convolutions alone"),
-        ({"features": False, "convolutions": (4,), "layers": True}, "neither layers nor inputs"),
-        ({"features": False, "convolutions": (4,), "inputs": True}, "neither layers nor inputs"),
+        ({"alone": True}, "alone=True has convolutions alone name the task: give convolutions="),
+        ({"alone": True, "convolutions": (4,), "layers": True}, "neither layers nor inputs"),
+        ({"alone": True, "convolutions": (4,), "inputs": True}, "neither layers nor inputs"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(fresh, options, message):
@@ -221,7 +221,7 @@ def test_nan_in_the_images_leaves_the_old_router(fresh):
     images = bars(0)
     images[3, 0, 2, 2] = math.nan
     with pytest.raises(NonFiniteLossError, match="the router's loss became NaN"):
-        train_router(net, [loader(images), loaders[1]], convolutions=(4,), features=False)
+        train_router(net, [loader(images), loaders[1]], convolutions=(4,), alone=True)
     assert state_of(net) == before
 
 
