@@ -15,7 +15,8 @@ class RouterConvolutions(nn.Module):
     """From images [N, C, H, W] to columns [N, channels of the last stage], which the router reads beside the features.
 
     A stage is two convolutions of 3 x 3 with a ReLU after each, and a maximum over 2 x 2 after the first; over what the
-    last stage computes the maximum is taken. BatchNorm is folded in. Weights and biases are buffers.
+    last stage computes the maximum is taken. BatchNorm is folded in. Weights and biases are buffers. Stages of 32, 128
+    and 128 channels are 33.9 million multiply-adds an image of 32 x 32.
 
     channels: those of the images, then those of each stage: (3, 64, 128, 256) are three stages.
     """
@@ -49,7 +50,7 @@ def check_images(shape: Sequence[int], channels: Sequence[int]) -> None:
     smallest = 2**stages
     if len(shape) != 4 or shape[1] != channels[0] or min(shape[2:]) < smallest:
         raise InputError(
-            f"the router's convolutions read images [N, {channels[0]}, H, W] of {smallest} x {smallest} pixels or more, "
-            f"since each of {stages} stages halves them; got {list(shape)}. Train the router with fewer stages, or "
-            "without (convolutions=None)."
+            f"the router's convolutions read images [N, {channels[0]}, H, W] of {smallest} x {smallest} pixels or "
+            f"more, since each of {stages} stages halves them; got {list(shape)}. Train the router with fewer stages, "
+            "or without (convolutions=None)."
         )

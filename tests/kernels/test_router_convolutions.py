@@ -1,4 +1,4 @@
-"""The router's convolutions: what they compute, what they refuse, and that a network with them comes back from a file."""
+"""The router's convolutions: what they compute and refuse, and that a network with them comes back from a file."""
 
 import pytest
 import torch
