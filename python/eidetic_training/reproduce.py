@@ -176,7 +176,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
         "CIFAR-10 in five tasks of two classes, a small MLP, l1, l2 and Taylor, with the learned router and the oracle",
         f"2 x 512 units, no augmentation; classes in their own order. {_ROUTED} The convolutional router sees nothing "
         "but the image, cropped and mirrored at random in training; 33.9 million multiply-adds an image, where the "
-        "body has up to 1.8; its settings were chosen on a tenth of the training images.",
+        "body has up to 1.8; its settings were chosen on training images.",
         "table7-cifar10",
         {
             **_crossed(("l1", "l2", "taylor")),
