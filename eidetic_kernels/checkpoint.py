@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from . import certificate
 from .errors import CheckpointError, EideticError
 from .layout import Segments
+from .router_convolutions import RouterConvolutions
 from .routing import Router
 from .version import __version__
 
@@ -99,6 +100,7 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
         "router_tasks": None if network.router is None else network.router.tasks,
         "router_layers": network.router is not None and network.router.layers,
         "router_inputs": network.router is not None and network.router.inputs,
+        "router_convolutions": _convolutions(network.router),
         "records": [certificate.to_json(entry) for entry in network.records],
     }
 
@@ -137,7 +139,9 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
         saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
         empty = {name: torch.empty_like(tensor) for name, tensor in saved.items()}
         reads = {name: header.get(f"router_{name}", False) for name in ("layers", "inputs")}
-        network.router = Router(**empty, **reads)
+        channels = header.get("router_convolutions")
+        convolutions = None if channels is None else RouterConvolutions(channels).to(saved["weight"].dtype)
+        network.router = Router(**empty, **reads, convolutions=convolutions)
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]
@@ -209,6 +213,10 @@ def _subclasses(cls: type):
     for each in cls.__subclasses__():
         yield each
         yield from _subclasses(each)
+
+
+def _convolutions(router: Router | None) -> tuple[int, ...] | None:
+    return None if router is None or router.convolutions is None else router.convolutions.channels
 
 
 def _choosing(group: Group) -> list[tuple[str, SegmentedLayer]]:

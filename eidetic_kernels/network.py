@@ -377,7 +377,7 @@ class EideticNetwork(nn.Module):
                 with self._scope.running(task, False):
                     spans = prefix(self.wiring.features, task, tasks - 1)
                     logits.append(self.heads[task](read(features, spans)))
-            learned = self.router(read_by_router) if needed else features.new_zeros(len(features), tasks)
+            learned = self.router(read_by_router, x) if needed else features.new_zeros(len(features), tasks)
             return {rule: routing.route(routing.task_scores(rule, logits, learned), logits) for rule in rules}
 
     def routing_features(self, x: Tensor, layers: bool = False, inputs: bool = False) -> tuple[Tensor, Tensor]:

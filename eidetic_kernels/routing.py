@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import InputError
+from .router_convolutions import RouterConvolutions
 
 if TYPE_CHECKING:
     from .graph import Group
@@ -53,14 +54,16 @@ class Router(nn.Module):
 
     layers: whether it reads what every unit group computes, and not the features alone (see :func:`listening`).
     inputs: whether it reads the network's input, too.
+    convolutions: those of its own over the input, whose columns come before the features; a first map with no more
+        columns than these reads no features.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None,
-        layers: bool = False, inputs: bool = False,
+        layers: bool = False, inputs: bool = False, convolutions: RouterConvolutions | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.layers, self.inputs = layers, inputs
+        self.layers, self.inputs, self.convolutions = layers, inputs, convolutions
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("hidden_weight", hidden_weight)
@@ -70,7 +73,11 @@ class Router(nn.Module):
     def tasks(self) -> int:
         return self.weight.shape[0]
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, x: Tensor | None = None) -> Tensor:
+        """Task scores; ``x``, the network's input, is looked at by convolutions alone. Raises InputError where it is no
+        image that they can read."""
+        if self.convolutions is not None:
+            features = torch.cat([self.convolutions(x), features], 1)
         if self.hidden_weight is not None:
             features = features[:, : self.hidden_weight.shape[1]]
             features = F.linear(features, self.hidden_weight, self.hidden_bias).relu()

@@ -66,6 +66,9 @@ DEFAULTS: dict[str, Any] = {
         "label_smoothing": 0.0, "weight_decay": 0.0,
         "layers": False,  # it reads what every layer computes, and not the features alone
         "inputs": False,  # and the input itself
+        "convolutions": None,  # its own over images: channels of each stage, e.g. [64, 128, 256]
+        "augment": False,  # these see images cropped and mirrored at random
+        "alone": False,  # these alone name the task, and nothing of the body is read
         "examples": None,  # samples of each task to train on; all when not given
     },
 }
@@ -109,6 +112,11 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     names = source if isinstance(source, list) else [source]
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"data.source must be a data set's name, or a list of them; got {source!r}.")
+    stages = config["router"]["convolutions"]
+    if stages is not None and not (stages and all(type(each) is int and each >= 1 for each in stages)):
+        raise InputError(f"router.convolutions must be numbers of channels, 1 or more, a stage; got {stages!r}.")
+    if stages is None and (config["router"]["augment"] or config["router"]["alone"]):
+        raise InputError("router.augment and router.alone are of convolutions: give router.convolutions, or neither.")
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config
@@ -201,6 +209,7 @@ _FORMS = {
     "capacity.share": (float, str, type(None)),
     "capacity.multiple": (int, str),
     "router.examples": (int, type(None)),
+    "router.convolutions": (list, type(None)),
     "capacity.forward_transfer": (bool, dict),
 }
 _AT_LEAST_ONE = (

@@ -12,6 +12,7 @@ import torch
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import ForgettingError, InputError
+from eidetic_kernels.router_convolutions import check_images
 
 from . import models
 from .callbacks import Progress, Recorder
@@ -109,6 +110,9 @@ def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
     network.wiring  # noqa: B018  raises what cannot be wired
     make_optimizer(config["optimizer"]["name"], network.parameters(), **_arguments(config["optimizer"]))
+    stages, shape = config["router"]["convolutions"], tasks[0].train.shape
+    if stages:
+        check_images((1, *shape), (shape[0], *stages))
     return network
 
 

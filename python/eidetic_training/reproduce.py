@@ -28,6 +28,13 @@ ANNEALED = {
     "task.max_epochs": 3, "task.halve_learning_rate": False, "task.polish_epochs": 20, "task.label_smoothing": 0.1,
     "optimizer.weight_decay": 0.1,
 }  # fmt: skip
+# A router with a small network of its own over the image, in place of a map from what an MLP computes and its input.
+# Trained on 50,000 images it costs 45.8e12 multiply-adds, nine epochs of a forward and two as much backward.
+CONVOLUTIONAL = {
+    "router.convolutions": [32, 128, 128], "router.augment": True, "router.alone": True, "router.hidden": 0,
+    "router.layers": False, "router.inputs": False, "router.max_epochs": 1, "router.polish_epochs": 8,
+    "router.lr": 2e-3, "router.weight_decay": 0.01,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -167,9 +174,14 @@ REPRODUCTIONS: dict[str, Reproduction] = {
     ),
     "table7-cifar10": Reproduction(
         "CIFAR-10 in five tasks of two classes, a small MLP, l1, l2 and Taylor, with the learned router and the oracle",
-        f"2 x 512 units, no augmentation; classes in their own order. {_ROUTED}",
+        f"2 x 512 units, no augmentation; classes in their own order. {_ROUTED} The convolutional router sees nothing "
+        "but the image, cropped and mirrored at random in training; 33.9 million multiply-adds an image, where the "
+        "body has up to 1.8; its settings were chosen on training images.",
         "table7-cifar10",
-        _crossed(("l1", "l2", "taylor")),
+        {
+            **_crossed(("l1", "l2", "taylor")),
+            "l2, backoff, convolutional router": {**_crossed(("l2",))["l2, backoff"], **CONVOLUTIONAL},
+        },
         {"l2, with the router": "53.6", "l2, with the oracle": "68.5"},
     ),
     "table4": Reproduction(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,9 @@ from eidetic_kernels.routing import Router
 from .data import MetaLoader, TensorLoader
 from .epoch import device_of
 from .events import Callback, Event, units_of
+from .muon import Muon
 from .optimizers import annealed
+from .router_convolutions import TrainedConvolutions
 
 
 def train_router(
@@ -36,6 +39,9 @@ def train_router(
     weight_decay: float = 0.0,
     layers: bool = False,
     inputs: bool = False,
+    convolutions: Sequence[int] | None = None,
+    augment: bool = False,
+    alone: bool = False,
     examples: int | None = None,
     seed: int = 0,
     max_cached_bytes: int = 2**31,
@@ -58,11 +64,19 @@ def train_router(
         layers: whether the router reads what every layer computes, and not the features alone. It helps where tasks lie
             in one domain: what distinguishes two tasks' classes need not matter to either.
         inputs: whether it reads the input itself, flattened, too: what no task needed is in no unit.
+        convolutions: channels of each stage of a convolutional network of the router's own over the input, trained with
+            it (see :class:`eidetic_kernels.router_convolutions.RouterConvolutions`); None is none. The body may be one
+            that cannot name the task of an image.
+        augment: whether these see every image cropped and mirrored at random. What the router reads of the body is that
+            of the image as it is, and still computed once.
+        alone: whether convolutions alone name the task, and nothing of the body is read: of images that it was trained
+            on, its features say more than of others.
         examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
             keep of a task whose data goes away.
 
     Raises RouterError where ``layers`` cannot be read (windows, parameters), TaskError while a task is in training or
-    when loaders and finished tasks differ in number, NonFiniteLossError when the loss is not finite.
+    when loaders and finished tasks differ in number, InputError where convolutions cannot read the input,
+    NonFiniteLossError when the loss is not finite.
     """
     loaders = list(loaders)
     counts = {"max_epochs": max_epochs, "patience": patience, "batch_size": batch_size}
@@ -80,6 +94,16 @@ def train_router(
             raise InputError(f"{name} must lie in [0, 1); got {value!r}.")
     if not weight_decay >= 0:
         raise InputError(f"weight_decay must be 0 or more; got {weight_decay!r}.")
+    stages = tuple(convolutions or ())
+    if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in stages):
+        raise InputError(f"convolutions must be numbers of channels, 1 or more, a stage; got {convolutions!r}.")
+    if augment and not stages:
+        raise InputError("augment is of what convolutions see: give convolutions=(64, 128, 256), or augment=False.")
+    if alone and (not stages or layers or inputs):
+        raise InputError(
+            "alone=True has convolutions alone name the task: give convolutions=(64, 128, 256), and neither layers nor "
+            "inputs; or alone=False."
+        )
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
@@ -90,20 +114,35 @@ def train_router(
     started = time.perf_counter()
     if examples is not None:
         loaders = [_kept(loader, examples, batch_size) for loader in loaders]
-    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), (layers, inputs), max_cached_bytes)
+    # Images come as the last columns, whether or not the map reads them.
+    reads = (layers, inputs or bool(stages))
+    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), reads, max_cached_bytes)
     mean, deviation = _moments(data)
+    images, pixels, ahead = None, 0, 0
+    if stages:
+        images = TrainedConvolutions(network.input_shape, stages, augment).to(mean.device)
+        pixels, ahead = math.prod(images.shape), stages[-1]
+        read = 0 if alone else len(mean) if inputs else len(mean) - pixels
+        mean, deviation = mean[:read], deviation[:read]
     tasks = len(loaders)
-    parameters = _parameters(tasks, len(mean), hidden, mean.device)
-    optimizer = _optimizer(parameters, lr, weight_decay)
+    parameters = _parameters(tasks, ahead + len(mean), hidden, mean.device)
+    optimizers = [_optimizer(parameters, lr, weight_decay)]
+    if images is not None:
+        optimizers += [_optimizer(images.shifts(), lr, 0.0), Muon(images.weights)]
 
     def epoch(number: int) -> float:
         samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
-        for features, task in data:
-            scores = _scores((features - mean) / deviation, parameters, dropout)
+        for rows, task in data:
+            columns = (rows[:, : len(mean)] - mean) / deviation
+            if images is not None:
+                columns = torch.cat([images(rows[:, -pixels:]), columns], 1)
+            scores = _scores(columns, parameters, dropout)
             loss = F.cross_entropy(scores, task, label_smoothing=label_smoothing)
-            optimizer.zero_grad()
+            for each in optimizers:
+                each.zero_grad()
             loss.backward()
-            optimizer.step()
+            for each in optimizers:
+                each.step()
             samples += len(task)
             with torch.no_grad():
                 correct += (scores.argmax(1) == task).sum()
@@ -119,23 +158,25 @@ def train_router(
             callback(event)
         return accuracy
 
-    best, since, kept = -1.0, 0, parameters
+    best, since, kept, kept_images = -1.0, 0, parameters, images
     for number in range(1, max_epochs + 1):
         accuracy = epoch(number)
         if accuracy > best:
             best, since, kept = accuracy, 0, [p.detach().clone() for p in parameters]
+            kept_images = copy.deepcopy(images)
         else:
             since += 1
         if accuracy == 1 or since >= patience:
             break
-    for done in annealed(optimizer, polish_epochs):
-        best, kept = epoch(number + 1 + done), parameters
+    for done, *_ in zip(*(annealed(each, polish_epochs) for each in optimizers)):
+        best, kept, kept_images = epoch(number + 1 + done), parameters, images
     # The standardisation becomes part of the first map, so that inference needs no other step.
     kept = [p.detach() for p in kept]
-    scaled = kept[-2] / deviation
-    folded = [*kept[:-2], scaled, kept[-1] - scaled @ mean]
-    dtype = network.heads[0].frozen_weight.dtype
-    network.router = Router(*(tensor.to(dtype) for tensor in folded), layers=layers, inputs=inputs)
+    scaled = kept[-2][:, ahead:] / deviation
+    folded = [*kept[:-2], torch.cat([kept[-2][:, :ahead], scaled], 1), kept[-1] - scaled @ mean]
+    own = None if images is None else kept_images.folded()
+    router = Router(*folded, layers=layers, inputs=inputs, convolutions=own)
+    network.router = router.to(network.heads[0].frozen_weight.dtype)
     return best
 
 

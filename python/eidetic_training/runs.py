@@ -96,9 +96,9 @@ class RunFolder:
     def create(cls, path: str | PathLike, config: Mapping[str, Any]) -> "RunFolder":
         """Begin a run, or continue the one in `path` when its configuration is the same.
 
-        `config` is made of what JSON knows; what it leaves empty need not have been known when the run began. Raises
-        `InputError` when the folder holds a run of another
-        configuration (the message names every key that differs) or anything that is not a run.
+        `config` is made of what JSON knows; what it leaves empty or off need not have been known when the run began.
+        Raises `InputError` when the folder holds a run of another configuration (the message names every key that
+        differs) or anything that is not a run.
         """
         path = Path(path)
         config = _as_json(config)
@@ -107,7 +107,7 @@ class RunFolder:
             differences = [
                 f"{key}: {_shown(old)} there, {_shown(new)} given"
                 for key, old, new in _differences(run.config, config)
-                if not (old is _MISSING and new in (None, {}))
+                if not (old is _MISSING and (new is False or new in (None, {})))
             ]
             if differences:
                 raise InputError(

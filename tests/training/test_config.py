@@ -71,6 +71,7 @@ def test_every_built_in_configuration_is_valid(name):
         ("model.dropout=0.1", "model", "dropout", 0.1),
         ("data.folder=/some/where=odd", "data", "folder", "/some/where=odd"),
         ("router.train=false", "router", "train", False),
+        ("router.convolutions=[8, 16]", "router", "convolutions", [8, 16]),
     ],
 )
 def test_an_override_sets_one_value_read_as_toml_or_else_text(override, table, key, value):
@@ -130,6 +131,12 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"data": {"learn_first": "two"}}, "data.learn_first must be int or nothing"),
         ({"sweep": {"trails": 3}}, "unknown key sweep.trails"),
         ({"sweep": {"space": {"task.step": [1]}}}, "sweep.space.task.step must be a list"),
+        ({"router": {"convolutions": []}}, r"router.convolutions must be numbers of channels, .*; got \[\]"),
+        ({"router": {"convolutions": [8, 0]}}, r"router.convolutions must be numbers of channels, .*got \[8, 0\]"),
+        ({"router": {"convolutions": [8, True]}}, "router.convolutions must be numbers of channels"),
+        ({"router": {"convolutions": 8}}, "router.convolutions must be list or nothing; got 8"),
+        ({"router": {"augment": True}}, "router.augment and router.alone are of convolutions: give router.conv"),
+        ({"router": {"alone": True}}, "router.augment and router.alone are of convolutions: give router.conv"),
         ({"task": {"search": "greedy"}}, "search must be one of"),
         ({"task": {"step": 0}}, "step must lie in"),
     ],
@@ -201,6 +208,11 @@ def test_a_file_that_is_not_utf8_is_refused(tmp_path):
 
 
 # ---- written as TOML
+
+
+def test_the_router_s_convolutions_are_written_and_read_back(tmp_path):
+    config = configuration.complete({"router": {"convolutions": [8, 16], "augment": True, "alone": True}})
+    assert configuration.load(toml(tmp_path, configuration.to_toml(config))) == config
 
 
 @pytest.mark.parametrize("name", configuration.built_in())

@@ -1,5 +1,6 @@
 """Whole runs: what they leave behind agrees with itself, and interrupted ones end with the same bits."""
 
+import json
 import math
 import random
 import shutil
@@ -280,6 +281,29 @@ def test_a_complete_run_is_proved_again_and_not_changed(finished, tmp_path):
     assert folder.network_path.stat().st_mtime_ns == written
 
 
+def test_a_run_from_before_an_option_that_is_off_goes_on(finished, tmp_path):
+    config, undisturbed = finished
+    folder = copy_run(undisturbed, tmp_path / "run")
+    kept = json.loads((folder.path / "config.json").read_text())
+    for option in ("convolutions", "augment", "alone"):
+        del kept["config"]["router"][option]
+    (folder.path / "config.json").write_text(json.dumps(kept))
+    assert run(config, folder.path).router == undisturbed.router
+    with pytest.raises(InputError, match="router.convolutions: .* there, .* given"):
+        run({**config, "router": {**config["router"], "convolutions": [4]}}, folder.path)
+
+
+def test_a_router_with_convolutions_is_kept_and_gives_the_same_answers(data, tmp_path):
+    config = make_config(data, router={"convolutions": [4, 8], "augment": True, "max_epochs": 1, "polish_epochs": 2})
+    folder = run(config, tmp_path / "run")
+    network = load(folder.network_path, config)
+    assert network.router.convolutions.channels[1:] == (4, 8)
+    for t, task in enumerate(make_tasks(config["data"], config["seed"])):
+        (x, y), = task.test_loader(48)
+        answer = network.predict(x)
+        assert folder.router.routed[t] == ((answer.task == t) & (answer.label == y)).double().mean().item()
+
+
 def test_another_configuration_is_refused_and_the_folder_kept(finished):
     config, folder = finished
     before = left_behind(folder.path)
@@ -496,6 +520,7 @@ def test_data_that_is_not_there_leaves_no_folder(tmp_path):
         {"model": {"width": "big"}},
         {"optimizer": {"learning_rate": 1.0}},
         {"device": "quantum"},
+        {"router": {"convolutions": [4, 4, 4]}},  # images of 6 x 6 are too small
     ],
 )
 def test_a_refused_configuration_leaves_no_folder_in_the_corrected_one_s_way(data, tmp_path, tables):

@@ -39,7 +39,8 @@ SWEEPS = [name for name in REPRODUCTIONS if name not in ROWS]
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_a_configuration_that_differs_from_the_others(name):
-    found = [repr(settings(name, row)[1]) for row in REPRODUCTIONS[name].variants]
+    each = [settings(name, row) for row in REPRODUCTIONS[name].variants]
+    found = [repr((task, config["router"])) for config, task in each]
     assert len(set(found)) == len(found) >= 2
     assert REPRODUCTIONS[name].about and REPRODUCTIONS[name].protocol
 
@@ -49,7 +50,17 @@ def test_the_paper_s_rows_are_the_paper_s_procedure_and_nothing_else(name):
     for row, changes in REPRODUCTIONS[name].variants.items():
         _, found = settings(name, row)
         linear = (found.search, found.of, found.polish_epochs, found.keep_at_least) == ("linear", "width", 0, 0)
-        assert linear == (PAPER.items() <= changes.items()) != row.endswith(("backoff", "no pruning"))
+        ours = row.endswith(("backoff", "no pruning", "convolutional router"))
+        assert linear == (PAPER.items() <= changes.items()) != ours
+
+
+def test_the_convolutional_row_differs_in_its_router_alone():
+    plain, _ = settings("table7-cifar10", "l2, backoff")
+    ours, _ = settings("table7-cifar10", "l2, backoff, convolutional router")
+    assert plain.pop("router")["convolutions"] is None
+    router = ours.pop("router")
+    assert router["convolutions"] and router["augment"] and router["alone"]
+    assert ours == plain
 
 
 def test_the_sweep_crosses_type_step_and_threshold():
