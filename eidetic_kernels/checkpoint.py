@@ -101,6 +101,8 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
         "router_layers": network.router is not None and network.router.layers,
         "router_inputs": network.router is not None and network.router.inputs,
         "router_convolutions": _convolutions(network.router),
+        "router_mirrored": network.router is not None and network.router.mirrored,
+        "router_classes": None if network.router is None else network.router.classes,
         "records": [certificate.to_json(entry) for entry in network.records],
     }
 
@@ -138,10 +140,12 @@ def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, t
         names = ("weight", "bias", "hidden_weight", "hidden_bias")
         saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
         empty = {name: torch.empty_like(tensor) for name, tensor in saved.items()}
-        reads = {name: header.get(f"router_{name}", False) for name in ("layers", "inputs")}
+        reads = {name: header.get(f"router_{name}", False) for name in ("layers", "inputs", "mirrored")}
         channels = header.get("router_convolutions")
         convolutions = None if channels is None else RouterConvolutions(channels).to(saved["weight"].dtype)
-        network.router = Router(**empty, **reads, convolutions=convolutions)
+        network.router = Router(
+            **empty, **reads, convolutions=convolutions, classes=header.get("router_classes")
+        )
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -56,14 +56,19 @@ class Router(nn.Module):
     inputs: whether it reads the network's input, too.
     convolutions: those of its own over the input, whose columns come before the features; a first map with no more
         columns than these reads no features.
+    mirrored: whether scores are the mean over the image and its mirror image, as convolutions see it.
+    classes: how many each task has, where the map scores them and not tasks (``weight`` [all classes, columns]): a
+        task's score is then the log of the sum of its classes' exponentials.
     """
 
     def __init__(
         self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None,
         layers: bool = False, inputs: bool = False, convolutions: RouterConvolutions | None = None,
+        mirrored: bool = False, classes: Sequence[int] | None = None,
     ):  # fmt: skip
         super().__init__()
-        self.layers, self.inputs, self.convolutions = layers, inputs, convolutions
+        self.layers, self.inputs, self.convolutions, self.mirrored = layers, inputs, convolutions, mirrored
+        self.classes = None if classes is None else tuple(classes)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("hidden_weight", hidden_weight)
@@ -71,17 +76,31 @@ class Router(nn.Module):
 
     @property
     def tasks(self) -> int:
-        return self.weight.shape[0]
+        return self.weight.shape[0] if self.classes is None else len(self.classes)
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Tensor:
         """Task scores; ``x``, the network's input, is looked at by convolutions alone. Raises InputError where it is no
         image that they can read."""
-        if self.convolutions is not None:
-            features = torch.cat([self.convolutions(x), features], 1)
+        if self.convolutions is None:
+            scores = self._scores(features)
+        else:
+            scores = self._scores(torch.cat([self.convolutions(x), features], 1))
+            if self.mirrored:
+                scores = (scores + self._scores(torch.cat([self.convolutions(x.flip(-1)), features], 1))) / 2
+        return of_tasks(scores, self.classes)
+
+    def _scores(self, features: Tensor) -> Tensor:
         if self.hidden_weight is not None:
             features = features[:, : self.hidden_weight.shape[1]]
             features = F.linear(features, self.hidden_weight, self.hidden_bias).relu()
         return F.linear(features[:, : self.weight.shape[1]], self.weight, self.bias)
+
+
+def of_tasks(scores: Tensor, classes: Sequence[int] | None) -> Tensor:
+    """Task scores [N, tasks] from those of all ``classes``, so many a task (None: they are the tasks')."""
+    if classes is None:
+        return scores
+    return torch.stack([each.logsumexp(1) for each in scores.split(list(classes), 1)], 1)
 
 
 @contextmanager

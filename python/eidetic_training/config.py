@@ -69,6 +69,8 @@ DEFAULTS: dict[str, Any] = {
         "convolutions": None,  # its own over images: channels of each stage, e.g. [64, 128, 256]
         "augment": False,  # these see images cropped and mirrored at random
         "alone": False,  # these alone name the task, and nothing of the body is read
+        "mirrored": False,  # the mean over the image and its mirror image
+        "classes": False,  # it learns to tell all tasks' classes apart, a task's score being that of its classes
         "examples": None,  # samples of each task to train on; all when not given
     },
 }
@@ -115,8 +117,9 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     stages = config["router"]["convolutions"]
     if stages is not None and not (stages and all(type(each) is int and each >= 1 for each in stages)):
         raise InputError(f"router.convolutions must be numbers of channels, 1 or more, a stage; got {stages!r}.")
-    if stages is None and (config["router"]["augment"] or config["router"]["alone"]):
-        raise InputError("router.augment and router.alone are of convolutions: give router.convolutions, or neither.")
+    of_convolutions = [name for name in ("augment", "alone", "mirrored") if config["router"][name]]
+    if stages is None and of_convolutions:
+        raise InputError(f"router.{of_convolutions[0]} is of convolutions: give router.convolutions, or leave it out.")
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config

@@ -14,7 +14,7 @@ from torch import Tensor
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
 from eidetic_kernels.modes import evaluating
-from eidetic_kernels.routing import Router
+from eidetic_kernels.routing import Router, of_tasks
 
 from .data import MetaLoader, TensorLoader
 from .epoch import device_of
@@ -42,6 +42,8 @@ def train_router(
     convolutions: Sequence[int] | None = None,
     augment: bool = False,
     alone: bool = False,
+    mirrored: bool = False,
+    classes: bool = False,
     examples: int | None = None,
     seed: int = 0,
     max_cached_bytes: int = 2**31,
@@ -55,7 +57,7 @@ def train_router(
     when training is done.
 
     Args:
-        loaders: one for each finished task, in order, of batches (x, y); the labels y are not looked at.
+        loaders: one for each finished task, in order, of batches (x, y); only ``classes`` looks at the labels y.
         max_epochs, patience: training stops when accuracy has not improved for ``patience`` epochs, or is 1.
         polish_epochs: in so many epochs after that the learning rate falls to zero.
         hidden: ReLU units between features and tasks; 0 is the paper's linear map. They help where tasks lie in one
@@ -71,6 +73,11 @@ def train_router(
             of the image as it is, and still computed once.
         alone: whether convolutions alone name the task, and nothing of the body is read: of images that it was trained
             on, its features say more than of others.
+        mirrored: whether a task's score is the mean over the image and its mirror image, as convolutions see them: twice
+            their cost in inference.
+        classes: whether it learns to tell the classes of all tasks apart, and not tasks; a task's score is then the log
+            of the sum of its classes' exponentials. A class's label says more of an image than that of a task whose
+            classes are not alike. Not the paper's, which relabels all data by task.
         examples: use so many samples of each task, drawn from its loader's first epoch; None uses all. What one would
             keep of a task whose data goes away.
 
@@ -97,8 +104,11 @@ def train_router(
     stages = tuple(convolutions or ())
     if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in stages):
         raise InputError(f"convolutions must be numbers of channels, 1 or more, a stage; got {convolutions!r}.")
-    if augment and not stages:
-        raise InputError("augment is of what convolutions see: give convolutions=(64, 128, 256), or augment=False.")
+    for name, given in {"augment": augment, "mirrored": mirrored}.items():
+        if given and not stages:
+            raise InputError(
+                f"{name} is of what convolutions see: give convolutions=(64, 128, 256), or {name}=False."
+            )
     if alone and (not stages or layers or inputs):
         raise InputError(
             "alone=True has convolutions alone name the task: give convolutions=(64, 128, 256), and neither layers nor "
@@ -113,10 +123,12 @@ def train_router(
         )
     started = time.perf_counter()
     if examples is not None:
-        loaders = [_kept(loader, examples, batch_size) for loader in loaders]
+        loaders = [_kept(loader, examples, batch_size, classes) for loader in loaders]
     # Images come as the last columns, whether or not the map reads them.
     reads = (layers, inputs or bool(stages))
-    data = _features(network, MetaLoader(loaders, batch_size, seed=seed), reads, max_cached_bytes)
+    told_apart = tuple(head.out_features for head in network.heads) if classes else None
+    meta = MetaLoader(loaders, batch_size, seed=seed, classes=told_apart)
+    data = _features(network, meta, reads, max_cached_bytes)
     mean, deviation = _moments(data)
     images, pixels, ahead = None, 0, 0
     if stages:
@@ -125,28 +137,31 @@ def train_router(
         read = 0 if alone else len(mean) if inputs else len(mean) - pixels
         mean, deviation = mean[:read], deviation[:read]
     tasks = len(loaders)
-    parameters = _parameters(tasks, ahead + len(mean), hidden, mean.device)
+    owners = torch.arange(tasks, device=mean.device)  # of what is scored
+    if told_apart is not None:
+        owners = owners.repeat_interleave(torch.tensor(told_apart, device=mean.device))
+    parameters = _parameters(len(owners), ahead + len(mean), hidden, mean.device)
     optimizers = [_optimizer(parameters, lr, weight_decay)]
     if images is not None:
         optimizers += [_optimizer(images.shifts(), lr, 0.0), Muon(images.weights)]
 
     def epoch(number: int) -> float:
         samples, correct, losses = 0, torch.zeros((), device=mean.device), torch.zeros((), device=mean.device)
-        for rows, task in data:
+        for rows, target in data:
             columns = (rows[:, : len(mean)] - mean) / deviation
             if images is not None:
                 columns = torch.cat([images(rows[:, -pixels:]), columns], 1)
             scores = _scores(columns, parameters, dropout)
-            loss = F.cross_entropy(scores, task, label_smoothing=label_smoothing)
+            loss = F.cross_entropy(scores, target, label_smoothing=label_smoothing)
             for each in optimizers:
                 each.zero_grad()
             loss.backward()
             for each in optimizers:
                 each.step()
-            samples += len(task)
+            samples += len(target)
             with torch.no_grad():
-                correct += (scores.argmax(1) == task).sum()
-                losses += loss * len(task)
+                correct += (of_tasks(scores, told_apart).argmax(1) == owners[target]).sum()
+                losses += loss * len(target)
         if not math.isfinite(losses.item()):
             raise NonFiniteLossError(
                 f"the router's loss became NaN or infinite in epoch {number} at learning rate {lr}; the network is as "
@@ -175,7 +190,9 @@ def train_router(
     scaled = kept[-2][:, ahead:] / deviation
     folded = [*kept[:-2], torch.cat([kept[-2][:, :ahead], scaled], 1), kept[-1] - scaled @ mean]
     own = None if images is None else kept_images.folded()
-    router = Router(*folded, layers=layers, inputs=inputs, convolutions=own)
+    router = Router(
+        *folded, layers=layers, inputs=inputs, convolutions=own, mirrored=mirrored, classes=told_apart
+    )
     network.router = router.to(network.heads[0].frozen_weight.dtype)
     return best
 
@@ -200,18 +217,18 @@ def _scores(features: Tensor, parameters: list[Tensor], dropout: float) -> Tenso
     return F.linear(features, *parameters[:2])
 
 
-def _kept(loader: Iterable, examples: int, batch_size: int) -> TensorLoader:
+def _kept(loader: Iterable, examples: int, batch_size: int, with_labels: bool) -> TensorLoader:
     """``examples`` inputs of a task, as its loader gives them first."""
-    parts, rows = [], 0
-    for x, _ in loader:
+    parts, labels, rows = [], [], 0
+    for x, y in loader:
         parts.append(x[: examples - rows])
+        labels.append(y[: examples - rows] if with_labels else torch.zeros(len(parts[-1]), dtype=torch.long))
         rows += len(parts[-1])
         if rows == examples:
             break
     if not parts:
         raise InputError("a loader gave no batch, expected at least one.")
-    x = torch.cat(parts)
-    return TensorLoader(x, torch.zeros(len(x), dtype=torch.long), batch_size, num_classes=1)
+    return TensorLoader(torch.cat(parts), torch.cat(labels), batch_size)
 
 
 class _Computed:

@@ -33,14 +33,21 @@ class MetaLoader(Epochs):
     their own augmentation and normalisation; the loaders and their data are left as they are.
 
     batch_size: the first loader's, when left out. Order depends on (seed, epoch) as in `TensorLoader`;
-    `shuffle=False` keeps the tasks one after another (for measuring). Raises `InputError` for no loaders, an
+    `shuffle=False` keeps the tasks one after another (for measuring).
+
+    classes: how many each task has. A label is then a class of all of them, counted through task by task, and not a
+    task index.
+
+    Raises `InputError` for no loaders, an
     empty one, batches that are no (x, y) pair, and inputs whose shapes differ between tasks.
     """
 
     def __init__(
-        self, loaders: Sequence[Iterable], batch_size: int | None = None, shuffle: bool = True, seed: int = 0
-    ) -> None:
+        self, loaders: Sequence[Iterable], batch_size: int | None = None, shuffle: bool = True, seed: int = 0,
+        classes: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
         loaders = list(loaders)
+        self._classes = classes
         if not loaders:
             raise InputError("No loaders given, expected one a task.")
         for task, loader in enumerate(loaders):
@@ -104,12 +111,14 @@ class MetaLoader(Epochs):
             owner = torch.searchsorted(self._ends, chosen, right=True)
             local = (chosen - starts[owner]).to(device)
             counts = torch.bincount(owner, minlength=len(self.loaders)).tolist()
-            parts, at = [], 0
-            for loader, stream, count in zip(self.loaders, noise, counts, strict=True):
+            parts, labels, at = [], [], 0
+            for task, (loader, stream, count) in enumerate(zip(self.loaders, noise, counts, strict=True)):
                 if count:
-                    parts.append(loader.prepare(loader.x.index_select(0, local[at : at + count]), stream))
+                    rows = local[at : at + count]
+                    parts.append(loader.prepare(loader.x.index_select(0, rows), stream))
+                    labels.append(self._labels(task, parts[-1], loader.y.index_select(0, rows)))
                     at += count
-            yield torch.cat(parts), owner.to(device)
+            yield torch.cat(parts), torch.cat(labels)
 
     def _in_turn(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         shapes: list[Tensor] = []
@@ -129,9 +138,25 @@ class MetaLoader(Epochs):
             x, empty = _input_of(batch, task), False
             seen[:] = seen or [x]
             _check_shape(task, x, seen[0])
-            yield x, torch.full((x.shape[0],), task, device=x.device)
+            yield x, self._labels(task, x, batch[1])
         if empty:
             raise InputError(f"Task {task}'s loader gave no batch, expected at least one.")
+
+    def _labels(self, task: int, x: Tensor, y: object) -> Tensor:
+        """What the meta task calls samples ``x`` [N, ...] of ``task``, whose labels ``y`` matter to classes alone."""
+        if self._classes is None:
+            return torch.full((x.shape[0],), task, device=x.device)
+        if not isinstance(y, Tensor) or y.shape != x.shape[:1] or y.dtype != torch.int64:
+            raise InputError(
+                f"Task {task}'s labels are {_described(y)}, expected class indices [{x.shape[0]}] of torch.int64."
+            )
+        # On a GPU this would wait for the device at every batch; data sets held there are checked when they are made.
+        if not y.is_cuda and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self._classes[task]:
+            raise InputError(
+                f"Task {task}'s labels lie in {int(y.min())}..{int(y.max())}, expected 0..{self._classes[task] - 1}: "
+                "the classes it was trained with."
+            )
+        return sum(self._classes[:task]) + y.to(x.device)
 
     def _rounds(self, streams: list[Iterator]) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Batches to be mixed. A loader of twice the length gives twice as many a round, so that all end
@@ -205,6 +230,10 @@ def _input_of(batch: object, task: int) -> Tensor:
     if isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[0], Tensor) and batch[0].ndim > 0:
         return batch[0]
     raise InputError(f"Task {task}'s loader gave a {type(batch).__name__}, expected a pair (x, y) with a tensor x.")
+
+
+def _described(y: object) -> str:
+    return f"{list(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
 
 
 def _check_shape(task: int, x: Tensor, first: Tensor) -> None:
