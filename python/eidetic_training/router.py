@@ -73,8 +73,8 @@ def train_router(
             of the image as it is, and still computed once.
         alone: whether convolutions alone name the task, and nothing of the body is read: of images that it was trained
             on, its features say more than of others.
-        mirrored: whether a task's score is the mean over the image and its mirror image, as convolutions see them: twice
-            their cost in inference.
+        mirrored: whether scores are the mean over the image and its mirror image, as convolutions see them: twice their
+            cost in inference.
         classes: whether it learns to tell the classes of all tasks apart, and not tasks; a task's score is then the log
             of the sum of its classes' exponentials. A class's label says more of an image than that of a task whose
             classes are not alike. Not the paper's, which relabels all data by task.

@@ -77,6 +77,38 @@ def test_predict_passes_the_body_once_and_reads_columns_before_features(monkeypa
     torch.testing.assert_close(answers["learned"].router_logits, expected.detach(), rtol=1e-4, atol=1e-3)
 
 
+def test_mirrored_scores_are_the_mean_of_both_images(tmp_path):
+    made = filled((2, 4, 5))
+    net, x = routed(made), torch.randn(6, 2, 4, 4)
+    net.router.mirrored = True
+    features = net.compute_features(x, 1)
+    both = [
+        F.linear(torch.cat([by_hand(made, image), features], 1), net.router.weight, net.router.bias)
+        for image in (x, x.flip(-1))
+    ]
+    expected = (both[0] + both[1]).detach() / 2
+    assert not torch.allclose(both[0], both[1])
+    torch.testing.assert_close(net.predict(x).router_logits, expected, rtol=1e-4, atol=1e-3)
+    net.save(tmp_path / "net.safetensors")
+    again = ek.EideticNetwork.load(tmp_path / "net.safetensors")
+    assert torch.equal(again.predict(x).router_logits, net.predict(x).router_logits)
+
+
+def test_a_task_s_score_is_that_of_all_its_classes(tmp_path):
+    net, x = routed(), torch.randn(6, 2, 4, 4)
+    columns = net.router.weight.shape[1]
+    net.router = Router(torch.randn(5, columns), torch.randn(5), classes=(3, 2))
+    classes = F.linear(net.compute_features(x, 1), net.router.weight, net.router.bias).softmax(1).detach()
+    expected = torch.stack([classes[:, :3].sum(1), classes[:, 3:].sum(1)], 1)
+    guess = net.predict(x)
+    torch.testing.assert_close(guess.router_logits.softmax(1), expected)
+    assert net.router.tasks == 2 and guess.task.max() <= 1
+    net.save(tmp_path / "net.safetensors")
+    again = ek.EideticNetwork.load(tmp_path / "net.safetensors")
+    assert again.router.classes == (3, 2)
+    assert torch.equal(again.predict(x).router_logits, guess.router_logits)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_a_network_with_them_comes_back_bit_for_bit(tmp_path, dtype):
     net, x = routed(filled((2, 4, 5)), dtype), torch.randn(6, 2, 4, 4, dtype=dtype)
@@ -96,7 +128,8 @@ def test_files_from_before_they_were_there_still_load(tmp_path, monkeypatch):
 
     def older(network):
         header = structure(network)
-        del header["router_convolutions"]
+        for name in ("convolutions", "mirrored", "classes"):
+            del header[f"router_{name}"]
         return header
 
     monkeypatch.setattr(checkpoint, "_structure", older)

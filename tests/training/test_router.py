@@ -313,6 +313,32 @@ def test_arguments_out_of_range_are_refused(options):
 # ---- hidden units and kept examples
 
 
+@pytest.mark.parametrize("examples", [None, 60])
+def test_it_may_learn_the_classes_of_all_tasks(examples):
+    net, loaders = learned()
+    events = []
+    accuracy = train_router(net, loaders, lr=0.02, classes=True, examples=examples, callbacks=[events.append])
+    assert accuracy > 0.95 and events[-1].train_accuracy <= accuracy, "of tasks, as ever"
+    assert net.router.classes == (CLASSES,) * 3 and net.router.tasks == 3
+    x, y = (torch.cat(part) for part in zip(*map(inputs, range(3))))
+    task = torch.arange(3).repeat_interleave(len(x) // 3)
+    guess = net.predict(x)
+    assert (guess.task == task).double().mean() > 0.95
+    with torch.no_grad():
+        scores = F.linear(net.eval().compute_features(x, 2), net.router.weight, net.router.bias)
+    assert (scores.argmax(1) == CLASSES * task + y).double().mean() > 0.8
+
+
+def test_tasks_need_no_labels_but_classes_do():
+    net, loaders = learned(2)
+    unlabelled = [[(x, None)] for x, _ in map(inputs, range(2))]
+    train_router(net, unlabelled, max_epochs=1)
+    before = state_of(net)
+    with pytest.raises(InputError, match="Task 0's labels are a NoneType, expected class indices"):
+        train_router(net, unlabelled, max_epochs=1, classes=True)
+    assert state_of(net) == before
+
+
 def around(task, samples=120):
     """Task 1 lies around task 0 in a ring: no line tells them apart."""
     generator = torch.Generator().manual_seed(task)

@@ -77,8 +77,8 @@ class MetaLoader(Epochs):
 
     @property
     def num_classes(self) -> int:
-        """Tasks, which are the router's classes."""
-        return len(self.loaders)
+        """How many labels there are: tasks, or the classes of all of them."""
+        return len(self.loaders) if self._classes is None else sum(self._classes)
 
     @property
     def has_augmentation(self) -> bool:

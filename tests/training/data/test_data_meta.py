@@ -52,6 +52,31 @@ def test_every_input_once_with_its_task(make, sizes, shuffle):
 
 
 @pytest.mark.parametrize("make", [tensor_loaders, data_loaders, mixed_loaders, streams])
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_labels_are_classes_counted_through_where_they_are_asked_for(make, shuffle):
+    meta = MetaLoader(make([17, 40, 3]), 8, shuffle, classes=(2, 3, 2))
+    x, y = (torch.cat(part) for part in zip(*meta))
+    values = x.flatten().long()
+    assert meta.num_classes == 7 and y.dtype == torch.int64
+    assert torch.equal(y, torch.tensor([0, 2, 5])[values // 1000] + values % 2)
+
+
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (torch.arange(20) % 3, r"Task 1's labels lie in 0\.\.2, expected 0\.\.1"),
+        (torch.zeros(20), r"Task 1's labels are \[\d+\] of torch.float32, expected class indices"),
+        (torch.zeros(20, 1, dtype=torch.int64), r"Task 1's labels are \[\d+, 1\] of torch.int64"),
+    ],
+)
+def test_labels_that_are_no_classes_are_refused(labels, message):
+    bad = DataLoader(TensorDataset(torch.zeros(20, 1), labels), 20)
+    with pytest.raises(InputError, match=message):
+        list(MetaLoader([*data_loaders([20]), bad], classes=(2, 2)))
+    assert len(list(MetaLoader([*data_loaders([20]), bad], 8))) == 5, "tasks need no labels"
+
+
+@pytest.mark.parametrize("make", [tensor_loaders, data_loaders, mixed_loaders, streams])
 def test_batches_mix_the_tasks_and_keep_their_size(make):
     for x, y in meta_task(make([64, 64, 64, 64])):
         assert len(y.unique()) >= 2
