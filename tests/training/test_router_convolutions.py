@@ -100,6 +100,15 @@ def test_mirrored_images_are_one_task_s_where_augmented(augment):
     assert named(net, hooks) < 0.65 if augment else named(net, hooks) > 0.95
 
 
+def test_scores_of_an_image_and_its_mirror_image_are_the_same_where_both_are_seen():
+    net, loaders = learned(hooks)
+    x = hooks(0, seed=7)
+    for mirrored in (False, True):
+        train_router(net, loaders, convolutions=(8, 16), alone=True, mirrored=mirrored, **QUICK)
+        there, back = (net.predict(images).router_logits for images in (x, x.flip(-1)))
+        assert torch.allclose(there, back, atol=1e-5) == mirrored
+
+
 def test_images_are_moved_where_augmented():
     torch.manual_seed(0)
     convolutions = TrainedConvolutions((1, SIDE, SIDE), (4,), augment=True)
