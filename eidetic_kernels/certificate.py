@@ -166,7 +166,9 @@ def _probe_digest(network: EideticNetwork, task: int) -> str | None:
         return None
     # Whoever asks inside autocast is told of the network, not of a rounded one.
     with evaluating(network), torch.autocast(network.probe.device.type, enabled=False):
-        return digest(network(network.probe.contiguous(), task=task))  # whatever net.to(memory_format=...) made of it
+        # Whatever net.to(memory_format=...) made of it; of one channel, contiguous() would leave the strides.
+        probe = network.probe.clone(memory_format=torch.contiguous_format)
+        return digest(network(probe, task=task))
 
 
 def _environment(network: EideticNetwork) -> Environment:

@@ -198,7 +198,8 @@ class FrozenFeatures:
 
 class _Inputs:
     """Inputs of linear layers, of live columns and kept ones, in memory that is used again: fresh memory for every
-    step, and zeros for the gradient of columns that have none, would cost as much as the products of few units."""
+    step, and zeros for the gradient of columns that have none, would cost as much as the products of few units. There
+    is one for every size of batch that was met, which ``FrozenFeatures.bytes`` does not count."""
 
     def __init__(self):
         self.rooms: dict[StaircaseLayer, list[_Room]] = {}

@@ -48,7 +48,12 @@ def check_images(shape: Sequence[int], channels: Sequence[int]) -> None:
     """Raise InputError unless inputs of ``shape`` are images that convolutions of ``channels`` can read."""
     stages = len(channels) - 1
     smallest = 2**stages
-    if len(shape) != 4 or shape[1] != channels[0] or min(shape[2:]) < smallest:
+    if len(shape) != 4:
+        raise InputError(
+            f"the router's convolutions read images [N, C, H, W], got {list(shape)}: give images, or train the router "
+            "without convolutions (convolutions=None)."
+        )
+    if shape[1] != channels[0] or min(shape[2:]) < smallest:
         raise InputError(
             f"the router's convolutions read images [N, {channels[0]}, H, W] of {smallest} x {smallest} pixels or "
             f"more, since each of {stages} stages halves them; got {list(shape)}. Train the router with fewer stages, "

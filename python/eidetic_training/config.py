@@ -120,6 +120,8 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     of_convolutions = [name for name in ("augment", "alone", "mirrored") if config["router"][name]]
     if stages is None and of_convolutions:
         raise InputError(f"router.{of_convolutions[0]} is of convolutions: give router.convolutions, or leave it out.")
+    if config["router"]["alone"] and (config["router"]["layers"] or config["router"]["inputs"]):
+        raise InputError("router.alone reads convolutions alone: leave out router.layers and router.inputs, or it.")
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config

@@ -60,6 +60,7 @@ def train_router(
         loaders: one for each finished task, in order, of batches (x, y); only ``classes`` looks at the labels y.
         max_epochs, patience: training stops when accuracy has not improved for ``patience`` epochs, or is 1.
         polish_epochs: in so many epochs after that the learning rate falls to zero.
+        lr: of AdamW, which trains the map and its biases; weights of convolutions have Muon's own rate.
         hidden: ReLU units between features and tasks; 0 is the paper's linear map. They help where tasks lie in one
             domain. ``dropout`` is on them, while they are trained.
         label_smoothing, weight_decay: of the loss and of AdamW; where there are many columns to learn by heart.
@@ -101,7 +102,7 @@ def train_router(
             raise InputError(f"{name} must lie in [0, 1); got {value!r}.")
     if not weight_decay >= 0:
         raise InputError(f"weight_decay must be 0 or more; got {weight_decay!r}.")
-    stages = tuple(convolutions or ())
+    stages = (0,) if isinstance(convolutions, int) else tuple(convolutions or ())
     if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in stages):
         raise InputError(f"convolutions must be numbers of channels, 1 or more, a stage; got {convolutions!r}.")
     for name, given in {"augment": augment, "mirrored": mirrored}.items():

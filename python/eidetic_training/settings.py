@@ -45,7 +45,7 @@ class TaskSettings:
         measured on a GPU yet (``bench/gpu.py --only graphs`` does). A step, with its loss, must do the same for every
         batch.
     autocast: training's forward passes and losses in bfloat16 (torch.autocast), for GPUs that are fast in it; weights,
-        statistics and recall stay in the network's own dtype.
+        statistics and recall stay in the network's own dtype. Of a float64 network, which torch does not cast, nothing.
     label_smoothing: the share of each label that is spread over all classes in the loss (Szegedy et al., 2016).
     seed: of random importance.
     """

@@ -137,6 +137,7 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"router": {"convolutions": 8}}, "router.convolutions must be list or nothing; got 8"),
         ({"router": {"augment": True}}, "router.augment is of convolutions: give router.conv"),
         ({"router": {"alone": True}}, "router.alone is of convolutions: give router.conv"),
+        ({"router": {"convolutions": [4], "alone": True, "layers": True}}, "router.alone reads convolutions alone"),
         ({"router": {"mirrored": True}}, "router.mirrored is of convolutions: give router.conv"),
         ({"task": {"search": "greedy"}}, "search must be one of"),
         ({"task": {"step": 0}}, "step must lie in"),

@@ -213,6 +213,13 @@ def test_what_cannot_be_is_refused_and_changes_nothing(fresh, options, message):
     assert state_of(net) == before and not events
 
 
+@pytest.mark.parametrize("stages", [8, True, (4, 0)])
+def test_stages_that_are_none_are_refused(fresh, stages):
+    net, loaders = fresh
+    with pytest.raises(InputError, match="convolutions must be numbers of channels, 1 or more, a stage; got"):
+        train_router(net, loaders, convolutions=stages)
+
+
 def test_inputs_that_are_no_images_are_refused():
     net = MLP(6, 8, 1)
     x = torch.randn(40, 6)

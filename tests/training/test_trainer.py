@@ -31,7 +31,7 @@ class Script:
         self.states = []
         self.evaluated = 0.0  # what backoff finds when it looks before it undoes a step
 
-    def __call__(self, net, data, optimizer, loss, features, captured):
+    def __call__(self, net, data, optimizer, loss, features, captured, autocast):
         accuracy = next(self.accuracies, None)
         assert accuracy is not None, f"epoch {len(self.states) + 1} was not to be trained"
         real_epoch(net, data, optimizer, loss, features, captured)

@@ -72,6 +72,8 @@ class MetaLoader(Epochs):
                         f"Task {task}'s data is on {loader.device}, task 0's on {loaders[0].device}. "
                         "Move all to one device with loader.to(device)."
                     )
+                if classes is not None:
+                    self._labels(task, loader.x, loader.y.cpu())
             self._ends = torch.tensor([loader.num_samples for loader in loaders]).cumsum(0)
             self._bounds = batch_bounds(int(self._ends[-1]), batch_size, drop_last=False)
 
@@ -150,7 +152,7 @@ class MetaLoader(Epochs):
             raise InputError(
                 f"Task {task}'s labels are {_described(y)}, expected class indices [{x.shape[0]}] of torch.int64."
             )
-        # On a GPU this would wait for the device at every batch; data sets held there are checked when they are made.
+        # On a GPU this would wait for the device at every batch; data sets held there are checked in the beginning.
         if not y.is_cuda and len(y) and not 0 <= int(y.min()) <= int(y.max()) < self._classes[task]:
             raise InputError(
                 f"Task {task}'s labels lie in {int(y.min())}..{int(y.max())}, expected 0..{self._classes[task] - 1}: "
