@@ -54,12 +54,14 @@ def test_the_paper_s_rows_are_the_paper_s_procedure_and_nothing_else(name):
         assert linear == (PAPER.items() <= changes.items()) != ours
 
 
-def test_the_convolutional_row_differs_in_its_router_alone():
-    plain, _ = settings("table7-cifar10", "l2, backoff")
-    ours, _ = settings("table7-cifar10", "l2, backoff, convolutional router")
+@pytest.mark.parametrize("name, row, seen", [("table7-mnist", "l1", False), ("table7-cifar10", "l2", True)])
+def test_the_convolutional_rows_differ_in_their_router_alone(name, row, seen):
+    plain, _ = settings(name, f"{row}, backoff")
+    ours, _ = settings(name, f"{row}, backoff, convolutional router")
     usual, router = plain.pop("router"), ours.pop("router")
     assert not usual["classes"] and usual["convolutions"] is None
-    assert all(router[name] for name in ("convolutions", "augment", "alone", "classes", "mirrored"))
+    assert all(router[option] for option in ("convolutions", "alone", "classes"))
+    assert router["augment"] == router["mirrored"] == seen, "a digit's mirror image is another"
     assert ours == plain
 
 
