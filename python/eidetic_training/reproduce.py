@@ -35,7 +35,7 @@ CONVOLUTIONAL = {
     "router.mirrored": True, "router.hidden": 0, "router.layers": False, "router.inputs": False,
     "router.max_epochs": 1, "router.polish_epochs": 11, "router.lr": 2e-3, "router.weight_decay": 0.01,
 }  # fmt: skip
-# Of digits, whose mirror images are others: 2.0 million multiply-adds an image.
+# Of digits, whose mirror images are others: 1.9 million multiply-adds an image.
 CONVOLUTIONAL_DIGITS = {
     **CONVOLUTIONAL, "router.convolutions": [16, 32], "router.augment": False, "router.mirrored": False,
     "router.polish_epochs": 5,
@@ -173,7 +173,7 @@ REPRODUCTIONS: dict[str, Reproduction] = {
     "table7-mnist": Reproduction(
         "MNIST in five tasks of two classes, a small MLP, l1, l2 and Taylor, with the learned router and the oracle",
         f"2 x 512 units; classes in their own order. {_ROUTED} The convolutional router sees nothing but the image and "
-        "learns all ten classes; 2.0 million multiply-adds an image, where the body has up to 0.7.",
+        "learns all ten classes; 1.9 million multiply-adds an image, where the body has up to 0.7.",
         "table7-mnist",
         {
             **_crossed(("l1", "l2", "taylor")),
