@@ -102,6 +102,7 @@ def train_router(
             raise InputError(f"{name} must lie in [0, 1); got {value!r}.")
     if not weight_decay >= 0:
         raise InputError(f"weight_decay must be 0 or more; got {weight_decay!r}.")
+    # A single number is refused with the others.
     stages = (0,) if isinstance(convolutions, int) else tuple(convolutions or ())
     if any(isinstance(each, bool) or not isinstance(each, int) or each < 1 for each in stages):
         raise InputError(f"convolutions must be numbers of channels, 1 or more, a stage; got {convolutions!r}.")
@@ -223,7 +224,8 @@ def _kept(loader: Iterable, examples: int, batch_size: int, with_labels: bool) -
     parts, labels, rows = [], [], 0
     for x, y in loader:
         parts.append(x[: examples - rows])
-        labels.append(y[: examples - rows] if with_labels else torch.zeros(len(parts[-1]), dtype=torch.long))
+        none = torch.zeros(len(parts[-1]), dtype=torch.long)
+        labels.append((y[: examples - rows] if with_labels else none).to(x.device))
         rows += len(parts[-1])
         if rows == examples:
             break

@@ -76,6 +76,13 @@ def test_labels_that_are_no_classes_are_refused(labels, message):
     assert len(list(MetaLoader([*data_loaders([20]), bad], 8))) == 5, "tasks need no labels"
 
 
+def test_labels_of_data_sets_are_checked_before_the_first_batch():
+    """Batches of a GPU's are not, which would wait for it."""
+    bad = TensorLoader(torch.zeros(6, 1), torch.tensor([0, 1, 2, 0, 1, 2]), 3)
+    with pytest.raises(InputError, match=r"Task 1's labels lie in 0\.\.2, expected 0\.\.1"):
+        MetaLoader([*tensor_loaders([6]), bad], classes=(2, 2))
+
+
 @pytest.mark.parametrize("make", [tensor_loaders, data_loaders, mixed_loaders, streams])
 def test_batches_mix_the_tasks_and_keep_their_size(make):
     for x, y in meta_task(make([64, 64, 64, 64])):
