@@ -28,7 +28,7 @@ test: $(STAMPS)/test
 
 # What is timed is tested first: a wrong kernel must not look fast.
 bench: $(STAMPS)/test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/kernels tests/promises
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(JOBS) tests/backends tests/ops tests/layers tests/promises
 	$(BIN)/python -m pytest bench --benchmark-only $(ARGS)
 
 lint: $(STAMPS)/test

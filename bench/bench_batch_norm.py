@@ -16,7 +16,7 @@ from time import perf_counter
 import pytest
 import torch
 
-from eidetic_kernels import cpu, extensions
+from eidetic_kernels.backends import cpu, extensions
 
 SHAPES = {
     "[256, 2000]": ((256, 2000), torch.contiguous_format),

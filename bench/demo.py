@@ -11,8 +11,9 @@ from pathlib import Path
 
 from machine import described
 
-from eidetic_training import config, report
-from eidetic_training.experiment import run_experiment
+from eidetic_training.experiments import config
+from eidetic_training.experiments.experiment import run_experiment
+from eidetic_training.runs import report
 
 
 def main() -> None:

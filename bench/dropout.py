@@ -19,7 +19,7 @@ from machine import described
 from eidetic_kernels import EideticDropout
 from eidetic_training import evaluate, models, train_task
 from eidetic_training.data import permuted
-from eidetic_training.optimizers import make_optimizer
+from eidetic_training.training.optimizers import make_optimizer
 
 RATES = (0.2, 0.5)
 

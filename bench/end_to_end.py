@@ -24,7 +24,7 @@ from torch import nn
 
 from eidetic_training import TaskSettings, evaluate, models, train_task
 from eidetic_training.data import permuted
-from eidetic_training.optimizers import make_optimizer
+from eidetic_training.training.optimizers import make_optimizer
 
 BATCH, RATE, PATIENCE, TOLERANCE, RECOVERY, STEP = 128, 1e-3, 3, 0.01, 4, 0.05
 EPOCHS = 2 if SMOKE else 500  # the published implementation has no bound

@@ -40,7 +40,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eidetic_kernels import backends, default_optimizer, extensions
+from eidetic_kernels import backends, default_optimizer
+from eidetic_kernels.backends import extensions
 from eidetic_kernels.errors import BackendError
 from eidetic_kernels.layout import Segments, Source, Staircase, staircase
 from eidetic_kernels.ops import (
@@ -50,13 +51,15 @@ from eidetic_kernels.ops import (
     staircase_linear,
     staircase_linear_norm,
 )
-from eidetic_training import TaskSettings, config, evaluate, models, report, train_epoch, train_task
-from eidetic_training.captured_step import captured_steps
+from eidetic_training import TaskSettings, evaluate, models, train_epoch, train_task
 from eidetic_training.data import ImageSet, permuted
 from eidetic_training.data import Source as Images
-from eidetic_training.experiment import run_experiment
-from eidetic_training.runs import environment
-from eidetic_training.tables import write_json
+from eidetic_training.experiments import config
+from eidetic_training.experiments.experiment import run_experiment
+from eidetic_training.runs import report
+from eidetic_training.runs.folder import environment
+from eidetic_training.runs.tables import write_json
+from eidetic_training.training.captured_step import captured_steps
 
 ROOT = Path(__file__).resolve().parents[1]
 DRY = os.environ.get("EIDETIC_BENCH_SMOKE", "0") != "0"

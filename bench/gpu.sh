@@ -73,9 +73,9 @@ step "build for sm_$architecture" 150 env EIDETIC_FORCE_CUDA=1 EIDETIC_CUDA_ARCH
   "$PYTHON" setup.py build_ext --inplace
 step "backends, each beside the oracle" 60 "$PYTHON" -m eidetic_kernels
 step "promises' tests on the device" 90 "${pytest[@]}" tests/promises/test_every_backend.py \
-  tests/promises/test_autocast.py tests/training/test_captured_step_on_gpu.py
-step "kernel tests on the device" 120 "${pytest[@]}" tests/kernels \
-  -k "triton or cuda or backend or cpu or ops or registered or fused"
+  tests/promises/test_autocast.py tests/eidetic_training/training/test_captured_step_on_gpu.py
+step "kernel tests on the device" 120 "${pytest[@]}" tests/backends tests/ops \
+  tests/layers/test_fused_layers.py
 measure promises 60
 measure product 90
 measure norm 60

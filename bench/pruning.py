@@ -16,10 +16,11 @@ from pathlib import Path
 import torch
 from machine import described
 
-from eidetic_kernels.pruning import IMPORTANCES
-from eidetic_training import TaskSettings, config, evaluate, models, train_task
-from eidetic_training.experiment import make_tasks
-from eidetic_training.optimizers import make_optimizer
+from eidetic_kernels.tasks.pruning import IMPORTANCES
+from eidetic_training import TaskSettings, evaluate, models, train_task
+from eidetic_training.experiments import config
+from eidetic_training.experiments.experiment import make_tasks
+from eidetic_training.training.optimizers import make_optimizer
 
 
 def measure(search: str, importance: str, tasks: list, width: int, floor: float) -> dict:

@@ -18,8 +18,9 @@ from pathlib import Path
 from machine import described
 from networks import SMOKE
 
-from eidetic_training import config, report
-from eidetic_training.experiment import run_experiment
+from eidetic_training.experiments import config
+from eidetic_training.experiments.experiment import run_experiment
+from eidetic_training.runs import report
 
 CONFIGS = ("demo", "table7-mnist", "table7-cifar10")
 SEARCHES = {"linear": ["task.search=linear", "task.of=width"], "backoff": ["task.search=backoff"]}

@@ -24,7 +24,7 @@ from machine import described
 from torch import Tensor, nn
 
 import eidetic_kernels as ek
-from eidetic_kernels.pruning import PruningPlan
+from eidetic_kernels.tasks.pruning import PruningPlan
 from eidetic_training.data import permuted
 
 WORDS, LENGTH, HEAD, BATCH = 20, 12, 8, 64

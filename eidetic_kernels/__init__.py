@@ -1,9 +1,6 @@
 """Drop-in layers and networks that learn task after task and forget nothing."""
 
-from . import rules
-from .capacity import Capacity, CapacityRow
-from .certificate import Certificate
-from .convert import ConvertedNetwork, convert
+from .conversion.convert import ConvertedNetwork, convert
 from .errors import (
     BackendError,
     CapacityError,
@@ -17,8 +14,6 @@ from .errors import (
     StaleOptimizerError,
     TaskError,
 )
-from .from_eideticnet import from_eideticnet
-from .frozen_features import FrozenFeatures
 from .layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
@@ -36,12 +31,17 @@ from .layers import (
     EideticWindowAttention,
 )
 from .network import EideticNetwork
-from .optimizers import default_optimizer
-from .pruning import PruningPlan
-from .routing import Prediction
-from .rules import register_rule
-from .snapshots import Snapshot
+from .published.from_eideticnet import from_eideticnet
+from .records.certificate import Certificate
+from .tasks.capacity import Capacity, CapacityRow
+from .tasks.frozen_features import FrozenFeatures
+from .tasks.optimizer_state import default_optimizer
+from .tasks.pruning import PruningPlan
+from .tasks.routing import Prediction
+from .tasks.snapshots import Snapshot
 from .version import __version__
+from .wiring import rules
+from .wiring.rules import register_rule
 
 __all__ = [
     "BackendError",

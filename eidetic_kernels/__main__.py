@@ -8,8 +8,10 @@ import sys
 
 import torch
 
-from . import backends, extensions, gpu_code, self_check
+from . import backends
+from .backends import extensions, gpu_code
 from .errors import BackendError
+from .ops import self_check
 from .version import __version__
 
 

@@ -14,25 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.optim import Optimizer
 
-from . import (
-    capacity,
-    certificate,
-    checkpoint,
-    checks,
-    extraction,
-    graph,
-    optimizers,
-    pruning,
-    routing,
-    snapshots,
-    tracing,
-)
 from .errors import CapacityError, ConversionError, InputError, RouterError, TaskError
+from .extraction import extract as extraction
 from .layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
+from .layers.succession import retire
 from .layout import LIVE, Segments, prefix
 from .modes import evaluating, uncompiled
 from .ops.staircase import read
-from .parameters import retire
+from .records import certificate, checkpoint
+from .tasks import capacity, checks, pruning, routing, snapshots
+from .tasks import optimizer_state as optimizers
+from .wiring import builder as graph
+from .wiring import tracing
 
 
 class EideticNetwork(nn.Module):

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_training.data import ImageSet, split_classes
-from eidetic_training.epoch import evaluate
+from eidetic_training.training.epoch import evaluate
 
 
 def pretrained(task, epochs):

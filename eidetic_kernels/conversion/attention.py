@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from ..layers import EideticScaledDotProduct
-from ..refusals import at_node
+from ..wiring.diagnostics import at_node
 
 
 def attend_by_module(module: nn.Module, graph: fx.Graph) -> None:

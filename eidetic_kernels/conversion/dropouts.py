@@ -8,8 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import fx, nn
 
-from .. import rules
-from ..refusals import at_node
+from ..wiring import rules
+from ..wiring.diagnostics import at_node
 from .twins import refuse_hooks
 
 MODULES = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from .. import rules
 from ..modes import seeded
+from ..wiring import rules
 
 
 class Example(fx.Interpreter):

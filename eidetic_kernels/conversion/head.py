@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import fx, nn
 
 from ..errors import ConversionError, InputError
-from ..refusals import at_node
+from ..wiring.diagnostics import at_node
 from .twins import is_plain, refuse_hooks
 
 

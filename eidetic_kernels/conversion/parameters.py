@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import fx, nn
 
 from ..layers import EideticParameter
-from ..refusals import at_node
+from ..wiring.diagnostics import at_node
 
 
 def refuse_ties(original: nn.Module, nodes: Iterable[fx.Node]) -> None:

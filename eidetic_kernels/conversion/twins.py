@@ -7,7 +7,6 @@ from typing import Any
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
-from .. import rules
 from ..layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
@@ -24,7 +23,8 @@ from ..layers import (
     HeadedAttention,
     SegmentedLayer,
 )
-from ..refusals import Place, at_node
+from ..wiring import rules
+from ..wiring.diagnostics import Place, at_node
 
 
 def is_plain(module: nn.Module, cls: type) -> bool:

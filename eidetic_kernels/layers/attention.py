@@ -12,9 +12,9 @@ from torch.func import functional_call
 from ..errors import InputError
 from ..layout import Segments, Source
 from ..ops.staircase import canonical
-from ..parameters import joined
 from .linear import EideticLinear
 from .scope import Scope
+from .succession import joined
 
 PROJECTIONS = ("query", "key", "value")
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import InputError
 from ..layout import LIVE
-from ..parameters import cut, empty_like, replace, select
 from .segmented import SegmentedLayer
+from .succession import cut, empty_like, replace, select
 
 
 class EideticBatchNorm(SegmentedLayer):

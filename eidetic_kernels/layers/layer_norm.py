@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..layout import Source, Span, reads
 from ..ops.staircase import canonical, positions, read
-from ..parameters import cut, empty_like, replace
 from .parts import Parts
 from .segmented import SegmentedLayer
+from .succession import cut, empty_like, replace
 
 
 class EideticLayerNorm(SegmentedLayer):

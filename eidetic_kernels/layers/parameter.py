@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layout import Segments
-from ..parameters import cut, empty_like, replace
 from .segmented import SegmentedLayer
+from .succession import cut, empty_like, replace
 
 
 class EideticParameter(SegmentedLayer):

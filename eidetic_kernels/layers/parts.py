@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..layout import LIVE
-from ..parameters import joined
 from .batch_norm import EideticBatchNorm
 from .segmented import SegmentedLayer
 from .staircase import StaircaseLayer
+from .succession import joined
 
 # What parts of a BatchNorm must have in common to run in one call; made of one layer, they do.
 _ALIKE = ("training", "eps", "momentum", "activation", "affine")

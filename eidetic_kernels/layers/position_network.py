@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..parameters import cut, empty_like, replace
 from .segmented import SegmentedLayer
+from .succession import cut, empty_like, replace
 
 
 class EideticPositionNetwork(SegmentedLayer):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ..errors import ConversionError, InputError
 from ..layout import Segments
-from ..parameters import cut, empty_like, replace
 from .segmented import SegmentedLayer
+from .succession import cut, empty_like, replace
 
 ONE_SLOPE = (
     "a PReLU with one slope for units that are concatenated, or read apart, would become several with a slope each: "

@@ -14,10 +14,10 @@ from ..errors import InputError
 from ..layout import Fixed, Segments, Source, Staircase, staircase
 from ..ops.registration import encoded
 from ..ops.staircase import frozen_blocks
-from ..parameters import cut, empty_like, replace
 from .batch_norm import EideticBatchNorm
 from .scope import Scope
 from .segmented import SegmentedLayer
+from .succession import cut, empty_like, replace
 
 
 class StaircaseLayer(SegmentedLayer):

@@ -1,6 +1,6 @@
 """The ops: contract, oracle, torch implementation, gradients and registration of each, one file an op."""
 
-from .activations import ACTIVATIONS
+from ..backends.activations import ACTIVATIONS
 from .batch_norm import segmented_batch_norm, segmented_batch_norm_oracle
 from .conv2d import Geometry, staircase_conv2d, staircase_conv2d_oracle
 from .conv2d_norm import staircase_conv2d_norm, staircase_conv2d_norm_oracle

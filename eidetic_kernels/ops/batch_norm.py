@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import backends
-from .activations import FROM_OUTPUT, FUNCTIONS, activate_, activation_gradient
+from ..backends.activations import FROM_OUTPUT, FUNCTIONS, activate_, activation_gradient
 from .registration import Op, arranged_as, new_as, unit_major
 
 aten = torch.ops.aten

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..backends.activations import FROM_OUTPUT
 from . import batch_norm
-from .activations import FROM_OUTPUT
 from .batch_norm import statistics_dtype
 from .registration import Op, decoded
 from .staircase import Product, fake_gradients, frozen_products, gradients, has_live_rows, joined, live_product

@@ -13,16 +13,18 @@ from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import EideticError, ForgettingError, InputError
 from eidetic_kernels.version import __version__
 
-from . import comparison, models, plots, report
-from . import config as configuration
-from .callbacks import TensorBoard
-from .experiment import make_tasks, prove, run_experiment
-from .export import WRITERS, export_task
+from . import models
+from .experiments import comparison
+from .experiments import config as configuration
+from .experiments.experiment import make_tasks, prove, run_experiment
+from .experiments.reproduce import REPRODUCTIONS, reproduce
+from .experiments.sweep import sweep
 from .methods import METHODS
-from .reproduce import REPRODUCTIONS, reproduce
-from .routing import routing_report
-from .runs import RunFolder
-from .sweep import sweep
+from .runs import plots, report
+from .runs.callbacks import TensorBoard
+from .runs.export import WRITERS, export_task
+from .runs.folder import RunFolder
+from .runs.routing_report import routing_report
 
 EXIT_FORGOTTEN, EXIT_ERROR = 1, 2
 

@@ -12,7 +12,8 @@ from life import batch, bits, loss_of, poison, recall
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels import backends, self_check
+from eidetic_kernels import backends
+from eidetic_kernels.ops import self_check
 
 HERE = [name for name in backends.NAMES if backends.why_missing(name) is None]
 

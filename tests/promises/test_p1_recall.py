@@ -8,7 +8,7 @@ from life import READINGS, Memory, batch, learn, reading, recall, train
 from small_networks import MLP, NETWORKS
 
 import eidetic_kernels as ek
-from eidetic_kernels.routing import Router
+from eidetic_kernels.tasks.routing import Router
 
 TASKS = 4
 

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eidetic_kernels as ek
 from eidetic_kernels import backends
-from eidetic_kernels.environment import differences, environment
+from eidetic_kernels.records.environment import differences, environment
 
 TASKS = 3
 

@@ -5,7 +5,7 @@ import torch
 from life import READINGS, batch, learn, recall
 from small_networks import NETWORKS
 
-from eidetic_kernels.routing import Router
+from eidetic_kernels.tasks.routing import Router
 
 SAMPLES = 60
 

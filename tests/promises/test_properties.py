@@ -16,7 +16,7 @@ from small_networks import MLP, ConvNet, FlatResidual, Grouped, Residual
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels import snapshots
+from eidetic_kernels.tasks import snapshots
 
 MOST_TASKS = 5
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
-from eidetic_kernels import cuda, extensions
+from eidetic_kernels.backends import cuda, extensions
 
 ROOT = Path(__file__).parents[2]
 SOURCES = [ROOT / "csrc/cuda_bindings.cpp", *sorted((ROOT / "csrc/cuda").glob("*.cu"))]

@@ -15,7 +15,7 @@ from eidetic_kernels.layout import Fixed, Segments, Source, Staircase, staircase
 
 def linear(dtype, samples, aligned, norm=None, activation="relu", precision="ieee", stairs=None):
     """The staircase product; ``norm`` None, "training" or "evaluation"."""
-    from eidetic_kernels.triton_kernels import linear
+    from eidetic_kernels.backends.triton import linear
 
     torch.backends.cuda.matmul.fp32_precision = precision
     stairs = stairs or _stairs((128, 64, 256) if aligned else (105, 34, 257), 512 if aligned else 511)
@@ -60,7 +60,7 @@ def _images(dtype, channels, memory_format):
 
 
 def _batch_norm(x, residual, dy, channels, activation, training, exact=False):
-    from eidetic_kernels.triton_kernels import batch_norm
+    from eidetic_kernels.backends.triton import batch_norm
 
     frozen, live = channels
     scale, shift = (torch.empty(frozen) for _ in range(2))
@@ -84,8 +84,8 @@ def growing_norms(dtype):
 
 def conv2d(dtype, memory_format=torch.channels_last, aligned=True, precision="ieee", sizes=None):
     """The frozen segments of a 3 x 3 convolution, and all that follows it, that reads a group of its own sizes."""
+    from eidetic_kernels.backends.triton import conv2d
     from eidetic_kernels.ops import Geometry
-    from eidetic_kernels.triton_kernels import conv2d
 
     torch.backends.cudnn.conv.fp32_precision = precision
     group = Segments(4096, 64, sizes or ((128, 64, 256) if aligned else (105, 34, 257)))
@@ -116,7 +116,7 @@ def _size(stairs: Staircase) -> int:
 
 
 def trial():
-    from eidetic_kernels.triton_kernels import trial
+    from eidetic_kernels.backends.triton import trial
 
     trial.launch(torch.empty(trial.SIZE))
 

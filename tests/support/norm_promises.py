@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from kernel_cases import CHANNELS, EPS, SHAPES, NormCase
 from tolerances import assert_close, assert_same_bits
 
+from eidetic_kernels.backends.activations import FUNCTIONS
 from eidetic_kernels.ops import ACTIVATIONS
-from eidetic_kernels.ops.activations import FUNCTIONS
 
 # What torch gives the kernels besides whole tensors: a function of the tensor, and what it is fit for.
 LAYOUTS = {

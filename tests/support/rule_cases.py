@@ -18,7 +18,7 @@ from torch import nn
 
 import eidetic_kernels as ek
 from eidetic_kernels import layers
-from eidetic_kernels.rules import known
+from eidetic_kernels.wiring.rules import known
 
 IMAGE, FLAT, TOKENS = (3, 6, 6), (6,), (6, 5)
 

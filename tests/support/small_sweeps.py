@@ -2,11 +2,11 @@
 
 from tiny_runs import make_config
 
-from eidetic_kernels.capacity import Capacity, CapacityRow
-from eidetic_training import sweep as module
-from eidetic_training.runs import RunFolder
-from eidetic_training.search_space import SweepSettings
-from eidetic_training.sweep import finished_trials, sweep
+from eidetic_kernels.tasks.capacity import Capacity, CapacityRow
+from eidetic_training.experiments import sweep as module
+from eidetic_training.experiments.search_space import SweepSettings
+from eidetic_training.experiments.sweep import finished_trials, sweep
+from eidetic_training.runs.folder import RunFolder
 
 SPACE = {"optimizer.lr": {"low": 0.005, "high": 0.05, "log": True}, "task": {"importance": ["l1", "l2"]}}
 

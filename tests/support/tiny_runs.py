@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 from PIL import Image
 from safetensors import safe_open
 
-from eidetic_training import config as configuration
-from eidetic_training.experiment import run_experiment
-from eidetic_training.runs import RunFolder
+from eidetic_training.experiments import config as configuration
+from eidetic_training.experiments.experiment import run_experiment
+from eidetic_training.runs.folder import RunFolder
 
 CLASSES, SIDE, WIDTH = 6, 6, 40
 TASK = {"max_epochs": 5, "max_recovery_epochs": 2, "tolerance": 0.05, "step": 0.2, "keep_at_least": 4}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError, NonFiniteLossError
 
-from ..optimizers import annealed, make_optimizer
+from ..training.optimizers import annealed, make_optimizer
 
 
 @dataclass(frozen=True)

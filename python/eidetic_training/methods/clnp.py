@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from eidetic_kernels.modes import evaluating
-from eidetic_kernels.pruning import GroupPlan, PruningPlan
+from eidetic_kernels.tasks.pruning import GroupPlan, PruningPlan
 
 from .base import Conditions, Hooks, fit
 from .segmented import Segmented

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from eidetic_kernels.modes import evaluating
 
-from ..settings import TaskSettings
-from ..trainer import train_task
+from ..training.settings import TaskSettings
+from ..training.trainer import train_task
 from .base import Conditions, Method
 
 

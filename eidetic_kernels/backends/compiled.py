@@ -1,0 +1,145 @@
+"""What :mod:`.cpu` and :mod:`.cuda` share: tensors described to the compiled modules as plain structs.
+
+The structs are those of csrc/*.h; what each field means is said there.
+"""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from ..ops.registration import memory_format
+from .activations import ACTIVATIONS
+
+# The numbers of csrc/segmented_batch_norm.h.
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_ACTIVATION_NUMBERS = {name: number for number, name in enumerate(ACTIVATIONS)}
+
+
+def why_no_batch_norm(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    frozen_scale: Tensor,
+    dtypes: tuple[torch.dtype, ...],
+) -> str | None:
+    """Why the compiled segmented BatchNorm cannot take these tensors; None: it can."""
+    if x.dtype not in dtypes:
+        return f"x is {_name(x.dtype)}; it takes {_names(dtypes)}."
+    if x.dim() not in (2, 3, 4):
+        return f"x has {x.dim()} dimensions; it takes [N, C], [N, C, L] and [N, C, H, W]."
+    if residual is not None and (residual.shape, residual.dtype, residual.device) != (x.shape, x.dtype, x.device):
+        return (
+            f"the residual is {_name(residual.dtype)} {list(residual.shape)} on {residual.device}; "
+            f"it must be as x, {_name(x.dtype)} {list(x.shape)} on {x.device}."
+        )
+    for name, tensor in (("weight", weight), ("bias", bias), ("frozen_scale", frozen_scale)):
+        if tensor is not None and (tensor.dtype, tensor.device) != (running_mean.dtype, running_mean.device):
+            return (
+                f"{name} is {_name(tensor.dtype)} on {tensor.device} and the running statistics are "
+                f"{_name(running_mean.dtype)} on {running_mean.device}; they must be alike."
+            )
+    if running_mean.device != x.device:
+        return f"x is on {x.device} and the running statistics on {running_mean.device}; they must be on one device."
+    if running_mean.dtype not in (torch.float32, x.dtype):
+        return f"its parameters are {_name(running_mean.dtype)}; with {_name(x.dtype)} x they must be that or float32."
+    if not running_mean.is_contiguous():
+        return "the running statistics are not contiguous; they are written in place and must be."
+    return None
+
+
+def batch_norm_forward(
+    module: ModuleType, settings: dict[str, int], x, residual, weight, bias, running_mean, running_var, frozen_scale,
+    frozen_shift, training: bool, momentum: float, eps: float, activation: str, out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The contract's segmented_batch_norm_forward; ``settings`` are fields of the struct (device, stream, threads).
+
+    ``out``: dense memory that y may take, which x may lie in: a value is written when it is not read again.
+    """
+    live = running_mean.shape[0]
+    norm, rows, held = _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, running_mean)
+    y = _output(x, rows) if out is None else out
+    mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
+    workspace = _workspace(module, norm, x) if training else None
+    norm.activation = _ACTIVATION_NUMBERS[activation]
+    norm.training, norm.momentum, norm.eps = training, momentum, eps
+    norm.running_mean, norm.running_var = running_mean.data_ptr(), running_var.data_ptr()
+    norm.y, norm.mean, norm.rstd, norm.workspace = y.data_ptr(), *map(_address, (mean, rstd, workspace))
+    module.segmented_batch_norm_forward(norm)
+    del held
+    return y, mean, rstd
+
+
+def batch_norm_backward(
+    module: ModuleType, settings: dict[str, int], dy, x, residual, weight, bias, mean, rstd, frozen_scale,
+    frozen_shift, training: bool, activation: str, exact: bool, need_dx: bool, need_dresidual: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    """The contract's segmented_batch_norm_backward; ``settings`` as in :func:`batch_norm_forward`."""
+    numbers = frozen_scale if weight is None else weight
+    norm, rows, held = _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, numbers)
+    dy, norm.dy_stride = _laid_out(dy, rows)
+    dx, dresidual = (_output(x, rows) if need else None for need in (need_dx, need_dresidual))
+    dweight, dbias = (None if tensor is None else torch.empty_like(tensor) for tensor in (weight, bias))
+    workspace = _workspace(module, norm, x)
+    norm.activation = _ACTIVATION_NUMBERS[activation]
+    norm.training, norm.exact = training, exact
+    norm.mean, norm.rstd = mean.data_ptr(), rstd.data_ptr()
+    norm.dy, norm.dx, norm.dresidual = map(_address, (dy, dx, dresidual))
+    norm.dweight, norm.dbias, norm.workspace = map(_address, (dweight, dbias, workspace))
+    module.segmented_batch_norm_backward(norm)
+    del held
+    return dx, dresidual, dweight, dbias
+
+
+def _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, numbers):
+    """The struct, filled with what both directions need; the memory format of the outputs; what must stay alive."""
+    rows = x.dim() == 4 and not x.is_contiguous() and memory_format(x) == torch.channels_last
+    norm = module.SegmentedBatchNorm()
+    samples, norm.channels = x.shape[:2]
+    inner = x.shape[2:].numel()
+    norm.outer, norm.inner = (samples * inner, 1) if rows else (samples, inner)
+    norm.frozen = frozen_scale.shape[0]
+    norm.dtype, norm.parameter_dtype = DTYPES[x.dtype], DTYPES[numbers.dtype]
+    for name, value in settings.items():
+        setattr(norm, name, value)
+    x, norm.x_stride = _laid_out(x, rows)
+    if residual is not None:
+        residual, norm.residual_stride = _laid_out(residual, rows)
+    parameters = [None if t is None else t.contiguous() for t in (weight, bias, frozen_scale, frozen_shift)]
+    norm.x, norm.residual = map(_address, (x, residual))
+    norm.weight, norm.bias, norm.frozen_scale, norm.frozen_shift = map(_address, parameters)
+    return norm, rows, (x, residual, parameters)
+
+
+def _laid_out(x: Tensor, rows: bool) -> tuple[Tensor, int]:
+    """``x`` in memory that the kernels can walk, a copy where need be, and its outer stride."""
+    if rows:
+        return x.contiguous(memory_format=torch.channels_last), x.shape[1]
+    dense = x.shape[1:].numel()
+    if len(x) and x.stride(0) >= dense and x[0].is_contiguous():  # a slice of the channels is
+        return x, x.stride(0)
+    return x.contiguous(), dense
+
+
+def _output(x: Tensor, rows: bool) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.channels_last if rows else torch.contiguous_format)
+
+
+def _workspace(module: ModuleType, norm, x: Tensor) -> Tensor:
+    return x.new_empty(module.segmented_batch_norm_workspace(norm), dtype=torch.float32)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _names(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(map(_name, dtypes))

@@ -1,0 +1,1 @@
+"""A finished task leaves as a plain torch module."""

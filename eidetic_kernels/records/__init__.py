@@ -1,0 +1,1 @@
+"""What is written down: certificates, checkpoints, and the environment they were made in."""

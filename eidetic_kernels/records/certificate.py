@@ -1,0 +1,183 @@
+"""Proof that nothing was forgotten: what each task was when it was finished, against what it is now (P6)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import ForgettingError
+from ..modes import evaluating
+from .environment import Environment, differences, environment
+
+if TYPE_CHECKING:
+    from ..layers import SegmentedLayer
+    from ..network import EideticNetwork
+
+PROBES = 8
+PROBE_SEED = 20250213
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """What is written down when a task is finished.
+
+    units: by unit group, how many units the task kept. fingerprints: by layer, SHA-256 of its frozen tensors.
+    logits: SHA-256 of the logits of the network's probe inputs, None if the network never saw an input.
+    environment: where the logits were computed; bits can be compared on an equal one only.
+    """
+
+    task: int
+    units: dict[str, int]
+    fingerprints: dict[str, str]
+    logits: str | None
+    environment: Environment
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The outcome of checking every finished task. ``problems`` is empty when nothing was forgotten."""
+
+    tasks: int
+    problems: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def check(self) -> None:
+        """Raise ForgettingError unless every finished task is what it was."""
+        if self.problems:
+            raise ForgettingError(str(self))
+
+    def __str__(self) -> str:
+        verdict = f"{self.tasks} finished tasks: " + ("nothing was forgotten." if self.ok else "NOT what they were.")
+        return "\n".join([verdict, *self.problems, *self.notes])
+
+
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of the tensors."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous()
+        sha.update(f"{values.dtype}{tuple(values.shape)}".encode())
+        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def record(network: EideticNetwork, task: int) -> TaskRecord:
+    """Write down what ``task``, just finished, is."""
+    if network.probe is None and network.input_shape is not None:
+        generator = torch.Generator().manual_seed(PROBE_SEED)
+        like = network.heads[task].frozen_weight
+        probe = torch.randn(PROBES, *network.input_shape, generator=generator)
+        network.probe = probe.to(device=like.device, dtype=like.dtype)
+    return TaskRecord(
+        task,
+        {group.name: group.segments.size(task) for group in network.groups},
+        {path: digest(*tensors) for path, tensors in _frozen_tensors(network, task)},
+        _probe_digest(network, task),
+        _environment(network),
+    )
+
+
+def certify(network: EideticNetwork) -> Certificate:
+    """Compare every finished task with its record."""
+    problems, notes = [], []
+    if len(network.records) != network.finished_tasks:
+        problems.append(f"- {len(network.records)} records for {network.finished_tasks} finished tasks.")
+    problems += _structure_problems(network)
+    if not problems:  # fingerprints and logits can be computed only where the structure holds
+        for entry in network.records:
+            problems += _task_problems(network, entry, notes)
+    return Certificate(network.finished_tasks, tuple(problems), tuple(dict.fromkeys(notes)))
+
+
+def _task_problems(network: EideticNetwork, entry: TaskRecord, notes: list[str]) -> Iterator[str]:
+    for path, tensors in _frozen_tensors(network, entry.task):
+        if entry.fingerprints.get(path) != digest(*tensors):
+            yield f"- task {entry.task}: {path}: its frozen tensors are not the ones that were recorded."
+    if entry.logits is None:
+        notes.append(f"- task {entry.task}: no input had been seen when it was finished, so no logits were recorded.")
+    elif entry.environment != (here := _environment(network)):
+        notes.append(
+            f"- logits were recorded with {differences(entry.environment, here)} and cannot be compared bit for bit; "
+            "structure and fingerprints were checked."
+        )
+    elif entry.logits != _probe_digest(network, entry.task):
+        yield f"- task {entry.task}: its logits of the probe inputs are not the ones that were recorded."
+
+
+def _structure_problems(network: EideticNetwork) -> list[str]:
+    problems = []
+    for group in network.groups:
+        for entry in network.records:
+            size = group.segments.frozen[entry.task] if entry.task < group.segments.tasks else None
+            if size != entry.units.get(group.name):
+                problems.append(
+                    f"- task {entry.task}: {group.name} has {size} units where {entry.units.get(group.name)} were kept."
+                )
+    producers = [(path, layer) for group in network.groups for path, layer in group.producers.items()]
+    producers += [(f"heads.{task}", network.heads[task]) for task in range(network.finished_tasks)]
+    for path, layer in producers:
+        kernel = layer.weight.shape[2:].numel()
+        needed = sum(stair.rows * stair.columns for stair in layer.staircase().frozen) * kernel
+        if layer.frozen_weight.numel() != needed:
+            problems.append(
+                f"- {path}: {layer.frozen_weight.numel()} frozen weights, but its staircase has {needed}."
+            )
+    for group in network.groups:
+        for path, norm in group.norms.items():
+            for name, tensor in _frozen_of(norm):
+                if len(tensor) * norm.shared != group.segments.frozen_total:
+                    what = name.replace("_", " ") + "s"
+                    problems.append(
+                        f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units."
+                    )
+    return problems
+
+
+def _frozen_tensors(network: EideticNetwork, task: int) -> Iterator[tuple[str, list[Tensor]]]:
+    """Each layer's tensors that belong to ``task``, the head's included."""
+    for group in network.groups:
+        rows = slice(group.segments.start(task), group.segments.stop(task))
+        for path, layer in group.producers.items():
+            yield path, [tensor for tensor in layer.frozen_rows_of(task) if tensor is not None]
+        for path, norm in group.norms.items():
+            slices = slice(rows.start // norm.shared, rows.stop // norm.shared)
+            yield path, [tensor[slices] for _, tensor in _frozen_of(norm)]
+    yield f"heads.{task}", [tensor for tensor in network.heads[task].frozen_rows_of(task) if tensor is not None]
+
+
+def _frozen_of(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
+    """The frozen tensors, a row a frozen unit, of a layer that follows its input's units."""
+    tensors = [(name, getattr(layer, name)) for name in layer.frozen_names]
+    return [(name, tensor) for name, tensor in tensors if tensor is not None]
+
+
+@torch.no_grad()
+def _probe_digest(network: EideticNetwork, task: int) -> str | None:
+    if network.probe is None:
+        return None
+    # Whoever asks inside autocast is told of the network, not of a rounded one.
+    with evaluating(network), torch.autocast(network.probe.device.type, enabled=False):
+        # Whatever net.to(memory_format=...) made of it; of one channel, contiguous() would leave the strides.
+        probe = network.probe.clone(memory_format=torch.contiguous_format)
+        return digest(network(probe, task=task))
+
+
+def _environment(network: EideticNetwork) -> Environment:
+    return environment(network.heads[0].frozen_weight)
+
+
+def to_json(entry: TaskRecord) -> dict:
+    return asdict(entry)
+
+
+def from_json(values: dict) -> TaskRecord:
+    return TaskRecord(**values)

@@ -1,0 +1,237 @@
+"""Saving and loading: one safetensors file, the structure as JSON in its header, no pickle."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import CheckpointError, EideticError
+from ..layout import Segments
+from ..tasks.router_convolutions import RouterConvolutions
+from ..tasks.routing import Router
+from ..version import __version__
+from . import certificate
+
+if TYPE_CHECKING:
+    from ..layers import SegmentedLayer, StaircaseLayer
+    from ..network import EideticNetwork
+    from ..wiring.builder import Group
+
+FORMAT = 1
+
+
+def save(network: EideticNetwork, path: str | Path) -> None:
+    """Write ``network`` to ``path``; a reader sees the old file or the new one, never half of one."""
+    path = Path(path)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    header = json.dumps(_structure(network))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
+    try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # that of any new file; the library would make it the owner's only
+        save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
+        temporary.chmod(mode)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(cls: type, path: str | Path, network: EideticNetwork | None = None) -> EideticNetwork:
+    """Read what :func:`save` wrote. A ``network`` that is given serves as the architecture and is not changed."""
+    path = Path(path)
+    header, tensors = _read(path)
+    fresh = _construct(cls, header, path) if network is None else copy.deepcopy(network)
+    fresh.as_architecture()
+    if fresh.current_task is not None or fresh.finished_tasks:
+        raise CheckpointError("load needs a fresh network, one that has not begun a task; construct a new one.")
+    expected = {group.name: group.built_width for group in fresh.groups}
+    saved = {entry["name"]: entry["built_width"] for entry in header["groups"]}
+    if expected != saved:
+        raise CheckpointError(
+            f"{path} holds another architecture: its unit groups and widths are {saved}, the network's {expected}."
+        )
+    try:
+        fresh.to(getattr(torch, header["dtype"]))
+        _build(fresh, header, tensors)
+        fresh.load_state_dict(tensors, strict=True)
+    except (EideticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} does not fit {type(fresh).__name__}: {error}") from error
+    return fresh
+
+
+def _structure(network: EideticNetwork) -> dict[str, Any]:
+    args, kwargs = network.constructor_arguments
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "class": _class_name(type(network)),
+        "arguments": _json_or_none({"args": list(args), "kwargs": kwargs}),
+        "current_task": network.current_task,
+        "head_forward_transfer": network.head_forward_transfer,
+        "input_shape": network.input_shape,
+        "dtype": str(_first_layer(network).weight.dtype).removeprefix("torch."),
+        "groups": [
+            {
+                "name": group.name,
+                "built_width": group.built_width,
+                "width": group.segments.width,
+                "frozen": group.segments.frozen,
+                "live": group.segments.live,
+                "multiple": group.segments.multiple,
+            }
+            for group in network.groups
+        ],
+        "forward_transfer": {
+            path: layer.forward_transfer for group in network.groups for path, layer in _choosing(group)
+        },
+        "heads": [
+            {"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads
+        ],
+        "router_tasks": None if network.router is None else network.router.tasks,
+        "router_layers": network.router is not None and network.router.layers,
+        "router_inputs": network.router is not None and network.router.inputs,
+        "router_convolutions": _convolutions(network.router),
+        "router_mirrored": network.router is not None and network.router.mirrored,
+        "router_classes": None if network.router is None else network.router.classes,
+        "records": [certificate.to_json(entry) for entry in network.records],
+    }
+
+
+def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Give a fresh ``network`` the saved structure, its tensors allocated but not yet filled."""
+    transfer = header["forward_transfer"]
+    for group, saved in zip(network.groups, header["groups"], strict=True):
+        group.segments.widen(saved["width"])
+        group.segments.assign(tuple(saved["frozen"]), saved["live"])
+        group.segments.align(saved.get("multiple", 1))
+    for group in network.groups:
+        for path, layer in _choosing(group):
+            layer.forward_transfer = tuple(transfer[path])
+    for group in network.groups:
+        for path, layer in group.producers.items():
+            layer.allocate_frozen()
+            layer.renew_live(transfer[path][-1])
+        for path, layer in group.norms.items():
+            layer.allocate_frozen()
+            layer.renew_live(*transfer.get(path, ())[-1:])
+    network.current_task = header["current_task"]
+    for task, saved in enumerate(header["heads"]):
+        segments = Segments(saved["classes"], frozen=(0,) * task)
+        head = network.make_head(segments, (*(True,) * task, saved["forward_transfer"][task]))
+        if task != network.current_task:
+            segments.assign((*(0,) * task, saved["classes"]), 0)
+            head.forward_transfer = tuple(saved["forward_transfer"])
+            head.close_live()
+        head.allocate_frozen()
+        network.heads.append(head)
+    network.head_forward_transfer = header["head_forward_transfer"]
+    network.input_shape = None if header["input_shape"] is None else tuple(header["input_shape"])
+    if header["router_tasks"] is not None:
+        names = ("weight", "bias", "hidden_weight", "hidden_bias")
+        saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
+        empty = {name: torch.empty_like(tensor) for name, tensor in saved.items()}
+        reads = {name: header.get(f"router_{name}", False) for name in ("layers", "inputs", "mirrored")}
+        channels = header.get("router_convolutions")
+        convolutions = None if channels is None else RouterConvolutions(channels).to(saved["weight"].dtype)
+        network.router = Router(
+            **empty, **reads, convolutions=convolutions, classes=header.get("router_classes")
+        )
+    if "probe" in tensors:
+        network.probe = torch.empty_like(tensors["probe"])
+    network.records = [certificate.from_json(entry) for entry in header["records"]]
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no file {path}.")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            # Copies: a mapped file could change, or be unaligned, under the network.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        intact = metadata["sha256"] == _content(metadata["eidetic"], tensors)
+        header = json.loads(metadata["eidetic"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"{path} is not a network saved by this package, or is damaged ({type(error).__name__}: {error})."
+        ) from error
+    if not intact:
+        raise CheckpointError(f"{path} is damaged: its contents are not what was saved. Use another copy.")
+    if header.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {header.get('format')!r}, written by version {header.get('version')}; this version "
+            f"({__version__}) reads format {FORMAT}."
+        )
+    return header, tensors
+
+
+def _construct(cls: type, header: dict[str, Any], path: Path) -> EideticNetwork:
+    from ..network import EideticNetwork
+
+    if cls is EideticNetwork:
+        cls = next((each for each in _subclasses(EideticNetwork) if _class_name(each) == header["class"]), cls)
+    if cls is EideticNetwork:
+        raise CheckpointError(
+            f"{path} holds a network of class {header['class']!r}, which is not defined here. Import it first (no code "
+            "is taken from the file), call load on the class itself, or pass a fresh instance: load(path, network=...)."
+        )
+    if cls.rebuilt_by is not None:
+        raise CheckpointError(f"{path} cannot be read alone, since {cls.rebuilt_by}.")
+    if header["arguments"] is None:
+        raise CheckpointError(
+            f"{cls.__name__} was built with arguments that JSON cannot hold. Pass a fresh instance: "
+            "load(path, network=...)."
+        )
+    try:
+        return cls(*header["arguments"]["args"], **header["arguments"]["kwargs"])
+    except TypeError as error:
+        raise CheckpointError(f"{cls.__name__} cannot be built with the saved arguments: {error}") from error
+
+
+def _content(header: str, tensors: dict[str, torch.Tensor]) -> str:
+    """SHA-256 over the header and every tensor with its name."""
+    sha = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        sha.update(f"{name} {certificate.digest(tensors[name])}".encode())
+    return sha.hexdigest()
+
+
+def _json_or_none(value: Any) -> Any:
+    try:
+        return json.loads(json.dumps(value))
+    except (TypeError, ValueError):
+        return None
+
+
+def _subclasses(cls: type):
+    for each in cls.__subclasses__():
+        yield each
+        yield from _subclasses(each)
+
+
+def _convolutions(router: Router | None) -> tuple[int, ...] | None:
+    return None if router is None or router.convolutions is None else router.convolutions.channels
+
+
+def _choosing(group: Group) -> list[tuple[str, SegmentedLayer]]:
+    """The layers on ``group`` that choose, segment by segment, between nested and disjoint reading."""
+    layers = [*group.producers.items(), *group.norms.items()]
+    return [(path, layer) for path, layer in layers if hasattr(layer, "forward_transfer")]
+
+
+def _first_layer(network: EideticNetwork) -> StaircaseLayer:
+    return next(iter(network.groups[0].producers.values()))
+
+
+def _class_name(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"

@@ -1,0 +1,74 @@
+"""What the bits of a network's answers depend on beside the network: the machine, the versions and torch's settings."""
+
+from __future__ import annotations
+
+import os
+import platform
+
+import torch
+from torch import Tensor
+
+from .. import backends
+
+Environment = dict[str, str | int]
+
+
+def environment(like: Tensor) -> Environment:
+    """Where and how tensors like this one are computed with. Settings go by the names by which they are set."""
+    device = like.device.type
+    processor = torch.cuda.get_device_name(like.device) if like.is_cuda else torch.backends.cpu.get_cpu_capability()
+    return {
+        "device": f"{device} {processor}",
+        "machine": platform.machine(),
+        "dtype": str(like.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "backends": backends.choice(device),
+        **(_cuda_settings() if like.is_cuda else _cpu_settings()),
+    }
+
+
+def differences(recorded: Environment, here: Environment) -> str:
+    """In words, what is not as it was: "threads 4 (here 1)"; empty where all is."""
+    keys = dict.fromkeys([*recorded, *here])
+    changed = [key for key in keys if recorded.get(key) != here.get(key)]
+    return ", ".join(f"{key} {recorded.get(key, 'unknown')} (here {here.get(key, 'unknown')})" for key in changed)
+
+
+def _cuda_settings() -> Environment:
+    """Read by the names of torch 2.9 and later alone: the older ones (allow_tf32, float32_matmul_precision) set these
+    too, and raise when they are read after these were set."""
+    matmul, cudnn, attention = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cuda
+    kinds = {
+        "flash": attention.flash_sdp_enabled(), "memory-efficient": attention.mem_efficient_sdp_enabled(),
+        "math": attention.math_sdp_enabled(), "cudnn": attention.cudnn_sdp_enabled(),
+    }  # fmt: skip
+    return {
+        "torch.backends.cuda.matmul.fp32_precision": _precision(matmul),
+        "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": (
+            matmul.allow_bf16_reduced_precision_reduction
+        ),
+        "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": (
+            matmul.allow_fp16_reduced_precision_reduction
+        ),
+        "torch.backends.cuda.matmul.allow_fp16_accumulation": matmul.allow_fp16_accumulation,
+        "torch.backends.cudnn.conv.fp32_precision": _precision(cudnn.conv),
+        "torch.backends.cudnn.enabled": cudnn.enabled,
+        "torch.backends.cudnn.benchmark": cudnn.benchmark,
+        "torch.backends.cudnn.deterministic": cudnn.deterministic,
+        "torch.use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+        "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", "unset"),
+        "kinds of attention": " ".join(kind for kind, enabled in kinds.items() if enabled),
+    }
+
+
+def _cpu_settings() -> Environment:
+    return {
+        "torch.backends.mkldnn.matmul.fp32_precision": _precision(torch.backends.mkldnn.matmul),
+        "torch.backends.mkldnn.conv.fp32_precision": _precision(torch.backends.mkldnn.conv),
+    }
+
+
+def _precision(of) -> str:
+    """"none" says that nobody asked for less than float32."""
+    return "ieee" if of.fp32_precision == "none" else of.fp32_precision

@@ -1,0 +1,92 @@
+"""Copies of everything live, for pruning to be undone and training to be stopped at the last good state."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import TaskError
+from ..layers import SegmentedLayer
+from ..layers.succession import replace
+from . import optimizer_state as optimizers
+
+if TYPE_CHECKING:
+    from ..network import EideticNetwork
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A copy of everything live: what pruning and training can change, and what ``restore`` brings back."""
+
+    task: int
+    live: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    optimizer: dict[str, dict[str, Any]] | None
+
+
+def take(network: EideticNetwork, optimizer: Optimizer | None) -> Snapshot:
+    """See :meth:`EideticNetwork.snapshot`."""
+    if network.current_task is None:
+        raise TaskError("no task is in training, so nothing is live.")
+    state = None
+    if optimizer is not None:
+        names = {id(parameter): name for name, parameter in network.named_parameters()}
+        state = {
+            names[id(parameter)]: {key: _copy(value) for key, value in entry.items()}
+            for parameter, entry in optimizer.state.items()
+            if id(parameter) in names
+        }
+    tensors = {f"{path}.{name}": tensor.detach().clone() for path, name, _, tensor in all_live(network)}
+    return Snapshot(network.current_task, tuple(g.segments.live for g in network.groups), tensors, state)
+
+
+def bring_back(network: EideticNetwork, snapshot: Snapshot, optimizer: Optimizer | None) -> None:
+    """See :meth:`EideticNetwork.restore`."""
+    current = network.current_task
+    if snapshot.task != current:
+        now = "no task" if current is None else f"task {current}"
+        raise TaskError(f"the snapshot was taken of task {snapshot.task}, but {now} is in training.")
+    if (f"heads.{current}.weight" in snapshot.tensors) != (len(network.heads) > current):
+        raise TaskError("the snapshot was taken before the task's head was added; take snapshots after it.")
+    if optimizer is not None:
+        optimizers.check_current(optimizer, network.parameters())
+    for group, live in zip(network.groups, snapshot.live):
+        group.segments.recycle(live)
+    for path, name, layer, tensor in all_live(network):
+        saved = snapshot.tensors[f"{path}.{name}"]
+        if tensor.shape == saved.shape:
+            with torch.no_grad():
+                tensor.copy_(saved)
+        elif isinstance(tensor, nn.Parameter):
+            setattr(layer, name, replace(tensor, saved.clone()))
+        else:
+            setattr(layer, name, saved.clone())
+    if optimizer is not None:
+        network.adopt(optimizer)
+        if snapshot.optimizer is not None:
+            for name, parameter in network.named_parameters():
+                optimizer.state.pop(parameter, None)
+                if name in snapshot.optimizer:
+                    optimizer.state[parameter] = {k: _copy(v) for k, v in snapshot.optimizer[name].items()}
+
+
+def live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
+    """A layer's live parameters and statistics by name."""
+    buffers = [(n, b) for n, b in layer.named_buffers(recurse=False) if n not in layer.frozen_names]
+    return [*layer.named_parameters(recurse=False), *buffers]
+
+
+def all_live(network: EideticNetwork) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
+    """(layer's path, tensor's name, layer, tensor) of everything live, the head in training included."""
+    layers = network.segmented_layers()
+    if len(network.heads) > network.current_task:
+        layers.append((f"heads.{network.current_task}", network.live_head))
+    return [(path, name, layer, tensor) for path, layer in layers for name, tensor in live_tensors(layer)]
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value

@@ -1,0 +1,1 @@
+"""Unit groups: which layers' units belong together, and who reads them."""

@@ -1,0 +1,206 @@
+"""Wiring a network: its forward traced with torch.fx and read node by node, or its connections declared by hand."""
+
+from __future__ import annotations
+
+import operator
+import os
+import traceback
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..errors import ConversionError
+from ..layers import (
+    EideticBatchNorm,
+    EideticBatchNorm2d,
+    EideticConv2d,
+    EideticDropout,
+    EideticGroupedConv2d,
+    EideticPReLU,
+    EideticStochasticDepth,
+    Parts,
+    Shared,
+    StaircaseLayer,
+)
+from . import rules
+from .builder import INPUT, Builder, Units, Wiring, wired
+from .diagnostics import Place, at_node
+
+# What ``x += 1`` and its like become in a graph, and what each computes.
+IN_PLACE = {
+    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
+    operator.imatmul: operator.matmul, operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
+    operator.ior: operator.or_, operator.ixor: operator.xor,
+}  # fmt: skip
+_ON_IMAGES = (
+    EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, EideticPReLU, nn.Dropout2d, *rules.IMAGE_MODULES,
+)  # fmt: skip
+
+
+def trace(network: nn.Module) -> Wiring:
+    """Find the unit groups of ``network`` by tracing its ``forward`` with torch.fx.
+
+    Raises ConversionError naming the node that cannot be wired, its place in the source, and the ways out.
+    """
+    return wire(network, graph_of(network))
+
+
+def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None, in_place: bool = False) -> fx.Graph:
+    """The graph of ``module.forward``, layers and whatever has a rule being single nodes.
+
+    ``in_place``: ``x += 1`` and ``x[i] = 1`` are nodes that change x, as they do, and ``node.meta["no_grad"]`` says
+    which ran where gradients were switched off; otherwise torch.fx's ways, ``x = x + 1``.
+    """
+    try:
+        with torch.enable_grad():
+            return _Tracer(in_place).trace(module, concrete_args)
+    except ConversionError:
+        raise
+    except Exception as error:
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if f"{os.sep}torch{os.sep}" not in f.filename]
+        own = [frame for frame in frames if frame.filename != __file__]
+        line = f' (File "{own[-1].filename}", line {own[-1].lineno}, in {own[-1].name} {own[-1].line})' if own else ""
+        mode = " in training mode" if in_place and module.training else ""
+        raise ConversionError(
+            f"{type(module).__name__}.forward cannot be traced by torch.fx{mode}: {error}{line}\n"
+            "Control flow that depends on tensor values cannot be followed. Rewrite it, give the module it stands in a "
+            "rule (ek.register_rule), or declare the wiring by hand: define connections() on the network (see "
+            "EideticNetwork.connections)."
+        ) from error
+
+
+def wire(network: nn.Module, graph: fx.Graph, prefix: str = "", editable: bool = False) -> Wiring:
+    """Read ``graph`` by the rules; ``prefix`` stands before its module paths in ``network``.
+
+    ``editable``: ``graph`` is what runs, so rules may put a count of units in the place of a number.
+    """
+
+    def read(builder: Builder) -> Wiring:
+        values: dict[fx.Node, Any] = {}
+        for node in list(graph.nodes):
+            values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
+        output = next(reversed(graph.nodes))
+        returned = output.args[0] if isinstance(output.args[0], fx.Node) else output
+        return builder.finish(values[output], at_node(returned))
+
+    return wired(network, read)
+
+
+def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
+    """Wire a network by hand.
+
+    ``connections`` maps each layer's path, in order of execution, to what it reads: another layer's path, "input",
+    or a tuple of paths whose values are added together. "output" names the features. Only linear, convolution,
+    BatchNorm and dropout layers need to be named: whatever lies between them and keeps units apart may be left out.
+    """
+    return wired(network, lambda builder: _read(builder, connections))
+
+
+def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
+    values: dict[str, Any] = {"input": INPUT}
+    for path, read in connections.items():
+        names = (read,) if isinstance(read, str) else tuple(read)
+        for name in names:
+            if name not in values:
+                raise ConversionError(
+                    f"connections(): {path!r} reads {name!r}, which is not defined before it. "
+                    f"Known so far: {', '.join(values)}."
+                )
+        value = values[names[0]]
+        for name in names[1:]:
+            value = builder.tie(value, values[name], _entry(path))
+        flat = path == "output" or not isinstance(builder.modules.get(path), _ON_IMAGES)
+        if flat and isinstance(value, Units) and value.spatial:
+            # Pooling and flattening may be left out; the network's own check of its features stands guard.
+            value = replace(value.flattened(), pixels=value.pixels or (1 if path == "output" else None))
+        values[path] = value if path == "output" else _declared(builder, path, value)
+    if "output" not in connections:
+        raise ConversionError('connections() must say which layer\'s output are the features: {"output": "..."}.')
+    return builder.finish(values["output"], _entry("output"))
+
+
+def _entry(path: str) -> Place:
+    return Place(f"connections()[{path!r}]")
+
+
+def _declared(builder: Builder, path: str, value: Any) -> Any:
+    where, module = _entry(path), builder.modules.get(path)
+    if module is None:
+        raise where.refused(f"the network has no module {path!r}.")
+    if isinstance(module, StaircaseLayer):
+        return builder.produce(path, value, where)
+    if isinstance(module, (EideticBatchNorm, EideticGroupedConv2d, EideticPReLU)):
+        if isinstance(module, EideticPReLU) and isinstance(value, Units):
+            module.fit(value.width)
+        return builder.follow(path, value, where)
+    if isinstance(module, (*rules.DROPOUTS, EideticDropout, EideticStochasticDepth)):
+        return builder.drop(path, value, where)
+    return value
+
+
+class _Tracer(fx.Tracer):
+    def __init__(self, in_place: bool):
+        super().__init__(autowrap_functions=rules.wrapped_functions())
+        self.record_stack_traces = True
+        self.in_place = in_place
+
+    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+        ours = isinstance(module, (Parts, Shared)) or rules.leaves(module)
+        return ours or super().is_leaf_module(module, path) or _is_built_only(type(module))
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Changing(node, self) if self.in_place else super().proxy(node)
+
+    def create_node(self, *args, **kwargs) -> fx.Node:
+        node = super().create_node(*args, **kwargs)
+        if self.in_place and not torch.is_grad_enabled():
+            node.meta["no_grad"] = True
+        return node
+
+
+def _is_built_only(cls: type[nn.Module]) -> bool:
+    """Whether ``cls`` is a layer of torch.nn that is only built in another way (``class Conv1x1(nn.Conv2d)`` with an
+    ``__init__`` of its own), so that it does what that one does."""
+    for kind in cls.__mro__:
+        if kind.__module__.startswith("torch.nn."):
+            return "forward" in vars(kind) and not issubclass(kind, nn.Sequential)
+        own = [value for name, value in vars(kind).items() if name not in _BUILDS]
+        if any(callable(value) or isinstance(value, property) for value in own):
+            return False
+    return False
+
+
+_BUILDS = ("__init__", "__new__", "__repr__", "extra_repr", "reset_parameters")
+
+
+class _Changing(fx.Proxy):
+    """A value of the traced forward whose augmented assignments are what they are in Python: changes in place."""
+
+    def __getattr__(self, name: str) -> fx.Proxy:
+        return _ChangingAttribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("data", "grad", "requires_grad"):
+            raise TypeError(f"a trace does not hold that forward sets {name!r} of a tensor")
+        super().__setattr__(name, value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+class _ChangingAttribute(fx.proxy.Attribute, _Changing):
+    pass
+
+
+def _changing(operation: Any) -> Any:
+    def change(self: _Changing, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    return change
+
+
+for _operation in IN_PLACE:
+    setattr(_Changing, f"__{_operation.__name__}__", _changing(_operation))

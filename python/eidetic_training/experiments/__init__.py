@@ -1,0 +1,1 @@
+"""Configurations, and what runs them: experiments, sweeps, comparisons, reproductions."""

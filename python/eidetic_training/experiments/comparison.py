@@ -1,0 +1,239 @@
+"""Methods side by side on one sequence of tasks: the same data, network, optimizer, epochs and seeds."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eidetic_kernels.errors import InputError
+
+from .. import models
+from ..data import Task
+from ..devices import find_device
+from ..methods import METHODS, Conditions, Method
+from ..runs import metrics
+from ..runs.folder import environment
+from ..runs.tables import read_json, write_json
+
+EVALUATION_BATCH = 500
+AT_ONCE = ("joint",)  # learns all tasks together, so there is no accuracy "when learned"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One method with one seed. ``matrix[l][t]``: test accuracy of task t after task l (a joint method has one row);
+    ``numbers``: float32 numbers kept to answer for all tasks; ``passes``: how often a task's training data were gone
+    through, a mean over tasks, passes that only measure or score included; ``used``: share of the units, where a
+    method has units.
+    """
+
+    method: str
+    seed: int
+    matrix: list[list[float]]
+    numbers: float
+    passes: float
+    seconds: float
+    used: float | None = None
+
+    @property
+    def accuracy(self) -> float:
+        return metrics.average_accuracy(self.matrix)
+
+
+class Comparison:
+    """The results of a folder, by method and seed; a run that was cut short continues where it stopped.
+
+    ``folder`` holds comparison.json (conditions, environment and every result) and a matrix in CSV for each.
+    Raises InputError when the folder holds a comparison under other conditions.
+    """
+
+    def __init__(self, folder: Path, conditions: Mapping[str, Any]):
+        self.folder, self.path = folder, folder / "comparison.json"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.results: dict[tuple[str, int], Result] = {}
+        self.conditions = dict(conditions)
+        if self.path.exists():
+            kept = read_json(self.path)
+            if kept["conditions"] != self.conditions:
+                raise InputError(
+                    f"{self.path} was made under other conditions; give another folder (--run), or remove it."
+                )
+            self.results = {(r["method"], r["seed"]): Result(**r) for r in kept["results"]}
+
+    def add(self, result: Result) -> None:
+        self.results[result.method, result.seed] = result
+        rows = [asdict(r) for r in self.results.values()]
+        write_json(self.path, {"conditions": self.conditions, "environment": environment(), "results": rows})
+        lines = ["learned,task,accuracy"]
+        first = len(result.matrix[-1]) - len(result.matrix)  # a joint method's one row stands after the last task
+        lines += [f"{first + index},{t},{a!r}" for index, row in enumerate(result.matrix) for t, a in enumerate(row)]
+        (self.folder / f"{result.method}-seed{result.seed}.csv").write_text("\n".join(lines) + "\n")
+
+    def of(self, method: str) -> list[Result]:
+        return [result for (name, _), result in self.results.items() if name == method]
+
+    @property
+    def methods(self) -> list[str]:
+        return list(dict.fromkeys(name for name, _ in self.results))
+
+
+def compare(
+    config: Mapping[str, Any],
+    tasks_of: Callable[[int], Sequence[Task]],
+    methods: Sequence[str],
+    folder: Path,
+    say: Callable[[str], None] = print,
+    workers: int = 1,
+) -> Comparison:
+    """Run ``methods`` on the configuration's tasks, for every seed; what is in ``folder`` already is kept.
+
+    Args:
+        config: a complete configuration; its tables ``compare`` (epochs, seeds) and ``methods`` (arguments of single
+            methods) matter here.
+        tasks_of: the sequence of tasks for a seed. With more than one worker it is pickled.
+        workers: processes that share the methods and seeds, and torch's threads; they are begun anew (spawned).
+
+    Raises InputError for an unknown method or argument, and for no worker.
+    """
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise InputError(f"a comparison needs one worker or more; got {workers!r}.")
+    unknown = [name for name in (*methods, *config["methods"]) if name not in METHODS]
+    if unknown:
+        raise InputError(f"unknown method {', '.join(map(repr, unknown))}; there are: {', '.join(METHODS)}.")
+    comparison = Comparison(folder, _conditions(config))
+    seeds = range(config["seed"], config["seed"] + config["compare"]["seeds"])
+    missing = [(name, seed) for seed in seeds for name in methods if (name, seed) not in comparison.results]
+    if missing:  # what is wrong with any is said before hours go into others
+        tasks = tasks_of(missing[0][1])
+        for name in dict.fromkeys(name for name, _ in missing):
+            make_method(config, name, missing[0][1], tasks)
+    for result in _results(config, tasks_of, missing, workers):
+        comparison.add(result)
+        say(f"{result.method}, seed {result.seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
+    return comparison
+
+
+def _results(
+    config: Mapping[str, Any], tasks_of: Callable, missing: Sequence[tuple[str, int]], workers: int
+) -> Iterator[Result]:
+    """The result of every method and seed, as they are done."""
+    if workers == 1:
+        tasks = functools.lru_cache(maxsize=1)(tasks_of)
+        for name, seed in missing:
+            yield _run(config, name, seed, tasks(seed))
+        return
+    share = max(1, torch.get_num_threads() // workers)
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(share,))
+    try:
+        futures = [pool.submit(_run_apart, config, name, seed, tasks_of) for name, seed in missing]
+        for future in as_completed(futures):
+            yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _run_apart(config: Mapping[str, Any], name: str, seed: int, tasks_of: Callable) -> Result:
+    return _run(config, name, seed, tasks_of(seed))
+
+
+def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What two results must share to be compared; not how many seeds there are."""
+    kept = {key: config[key] for key in ("data", "model", "optimizer", "task", "methods")}
+    compared = {key: value for key, value in config["compare"].items() if key != "seeds"}
+    return {**kept, "compare": compared, "device": find_device(config["device"]).type}
+
+
+def _run(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task]) -> Result:
+    method = make_method(config, name, seed, tasks)
+    batch, device = config["data"]["batch_size"], find_device(config["device"])
+    loaders = [task.train_loader(batch, seed, device) for task in tasks]
+    matrix, seconds = [], 0.0
+    if name in AT_ONCE:
+        started = time.perf_counter()
+        method.learn_all(loaders, [task.num_classes for task in tasks])
+        seconds = time.perf_counter() - started
+        matrix = [[accuracy(method, task, t, device) for t, task in enumerate(tasks)]]
+    else:
+        for t, (task, loader) in enumerate(zip(tasks, loaders)):
+            started = time.perf_counter()
+            method.learn(loader, task.num_classes)
+            seconds += time.perf_counter() - started
+            matrix.append([accuracy(method, past, p, device) for p, past in enumerate(tasks[: t + 1])])
+    passes = statistics.mean(loader.epoch for loader in loaders)  # every one of a loader's iterations is an epoch
+    return Result(name, seed, matrix, method.stored_numbers(), passes, seconds, method.units_used())
+
+
+def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task]) -> Method:
+    """The method ``name`` under the configuration's conditions; Raises InputError for an argument it does not take."""
+    model, optimizer = dict(config["model"]), dict(config["optimizer"])
+    device, build = find_device(config["device"]), functools.partial(models.build, model.pop("name"), **model)
+    if optimizer.keys() - {"name", "lr"}:
+        raise InputError("a comparison's optimizer has a name and a learning rate (lr) only: methods make their own.")
+    epochs, polish = config["compare"]["epochs"], config["compare"]["polish"]
+    conditions = Conditions(
+        lambda: build(tasks[0].train.shape).to(device), epochs, optimizer["name"], optimizer["lr"], seed, polish
+    )
+    arguments = dict(config["methods"].get(name, {}))
+    if name == "eidetic":
+        arguments = {**config["task"], **arguments}
+    if config["compare"]["tasks_known"] and name in ("eidetic", "clnp", "packnet"):
+        arguments["tasks"] = len(tasks)
+    try:
+        return METHODS[name](conditions, **arguments)
+    except TypeError as error:
+        raise InputError(f"method {name}: {error}") from error
+
+
+@torch.no_grad()
+def accuracy(method: Method, task: Task, number: int, device: torch.device | None = None) -> float:
+    """Test accuracy, in [0, 1], of a learned task, the task being named; ``device`` is the method's."""
+    right = seen = 0
+    for x, y in task.test_loader(EVALUATION_BATCH, device):
+        right += int((method.logits(x, number).argmax(1) == y).sum())
+        seen += len(y)
+    return right / seen
+
+
+def table(comparison: Comparison) -> str:
+    """All methods in Markdown, means and standard deviations over seeds."""
+    alone = {result.seed: result.matrix for result in comparison.of("single")}
+    lines = [
+        "| method | accuracy | forgetting | backward transfer | forward transfer | units used | numbers kept "
+        "| passes a task | seconds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for name in sorted(comparison.methods, key=lambda m: -statistics.mean(r.accuracy for r in comparison.of(m))):
+        results = comparison.of(name)
+        cells = [name, _spread([r.accuracy for r in results])]
+        if name in AT_ONCE:
+            cells += ["", "", ""]
+        else:
+            cells.append(_spread([metrics.forgetting(r.matrix) for r in results]))
+            cells.append(_spread([metrics.backward_transfer(r.matrix) for r in results]))
+            known = [r for r in results if r.seed in alone]
+            gains = [
+                metrics.forward_transfer(r.matrix, [row[t] for t, row in enumerate(alone[r.seed])]) for r in known
+            ]
+            cells.append(_spread(gains) if gains else "")
+        used = [r.used for r in results if r.used is not None]
+        cells.append(f"{statistics.mean(used):.0%}" if used else "")
+        cells.append(f"{statistics.mean(r.numbers for r in results) / 1e6:.2f} M")
+        cells.append(f"{statistics.mean(r.passes for r in results):.0f}")
+        cells.append(f"{statistics.mean(r.seconds for r in results):.0f}")
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"

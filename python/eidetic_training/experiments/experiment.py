@@ -1,0 +1,223 @@
+"""A whole run from a configuration: every task in turn, the router, and the proof that nothing was forgotten."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eidetic_kernels import EideticNetwork
+from eidetic_kernels.errors import ForgettingError, InputError
+from eidetic_kernels.tasks.router_convolutions import check_images
+
+from .. import models
+from ..data import Task, TensorLoader, hold_out, permuted, several, split_classes
+from ..devices import find_device
+from ..runs.callbacks import Progress, Recorder
+from ..runs.folder import RunFolder
+from ..runs.inputs import Inputs
+from ..runs.report import duration
+from ..training.epoch import evaluate
+from ..training.events import Callback
+from ..training.optimizers import make_optimizer
+from ..training.router import train_router
+from ..training.settings import TaskSettings
+from ..training.trainer import train_task
+
+EVALUATION_BATCH = 500
+ALIGNED = 16  # units; kernels and tensor cores load and multiply so many half-precision numbers at once
+
+
+def run_experiment(
+    config: dict[str, Any], folder: str | Path, callbacks: tuple[Callback, ...] = (),
+    say: Callable[[str], None] = print, progress: Progress | None = None,
+) -> RunFolder:  # fmt: skip
+    """Learn the configuration's tasks one after another, then train the router; everything is kept in ``folder``.
+
+    A run that was cut short goes on after its last finished task, and ends with the same weights as one that was not:
+    each task draws from its own random stream. ``progress`` is told of every event and finished task; a bar, when left
+    out. Raises ForgettingError if any finished task's test logits differ, in
+    a single bit, from those taken when it was learned.
+    """
+    started = time.perf_counter()
+    tasks = make_tasks(config["data"], config["seed"])
+    network = _build(config, tasks)  # before the folder is made: a refused configuration leaves none behind
+    run = RunFolder.create(folder, config)
+    network, done = _begin(config, run, network, tasks)
+    network.align(_multiple(config))
+    progress = progress or Progress(len(tasks), done)
+    recorder = Recorder(run, started)
+    if done:
+        progress.say(f"{run.path}: continuing after task {done - 1}")
+    try:
+        for t in range(done, len(tasks)):
+            _learn(config, run, network, tasks, t, (progress, recorder, *callbacks))
+            scores = [row for row in run.tests if row.learned == t]
+            progress.task_done(_line(run, network, tasks[t], t, scores[-1].accuracy))
+        if config["router"]["train"] and len(tasks) > 1 and run.router is None:
+            _route(config, run, network, tasks, (progress, recorder, *callbacks))
+    finally:
+        progress.close()
+    prove(run, network, tasks)
+    say(f"{len(tasks)} of {len(tasks)} tasks: the test logits' SHA-256 equals the one taken when the task was learned.")
+    return run
+
+
+def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
+    """The tasks to learn, as a configuration's table ``data`` describes them."""
+    tasks = _sequence(data, seed)[: data.get("learn_first")]
+    share = data.get("held_out")
+    return tasks if share is None else [hold_out(task, share, seed) for task in tasks]
+
+
+def _sequence(data: dict[str, Any], seed: int) -> list[Task]:
+    common = {"folder": data["folder"]}
+    augment = {} if data["augment"] else {"augment": None}
+    if data["sequence"] == "several":
+        sources = data["source"]
+        if not isinstance(sources, list):
+            raise InputError(f'data.source must be a list of data sets for "several"; got {sources!r}.')
+        return several(sources, shape=_common_shape(data), **augment, **common)
+    common["resolution"] = data["resolution"]
+    if data["sequence"] == "permuted":
+        return permuted(data["source"], data["tasks"], seed, **common)
+    return split_classes(data["source"], data["tasks"], **augment, **common)
+
+
+def _planned(data: dict[str, Any]) -> int:
+    """How many tasks the sequence has, whether or not all are learned."""
+    return len(data["source"]) if data["sequence"] == "several" else data["tasks"]
+
+
+def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
+    """Recall every finished task's test set and compare its logits with the digests taken when it was learned."""
+    wrong = []
+    for t, expected in run.digests.items():
+        if evaluate(network, _test_loader(network, tasks[t]), t).digest != expected:
+            wrong.append(str(t))
+    if wrong:
+        raise ForgettingError(f"the test logits of task {', '.join(wrong)} are not those taken when it was learned.")
+
+
+def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
+    """A fresh network; whatever the configuration gets wrong of model, optimizer or device is raised here."""
+    find_device(config["device"])
+    torch.manual_seed(config["seed"])
+    network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
+    network.wiring  # noqa: B018  raises what cannot be wired
+    make_optimizer(config["optimizer"]["name"], network.parameters(), **_arguments(config["optimizer"]))
+    stages, shape = config["router"]["convolutions"], tasks[0].train.shape
+    if stages:
+        check_images((1, *shape), (shape[0], *stages))
+    return network
+
+
+def _begin(config, run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> tuple[EideticNetwork, int]:
+    """The network as it was after the last task that is complete in the run folder, and how many tasks it knows."""
+    done = 0
+    while done < len(tasks) and done in run.digests and run.checkpoint_path(done).is_file():
+        done += 1
+    complete = done == len(tasks) and run.router is not None
+    if not complete:
+        run.truncate_after(done - 1)
+    if done:
+        path = run.network_path if complete else run.checkpoint_path(done - 1)
+        network = EideticNetwork.load(path, network=network)
+        if not complete:  # it may have been killed between its checkpoint and this
+            network.save(run.network_path)
+    else:
+        run.record_inputs(Inputs.of(tasks))
+    return network.to(find_device(config["device"])), done
+
+
+def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t: int, callbacks) -> None:
+    data, optimizer = config["data"], config["optimizer"]
+    torch.manual_seed((config["seed"] << 16) + t)
+    settings = dict(config["task"])
+    left = _planned(data) - t
+    if left == 1 and not config["capacity"]["prune_last"]:
+        settings["search"] = "none"
+    network.prepare_for_task(
+        t,
+        tasks[t].num_classes,
+        forward_transfer=config["capacity"]["forward_transfer"],
+        max_units=_units(config["capacity"]["share"], network, left),
+    )
+    train_task(
+        network,
+        tasks[t].train_loader(data["batch_size"], config["seed"], find_device(config["device"])),
+        make_optimizer(optimizer["name"], network.parameters(), **_arguments(optimizer)),
+        settings=TaskSettings.of_dict(settings),
+        callbacks=callbacks,
+    )
+    run.record_capacity(t, network.capacity())
+    for past in range(t + 1):
+        result = evaluate(network, _test_loader(network, tasks[past]), past)
+        run.record_test(t, past, result.accuracy)
+        if past == t:
+            run.checkpoint_path(t).parent.mkdir(exist_ok=True)
+            network.save(run.checkpoint_path(t))
+            run.record_digest(t, result.digest)
+        elif result.digest != run.digests[past]:
+            raise ForgettingError(f"learning task {t} changed the test logits of task {past}.")
+    network.save(run.network_path)
+
+
+def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], callbacks) -> None:
+    options = {key: value for key, value in config["router"].items() if key != "train"}
+    size = options["batch_size"]
+    loaders = [task.train_loader(size, config["seed"], find_device(config["device"])) for task in tasks]
+    torch.manual_seed((config["seed"] << 16) + len(tasks))
+    train_router(network, loaders, seed=config["seed"], callbacks=callbacks, **options)
+    hits = samples = 0
+    oracle, routed = [], []
+    for t, task in enumerate(tasks):
+        right = named = total = 0
+        for x, y in _test_loader(network, task):
+            guess = network.predict(x)
+            named += int((guess.task == t).sum())
+            right += int(((guess.task == t) & (guess.label == y)).sum())
+            total += len(y)
+        oracle.append(evaluate(network, _test_loader(network, task), t).accuracy)
+        routed.append(right / total)
+        hits, samples = hits + named, samples + total
+    network.save(run.network_path)  # first: a run with a router's record counts as complete
+    run.record_router(hits / samples, oracle, routed)
+
+
+def _test_loader(network: EideticNetwork, task: Task) -> TensorLoader:
+    return task.test_loader(EVALUATION_BATCH, next(network.buffers()).device)
+
+
+def _units(share: float | str | None, network: EideticNetwork, remaining: int) -> dict[str, int] | float | None:
+    """The cap on a task's new units: none, a share of the width, or an even share of what is free."""
+    if share == "even":
+        segments = {group.name: group.segments for group in network.groups}
+        return {name: math.ceil(s.free / remaining) for name, s in segments.items()}
+    return share
+
+
+def _multiple(config: dict[str, Any]) -> int:
+    """Of how many units a task's share of a layer is a multiple."""
+    multiple = config["capacity"]["multiple"]
+    return multiple if multiple != "auto" else ALIGNED if find_device(config["device"]).type == "cuda" else 1
+
+
+def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy: float) -> str:
+    kept = ", ".join(str(row.frozen[t]) for row in network.capacity().rows[:6])
+    more = ", ..." if len(network.capacity().rows) > 6 else ""
+    so_far = duration(run.seconds)
+    return f"task {t} ({task.name}): test accuracy {accuracy:.2%}, kept {kept}{more} units, {so_far} so far"
+
+
+def _common_shape(data: dict[str, Any]) -> tuple[int, int, int] | None:
+    side = data["resolution"]
+    return None if side is None else (3, side, side)
+
+
+def _arguments(table: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != "name"}

@@ -1,0 +1,50 @@
+"""What a trained network expects at its input, kept with a run so that new images can be classified."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from eidetic_kernels.errors import InputError
+
+from ..data import Normalisation, Task
+from ..data.parquet import decode_file
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """shape (channels, height, width); mean and std a channel, of pixels in [0, 1]; for each task, the data set's
+    label of each of its classes."""
+
+    shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    labels: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task]) -> Inputs:
+        first = tasks[0]
+        labels = tuple(tuple(int(label) for label in task.labels or range(task.num_classes)) for task in tasks)
+        return cls(tuple(first.train.shape), tuple(first.normalisation.mean), tuple(first.normalisation.std), labels)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Inputs:
+        return cls(
+            tuple(values["shape"]), tuple(values["mean"]), tuple(values["std"]), tuple(map(tuple, values["labels"]))
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def read_image(self, path: Path) -> Tensor:
+        """The image file as the network takes it, float32 [C, H, W]: shorter side resized, centre cut out."""
+        channels, height, width = self.shape
+        if height != width:
+            raise InputError(f"image files can be read for square inputs only; this network takes {height}x{width}.")
+        pixels = torch.from_numpy(decode_file(path, grey=channels == 1, resolution=height).copy())
+        return Normalisation(self.mean, self.std)(pixels.unsqueeze(0))[0]

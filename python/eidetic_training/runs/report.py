@@ -1,0 +1,213 @@
+"""What a run came to: accuracy when learned and at the end, forgetting, capacity, epochs, time, router."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+
+from eidetic_kernels.errors import InputError
+
+from .folder import EPOCH_PHASES, RouterScore, RunFolder, open_run
+
+
+@dataclass(frozen=True)
+class TaskSummary:
+    """One finished task. Accuracies are test accuracies in [0, 1]."""
+
+    task: int
+    learned: float
+    """Accuracy measured right after the task was learned."""
+    end: float
+    """Accuracy measured last."""
+    epochs: int
+    """Epochs of training it, those that settle and those that recover from pruning included."""
+    seconds: float
+    """From the end of the task before it (the start of the run) to its own last row."""
+
+    @property
+    def forgetting(self) -> float:
+        """`learned - end`, exactly: 0 means not one answer was lost on balance."""
+        return self.learned - self.end
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """Units of one layer (one unit group) by the task that keeps them."""
+
+    name: str
+    width: int
+    units: tuple[int, ...]
+
+    @property
+    def kept(self) -> int:
+        """Units kept by all tasks together."""
+        return sum(self.units)
+
+    @property
+    def free(self) -> int:
+        """Units left for later tasks."""
+        return self.width - self.kept
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run in numbers; `router` is None until the router is trained."""
+
+    tasks: tuple[TaskSummary, ...]
+    layers: tuple[LayerSummary, ...]
+    router: RouterScore | None
+    router_epochs: int
+    seconds: float
+    """Of the whole run, the router included."""
+
+    @property
+    def mean_learned(self) -> float:
+        """Mean accuracy over tasks, each when it was learned."""
+        return _mean([task.learned for task in self.tasks])
+
+    @property
+    def mean_end(self) -> float:
+        """Mean accuracy over tasks at the end."""
+        return _mean([task.end for task in self.tasks])
+
+    @property
+    def forgetting(self) -> float:
+        """The largest forgetting of any task, by magnitude: exactly 0 when every task kept its accuracy."""
+        return max((task.forgetting for task in self.tasks), key=abs)
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of all tasks together, the router's not included."""
+        return sum(task.epochs for task in self.tasks)
+
+
+def summary(run: RunFolder | str | PathLike) -> Summary:
+    """The numbers of a run, finished or not. Raises `InputError` before the first task is finished."""
+    run = open_run(run)
+    tests = run.tests
+    learned = {row.task: row.accuracy for row in tests if row.learned == row.task}
+    end = {row.task: row.accuracy for row in sorted(tests, key=lambda row: row.learned)}
+    if not learned:
+        raise InputError(f"{run.path} has no finished task yet: nothing to report")
+    epochs, seconds, router_epochs, clock = {}, {}, 0, 0.0
+    for row in run.metrics:
+        if row.phase == "router":
+            router_epochs += 1
+        else:
+            epochs[row.task] = epochs.get(row.task, 0) + (row.phase in EPOCH_PHASES)
+            seconds[row.task] = seconds.get(row.task, 0.0) + row.seconds - clock
+        clock = row.seconds
+    return Summary(
+        tasks=tuple(
+            TaskSummary(task, learned[task], end[task], epochs.get(task, 0), seconds.get(task, 0.0))
+            for task in sorted(learned)
+        ),
+        layers=layers(run),
+        router=run.router,
+        router_epochs=router_epochs,
+        seconds=clock,
+    )
+
+
+def layers(run: RunFolder | str | PathLike) -> tuple[LayerSummary, ...]:
+    """Capacity by layer and task, in the order recorded; a widened layer has its latest width."""
+    rows = open_run(run).capacity
+    tasks = 1 + max((row.task for row in rows), default=-1)
+    width = {row.layer: row.width for row in rows}
+    units = {name: [0] * tasks for name in width}
+    for row in rows:
+        units[row.layer][row.task] = row.units
+    return tuple(LayerSummary(name, width[name], tuple(units[name])) for name in width)
+
+
+def table(run: RunFolder | str | PathLike) -> str:
+    """The summary as text: one table of tasks, one of capacity by layer and task."""
+    run = open_run(run)
+    result = summary(run)
+    parts = [_tasks(result)]
+    if result.router is not None:
+        parts.append(
+            f"router: the right task for {percent(result.router.accuracy)} of the test inputs, "
+            f"the right answer for {percent(_mean(result.router.routed))} "
+            f"({percent(_mean(result.router.oracle))} with the task given)"
+        )
+    if result.layers:
+        parts.append(_capacity(result.layers))
+    return "\n\n".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "41.2 s", "3 min 07 s", "2 h 05 min"."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _tasks(result: Summary) -> str:
+    router = result.router
+    rows = [["task", "learned", "at the end", "forgotten", "epochs", "time"]]
+    for task in result.tasks:
+        rows.append(
+            [
+                str(task.task),
+                percent(task.learned),
+                percent(task.end),
+                _difference(task.forgetting),
+                str(task.epochs),
+                duration(task.seconds),
+            ]
+        )
+    rows.append(
+        [
+            "mean",
+            percent(result.mean_learned),
+            percent(result.mean_end),
+            _difference(_mean([task.forgetting for task in result.tasks])),
+            f"{result.epochs / len(result.tasks):.1f}",
+            duration(_mean([task.seconds for task in result.tasks])),
+        ]
+    )
+    if router is not None:
+        rows[0].append("routed")
+        for task, row in zip(result.tasks, rows[1:-1]):
+            row.append(percent(router.routed[task.task]) if task.task < len(router.routed) else "-")
+        rows[-1].append(percent(_mean(router.routed)))
+    return aligned(rows, rules=(0, len(rows) - 2))
+
+
+def _capacity(result: Sequence[LayerSummary]) -> str:
+    tasks = len(result[0].units)
+    rows = [["units kept by task", *(str(task) for task in range(tasks)), "all", "free", "width"]]
+    for layer in result:
+        counts = [*layer.units, layer.kept, layer.free, layer.width]
+        rows.append([layer.name, *(f"{count:,}" for count in counts)])
+    return aligned(rows, rules=(0,))
+
+
+def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int]) -> str:
+    """Columns of text, the first one flush left, the others flush right; a rule after each row in `rules`."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = []
+    for index, row in enumerate(rows):
+        cells = [row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]
+        lines.append("  ".join(cells).rstrip())
+        if index in rules:
+            lines.append("-" * (sum(widths) + 2 * (len(widths) - 1)))
+    return "\n".join(lines)
+
+
+def percent(share: float) -> str:
+    return f"{share:.2%}"
+
+
+def _difference(value: float) -> str:
+    """A difference of accuracies; "0" stands for exactly nothing, and nothing else is shown as "0"."""
+    if value == 0:
+        return "0"
+    return f"{value:+.2%}" if abs(value) >= 5e-5 else f"{100 * value:+.1e}%"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,1 @@
+"""Training a task and training the router: the paper's procedure."""

@@ -1,0 +1,165 @@
+"""One pass over the data: training, and evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from eidetic_kernels import EideticNetwork, FrozenFeatures
+from eidetic_kernels.errors import EideticError, InputError
+from eidetic_kernels.modes import evaluating
+from eidetic_kernels.tasks.snapshots import all_live
+
+if TYPE_CHECKING:
+    from .captured_step import CapturedSteps
+
+
+class EpochResult(NamedTuple):
+    """Mean loss, and accuracy in [0, 1], over the samples of an epoch."""
+
+    loss: float
+    accuracy: float
+
+
+class NotFinite(EideticError):
+    """The loss of an epoch, or what it left in the parameters, is NaN or infinite."""
+
+
+class Evaluation(NamedTuple):
+    """Accuracy in [0, 1] of a task, and SHA-256 of its logits batch after batch."""
+
+    accuracy: float
+    digest: str
+
+
+def train_epoch(
+    network: EideticNetwork,
+    loader: Iterable,
+    optimizer: torch.optim.Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    features: FrozenFeatures | None = None,
+    captured: CapturedSteps | None = None,
+    autocast: bool = False,
+) -> EpochResult:
+    """Train the task in training for one epoch over batches (x, y).
+
+    ``features``: frozen features of the loader's samples, which it then gives with their numbers (``numbered()``,
+    see :class:`~eidetic_training.data.TensorLoader`) where any are read.
+    ``captured``: runs steps as a CUDA graph; not in an epoch that still computes frozen features.
+    ``autocast``: forward passes and the loss are in bfloat16 autocast.
+
+    Accuracy is that of the training steps themselves, as the paper's stopping rules read it. Sums stay on the device
+    until the epoch's end. Raises InputError for an empty loader or wrong labels, NotFinite as its name says.
+    """
+    network.train()
+    device = device_of(network)
+    classes = network.live_head.out_features
+    samples, losses, correct = 0, torch.zeros((), device=device), torch.zeros((), device=device)
+
+    def step(rows: Tensor | None, x: Tensor, y: Tensor) -> None:
+        x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():
+            with nullcontext() if features is None else features.batch(rows):
+                logits = network(x)
+            value = loss(logits, y)
+        value.backward()
+        optimizer.step()
+        with torch.no_grad():
+            losses.add_(value.detach() * len(x))
+            correct.add_((logits.argmax(1) == y).sum())
+
+    if captured is None or (features is not None and not features.settled):
+        running = nullcontext(step)
+    else:
+        running = captured.epoch(step)
+    with running as run:
+        for rows, x, y in _batches(loader, features):
+            _check_labels(x, y, classes)
+            run(rows, x, y)
+            samples += len(x)
+    if not samples:
+        raise InputError("the loader gave no batch: its data set is empty, or drop_last=True dropped all of it.")
+    mean = losses.item() / samples
+    if not math.isfinite(mean):
+        raise NotFinite(f"the loss became {mean}")
+    for path, name, _, tensor in all_live(network):
+        if not torch.isfinite(tensor).all():
+            raise NotFinite(f"{path}.{name} became NaN or infinite")
+    return EpochResult(mean, correct.item() / samples)
+
+
+@torch.no_grad()
+def evaluate(network: EideticNetwork, loader: Iterable, task: int | None = None) -> Evaluation:
+    """Recall ``task`` (None: the one in training) on all batches of ``loader``; the network's mode is kept."""
+    device, samples, correct, sha = device_of(network), 0, 0, hashlib.sha256()
+    with evaluating(network):
+        for x, y in _pairs(loader):
+            logits = network(x.to(device), task=task)
+            _check_labels(x, y, logits.shape[1])
+            correct += int((logits.argmax(1) == y.to(device)).sum())
+            sha.update(logits.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            samples += len(x)
+    if not samples:
+        raise InputError("the loader gave no batch, so there is nothing to evaluate.")
+    return Evaluation(correct / samples, sha.hexdigest())
+
+
+def device_of(network: EideticNetwork) -> torch.device:
+    """Where the network's tensors are."""
+    return next(network.buffers()).device
+
+
+def count_classes(loader: Iterable) -> int:
+    """The loader's own ``num_classes``, or one more than the largest label in it."""
+    known = getattr(loader, "num_classes", None)
+    if known is not None:
+        return int(known)
+    largest = -1
+    for x, y in _pairs(loader):
+        _check_labels(x, y, classes=None)
+        largest = max(largest, int(y.max()) if len(y) else -1)
+    if largest < 0:
+        raise InputError("the loader gave no batch, so the number of classes cannot be read off its labels.")
+    return largest + 1
+
+
+def _batches(loader: Iterable, features: FrozenFeatures | None):
+    """(rows, x, y), the rows None where nobody needs them."""
+    if features is not None and features.reads:
+        return loader.numbered()
+    return ((None, x, y) for x, y in _pairs(loader))
+
+
+def _pairs(loader: Iterable):
+    for batch in loader:
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave a {type(batch).__name__}.")
+        if not all(isinstance(each, Tensor) for each in batch):
+            kinds = " and ".join(type(each).__name__ for each in batch)
+            raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave {kinds}: use torch.as_tensor.")
+        yield batch
+
+
+def _check_labels(x: Tensor, y: Tensor, classes: int | None) -> None:
+    """``classes`` None: any number of them."""
+    if y.dim() != 1 or len(y) != len(x):
+        raise InputError(f"labels must be [N] beside inputs [N, ...]; got {list(y.shape)} and {list(x.shape)}.")
+    if y.dtype != torch.long:
+        raise InputError(f"labels must be class indices of dtype torch.int64, got {y.dtype}: use y.long().")
+    # On a GPU this would wait for the device at every step; data sets held there are checked when they are made.
+    if y.is_cuda and classes is not None or not len(y):
+        return
+    if int(y.min()) < 0:
+        raise InputError(f"labels are class indices from 0; the smallest here is {int(y.min())}.")
+    if classes is not None and int(y.max()) >= classes:
+        raise InputError(
+            f"labels lie in {int(y.min())}..{int(y.max())}, but the task's head has {classes} classes, "
+            f"0..{classes - 1}: relabel them from 0, or give prepare_for_task another num_classes."
+        )

@@ -1,0 +1,85 @@
+"""A made-up run, small enough to know every number of it by heart."""
+
+import pytest
+
+from eidetic_kernels.tasks.capacity import Capacity, CapacityRow
+from eidetic_training.runs.folder import RunFolder
+
+WIDTH = 30  # of both layers together: "first" has 20 units, "second" 10
+KEPT = ((5, 3), (4, 0), (6, 2))  # by task: units kept in the first and the second layer
+LEARNED = (0.9, 0.75, 0.8)
+ROUTER_SECONDS = 5.0
+
+
+def capacity_after(task):
+    """What a network's `capacity()` says once `task` is finished."""
+    return Capacity(
+        tuple(
+            CapacityRow(name, width, frozen=tuple(kept[layer] for kept in KEPT[: task + 1]), live=0)
+            for layer, (name, width) in enumerate((("first", 20), ("second", 10)))
+        )
+    )
+
+
+def record_task(run, task):
+    """Six rows, ten seconds: three epochs, a pruning step, one epoch of recovery, the end."""
+    frozen = sum(map(sum, KEPT[:task]))
+    kept = sum(KEPT[task])
+    history = [
+        # seconds, phase, accuracy, live units, frozen units
+        (2.0, "train", 0.5, WIDTH - frozen, frozen),
+        (4.0, "train", 0.7, WIDTH - frozen, frozen),
+        (6.0, "settle", 0.9, WIDTH - frozen, frozen),
+        (6.5, "prune", None, kept, frozen),
+        (9.5, "recover", 0.85, kept, frozen),
+        (10.0, "finish", None, 0, frozen + kept),
+    ]
+    for epoch, (seconds, phase, accuracy, live, units) in enumerate(history):
+        run.append_metric(
+            seconds=10.0 * task + seconds,
+            task=task,
+            phase=phase,
+            epoch=epoch,
+            step=16 * epoch,
+            loss=None if accuracy is None else 1 - accuracy,
+            train_accuracy=accuracy,
+            live_units=live,
+            frozen_units=units,
+            width=WIDTH,
+        )
+    for earlier in range(task + 1):
+        run.record_test(learned=task, task=earlier, accuracy=LEARNED[earlier])
+    run.record_capacity(task, capacity_after(task))
+    run.record_digest(task, f"{task:064x}")
+    run.checkpoint_path(task).write_bytes(b"network")
+
+
+def record_router(run):
+    run.append_metric(
+        seconds=10.0 * len(KEPT) + ROUTER_SECONDS,
+        task=len(KEPT),
+        phase="router",
+        epoch=0,
+        step=0,
+        loss=0.1,
+        train_accuracy=0.95,
+        live_units=0,
+        frozen_units=20,
+        width=WIDTH,
+    )
+    run.record_router(0.875, oracle=LEARNED, routed=[0.8, 0.7, 0.75])
+
+
+@pytest.fixture
+def new_run(tmp_path):
+    """A run that has recorded nothing."""
+    return RunFolder.create(tmp_path / "run", {"seed": 0})
+
+
+@pytest.fixture
+def made_up_run(new_run):
+    """Three tasks and the router."""
+    for task in range(len(KEPT)):
+        record_task(new_run, task)
+    record_router(new_run)
+    return new_run

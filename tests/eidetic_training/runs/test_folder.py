@@ -1,0 +1,262 @@
+"""The run folder: what is written reads back, what was cut short is dropped, what differs is refused."""
+
+import json
+import math
+
+import pytest
+
+from eidetic_kernels.errors import InputError
+from eidetic_training.runs import folder as runs
+from eidetic_training.runs.folder import CapacityEntry, Metric, RouterScore, RunFolder, TaskScore
+
+ROW = {
+    "seconds": 0.1 + 0.2,
+    "task": 0,
+    "phase": "train",
+    "epoch": 1,
+    "step": 16,
+    "loss": 1 / 3,
+    "train_accuracy": 0.7,
+    "live_units": 30,
+    "frozen_units": 0,
+    "width": 30,
+}
+
+
+def test_a_metric_reads_back_as_the_same_bits(new_run):
+    new_run.append_metric(**ROW)
+    assert new_run.metrics == [Metric(**ROW)]
+    assert new_run.seconds == 0.1 + 0.2
+
+
+def test_an_unknown_float_reads_back_as_nan(new_run):
+    new_run.append_metric(**{**ROW, "loss": None})
+    assert math.isnan(new_run.metrics[0].loss)
+
+
+def test_the_csv_files_have_the_documented_columns(made_up_run):
+    first_lines = {
+        name: (made_up_run.path / f"{name}.csv").read_text().splitlines()[0]
+        for name in ("metrics", "tests", "capacity")
+    }
+    assert first_lines == {
+        "metrics": "seconds,task,phase,epoch,step,loss,train_accuracy,live_units,frozen_units,width",
+        "tests": "learned,task,accuracy",
+        "capacity": "task,layer,width,units",
+    }
+
+
+def test_everything_recorded_reads_back(made_up_run):
+    run = RunFolder(made_up_run.path)
+    assert len(run.metrics) == 3 * 6 + 1
+    assert run.tests[-3:] == [TaskScore(2, 0, 0.9), TaskScore(2, 1, 0.75), TaskScore(2, 2, 0.8)]
+    assert run.capacity == [
+        CapacityEntry(0, "first", 20, 5),
+        CapacityEntry(0, "second", 10, 3),
+        CapacityEntry(1, "first", 20, 4),
+        CapacityEntry(1, "second", 10, 0),
+        CapacityEntry(2, "first", 20, 6),
+        CapacityEntry(2, "second", 10, 2),
+    ]
+    assert run.digests == {task: f"{task:064x}" for task in range(3)}
+    assert run.router == RouterScore(0.875, [0.9, 0.75, 0.8], [0.8, 0.7, 0.75])
+    assert run.config == {"seed": 0}
+
+
+def test_a_new_run_has_recorded_nothing(new_run):
+    assert (new_run.metrics, new_run.tests, new_run.capacity, new_run.digests) == ([], [], [], {})
+    assert new_run.router is None
+    assert new_run.seconds == 0.0
+
+
+def test_files_have_the_documented_places(new_run):
+    assert new_run.network_path == new_run.path / "network.safetensors"
+    assert new_run.checkpoint_path(3) == new_run.path / "checkpoints" / "task_03.safetensors"
+    assert new_run.checkpoint_path(3).parent.is_dir()
+    assert new_run.figures_path == new_run.path / "figures"
+
+
+def test_the_environment_names_versions_and_no_place(new_run):
+    stored = json.loads((new_run.path / "config.json").read_text())
+    assert set(stored) == {"config", "environment"}
+    assert set(new_run.environment) == {
+        "eidetic_kernels",
+        "python",
+        "torch",
+        "numpy",
+        "threads",
+        "gpu",
+        "commit",
+    }
+
+
+# ---- continuing
+
+
+def test_the_same_configuration_continues(made_up_run):
+    again = RunFolder.create(made_up_run.path, {"seed": 0})
+    assert len(again.metrics) == len(made_up_run.metrics) > 0
+
+
+def test_tuples_and_lists_are_the_same_configuration(tmp_path):
+    RunFolder.create(tmp_path / "run", {"sizes": (1, 2)})
+    again = RunFolder.create(tmp_path / "run", {"sizes": [1, 2]})  # with another configuration it raises
+    assert again.config == {"sizes": [1, 2]}
+
+
+def test_what_is_left_empty_need_not_have_been_known_when_the_run_began(tmp_path):
+    RunFolder.create(tmp_path / "run", {"seed": 0, "data": {"tasks": 3}})
+    newer = {"seed": 0, "data": {"tasks": 3, "held_out": None}, "sweep": {}}
+    assert RunFolder.create(tmp_path / "run", newer).config == {"seed": 0, "data": {"tasks": 3}}
+    for given in ({**newer, "sweep": {"trials": 3}}, {**newer, "data": {"tasks": 3, "held_out": 0}}):
+        with pytest.raises(InputError, match="nothing there"):
+            RunFolder.create(tmp_path / "run", given)
+    with pytest.raises(InputError, match="data.tasks: 3 there, null given"):
+        RunFolder.create(tmp_path / "run", {"seed": 0, "data": {"tasks": None}})
+
+
+def test_another_configuration_is_refused_naming_every_key(tmp_path):
+    RunFolder.create(tmp_path / "run", {"model": {"name": "mlp", "width": 8}, "seed": 0})
+    with pytest.raises(InputError) as caught:
+        RunFolder.create(tmp_path / "run", {"model": {"name": "mlp", "width": 9}, "lr": 0.1})
+    message = str(caught.value)
+    assert "model.width: 8 there, 9 given" in message
+    assert "lr: nothing there, 0.1 given" in message
+    assert "seed: 0 there, nothing given" in message
+    assert "name" not in message
+    assert RunFolder(tmp_path / "run").config["model"]["width"] == 8
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "letter.txt").write_text("dear reader")
+    with pytest.raises(InputError, match="not a run folder"):
+        RunFolder.create(tmp_path, {})
+    with pytest.raises(InputError, match="not a run folder"):
+        RunFolder(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_configuration_json_does_not_know_is_refused(tmp_path):
+    with pytest.raises(InputError, match="JSON"):
+        RunFolder.create(tmp_path / "run", {"seed": object()})
+    assert not (tmp_path / "run").exists()
+
+
+def test_truncating_leaves_what_a_run_that_ended_there_has(made_up_run):
+    made_up_run.truncate_after(0)
+    assert {row.task for row in made_up_run.metrics} == {0}
+    assert len(made_up_run.metrics) == 6
+    assert made_up_run.tests == [TaskScore(0, 0, 0.9)]
+    assert made_up_run.capacity == [CapacityEntry(0, "first", 20, 5), CapacityEntry(0, "second", 10, 3)]
+    assert made_up_run.digests == {0: f"{0:064x}"}
+    assert made_up_run.router is None
+    assert [path.name for path in (made_up_run.path / "checkpoints").iterdir()] == ["task_00.safetensors"]
+
+
+def test_truncating_after_the_last_task_drops_the_router_alone(made_up_run):
+    made_up_run.truncate_after(2)
+    assert len(made_up_run.metrics) == 18
+    assert len(made_up_run.digests) == 3
+    assert made_up_run.router is None
+
+
+def test_truncating_a_run_that_has_not_begun_changes_nothing(new_run):
+    before = sorted(new_run.path.rglob("*"))
+    new_run.truncate_after(-1)
+    assert sorted(new_run.path.rglob("*")) == before
+
+
+# ---- killed in between
+
+
+def test_a_line_cut_short_is_no_row_and_the_next_append_removes_it(new_run):
+    new_run.append_metric(**ROW)
+    path = new_run.path / "metrics.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"1.5,0,tra")
+    assert new_run.metrics == [Metric(**ROW)]
+    new_run.append_metric(**{**ROW, "epoch": 2})
+    assert [row.epoch for row in new_run.metrics] == [1, 2]
+    assert path.read_bytes().startswith(whole)
+
+
+def test_a_header_cut_short_is_written_again(new_run):
+    (new_run.path / "metrics.csv").write_bytes(b"seconds,ta")
+    assert new_run.metrics == []
+    new_run.append_metric(**ROW)
+    assert new_run.metrics == [Metric(**ROW)]
+
+
+def test_json_that_could_not_be_replaced_is_still_the_old_one(new_run, monkeypatch):
+    new_run.record_digest(0, "aa")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        new_run.record_digest(1, "bb")
+    assert new_run.digests == {0: "aa"}
+
+
+# ---- refused
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"phase": "learn"}, "unknown phase 'learn'.*train"),
+        ({"los": 1.0}, "missing or unknown: los"),
+    ],
+)
+def test_a_wrong_metric_is_refused(new_run, change, message):
+    with pytest.raises(InputError, match=message):
+        new_run.append_metric(**{**ROW, **change})
+    assert new_run.metrics == []
+
+
+def test_a_missing_field_is_named(new_run):
+    row = dict(ROW)
+    del row["loss"]
+    with pytest.raises(InputError, match="missing or unknown: loss"):
+        new_run.append_metric(**row)
+
+
+@pytest.mark.parametrize("score", [(0, 1, 0.5), (0, -1, 0.5), (0, 0, 50.0), (0, 0, float("nan"))])
+def test_an_impossible_score_is_refused(new_run, score):
+    with pytest.raises(InputError, match="expected 0 <= task <= learned"):
+        new_run.record_test(*score)
+    assert new_run.tests == []
+
+
+def test_a_digest_is_taken_once(new_run):
+    new_run.record_digest(0, "aa")
+    new_run.record_digest(0, "aa")
+    with pytest.raises(InputError, match="task 0 already has the digest aa; given bb"):
+        new_run.record_digest(0, "bb")
+    assert new_run.digests == {0: "aa"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learned,task,accuracy\n0,0,0.5\n0,zero,0.5\n", "line 3 is damaged"),
+        ("learned,task,accuracy\n0,0\n", "line 2 is damaged"),
+        ("learned,accuracy\n0,0.5\n", "expected learned,task,accuracy"),
+    ],
+)
+def test_a_damaged_table_names_its_line(new_run, text, message):
+    (new_run.path / "tests.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        _ = new_run.tests
+
+
+def test_damaged_json_is_named(new_run):
+    (new_run.path / "router.json").write_text("{")
+    with pytest.raises(InputError, match=r"router.json is not valid JSON"):
+        _ = new_run.router
+
+
+def test_open_run_takes_a_run_or_its_path(new_run):
+    assert runs.open_run(new_run) is new_run
+    assert runs.open_run(str(new_run.path)).path == new_run.path
