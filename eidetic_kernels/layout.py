@@ -27,6 +27,14 @@ class Span(NamedTuple):
     stop: int
 
 
+class Geometry(NamedTuple):
+    """Stride, padding and dilation of a convolution, (vertical, horizontal) each."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
 class Segments:
     """How the units of one group are owned: frozen segment sizes in task order, then the live ones.
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..ops.registration import memory_format
+from ..memory import memory_format
 from .activations import ACTIVATIONS
 
 # The numbers of csrc/segmented_batch_norm.h.

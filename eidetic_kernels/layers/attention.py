@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from ..errors import InputError
 from ..layout import Segments, Source
-from ..ops.staircase import canonical
+from ..memory import canonical
 from .linear import EideticLinear
 from .scope import Scope
 from .succession import joined

@@ -8,8 +8,8 @@ from torch.nn.modules.utils import _pair
 
 from .. import ops
 from ..errors import InputError
+from ..memory import memory_format
 from ..ops.conv2d import output_shape
-from ..ops.registration import memory_format
 from .batch_norm import EideticBatchNorm2d
 from .staircase import StaircaseLayer
 

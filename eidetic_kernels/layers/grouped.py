@@ -12,7 +12,7 @@ from torch.nn.modules.utils import _pair
 
 from ..errors import InputError
 from ..layout import LIVE, Segments
-from ..ops.staircase import canonical
+from ..memory import canonical
 from .conv2d import PADDING_MODES, lying_as, window
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace

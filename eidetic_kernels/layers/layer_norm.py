@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..layout import Source, Span, reads
-from ..ops.staircase import canonical, positions, read
+from ..memory import canonical
+from ..ops.staircase import positions, read
 from .parts import Parts
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace

@@ -1,8 +1,9 @@
 """The ops: contract, oracle, torch implementation, gradients and registration of each, one file an op."""
 
 from ..backends.activations import ACTIVATIONS
+from ..layout import Geometry
 from .batch_norm import segmented_batch_norm, segmented_batch_norm_oracle
-from .conv2d import Geometry, staircase_conv2d, staircase_conv2d_oracle
+from .conv2d import staircase_conv2d, staircase_conv2d_oracle
 from .conv2d_norm import staircase_conv2d_norm, staircase_conv2d_norm_oracle
 from .linear import staircase_linear, staircase_linear_oracle
 from .linear_norm import staircase_linear_norm, staircase_linear_norm_oracle

@@ -29,7 +29,8 @@ from torch.autograd.function import once_differentiable
 
 from .. import backends
 from ..backends.activations import FROM_OUTPUT, FUNCTIONS, activate_, activation_gradient
-from .registration import Op, arranged_as, new_as, unit_major
+from ..memory import arranged_as, new_as, unit_major
+from .registration import Op
 
 aten = torch.ops.aten
 

@@ -10,24 +10,16 @@ are always the library's, whose gradients they need.
 from __future__ import annotations
 
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .. import backends
-from ..layout import Staircase
-from .registration import Op, decoded, encoded, memory_format
+from ..layout import Geometry, Staircase
+from ..memory import memory_format
+from .registration import Op, decoded, encoded
 from .staircase import StaircaseFunction, fake_gradients, gradients, has_live_rows, live_product, oracle, products
-
-
-class Geometry(NamedTuple):
-    """Stride, padding and dilation of a convolution, (vertical, horizontal) each."""
-
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
 
 
 def staircase_conv2d(

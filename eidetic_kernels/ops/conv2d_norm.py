@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..layout import Staircase
+from ..layout import Geometry, Staircase
 from . import batch_norm
 from .batch_norm import add_and_activate, segmented_batch_norm_oracle, statistics_dtype
-from .conv2d import GEOMETRY, Convolution, Geometry, frozen_twin, staircase_conv2d_oracle
+from .conv2d import GEOMETRY, Convolution, frozen_twin, staircase_conv2d_oracle
 from .product_norm import define, one_after_the_other
 from .registration import decoded, encoded
 from .staircase import has_live_rows, live_product

@@ -78,31 +78,6 @@ def _decode(numbers: tuple[int, ...]) -> Staircase:
     return Staircase.decode(numbers)
 
 
-def memory_format(x: Tensor) -> torch.memory_format:
-    """channels_last where the images ``x`` lie so, else contiguous."""
-    if x.dim() != 4 or x.stride(3) < x.stride(1):  # as torch has it, which takes longer to say so
-        return torch.contiguous_format
-    return torch._prims_common.suggest_memory_format(x)
-
-
-def unit_major(x: Tensor) -> bool:
-    """Whether the units of ``x`` [N, C] lie one after the other in memory, each with all its samples."""
-    return x.dim() == 2 and x.stride(0) == 1 and x.stride(1) == x.shape[0] > 1
-
-
-def arranged_as(y: Tensor, x: Tensor) -> Tensor:
-    """``y`` in memory as ``x`` lies: unit-major, channels_last or contiguous."""
-    return y.t().contiguous().t() if unit_major(x) else y.contiguous(memory_format=memory_format(x))
-
-
-def new_as(x: Tensor, units: int) -> Tensor:
-    """Memory for ``units`` units in place of those of ``x`` [N, C, *], lying as they do."""
-    if unit_major(x):
-        return x.new_empty(units, x.shape[0]).t()
-    shape = x.shape[0], units, *x.shape[2:]
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
-
-
 def _filled(run: Callable) -> Callable:
     def filled(*arguments):
         results = run(*arguments)

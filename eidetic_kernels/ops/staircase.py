@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..layout import Span, Stair, Staircase, positions
-from .registration import Op, arranged_as, unit_major
+from ..memory import arranged_as, canonical, unit_major
+from .registration import Op
 
 
 def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
@@ -39,24 +40,6 @@ def read_alone(x: Tensor, spans: Sequence[Span]) -> Tensor:
     """As :func:`read`, a part of ``x`` in memory of its own: so it has the bits it has with nothing beside it."""
     part = read(x, spans)
     return part if part.shape[1] == x.shape[1] else canonical(part)
-
-
-def canonical(x: Tensor) -> Tensor:
-    """``x`` in memory of its own, aligned to a cache line; ``x`` itself where it is that already.
-
-    A library product's bits depend on where its input lies: of 4,000 random products on a CPU, 17 % changed bits when
-    the input was a slice of something wider, and 22 % when it began off a 64-byte line (mostly small batches). Frozen
-    segments therefore read a copy wherever it could matter; it costs one pass over the input, the product hundreds.
-    The first units of a unit-major input are no slice: nothing is copied for them.
-    """
-    if unit_major(x):
-        return x if x.data_ptr() % 64 == 0 else x.t().clone().t()
-    layout = torch.contiguous_format
-    if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1:
-        layout = torch.channels_last
-    if x.is_contiguous(memory_format=layout) and x.data_ptr() % 64 == 0:
-        return x
-    return x.clone(memory_format=layout)
 
 
 def write(x: Tensor, spans: Sequence[Span], values: Tensor, accumulate: bool = False) -> None:

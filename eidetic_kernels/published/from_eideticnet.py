@@ -19,7 +19,7 @@ from ..errors import ConversionError, EideticError, InputError
 from ..layers import SegmentedLayer, StaircaseLayer
 from ..layout import Segments
 from ..network import EideticNetwork
-from ..wiring.builder import Group
+from ..wiring.groups import Group
 from .networks import PublishedConvNet, PublishedMLP, PublishedResNet
 
 _PARAMETERS = ("orig", "mask", "excess_capacity")

@@ -5,37 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ..errors import ForgettingError
+from ..layers import SegmentedLayer
 from ..modes import evaluating
-from .environment import Environment, differences, environment
-
-if TYPE_CHECKING:
-    from ..layers import SegmentedLayer
-    from ..network import EideticNetwork
+from ..tasks.base import BaseNetwork
+from ..tasks.record import Environment, TaskRecord
+from .environment import differences, environment
 
 PROBES = 8
 PROBE_SEED = 20250213
-
-
-@dataclass(frozen=True)
-class TaskRecord:
-    """What is written down when a task is finished.
-
-    units: by unit group, how many units the task kept. fingerprints: by layer, SHA-256 of its frozen tensors.
-    logits: SHA-256 of the logits of the network's probe inputs, None if the network never saw an input.
-    environment: where the logits were computed; bits can be compared on an equal one only.
-    """
-
-    task: int
-    units: dict[str, int]
-    fingerprints: dict[str, str]
-    logits: str | None
-    environment: Environment
 
 
 @dataclass(frozen=True)
@@ -70,7 +52,7 @@ def digest(*tensors: Tensor) -> str:
     return sha.hexdigest()
 
 
-def record(network: EideticNetwork, task: int) -> TaskRecord:
+def record(network: BaseNetwork, task: int) -> TaskRecord:
     """Write down what ``task``, just finished, is."""
     if network.probe is None and network.input_shape is not None:
         generator = torch.Generator().manual_seed(PROBE_SEED)
@@ -86,7 +68,7 @@ def record(network: EideticNetwork, task: int) -> TaskRecord:
     )
 
 
-def certify(network: EideticNetwork) -> Certificate:
+def certify(network: BaseNetwork) -> Certificate:
     """Compare every finished task with its record."""
     problems, notes = [], []
     if len(network.records) != network.finished_tasks:
@@ -98,7 +80,7 @@ def certify(network: EideticNetwork) -> Certificate:
     return Certificate(network.finished_tasks, tuple(problems), tuple(dict.fromkeys(notes)))
 
 
-def _task_problems(network: EideticNetwork, entry: TaskRecord, notes: list[str]) -> Iterator[str]:
+def _task_problems(network: BaseNetwork, entry: TaskRecord, notes: list[str]) -> Iterator[str]:
     for path, tensors in _frozen_tensors(network, entry.task):
         if entry.fingerprints.get(path) != digest(*tensors):
             yield f"- task {entry.task}: {path}: its frozen tensors are not the ones that were recorded."
@@ -113,7 +95,7 @@ def _task_problems(network: EideticNetwork, entry: TaskRecord, notes: list[str])
         yield f"- task {entry.task}: its logits of the probe inputs are not the ones that were recorded."
 
 
-def _structure_problems(network: EideticNetwork) -> list[str]:
+def _structure_problems(network: BaseNetwork) -> list[str]:
     problems = []
     for group in network.groups:
         for entry in network.records:
@@ -142,7 +124,7 @@ def _structure_problems(network: EideticNetwork) -> list[str]:
     return problems
 
 
-def _frozen_tensors(network: EideticNetwork, task: int) -> Iterator[tuple[str, list[Tensor]]]:
+def _frozen_tensors(network: BaseNetwork, task: int) -> Iterator[tuple[str, list[Tensor]]]:
     """Each layer's tensors that belong to ``task``, the head's included."""
     for group in network.groups:
         rows = slice(group.segments.start(task), group.segments.stop(task))
@@ -161,7 +143,7 @@ def _frozen_of(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
 
 
 @torch.no_grad()
-def _probe_digest(network: EideticNetwork, task: int) -> str | None:
+def _probe_digest(network: BaseNetwork, task: int) -> str | None:
     if network.probe is None:
         return None
     # Whoever asks inside autocast is told of the network, not of a rounded one.
@@ -171,7 +153,7 @@ def _probe_digest(network: EideticNetwork, task: int) -> str | None:
         return digest(network(probe, task=task))
 
 
-def _environment(network: EideticNetwork) -> Environment:
+def _environment(network: BaseNetwork) -> Environment:
     return environment(network.heads[0].frozen_weight)
 
 

@@ -8,28 +8,27 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 
 from ..errors import CheckpointError, EideticError
+from ..layers import SegmentedLayer, StaircaseLayer
 from ..layout import Segments
+from ..tasks.base import BaseNetwork
 from ..tasks.router_convolutions import RouterConvolutions
 from ..tasks.routing import Router
 from ..version import __version__
+from ..wiring.groups import Group
 from . import certificate
-
-if TYPE_CHECKING:
-    from ..layers import SegmentedLayer, StaircaseLayer
-    from ..network import EideticNetwork
-    from ..wiring.builder import Group
 
 FORMAT = 1
 
 
-def save(network: EideticNetwork, path: str | Path) -> None:
+def save(network: BaseNetwork, path: str | Path) -> None:
     """Write ``network`` to ``path``; a reader sees the old file or the new one, never half of one."""
     path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
@@ -46,7 +45,7 @@ def save(network: EideticNetwork, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load(cls: type, path: str | Path, network: EideticNetwork | None = None) -> EideticNetwork:
+def load(cls: type, path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:
     """Read what :func:`save` wrote. A ``network`` that is given serves as the architecture and is not changed."""
     path = Path(path)
     header, tensors = _read(path)
@@ -69,7 +68,7 @@ def load(cls: type, path: str | Path, network: EideticNetwork | None = None) -> 
     return fresh
 
 
-def _structure(network: EideticNetwork) -> dict[str, Any]:
+def _structure(network: BaseNetwork) -> dict[str, Any]:
     args, kwargs = network.constructor_arguments
     return {
         "format": FORMAT,
@@ -107,7 +106,7 @@ def _structure(network: EideticNetwork) -> dict[str, Any]:
     }
 
 
-def _build(network: EideticNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Give a fresh ``network`` the saved structure, its tensors allocated but not yet filled."""
     transfer = header["forward_transfer"]
     for group, saved in zip(network.groups, header["groups"], strict=True):
@@ -175,16 +174,17 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return header, tensors
 
 
-def _construct(cls: type, header: dict[str, Any], path: Path) -> EideticNetwork:
-    from ..network import EideticNetwork
-
-    if cls is EideticNetwork:
-        cls = next((each for each in _subclasses(EideticNetwork) if _class_name(each) == header["class"]), cls)
-    if cls is EideticNetwork:
-        raise CheckpointError(
-            f"{path} holds a network of class {header['class']!r}, which is not defined here. Import it first (no code "
-            "is taken from the file), call load on the class itself, or pass a fresh instance: load(path, network=...)."
-        )
+def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> BaseNetwork:
+    if _is_abstract(cls):
+        name = _present_name(header["class"])
+        found = next((each for each in _subclasses(BaseNetwork) if _class_name(each) == name), None)
+        if found is None:
+            raise CheckpointError(
+                f"{path} holds a network of class {name!r}, which is not defined here. Import it first (no code "
+                "is taken from the file), call load on the class itself, or pass a fresh instance: "
+                "load(path, network=...)."
+            )
+        cls = found
     if cls.rebuilt_by is not None:
         raise CheckpointError(f"{path} cannot be read alone, since {cls.rebuilt_by}.")
     if header["arguments"] is None:
@@ -229,8 +229,26 @@ def _choosing(group: Group) -> list[tuple[str, SegmentedLayer]]:
     return [(path, layer) for path, layer in layers if hasattr(layer, "forward_transfer")]
 
 
-def _first_layer(network: EideticNetwork) -> StaircaseLayer:
+def _first_layer(network: BaseNetwork) -> StaircaseLayer:
     return next(iter(network.groups[0].producers.values()))
+
+
+# Where classes lay that earlier versions saved: files name them so for ever.
+_MOVED = {
+    "eidetic_kernels.convert": "eidetic_kernels.conversion.convert",
+    "eidetic_kernels.published_networks": "eidetic_kernels.published.networks",
+}
+
+
+def _present_name(saved: str) -> str:
+    """Today's name of the class that a file names, which may have been written before the class moved."""
+    module, _, name = saved.partition(":")
+    return f"{_MOVED.get(module, module)}:{name}"
+
+
+def _is_abstract(cls: type[BaseNetwork]) -> bool:
+    """Whether ``cls`` has no forward, so that it is not the class that was saved."""
+    return cls.forward is nn.Module.forward
 
 
 def _class_name(cls: type) -> str:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import backends
-
-Environment = dict[str, str | int]
+from ..tasks.record import Environment
 
 
 def environment(like: Tensor) -> Environment:

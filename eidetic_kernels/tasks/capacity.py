@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..wiring.builder import Group
+from ..wiring.groups import Group
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import CapacityError, InputError
-from ..wiring.builder import Group
+from ..wiring.groups import Group
 
 
 def choices(forward_transfer: bool | Mapping[str, bool], names: list[str]) -> dict[str, bool]:

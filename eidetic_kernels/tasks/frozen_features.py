@@ -13,7 +13,6 @@ import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +21,10 @@ from torch.autograd.function import once_differentiable
 from ..errors import InputError, TaskError
 from ..layers import EideticBatchNorm, EideticConv2d, EideticGroupedConv2d, EideticLinear, StaircaseLayer
 from ..layout import LIVE, Fixed, Span, Staircase, without
+from ..memory import canonical, memory_format
 from ..ops.linear import Linear
-from ..ops.registration import memory_format
-from ..ops.staircase import canonical, read
-
-if TYPE_CHECKING:
-    from ..network import EideticNetwork
+from ..ops.staircase import read
+from .base import BaseNetwork
 
 # Layers whose live units need nothing of the frozen ones beside them but what they read.
 _COVERED = (EideticLinear, EideticConv2d, EideticGroupedConv2d, EideticBatchNorm)
@@ -60,7 +57,7 @@ class FrozenFeatures:
     much is; ``reads`` whether live units read any frozen one: if not, live units always run alone, whatever the data.
     """
 
-    def __init__(self, network: EideticNetwork, samples: int, limit: int | None = None):
+    def __init__(self, network: BaseNetwork, samples: int, limit: int | None = None):
         if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
             raise InputError(f"samples must be how many samples the data set has, 1 or more; got {samples!r}.")
         head = network.live_head  # raises while no task with a head is in training
@@ -270,7 +267,7 @@ class _LeadBack(torch.autograd.Function):
         return dy, Linear.input_gradient(canonical(dy), x, columns).to(ctx.dtype), None, None
 
 
-def why_not(network: EideticNetwork) -> str | None:
+def why_not(network: BaseNetwork) -> str | None:
     """Why live units of ``network`` cannot run alone; None: they can."""
     for path, layer in network.segmented_layers():
         if not isinstance(layer, _COVERED):

@@ -12,6 +12,13 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import StaleOptimizerError
 from ..layers.succession import Succession, select, succession
+from .base import BaseNetwork
+
+
+def adopt(network: BaseNetwork, optimizer: Optimizer) -> None:
+    """See :meth:`EideticNetwork.adopt`."""
+    check_current(optimizer, network.parameters())
+    follow(optimizer, network.live_head.parameters() if len(network.heads) > (network.current_task or 0) else ())
 
 
 def follow(optimizer: Optimizer, newcomers: Iterable[nn.Parameter]) -> None:

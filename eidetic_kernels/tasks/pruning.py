@@ -10,18 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from ..errors import InputError
+from ..errors import InputError, TaskError
 from ..modes import evaluating
-from ..wiring.builder import Group
+from ..wiring.groups import Group
+from .base import BaseNetwork
 from .checks import check_names
-
-if TYPE_CHECKING:
-    from ..network import EideticNetwork
+from .optimizer_state import adopt, check_current
 
 IMPORTANCES = ("l1", "l2", "taylor", "random", "hybrid")
 
@@ -61,8 +60,53 @@ class PruningPlan:
         return "\n".join(lines)
 
 
+def plan(
+    network: BaseNetwork,
+    fraction: float,
+    importance: str | Mapping[str, Tensor],
+    *,
+    of: str,
+    data: Iterable | None,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    keep_at_least: int | float,
+    generator: torch.Generator | None,
+) -> PruningPlan:
+    """See :meth:`EideticNetwork.plan_pruning`."""
+    if network.current_task is None:
+        raise TaskError("only the live units of a task in training can be pruned: call prepare_for_task first.")
+    if not isinstance(fraction, (int, float)) or not 0 <= fraction <= 1:
+        raise InputError(f"fraction must lie in [0, 1], got {fraction!r}.")
+    if of not in ("live", "width"):
+        raise InputError(f'of must be "live" or "width", got {of!r}.')
+    share = isinstance(keep_at_least, float)
+    if isinstance(keep_at_least, bool) or keep_at_least < 0 or (share and keep_at_least > 1):
+        raise InputError(f"keep_at_least must be a count or a share in [0, 1], got {keep_at_least!r}.")
+    name, scores = scores_of(network, importance, data, loss, generator)
+    return make_plan(network.groups, scores, name, fraction, of, keep_at_least)
+
+
+def apply(network: BaseNetwork, plan: PruningPlan, optimizer: Optimizer | None = None) -> None:
+    """See :meth:`EideticNetwork.apply_plan`."""
+    by_name = {group.name: group for group in network.groups}
+    if optimizer is not None:
+        check_current(optimizer, network.parameters())
+    for part in plan.groups:
+        if part.name not in by_name or by_name[part.name].segments.live != part.live:
+            raise TaskError(f"the plan is out of date: {part.name} no longer has {part.live} live units.")
+        if not by_name[part.name].segments.keeps_whole(part.keep.tolist()):
+            raise InputError(
+                f"the plan keeps parts of grains: {part.name} has units that live together in runs of "
+                f"{by_name[part.name].segments.grain} (a grouped convolution reads them); keep whole runs."
+            )
+    for part in plan.groups:
+        if part.removed:
+            network.cut_group(by_name[part.name], part.keep)
+    if optimizer is not None:
+        adopt(network, optimizer)
+
+
 def scores_of(
-    network: EideticNetwork,
+    network: BaseNetwork,
     importance: str | Mapping[str, Tensor],
     data: Iterable | None,
     loss: Callable[[Tensor, Tensor], Tensor],

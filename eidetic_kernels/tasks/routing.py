@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..wiring.groups import Group
 from .router_convolutions import RouterConvolutions
-
-if TYPE_CHECKING:
-    from ..wiring.builder import Group
 
 # How a sample's task is chosen. "learned" is the paper's task classifier; "joint" adds to its log-probability the log-
 # probability of the best class of that task's head. The others need no router and no data: the task whose head is the

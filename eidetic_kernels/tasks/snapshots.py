@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,8 @@ from torch.optim import Optimizer
 from ..errors import TaskError
 from ..layers import SegmentedLayer
 from ..layers.succession import replace
-from . import optimizer_state as optimizers
-
-if TYPE_CHECKING:
-    from ..network import EideticNetwork
+from .base import BaseNetwork
+from .optimizer_state import adopt, check_current
 
 
 @dataclass(frozen=True)
@@ -28,7 +26,7 @@ class Snapshot:
     optimizer: dict[str, dict[str, Any]] | None
 
 
-def take(network: EideticNetwork, optimizer: Optimizer | None) -> Snapshot:
+def take(network: BaseNetwork, optimizer: Optimizer | None) -> Snapshot:
     """See :meth:`EideticNetwork.snapshot`."""
     if network.current_task is None:
         raise TaskError("no task is in training, so nothing is live.")
@@ -44,7 +42,7 @@ def take(network: EideticNetwork, optimizer: Optimizer | None) -> Snapshot:
     return Snapshot(network.current_task, tuple(g.segments.live for g in network.groups), tensors, state)
 
 
-def bring_back(network: EideticNetwork, snapshot: Snapshot, optimizer: Optimizer | None) -> None:
+def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | None) -> None:
     """See :meth:`EideticNetwork.restore`."""
     current = network.current_task
     if snapshot.task != current:
@@ -53,7 +51,7 @@ def bring_back(network: EideticNetwork, snapshot: Snapshot, optimizer: Optimizer
     if (f"heads.{current}.weight" in snapshot.tensors) != (len(network.heads) > current):
         raise TaskError("the snapshot was taken before the task's head was added; take snapshots after it.")
     if optimizer is not None:
-        optimizers.check_current(optimizer, network.parameters())
+        check_current(optimizer, network.parameters())
     for group, live in zip(network.groups, snapshot.live):
         group.segments.recycle(live)
     for path, name, layer, tensor in all_live(network):
@@ -66,7 +64,7 @@ def bring_back(network: EideticNetwork, snapshot: Snapshot, optimizer: Optimizer
         else:
             setattr(layer, name, saved.clone())
     if optimizer is not None:
-        network.adopt(optimizer)
+        adopt(network, optimizer)
         if snapshot.optimizer is not None:
             for name, parameter in network.named_parameters():
                 optimizer.state.pop(parameter, None)
@@ -80,7 +78,7 @@ def live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
     return [*layer.named_parameters(recurse=False), *buffers]
 
 
-def all_live(network: EideticNetwork) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
+def all_live(network: BaseNetwork) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
     """(layer's path, tensor's name, layer, tensor) of everything live, the head in training included."""
     layers = network.segmented_layers()
     if len(network.heads) > network.current_task:

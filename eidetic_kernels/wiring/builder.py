@@ -1,177 +1,26 @@
-"""Unit groups: which layers' units belong together, and the values that hold them while a network is wired.
+"""Finds a network's unit groups as its layers are named in order of execution.
 
-Every value in the network is either the network's input, or units of one group or of several side by side, possibly
-flattened so that each unit covers a block of columns. A layer that produces units starts a group; an addition or
-product ties the groups of its operands into one, so ordinary residual connections need no extra convolution (paper,
-section 3.1); a concatenation puts groups side by side. Where a layer's units are read apart (``chunk``), each share of
-them is a group of its own, and a shuffle leaves groups side by side and remembers the order. What each operation does
-is in :mod:`.rules`.
+A layer that produces units starts a group; an addition or product ties the groups of its operands into one, so ordinary
+residual connections need no extra convolution (paper, section 3.1); a concatenation puts groups side by side. Where a
+layer's units are read apart (``chunk``), each part of them is a group of its own, and a shuffle leaves groups side by
+side and remembers the order. What each operation does is in :mod:`.rules`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import lcm
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..layers import EideticConv2d, EideticLayerNorm, LayerNormParts, Parts, SegmentedLayer, Shared, StaircaseLayer
+from ..layers import EideticConv2d, EideticLayerNorm, LayerNormParts, Parts, SegmentedLayer, Shared
 from ..layout import Fixed, Segments, Source
 from .diagnostics import Place
-
-
-@dataclass
-class Group:
-    """A unit group and the layers on it, by module path; ``built_width`` is its width when it was constructed.
-
-    ``producers`` make the units; ``norms`` follow them, unit by unit.
-    """
-
-    segments: Segments
-    built_width: int
-    producers: dict[str, StaircaseLayer] = field(default_factory=dict)
-    norms: dict[str, SegmentedLayer] = field(default_factory=dict)
-
-    @property
-    def name(self) -> str:
-        """The first producer's path, and how many others are tied to it."""
-        first, others = next(iter(self.producers)), len(self.producers) - 1
-        return f"{first} (+{others} tied)" if others else first
-
-    @property
-    def layers(self) -> list[SegmentedLayer]:
-        return [*self.producers.values(), *self.norms.values()]
-
-
-class Draft:
-    """A group while it is being found; tied groups form a tree whose root holds the members.
-
-    ``path``, ``start``: of which layer's units these are (the first one's, of tied layers), and from which on.
-    """
-
-    def __init__(self, width: int, path: str, start: int):
-        self.width, self.grain = width, 1
-        self.path, self.start = path, start
-        self.parent: Draft | None = None
-        self.producers: dict[str, StaircaseLayer] = {}
-        self.norms: dict[str, SegmentedLayer] = {}
-        self.final: Group | None = None
-
-    def root(self) -> Draft:
-        return self if self.parent is None else self.parent.root()
-
-    def cuts(self, places: Iterable[int]) -> set[tuple[str, int]]:
-        """(layer, unit) before which to cut, for this group to be cut before its units ``places``.
-
-        Layers tied to it follow when they are tied again (see ``_cut_alike``).
-        """
-        return {(self.path, self.start + place) for place in places}
-
-
-class Cut(Exception):
-    """Some layers' units must be several groups: the network is wired again, with these layers cut there."""
-
-    def __init__(self, places: set[tuple[str, int]]):
-        super().__init__(places)
-        self.places = places
-
-
-@dataclass(frozen=True)
-class Units:
-    """A value that holds units of one group, or of several concatenated in order, in dimension 1 or in the last.
-
-    ``spatial``: it has dimensions beside that one and the batch, ``pixels`` positions of them where that is known.
-    ``flat``: they were folded into dimension 1, each unit being a block of ``pixels`` columns. ``order``: where they
-    were shuffled, the place in ``drafts``, side by side, of the unit that the original has at each position. ``last``:
-    the units lie in the last dimension, after the positions (tokens [N, T, C], images with channels last). ``batch``:
-    which dimension holds the samples.
-    """
-
-    drafts: tuple[Draft, ...]
-    spatial: bool = False
-    flat: bool = False
-    pixels: int | None = 1
-    order: tuple[int, ...] | None = None
-    last: bool = False
-    batch: int = 0
-
-    @property
-    def parts(self) -> tuple[Draft, ...]:
-        return tuple(draft.root() for draft in self.drafts)
-
-    @property
-    def width(self) -> int:
-        return sum(part.width for part in self.parts)
-
-    @property
-    def places(self) -> Sequence[int]:
-        """``order``, also where nothing was shuffled."""
-        return range(self.width) if self.order is None else self.order
-
-    def ordered(self, places: Iterable[int]) -> Units:
-        """The same units in another order."""
-        order = tuple(places)
-        return replace(self, order=None if order == tuple(range(len(order))) else order)
-
-    @property
-    def name(self) -> str:
-        """Where the units come from, for messages."""
-        return " and ".join(repr(next(iter(part.producers))) for part in self.parts)
-
-    def flattened(self) -> Units:
-        """The same units with their pixels folded into dimension 1; one pixel is folded already."""
-        return replace(self, flat=(self.spatial or self.flat) and self.pixels != 1, spatial=False)
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Units of attention heads in two dimensions: heads in ``axis`` (-2 or -3), each head's ``dim`` units in the last.
-
-    Few operations know what to do with them; all others refuse.
-    """
-
-    units: Units
-    axis: int
-    dim: int
-
-
-@dataclass(frozen=True)
-class Constant:
-    """A tensor of the network itself, of this shape, that belongs to the units it will be combined with."""
-
-    path: str
-    shape: tuple[int, ...]
-
-
-class Input:
-    """The network's input, or something made of it alone: it belongs to no task."""
-
-
-INPUT = Input()
-
-
-@dataclass(frozen=True)
-class Wiring:
-    """What was found: the groups in order of execution, each layer's sources, and where the features are.
-
-    ``dropouts``: modules without units of their own that must know which are frozen. ``split``: layers over several
-    groups, by path, each to be replaced by its parts, one a group. ``orders``: of layers that read shuffled units,
-    where each column lies. ``pieces``: what a split reads, and which of it makes each piece. ``last``: paths of layers
-    and other modules whose units lie in the last dimension.
-    """
-
-    groups: tuple[Group, ...]
-    sources: dict[str, tuple[Source, ...]]
-    dropouts: dict[str, tuple[Source, ...]]
-    features: tuple[Source, ...]
-    split: dict[str, Parts | Shared]
-    orders: dict[str, tuple[int, ...]]
-    pieces: dict[str, tuple[tuple[Source, ...], tuple[tuple[int, ...], ...]]]
-    shuffles: tuple[str, ...]
-    last: frozenset[str]
+from .groups import Group, Wiring
+from .values import INPUT, Constant, Cut, Draft, Input, Units
 
 
 def wired(network: nn.Module, read: Callable[[Builder], Wiring]) -> Wiring:

@@ -25,8 +25,10 @@ from ..layers import (
     StaircaseLayer,
 )
 from . import rules
-from .builder import INPUT, Builder, Units, Wiring, wired
+from .builder import Builder, wired
 from .diagnostics import Place, at_node
+from .groups import Wiring
+from .values import INPUT, Units
 
 # What ``x += 1`` and its like become in a graph, and what each computes.
 IN_PLACE = {

@@ -21,8 +21,9 @@ from eidetic_kernels import backends, ops
 from eidetic_kernels.layers import EideticDropout
 from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
 from eidetic_kernels.layout import Segments, Source
+from eidetic_kernels.memory import unit_major
 from eidetic_kernels.ops import linear, linear_norm
-from eidetic_kernels.ops.registration import encoded, unit_major
+from eidetic_kernels.ops.registration import encoded
 
 SAMPLES = (32, 33, 100)  # of which two are no multiple of a vector
 HERE = [name for name in ("torch", "cpu") if backends.why_missing(name) is None]

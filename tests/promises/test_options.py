@@ -20,7 +20,7 @@ import eidetic_kernels as ek
 from eidetic_kernels import backends
 from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
 from eidetic_kernels.layout import LIVE, positions, without
-from eidetic_kernels.ops.registration import unit_major
+from eidetic_kernels.memory import unit_major
 from eidetic_kernels.ops.staircase import read
 from eidetic_training.data import TensorLoader
 

@@ -29,7 +29,7 @@ from .batch_norm import whole_sixteens
 from .launch import OPTIONS, on_device, unsupported
 
 if TYPE_CHECKING:
-    from ...ops.conv2d import Geometry
+    from ...layout import Geometry
 from .linear import ALIGNMENT, Tile, table
 
 # positions, units, channels of a tile, warps, pipeline stages. Compiled for sm_80, sm_90 and sm_100 nothing spills, in

@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from ...layers import EideticScaledDotProduct
-from ..builder import Constant, Heads, Units
+from ..values import Constant, Heads, Units
 from .elementwise import casts, passes, ties
 from .numbers import attribute, measures
 from .registry import rule_of

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..builder import INPUT, Constant, Units
+from ..values import INPUT, Constant, Fixed, Units
 from .step import Rule, Step
-from .values import Fixed
 
 
 def passes(step: Step) -> Any:

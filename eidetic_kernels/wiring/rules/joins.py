@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from ..builder import INPUT, Constant, Units
+from ..values import INPUT, Constant, Units
 from .elementwise import unknown
 from .step import Step
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...layers import EideticLinear
 from ...layers.prelu import ONE_SLOPE
-from ..builder import Constant, Units
+from ..values import Constant, Units
 from .shapes import is_folded
 from .step import Step
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ...layers import HeadedAttention, SegmentedLayer
-from ..builder import INPUT, Constant, Heads, Units
+from ..values import INPUT, Constant, Count, Fixed, Heads, Sizes, Units
 from .attention import on_heads
 from .elementwise import casts, passes, ties, unknown
 from .joins import concatenates
@@ -22,7 +22,6 @@ from .positions import indexes_or_attribute
 from .registry import module_rule, rule_of
 from .shapes import expands, reshapes, squeezes
 from .step import Step, name_of
-from .values import Count, Fixed, Sizes
 
 # What may be done to a tensor of the network before it is combined with units.
 CONSTANT_RULES = (

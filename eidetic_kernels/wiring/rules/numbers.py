@@ -9,9 +9,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from ..builder import Constant, Heads, Units
+from ..values import Constant, Count, Fixed, Heads, Sizes, Units
 from .step import Step, name_of, unit_dim
-from .values import Count, Fixed, Sizes
 
 # Where functions of numbers alone come from.
 _ARITHMETIC = ("_operator", "operator", "math", "builtins")

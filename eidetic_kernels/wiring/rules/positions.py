@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from ..builder import INPUT, Constant, Units
+from ..values import INPUT, Constant, Units
 from .elementwise import unknown
 from .numbers import attribute
 from .shapes import is_folded, placed, squeezes

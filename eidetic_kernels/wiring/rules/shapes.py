@@ -10,10 +10,9 @@ from typing import Any
 
 from torch import fx
 
-from ..builder import INPUT, Constant, Heads, Units
+from ..values import INPUT, Constant, Count, Heads, Units
 from .elementwise import unknown
 from .step import Step, unit_dim
-from .values import Count
 
 
 def placed(step: Step, value: Units, dim: int, rank: int, batch: int | None = None) -> Units:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from ..builder import Builder, Constant, Heads, Units
+from ..builder import Builder
 from ..diagnostics import Place, at_node
-from .values import Fixed
+from ..values import Constant, Fixed, Heads, Units
 
 
 class Step:

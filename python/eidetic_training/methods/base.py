@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError, NonFiniteLossError
 
-from ..training.optimizers import annealed, make_optimizer
+from ..training.annealing import annealed
+from ..training.optimizers import make_optimizer
 
 
 @dataclass(frozen=True)

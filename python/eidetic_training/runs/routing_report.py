@@ -14,7 +14,7 @@ from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.routing import NEED_ROUTER, RULES
 
 from ..data import Task
-from ..training.epoch import device_of
+from eidetic_kernels.tasks.base import device_of
 from .report import aligned, percent
 
 BATCH = 500

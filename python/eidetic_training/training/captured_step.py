@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.tasks.base import device_of
 
 from .cuda_graphs import CudaGraphs
-from .epoch import device_of
 from .settings import TaskSettings
 
 Step = Callable[..., None]  # of (rows or None, x, y)

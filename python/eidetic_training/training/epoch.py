@@ -14,6 +14,7 @@ from torch import Tensor
 from eidetic_kernels import EideticNetwork, FrozenFeatures
 from eidetic_kernels.errors import EideticError, InputError
 from eidetic_kernels.modes import evaluating
+from eidetic_kernels.tasks.base import device_of
 from eidetic_kernels.tasks.snapshots import all_live
 
 if TYPE_CHECKING:
@@ -109,11 +110,6 @@ def evaluate(network: EideticNetwork, loader: Iterable, task: int | None = None)
     if not samples:
         raise InputError("the loader gave no batch, so there is nothing to evaluate.")
     return Evaluation(correct / samples, sha.hexdigest())
-
-
-def device_of(network: EideticNetwork) -> torch.device:
-    """Where the network's tensors are."""
-    return next(network.buffers()).device
 
 
 def count_classes(loader: Iterable) -> int:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -29,12 +28,3 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], **argume
         raise InputError(f"optimizer {name}: {error}") from error
 
 
-def annealed(optimizer: torch.optim.Optimizer, epochs: int) -> Iterator[int]:
-    """Counts ``epochs`` from 0, in which the learning rates fall from what they are to zero along half a cosine, a
-    value an epoch (Loshchilov and Hutter, 2017). They are left there."""
-    rates = [group["lr"] for group in optimizer.param_groups]
-    for done in range(epochs):
-        share = (1 + math.cos(math.pi * (done + 0.5) / epochs)) / 2
-        for group, rate in zip(optimizer.param_groups, rates):
-            group["lr"] = rate * share
-        yield done

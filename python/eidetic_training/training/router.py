@@ -14,13 +14,13 @@ from torch import Tensor
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
 from eidetic_kernels.modes import evaluating
+from eidetic_kernels.tasks.base import device_of
 from eidetic_kernels.tasks.routing import Router, of_tasks
 
 from ..data import MetaLoader, TensorLoader
-from .epoch import device_of
+from .annealing import annealed
 from .events import Callback, Event, units_of
 from .muon import Muon
-from .optimizers import annealed
 from .trained_convolutions import TrainedConvolutions
 
 

@@ -16,11 +16,11 @@ from eidetic_kernels import EideticNetwork, Snapshot, default_optimizer
 from eidetic_kernels.errors import InputError, NonFiniteLossError, TaskError
 from eidetic_kernels.tasks.optimizer_state import check_current
 
+from .annealing import annealed
 from .captured_step import captured_steps
 from .epoch import NotFinite, count_classes, evaluate, train_epoch
 from .events import NOTES, Callback, Event, units_of
 from .features import frozen_features
-from .optimizers import annealed
 from .settings import TaskSettings
 
 

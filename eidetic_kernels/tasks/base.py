@@ -1,0 +1,295 @@
+"""What a network of tasks is: its wiring, its heads, and the forward pass of any of its tasks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import ConversionError, InputError, TaskError
+from ..layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
+from ..layout import LIVE, Segments
+from ..wiring import tracing
+from ..wiring.groups import Group, Wiring
+from .record import TaskRecord
+from .routing import Router
+
+
+class BaseNetwork(nn.Module):
+    """A body whose units belong to tasks, a head a task, and the router; everything else is made of these.
+
+    Users subclass :class:`~eidetic_kernels.EideticNetwork`, which adds the calls of a task's life.
+    """
+
+    # Why a saved network of this class cannot be built from its arguments, and what to do; None: it can.
+    rebuilt_by: str | None = None
+
+    def __new__(cls, *args, **kwargs):
+        network = super().__new__(cls)
+        network.__dict__["constructor_arguments"] = (args, kwargs)
+        return network
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList()
+        self.router: Router | None = None
+        self.register_buffer("probe", None)
+        self.records: list[TaskRecord] = []
+        self.current_task: int | None = None
+        self.head_forward_transfer = True
+        self.input_shape: tuple[int, ...] | None = None
+        self._scope = Scope()
+        self._wiring: Wiring | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        own = isinstance(value, (Router, nn.ModuleList)) and name in ("router", "heads")
+        if isinstance(value, (nn.Module, Tensor)) and name in _reserved(type(self)) and not own and name != "probe":
+            raise InputError(
+                f"{name!r} is a name of EideticNetwork itself and cannot name a layer: call it something else, such as "
+                f"{name}_layer."
+            )
+        super().__setattr__(name, value)
+
+    def connections(self) -> dict[str, str | tuple[str, ...]] | None:
+        """Override where ``forward`` cannot be traced: which layer reads which.
+
+        Returns a mapping from each layer's path, in order of execution, to what it reads: "input", another layer's
+        path, or a tuple of paths that are added together; "output" names the features. For a residual block::
+
+            {"conv1": "input", "bn1": "conv1", "conv2": "bn1", "bn2": "conv2", "output": ("bn1", "bn2")}
+
+        None (the default) traces ``forward`` with torch.fx.
+        """
+        return None
+
+    @property
+    def wiring(self) -> Wiring:
+        """The unit groups and who reads them; found when first needed. Raises ConversionError."""
+        if self._wiring is None:
+            connections = self.connections()
+            wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
+            named = {*wiring.sources, *wiring.split, *(path for group in wiring.groups for path in group.norms)}
+            for path, layer in self.segmented_layers():
+                if path not in named:
+                    raise ConversionError(
+                        f"{path!r} is not on the way from the input to the features, so its units have no readers: "
+                        "use it in forward (or name it in connections()), or remove it."
+                    )
+                if layer.owned or layer.segments.tasks or layer.segments.live != layer.segments.width:
+                    raise TaskError(f"{path!r} already has a life of its own; only fresh layers can join a network.")
+            self._wire(wiring)
+        return self._wiring
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return self.wiring.groups
+
+    @property
+    def finished_tasks(self) -> int:
+        return len(self.heads) - (self.current_task is not None and len(self.heads) > self.current_task)
+
+    @property
+    def num_classes(self) -> list[int]:
+        """Classes of each task that has a head."""
+        return [head.out_features for head in self.heads]
+
+    @property
+    def live_head(self) -> EideticLinear:
+        """The head of the task in training."""
+        if self.current_task is None or len(self.heads) <= self.current_task:
+            raise TaskError("no head is in training: call prepare_for_task(t, num_classes=...) first.")
+        return self.heads[self.current_task]
+
+    def named_parameters(
+        self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Parameter]]:
+        """Live parameters and the head in training: all that an optimizer may see.
+
+        Segments without live units are among them as empty tensors, so that an optimizer finds their successors.
+        """
+        finished = {id(p) for task in range(self.finished_tasks) for p in self.heads[task].parameters()}
+        for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
+            if id(parameter) not in finished:
+                yield name, parameter
+
+    def make_head(self, segments: Segments, forward_transfer: tuple[bool, ...]) -> EideticLinear:
+        """A head for ``segments`` on the features, not yet among ``heads``; used by ``add_head`` and by loading."""
+        columns = sum(source.columns(None) for source in self.wiring.features)
+        like = next(layer for _, layer in self.segmented_layers() if hasattr(layer, "frozen_weight")).weight
+        head = EideticLinear(columns, segments.width, device=like.device, dtype=like.dtype)
+        head.answers = True
+        head.wire(segments, self.wiring.features, self._scope)
+        head.forward_transfer = forward_transfer
+        if not forward_transfer[-1]:
+            head.renew_live(False)
+        return head
+
+    # torch.compile compiles forward, and leaves to Python the checks, and which part of the network runs.
+    @torch.compiler.disable(recursive=False)
+    def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
+        """Logits [N, classes]: of the task in training, or in evaluation mode of any task.
+
+        Recalling finished task k runs only the units that k may read, with the same shapes for ever, so the same
+        batch gives the same bits on the same device, whatever was learned since (P1).
+
+        Raises TaskError for a task that is not there, InputError for an input the network cannot take.
+        """
+        task, scope = self._resolve(task)
+        features = self.compute_features(x, scope)
+        with self._scope.running(scope, features.requires_grad and x.requires_grad):
+            return self.heads[task](features)
+
+    @torch.compiler.disable(recursive=False)
+    def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
+        """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
+        self._check_input(x)
+        wiring = self.wiring
+        live_only = task == LIVE and self._scope.live_only
+        if task is not None and not live_only and not 0 <= task < self.finished_tasks:
+            raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
+        if live_only and x.requires_grad:
+            raise InputError("the input asks for a gradient, which frozen units have a part in: keep no features then.")
+        self._derive(task)
+        with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
+            features = super().__call__(x)
+        columns = sum(source.columns(task) for source in wiring.features)
+        if features.dim() != 2 or features.shape[1] != columns:
+            raise InputError(
+                f"forward returned features of shape {list(features.shape)} where [N, {columns}] was expected. "
+                "Does the input have the size the network was built for?"
+            )
+        self.input_shape = tuple(x.shape[1:])
+        return features
+
+    def running(self, task: int | None) -> AbstractContextManager:
+        """Layers run the prefix of finished task ``task``; for heads that are called apart from the body."""
+        return self._scope.running(task, False)
+
+    def running_live(self) -> AbstractContextManager:
+        """Passes of the task in training run live units alone; see :class:`.frozen_features.FrozenFeatures`."""
+        return self._scope.running_live()
+
+    def traced(self) -> tuple[fx.Graph, nn.Module]:
+        """The graph of ``forward`` and the module that its paths start from. Raises ConversionError."""
+        return tracing.graph_of(self), self
+
+    def as_architecture(self) -> None:
+        """Undo what construction did beyond building layers; called on a copy that is to be filled from a file."""
+
+    def segmented_layers(self) -> list[tuple[str, SegmentedLayer]]:
+        """The body's segmented layers by path; heads are apart."""
+        heads = set(self.heads)
+        return [
+            (path, module)
+            for path, module in self.named_modules()
+            if isinstance(module, SegmentedLayer) and module not in heads
+        ]
+
+    def _wire(self, wiring: Wiring) -> None:
+        modules = dict(self.named_modules())
+        for path, parts in wiring.split.items():
+            self.set_submodule(path, parts)
+        for path in wiring.last:
+            self.get_submodule(path).unit_dim = -1
+        for group in wiring.groups:
+            for path, layer in group.producers.items():
+                layer.wire(group.segments, wiring.sources[path], self._scope)
+            for layer in group.norms.values():
+                layer.join(group.segments, self._scope)
+        for path, order in wiring.orders.items():
+            self.get_submodule(path).reorder(order)
+        for path, (sources, pieces) in wiring.pieces.items():
+            self.get_submodule(path).wire(sources, pieces, self._scope)
+        for path in wiring.shuffles:
+            self.get_submodule(path).wire()
+        for path, sources in wiring.dropouts.items():
+            aware = aware_of_segments(modules[path])
+            if path in wiring.last:
+                aware.unit_dim = -1
+            if aware is not modules[path]:
+                self.set_submodule(path, aware)
+            aware.wire(sources, self._scope)
+        self._wiring = wiring
+
+    def cut_group(self, group: Group, keep: Tensor) -> None:
+        """Keep only the live units ``keep`` of a group, in every layer that produces, normalises or reads them."""
+        if len(keep) == group.segments.live:
+            return
+        for layer in group.layers:
+            layer.cut_live(keep)
+        readers = [layer for path, layer in self.segmented_layers() if path in self.wiring.sources]
+        if self.current_task is not None and len(self.heads) > self.current_task:
+            readers.append(self.live_head)
+        for layer in readers:
+            layer.cut_columns({group.segments: keep})
+        group.segments.prune(len(keep))
+
+    def _resolve(self, task: int | None) -> tuple[int, int | None]:
+        """Which head answers, and which prefix runs (None: everything present)."""
+        current, finished = self.current_task, self.finished_tasks
+        if task is None:
+            if current is None:
+                raise TaskError(
+                    f"no task is in training: name one of the {finished} finished tasks (net(x, task=k)), let the "
+                    "router choose (net.predict(x)), or call prepare_for_task first."
+                )
+            task = current
+        if task == current:
+            self.live_head  # noqa: B018  raises while the task has no head
+            return task, LIVE if self._scope.live_only else None
+        if not isinstance(task, int) or not 0 <= task < finished:
+            raise TaskError(f"task {task!r} is unknown: finished tasks are 0..{finished - 1}" if finished else
+                            f"task {task!r} is unknown: no task is finished.")  # fmt: skip
+        if self.training:
+            raise TaskError(f"task {task} is finished; recalling it needs evaluation mode: call net.eval() first.")
+        return task, task
+
+    def _check_input(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise InputError(f"the input must be a tensor, got {type(x).__name__}.")
+        if x.dim() == 0 or not len(x):
+            raise InputError(f"the input must hold at least one sample, [N, ...]; got shape {list(x.shape)}.")
+        if not x.is_floating_point():
+            raise InputError(
+                f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
+            )
+
+    @torch.compiler.disable
+    def _derive(self, task: int | None) -> None:
+        """Let every layer derive what it needs for this pass; see :meth:`SegmentedLayer.derived`."""
+        for group in self.groups:
+            for layer in group.layers:
+                layer.derived(task)
+
+    @contextmanager
+    def _statistics_kept_on_error(self, x: Tensor) -> Iterator[None]:
+        """An input that some layer refuses must not leave the running statistics of the layers before it moved.
+
+        Only an input unlike the last one that went through can be refused, so only then is a copy taken.
+        """
+        known = self.input_shape == tuple(x.shape[1:]) and len(x) > 1
+        norms = [] if known or not self.training else [norm for group in self.groups for norm in group.norms.values()]
+        copies = [(buffer, buffer.clone()) for norm in norms for _, buffer in norm.named_buffers(recurse=False)]
+        try:
+            yield
+        except Exception:
+            for buffer, copy in copies:
+                buffer.copy_(copy)
+            raise
+
+
+def device_of(network: BaseNetwork) -> torch.device:
+    """Where the network's tensors are."""
+    return next(network.buffers()).device
+
+
+@functools.cache
+def _reserved(cls: type[BaseNetwork]) -> frozenset[str]:
+    """Names that a subclass cannot give to its layers, since the network's own attributes would hide them."""
+    ours = [kind for kind in cls.__mro__ if kind is BaseNetwork or BaseNetwork in kind.__bases__]
+    public = {name for kind in ours for name in vars(kind) if not name.startswith("__")}
+    return frozenset(public | {"heads", "router", "probe", "records"})

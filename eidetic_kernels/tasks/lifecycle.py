@@ -1,0 +1,178 @@
+"""The life of a task: it begins with fresh live units, and ends frozen."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch.optim import Optimizer
+
+from ..errors import CapacityError, InputError, TaskError
+from ..layers.succession import retire
+from ..layout import Segments
+from . import checks
+from .base import BaseNetwork
+from .optimizer_state import check_current
+from .snapshots import live_tensors
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What the next task gets, checked before anything changes: new units by group, and what each layer may read."""
+
+    task: int
+    live: tuple[int, ...]
+    transfer: dict[str, bool]
+
+
+def plan_next(
+    network: BaseNetwork,
+    t: int,
+    num_classes: int | None,
+    forward_transfer: bool | Mapping[str, bool],
+    max_units: int | float | Mapping[str, int | float] | None,
+    optimizer: Optimizer | None,
+) -> Beginning:
+    """Check what :meth:`EideticNetwork.prepare_for_task` is given. Nothing changes: :func:`begin` does that."""
+    training = network.current_task is not None
+    expected = network.finished_tasks + training
+    if t != expected:
+        raise TaskError(
+            f"prepare_for_task({t}) is out of order: "
+            + (f"task {network.current_task} is in training and " if training else "")
+            + f"the next task is {expected}."
+        )
+    if num_classes is not None:
+        checks.check_classes(num_classes)
+    if optimizer is not None:
+        check_current(optimizer, network.parameters())
+
+    choosing = [path for path, layer in network.segmented_layers() if hasattr(layer, "forward_transfer")]
+    transfer = checks.choices(forward_transfer, [*choosing, "head"])
+    freed = [group.segments.live if t == 0 else group.segments.free for group in network.groups]
+    if training:
+        freed = [group.segments.free - group.segments.live for group in network.groups]
+    checks.check_names(max_units, [group.name for group in network.groups], "unit group")
+    live = tuple(checks.cap_units(group, free, max_units) for group, free in zip(network.groups, freed))
+    _check_disjoint(network, transfer, live)
+    if training:
+        check_finishable(network)
+    if not any(live):
+        warnings.warn(
+            f"no layer has a free unit for task {t}: only its head will learn, on frozen features. "
+            "Widen the network, or cap what earlier tasks take (max_units).",
+            stacklevel=3,
+        )
+    return Beginning(t, live, transfer)
+
+
+def begin(network: BaseNetwork, plan: Beginning) -> None:
+    """Create the live units of the next task; no task is in training."""
+    for group, units in zip(network.groups, plan.live):
+        if plan.task == 0:  # the weights at hand (torch's initialisation, or pre-trained ones) are task 0's
+            network.cut_group(group, torch.arange(units))
+        else:
+            group.segments.recycle(units)
+    for path, layer in network.segmented_layers():
+        if path in plan.transfer:
+            if plan.task == 0:
+                layer.forward_transfer = (plan.transfer[path],)
+            else:
+                layer.renew_live(plan.transfer[path])
+        elif plan.task:
+            layer.renew_live()
+    network.current_task = plan.task
+    network.head_forward_transfer = plan.transfer["head"]
+
+
+def add_head(network: BaseNetwork, num_classes: int) -> None:
+    """See :meth:`EideticNetwork.add_head`."""
+    t = network.current_task
+    if t is None or len(network.heads) > t:
+        raise TaskError("a head can be added once, to a task that is in training.")
+    checks.check_classes(num_classes)
+    segments = Segments(num_classes, frozen=(0,) * t)
+    head = network.make_head(segments, (True,) * t + (network.head_forward_transfer,))
+    head.train(network.training)
+    if t:  # an optimizer that is kept finds the new head where it held the last one
+        retire(network.heads[-1].weight, head.weight)
+        retire(network.heads[-1].bias, head.bias)
+    network.heads.append(head)
+
+
+def freeze(network: BaseNetwork) -> int:
+    """Freeze the task in training: its units, statistics and head become buffers, for ever. Returns the task.
+
+    Raises TaskError when no task is in training, or when a live tensor is not finite.
+    """
+    if network.current_task is None:
+        raise TaskError("no task is in training: call prepare_for_task first.")
+    check_finishable(network)
+
+    head = network.live_head
+    for _, layer in network.segmented_layers():
+        layer.freeze_live()
+    head.freeze_live()
+    for group in network.groups:
+        group.segments.freeze()
+    head.segments.freeze()
+    for _, layer in network.segmented_layers():
+        layer.renew_live()
+    head.close_live()
+
+    task, network.current_task = network.current_task, None
+    return task
+
+
+def align(network: BaseNetwork, multiple: int | Mapping[str, int]) -> None:
+    """See :meth:`EideticNetwork.align`."""
+    checks.check_names(multiple, [group.name for group in network.groups], "unit group")
+    given = multiple if isinstance(multiple, Mapping) else {group.name: multiple for group in network.groups}
+    for name, units in given.items():
+        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
+            raise InputError(f"multiple must be a whole number of units, 1 or more; got {units!r} for {name}.")
+    for group in network.groups:
+        if group.name in given:
+            group.segments.align(given[group.name])
+
+
+def widen(network: BaseNetwork, width: int | Mapping[str, int]) -> None:
+    """See :meth:`EideticNetwork.widen`."""
+    checks.check_names(width, [group.name for group in network.groups], "unit group")
+    wanted = [
+        width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
+        for group in network.groups
+    ]
+    for group, units in zip(network.groups, wanted):
+        if isinstance(units, bool) or not isinstance(units, int):
+            raise InputError(f"a width is a whole number of units; got {units!r} for {group.name}.")
+        if units < group.segments.width:
+            raise CapacityError(
+                f"{group.name} cannot shrink from {group.segments.width} to {units} units; give a larger width."
+            )
+    for group, units in zip(network.groups, wanted):
+        group.segments.widen(-(-units // group.segments.grain) * group.segments.grain)
+
+
+def check_finishable(network: BaseNetwork) -> None:
+    """Raise TaskError where a live tensor is not finite."""
+    for path, layer in [*network.segmented_layers(), ("the head", network.live_head)]:
+        for name, tensor in live_tensors(layer):
+            if not torch.isfinite(tensor).all():
+                raise TaskError(
+                    f"{path}.{name} holds NaN or infinity; task {network.current_task} would be frozen with it. "
+                    "Restore a snapshot (net.restore) and train with a lower learning rate."
+                )
+
+
+def _check_disjoint(network: BaseNetwork, transfer: dict[str, bool], live: tuple[int, ...]) -> None:
+    units = {group.segments: count for group, count in zip(network.groups, live)}
+    for path, sources in [*network.wiring.sources.items(), ("head", network.wiring.features)]:
+        counts = [units[s.group] for s in sources if isinstance(s.group, Segments)]
+        if not transfer[path] and counts and not any(counts):
+            raise CapacityError(
+                f"{path} is to read this task's own units only (forward_transfer=False), but its input has no free "
+                "unit left. Allow forward transfer there, widen the network, or cap what tasks take (max_units)."
+            )
