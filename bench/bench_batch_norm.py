@@ -46,16 +46,38 @@ class Compiled:
 
     def forward(self):
         return cpu.segmented_batch_norm_forward(
-            self.x, None, self.weight, self.bias, self.mean, self.var, self.scale, self.shift, True, MOMENTUM, EPS,
+            self.x,
+            None,
+            self.weight,
+            self.bias,
+            self.mean,
+            self.var,
+            self.scale,
+            self.shift,
+            True,
+            MOMENTUM,
+            EPS,
             "relu",
-        )  # fmt: skip
+        )
 
     def backward(self):
         _, mean, rstd = self.saved
         return cpu.segmented_batch_norm_backward(
-            self.dy, self.x, None, self.weight, self.bias, mean, rstd, self.scale, self.shift, True, "relu", False,
-            True, False,
-        )  # fmt: skip
+            self.dy,
+            self.x,
+            None,
+            self.weight,
+            self.bias,
+            mean,
+            rstd,
+            self.scale,
+            self.shift,
+            True,
+            "relu",
+            False,
+            True,
+            False,
+        )
 
     def full(self):
         self.saved = self.forward()
@@ -72,9 +94,7 @@ class Native(Compiled):
         if frozen:
             columns = (-1, *[1] * (self.x.dim() - 2))
             whole = torch.empty_like(self.x)
-            torch.addcmul(
-                self.shift.view(columns), self.x[:, :frozen], self.scale.view(columns), out=whole[:, :frozen]
-            )
+            torch.addcmul(self.shift.view(columns), self.x[:, :frozen], self.scale.view(columns), out=whole[:, :frozen])
             whole[:, frozen:] = y
             y = whole
         return y.relu_(), mean, rstd

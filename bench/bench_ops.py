@@ -100,6 +100,4 @@ def test_op(benchmark, op, state, part, device):
     else:
         dy = torch.randn_like(y)
         wanted = [t for t in (x, *layer.parameters()) if t.numel()]
-        benchmark.pedantic(
-            lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True), warmup_rounds=2, rounds=11
-        )
+        benchmark.pedantic(lambda: torch.autograd.grad(y, wanted, dy, retain_graph=True), warmup_rounds=2, rounds=11)

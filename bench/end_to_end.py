@@ -92,9 +92,16 @@ def published(tasks: list, width: int, checkout: Path) -> dict:
         optimizer = torch.optim.Adam(net.parameters(), RATE)
         started = time.perf_counter()
         net.train_task(
-            task.train_loader(BATCH), Accuracy(), optimizer, 500, max_interpruning_epochs=RECOVERY, pruning_step=STEP,
-            tolerance=TOLERANCE, pruning_type=2, early_stopping_patience=PATIENCE,
-        )  # fmt: skip
+            task.train_loader(BATCH),
+            Accuracy(),
+            optimizer,
+            500,
+            max_interpruning_epochs=RECOVERY,
+            pruning_step=STEP,
+            tolerance=TOLERANCE,
+            pruning_type=2,
+            early_stopping_patience=PATIENCE,
+        )
         seconds += time.perf_counter() - started
         learned.append(_published_accuracy(net, task, t))
     final = [_published_accuracy(net, task, t) for t, task in enumerate(tasks)]
@@ -153,13 +160,18 @@ def main(arguments: list[str] | None = None) -> None:
     results = json.loads(store.read_text()) if store.exists() else {}
     tasks = permuted("digits", tasks=given.tasks)
     common = {
-        "max_epochs": EPOCHS, "patience": PATIENCE, "tolerance": TOLERANCE, "max_recovery_epochs": RECOVERY,
+        "max_epochs": EPOCHS,
+        "patience": PATIENCE,
+        "tolerance": TOLERANCE,
+        "max_recovery_epochs": RECOVERY,
         "step": STEP,
-    }  # fmt: skip
+    }
     paper = TaskSettings(search="linear", of="width", polish_epochs=0, keep_at_least=0, **common)
-    runs = {"even shares": lambda: ours(tasks, given.width, TaskSettings(**common), even=True),
-            "backoff": lambda: ours(tasks, given.width, TaskSettings(**common)),
-            "linear": lambda: ours(tasks, given.width, paper)}  # fmt: skip
+    runs = {
+        "even shares": lambda: ours(tasks, given.width, TaskSettings(**common), even=True),
+        "backoff": lambda: ours(tasks, given.width, TaskSettings(**common)),
+        "linear": lambda: ours(tasks, given.width, paper),
+    }
     if given.published:
         runs["published"] = lambda: published(tasks, given.width, given.published)
     about = f"python bench/end_to_end.py --published CHECKOUT --tasks {given.tasks} --width {given.width}"

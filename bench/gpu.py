@@ -211,9 +211,13 @@ def _product(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, 
     for name in runs:
         rate = BATCH * useful / seconds[name]
         yield {
-            **shape, "backend": name, "ms": 1e3 * seconds[name], "dense_ms": 1e3 * seconds["dense"],
-            "tera_multiply_adds": rate / 1e12, "of_dense_rate": rate / limit,
-        }  # fmt: skip
+            **shape,
+            "backend": name,
+            "ms": 1e3 * seconds[name],
+            "dense_ms": 1e3 * seconds["dense"],
+            "tera_multiply_adds": rate / 1e12,
+            "of_dense_rate": rate / limit,
+        }
     yield from ({**shape, **other} for other in others)
 
 
@@ -277,9 +281,13 @@ def _norm_records(about: dict, runs: dict[str, Callable], moved: float, limit: f
     for name in runs:
         if name != "unfused":
             yield {
-                **about, "backend": name, "ms": 1e3 * seconds[name], "unfused_ms": 1e3 * seconds["unfused"],
-                "gigabytes": moved / 1e9, "of_copy_rate": moved / seconds[name] / limit,
-            }  # fmt: skip
+                **about,
+                "backend": name,
+                "ms": 1e3 * seconds[name],
+                "unfused_ms": 1e3 * seconds["unfused"],
+                "gigabytes": moved / 1e9,
+                "of_copy_rate": moved / seconds[name] / limit,
+            }
 
 
 def measure_fused() -> Iterator[dict]:
@@ -296,9 +304,7 @@ def _fused(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, in
     norm = norm_arguments(structure.frozen_rows, structure.live.rows)
 
     def forward():
-        return staircase_linear_norm(
-            x, weight, None, frozen_weight, None, structure, *norm, True, 0.1, 1e-5, "relu"
-        )
+        return staircase_linear_norm(x, weight, None, frozen_weight, None, structure, *norm, True, 0.1, 1e-5, "relu")
 
     runs, others = runnable("staircase_linear_norm", forward)
     seconds = alternate(runs)
@@ -339,9 +345,13 @@ def _convolution(dtype_name: str, dtype: torch.dtype, kernel: int, state: tuple[
     about = {"dtype": dtype_name, "shape": tuple(x.shape), "kernel": kernel, "state": state}
     for name in runs:
         yield {
-            **about, "backend": name, "ms": 1e3 * seconds[name], "torch_ms": 1e3 * seconds["torch"],
-            "of_torch": seconds[name] / seconds["torch"], "tera_multiply_adds": useful / seconds[name] / 1e12,
-        }  # fmt: skip
+            **about,
+            "backend": name,
+            "ms": 1e3 * seconds[name],
+            "torch_ms": 1e3 * seconds["torch"],
+            "of_torch": seconds[name] / seconds["torch"],
+            "tera_multiply_adds": useful / seconds[name] / 1e12,
+        }
     yield from ({**about, **other} for other in others)
 
 
@@ -451,11 +461,15 @@ def measure_mnist() -> Iterator[dict]:
         kept = sum(row.units for row in run.capacity)
         width = sum({row.layer: row.width for row in run.capacity}.values())
         yield {
-            "seconds": seconds, "learning_seconds": max(row.seconds for row in run.metrics if row.phase != "router"),
-            "tasks": len(final), "mean_accuracy": statistics.mean(final), "used": kept / width,
-            "routed": statistics.mean(run.router.routed), "settings": overrides[: len(chosen)],
+            "seconds": seconds,
+            "learning_seconds": max(row.seconds for row in run.metrics if row.phase != "router"),
+            "tasks": len(final),
+            "mean_accuracy": statistics.mean(final),
+            "used": kept / width,
+            "routed": statistics.mean(run.router.routed),
+            "settings": overrides[: len(chosen)],
             "report": report.table(run),
-        }  # fmt: skip
+        }
 
 
 def _mnist() -> Path | None:
@@ -483,10 +497,15 @@ def _tiny_images(folder: Path) -> Path:
 
 
 ROWS = {
-    "promises": check_promises, "product": measure_product, "norm": measure_norm, "fused": measure_fused,
-    "conv": measure_convolution, "mnist": measure_mnist, "step": measure_step,
+    "promises": check_promises,
+    "product": measure_product,
+    "norm": measure_norm,
+    "fused": measure_fused,
+    "conv": measure_convolution,
+    "mnist": measure_mnist,
+    "step": measure_step,
     "graphs": measure_graphs,
-}  # fmt: skip
+}
 
 
 # ---- writing down

@@ -97,9 +97,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "growth")
     given = parser.parse_args(arguments)
     results = {
-        "command": "python bench/growth.py", "machine": described(), "tasks": [], "width": [],
+        "command": "python bench/growth.py",
+        "machine": described(),
+        "tasks": [],
+        "width": [],
         "figure": given.out.with_suffix(".png").name,
-    }  # fmt: skip
+    }
     most = max(given.tasks)
     subject = replace(SUBJECTS["mlp"], width=SUBJECTS["mlp"].width or 2000)
     plain = dense(subject)

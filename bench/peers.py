@@ -19,9 +19,12 @@ from eidetic_kernels.layers import StaircaseLayer
 
 
 def step_of(
-    net: nn.Module, x: Tensor, y: Tensor, optimizer: torch.optim.Optimizer | None,
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    optimizer: torch.optim.Optimizer | None,
     around: Callable[[], AbstractContextManager] = nullcontext,
-) -> Callable[[], None]:  # fmt: skip
+) -> Callable[[], None]:
     """One training step as a function of nothing, its forward pass inside ``around()``."""
 
     def step() -> None:

@@ -38,10 +38,16 @@ def measure(name: str, search: str, seeds: int, overrides: list[str], folder: Pa
         print(name, search, seed, f"{runs[-1].mean_end:.2%}", flush=True)
     used = [sum(layer.kept for layer in r.layers) / sum(layer.width for layer in r.layers) for r in runs]
     cells = [
-        name, search, str(seeds), _spread([100 * u for u in used], 1), _spread([100 * r.mean_end for r in runs], 2),
-        f"{max(r.forgetting for r in runs):.2%}", _spread([r.epochs for r in runs], 0),
-        _spread([r.seconds for r in runs], 0), str(about)[:12],
-    ]  # fmt: skip
+        name,
+        search,
+        str(seeds),
+        _spread([100 * u for u in used], 1),
+        _spread([100 * r.mean_end for r in runs], 2),
+        f"{max(r.forgetting for r in runs):.2%}",
+        _spread([r.epochs for r in runs], 0),
+        _spread([r.seconds for r in runs], 0),
+        str(about)[:12],
+    ]
     return "| " + " | ".join(cells) + " |"
 
 

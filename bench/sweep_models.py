@@ -37,17 +37,40 @@ CLASSES, BATCH = 8, 4
 
 # The smallest input that the model takes, where 64 pixels are too few.
 PIXELS = {
-    "inception": 96, "alexnet": 96, "maxvit": 224, "vit_h_14": 56, "mixer_s32_224": 224, "vit_tiny_patch16_224": 224,
-}  # fmt: skip
+    "inception": 96,
+    "alexnet": 96,
+    "maxvit": 224,
+    "vit_h_14": 56,
+    "mixer_s32_224": 224,
+    "vit_tiny_patch16_224": 224,
+}
 # Their training mode returns more than logits with auxiliary classifiers, which conversion leaves out.
 WITHOUT_AUXILIARIES = ("googlenet", "inception_v3")
 # Of timm: convolutional families that torchvision lacks, in their smallest form.
 TIMM = (
-    "resnet10t", "resnet26d", "legacy_seresnet18", "resnetv2_50", "dla34", "dpn48b",
-    "hrnet_w18_small", "mobilenetv3_small_050", "mobilenetv4_conv_small", "efficientnet_lite0", "ghostnet_050",
-    "tf_efficientnetv2_b0", "repvgg_a0", "vovnet39a", "selecsls42", "darknet53", "cspresnet50", "lcnet_050",
-    "convnext_atto", "convmixer_768_32", "mixer_s32_224", "vit_tiny_patch16_224",
-)  # fmt: skip
+    "resnet10t",
+    "resnet26d",
+    "legacy_seresnet18",
+    "resnetv2_50",
+    "dla34",
+    "dpn48b",
+    "hrnet_w18_small",
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small",
+    "efficientnet_lite0",
+    "ghostnet_050",
+    "tf_efficientnetv2_b0",
+    "repvgg_a0",
+    "vovnet39a",
+    "selecsls42",
+    "darknet53",
+    "cspresnet50",
+    "lcnet_050",
+    "convnext_atto",
+    "convmixer_768_32",
+    "mixer_s32_224",
+    "vit_tiny_patch16_224",
+)
 
 
 def sources():
@@ -63,8 +86,10 @@ def sources():
             options["image_size"] = pixels_of(name)
         return models.get_model(name, weights=None, num_classes=CLASSES, **options)
 
-    found = [(f"torchvision {torchvision.__version__}", name, torchvision_model) for name in
-             models.list_models(module=models)]  # fmt: skip
+    found = [
+        (f"torchvision {torchvision.__version__}", name, torchvision_model)
+        for name in models.list_models(module=models)
+    ]
     try:
         import timm
     except ImportError:
@@ -142,10 +167,14 @@ def page(lines, left):
         ]
         for line in mine:
             cells = [
-                line["model"], line["pixels"], "yes" if line["converts"] else "no",
-                line["outcome"] if line["converts"] else "", line.get("convert_seconds", ""),
-                line.get("cycle_seconds", ""), line["why"].replace("|", "\\|"),
-            ]  # fmt: skip
+                line["model"],
+                line["pixels"],
+                "yes" if line["converts"] else "no",
+                line["outcome"] if line["converts"] else "",
+                line.get("convert_seconds", ""),
+                line.get("cycle_seconds", ""),
+                line["why"].replace("|", "\\|"),
+            ]
             text.append("| " + " | ".join(map(str, cells)) + " |")
         text.append("")
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))

@@ -52,11 +52,15 @@ def measure(
     held = {name: sum(state_bytes(nets[name], optimizers[name]).values()) for name in ("dense", "eidetic")}
     peak = {name: _peak(nets[name], optimizers[name], steps[name]) for name in held}
     return {
-        "model": subject.model, "frozen": state[0], "live": state[1], "batch": subject.batch,
+        "model": subject.model,
+        "frozen": state[0],
+        "live": state[1],
+        "batch": subject.batch,
         "ms": {name: 1e3 * value for name, value in seconds.items()},
         "limit_ms": {name: 1e3 * value for name, value in least.items()},
-        "bytes": held, "peak": peak,
-    }  # fmt: skip
+        "bytes": held,
+        "peak": peak,
+    }
 
 
 def _peak(net, optimizer, step: Callable[[], None]) -> int:
@@ -209,11 +213,17 @@ def main(arguments: list[str] | None = None) -> None:
     about = described()
     limits = rates()
     results = {
-        "command": "python bench/training_step.py" + (f" --only {' '.join(given.only)}" if given.only else "")
-        + (" --published CHECKOUT" if given.published else "") + (" --compiled" if given.compiled else "")
+        "command": "python bench/training_step.py"
+        + (f" --only {' '.join(given.only)}" if given.only else "")
+        + (" --published CHECKOUT" if given.published else "")
+        + (" --compiled" if given.compiled else "")
         + f" --rounds {given.rounds}",
-        "machine": about, "product_rate": limits[0], "copy_rate": limits[1], "rows": [], "recall": [],
-    }  # fmt: skip
+        "machine": about,
+        "product_rate": limits[0],
+        "copy_rate": limits[1],
+        "rows": [],
+        "recall": [],
+    }
     for name in given.only:
         for state in STATES:
             row = measure(SUBJECTS[name], state, given.rounds, given.published, given.compiled, limits)

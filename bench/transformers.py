@@ -59,15 +59,24 @@ class Sequences:
 
         blocks = [
             {
-                "norm1": affine(), "qkv": make(3 * new[1] * HEAD, residual), "out": make(new[0], heads * HEAD),
-                "norm2": affine(), "up": make(new[2], residual), "down": make(new[0], inner),
+                "norm1": affine(),
+                "qkv": make(3 * new[1] * HEAD, residual),
+                "out": make(new[0], heads * HEAD),
+                "norm2": affine(),
+                "up": make(new[2], residual),
+                "down": make(new[0], inner),
             }
             for _ in range(2)
-        ]  # fmt: skip
-        self.segments.append({
-            "words": make(WORDS, new[0], scale=1.0), "places": make(LENGTH, new[0], scale=0.5), "blocks": blocks,
-            "norm": affine(), "head": make(3, residual),
-        })  # fmt: skip
+        ]
+        self.segments.append(
+            {
+                "words": make(WORDS, new[0], scale=1.0),
+                "places": make(LENGTH, new[0], scale=0.5),
+                "blocks": blocks,
+                "norm": affine(),
+                "head": make(3, residual),
+            }
+        )
         return made
 
     def normalised(self, x: list[Tensor], reader: int, affine: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -188,11 +197,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     seeds = range(parser.parse_args().seeds)
     lines = [
-        "# Transformers: LayerNorm over prefixes, and pruning", "",
-        f"`python bench/transformers.py --seeds {len(seeds)}`; {described()}", "",
-        *__doc__.split("\n\n")[2].splitlines(), "",
-        f"| LayerNorm | task | {' | '.join(f'after {mark} steps' for mark in MARKS)} |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "# Transformers: LayerNorm over prefixes, and pruning",
+        "",
+        f"`python bench/transformers.py --seeds {len(seeds)}`; {described()}",
+        "",
+        *__doc__.split("\n\n")[2].splitlines(),
+        "",
+        f"| LayerNorm | task | {' | '.join(f'after {mark} steps' for mark in MARKS)} |",
+        "|---|---|---|---|",
+    ]
     for per_unit in (False, True):
         runs = [sequences(per_unit, seed) for seed in seeds]
         for task in (1, 2):

@@ -54,7 +54,7 @@ inline void bind_segmented_batch_norm(py::module_& m) {
     attribute<&Norm::parameter_dtype>(norm, "parameter_dtype");
     attribute<&Norm::activation>(norm, "activation");
     attribute<&Norm::training>(norm, "training");
-    attribute<&Norm::exact>(norm, "exact");
+    attribute<&Norm::full_input_grad>(norm, "full_input_grad");
     attribute<&Norm::momentum>(norm, "momentum");
     attribute<&Norm::eps>(norm, "eps");
     attribute<&Norm::x>(norm, "x");

@@ -24,7 +24,7 @@ struct SegmentedBatchNorm {
     Dtype parameter_dtype;  // of weight, bias, their gradients, running statistics, frozen scale and shift
     Activation activation;
     bool training;  // batch statistics, and running statistics move
-    bool exact;     // backward: frozen channels get their true gradient instead of zeros
+    bool full_input_grad;   // backward: frozen channels get their true gradient instead of zeros
     float momentum, eps;
 
     const void *x, *residual;  // residual: null for none

@@ -309,9 +309,7 @@ class Staircase:
         return sum(stair.rows * stair.columns for stair in self.stairs)
 
 
-def staircase(
-    output: Segments, sources: tuple[Source, ...], nested: tuple[bool, ...], task: int | None
-) -> Staircase:
+def staircase(output: Segments, sources: tuple[Source, ...], nested: tuple[bool, ...], task: int | None) -> Staircase:
     """The structure of a layer that fills ``output`` from the concatenation of ``sources``.
 
     Args:

@@ -44,10 +44,14 @@ class TestPaperListing:
         net = MLP(dropout=0.0)
         net.prepare_for_task(0, 3)
         twin = torch.nn.Sequential(
-            torch.nn.Linear(6, 10, bias=False), torch.nn.BatchNorm1d(10), torch.nn.ReLU(),
+            torch.nn.Linear(6, 10, bias=False),
+            torch.nn.BatchNorm1d(10),
+            torch.nn.ReLU(),
             torch.nn.Identity(),
-            torch.nn.Linear(10, 8, bias=False), torch.nn.BatchNorm1d(8), torch.nn.ReLU(),
-        )  # fmt: skip
+            torch.nn.Linear(10, 8, bias=False),
+            torch.nn.BatchNorm1d(8),
+            torch.nn.ReLU(),
+        )
         twin.load_state_dict(net.body.state_dict())
         x = batch(net)[0]
         torch.testing.assert_close(net.compute_features(x), twin(x))
@@ -69,11 +73,8 @@ class TestParameters:
         heads = {name for name in names(net) if name.startswith("heads")}
         assert heads == {"heads.3.weight", "heads.3.bias"}
         expected = sum(
-            p.numel()
-            for group in net.groups
-            for layer in group.layers
-            for p in layer.parameters(recurse=False)
-        )  # fmt: skip
+            p.numel() for group in net.groups for layer in group.layers for p in layer.parameters(recurse=False)
+        )
         expected += net.live_head.weight.numel() + net.live_head.bias.numel()
         assert sum(p.numel() for p in net.parameters()) == expected
 

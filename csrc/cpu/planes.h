@@ -182,7 +182,7 @@ void plane_backward(const SegmentedBatchNorm& p, int64_t begin, int64_t end) {
             const int64_t out = (outer * p.channels + channel) * p.inner;
             float* const dx = p.dx ? static_cast<float*>(p.dx) + out : nullptr;
             float* const dresidual = p.dresidual ? static_cast<float*>(p.dresidual) + out : nullptr;
-            if (live < 0 && !p.exact) {
+            if (live < 0 && !p.full_input_grad) {
                 if (dx) std::memset(dx, 0, p.inner * sizeof(float));
                 if (dresidual) std::memset(dresidual, 0, p.inner * sizeof(float));
                 continue;

@@ -121,7 +121,7 @@ EIDETIC_INLINE void row_gradient(const SegmentedBatchNorm& p, const Columns& col
 template <Activation activation>
 void row_backward(const SegmentedBatchNorm& p, const Columns& columns, int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row) {
-        if (p.exact) {
+        if (p.full_input_grad) {
             row_gradient<activation, false>(p, columns, row, 0, p.frozen);
         } else {
             const int64_t bytes = p.frozen * sizeof(float);

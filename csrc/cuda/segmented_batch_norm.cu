@@ -154,11 +154,11 @@ __device__ __forceinline__ void finish_gradient(const Norm& p, const Affine (&af
     for (int i = 0; i < V; ++i) {
         float inner = dz[i];
         if (gradient[i].frozen) {
-            if (!p.exact) inner = dz[i] = 0.0f;
+            if (!p.full_input_grad) inner = dz[i] = 0.0f;
         } else if (p.training) {
             inner = inner - gradient[i].mean_dz - centered[i] * gradient[i].slope;
         }
-        dx[i] = gradient[i].frozen && !p.exact ? 0.0f : affine[i].scale * inner;
+        dx[i] = gradient[i].frozen && !p.full_input_grad ? 0.0f : affine[i].scale * inner;
     }
 }
 

@@ -53,9 +53,22 @@ def why_no_batch_norm(
 
 
 def batch_norm_forward(
-    module: ModuleType, settings: dict[str, int], x, residual, weight, bias, running_mean, running_var, frozen_scale,
-    frozen_shift, training: bool, momentum: float, eps: float, activation: str, out: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    module: ModuleType,
+    settings: dict[str, int],
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training: bool,
+    momentum: float,
+    eps: float,
+    activation: str,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The contract's segmented_batch_norm_forward; ``settings`` are fields of the struct (device, stream, threads).
 
     ``out``: dense memory that y may take, which x may lie in: a value is written when it is not read again.
@@ -75,9 +88,23 @@ def batch_norm_forward(
 
 
 def batch_norm_backward(
-    module: ModuleType, settings: dict[str, int], dy, x, residual, weight, bias, mean, rstd, frozen_scale,
-    frozen_shift, training: bool, activation: str, exact: bool, need_dx: bool, need_dresidual: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    module: ModuleType,
+    settings: dict[str, int],
+    dy,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    frozen_scale,
+    frozen_shift,
+    training: bool,
+    activation: str,
+    full_input_grad: bool,
+    need_dx: bool,
+    need_dresidual: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The contract's segmented_batch_norm_backward; ``settings`` as in :func:`batch_norm_forward`."""
     numbers = frozen_scale if weight is None else weight
     norm, rows, held = _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, numbers)
@@ -86,7 +113,7 @@ def batch_norm_backward(
     dweight, dbias = (None if tensor is None else torch.empty_like(tensor) for tensor in (weight, bias))
     workspace = _workspace(module, norm, x)
     norm.activation = _ACTIVATION_NUMBERS[activation]
-    norm.training, norm.exact = training, exact
+    norm.training, norm.full_input_grad = training, full_input_grad
     norm.mean, norm.rstd = mean.data_ptr(), rstd.data_ptr()
     norm.dy, norm.dx, norm.dresidual = map(_address, (dy, dx, dresidual))
     norm.dweight, norm.dbias, norm.workspace = map(_address, (dweight, dbias, workspace))

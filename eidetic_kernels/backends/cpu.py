@@ -24,9 +24,20 @@ def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, froze
 
 
 def segmented_batch_norm_forward(
-    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
-    activation, out=None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation,
+    out=None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """The contract of :mod:`eidetic_kernels.ops.batch_norm`, forward.
 
     Args:
@@ -41,25 +52,64 @@ def segmented_batch_norm_forward(
         normalised the live channels, for the backward pass.
     """
     return batch_norm_forward(
-        extensions.load("_cpu"), _threads(), x, residual, weight, bias, running_mean, running_var, frozen_scale,
-        frozen_shift, training, momentum, eps, activation, out,
-    )  # fmt: skip
+        extensions.load("_cpu"),
+        _threads(),
+        x,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        out,
+    )
 
 
 def segmented_batch_norm_backward(
-    dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift, training, activation, exact, need_dx,
+    dy,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    frozen_scale,
+    frozen_shift,
+    training,
+    activation,
+    full_input_grad,
+    need_dx,
     need_dresidual,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The contract of :mod:`eidetic_kernels.ops.batch_norm`, backward; recomputes the pre-activation from x.
 
     Returns:
-        dx and dresidual, shaped as x (None where not needed): zeros in frozen channels, or with ``exact`` their true
+        dx and dresidual, shaped as x (None where not needed): zeros in frozen channels, or with ``full_input_grad`` their true
         gradients; dweight and dbias [L] (None without weight and bias).
     """
     return batch_norm_backward(
-        extensions.load("_cpu"), _threads(), dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-        training, activation, exact, need_dx, need_dresidual,
-    )  # fmt: skip
+        extensions.load("_cpu"),
+        _threads(),
+        dy,
+        x,
+        residual,
+        weight,
+        bias,
+        mean,
+        rstd,
+        frozen_scale,
+        frozen_shift,
+        training,
+        activation,
+        full_input_grad,
+        need_dx,
+        need_dresidual,
+    )
 
 
 def _threads() -> dict[str, int]:

@@ -27,25 +27,75 @@ def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, froze
 
 
 def segmented_batch_norm_forward(
-    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
-    activation, out=None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation,
+    out=None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """(y, mean, rstd); see :func:`eidetic_kernels.cpu.segmented_batch_norm_forward`."""
     return batch_norm_forward(
-        extensions.load("_cuda"), _place(x), x, residual, weight, bias, running_mean, running_var, frozen_scale,
-        frozen_shift, training, momentum, eps, activation, out,
-    )  # fmt: skip
+        extensions.load("_cuda"),
+        _place(x),
+        x,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        out,
+    )
 
 
 def segmented_batch_norm_backward(
-    dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift, training, activation, exact, need_dx,
+    dy,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    frozen_scale,
+    frozen_shift,
+    training,
+    activation,
+    full_input_grad,
+    need_dx,
     need_dresidual,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dresidual, dweight, dbias); see :func:`eidetic_kernels.cpu.segmented_batch_norm_backward`."""
     return batch_norm_backward(
-        extensions.load("_cuda"), _place(x), dy, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-        training, activation, exact, need_dx, need_dresidual,
-    )  # fmt: skip
+        extensions.load("_cuda"),
+        _place(x),
+        dy,
+        x,
+        residual,
+        weight,
+        bias,
+        mean,
+        rstd,
+        frozen_scale,
+        frozen_shift,
+        training,
+        activation,
+        full_input_grad,
+        need_dx,
+        need_dresidual,
+    )
 
 
 def _place(x: Tensor) -> dict[str, int]:

@@ -32,13 +32,13 @@ def why_not_on(device: int, cuda: ModuleType) -> str | None:
 
 
 def in_words(cuda: ModuleType) -> str:
-    """"machine code for sm_80, sm_90 and PTX for sm_90 and newer"."""
+    """ "machine code for sm_80, sm_90 and PTX for sm_90 and newer"."""
     sm, ptx = (", ".join("sm_{}{}".format(*capability) for capability in some) for some in _capabilities(cuda))
     return f"machine code for {sm} and PTX for {ptx} and newer"
 
 
 def version(number: int) -> str:
-    """"13.0" for 13000, as CUDA counts."""
+    """ "13.0" for 13000, as CUDA counts."""
     return f"{number // 1000}.{number % 1000 // 10}"
 
 

@@ -18,10 +18,10 @@ from .dropouts import drop_by_module, unshare_dropouts
 from .example import Example
 from .functionalize import name_changes, remove_unused
 from .head import find_head
+from .layer_replacement import replace
 from .parameters import hold_parameters, refuse_ties
 from .trace import record, refuse_gradient_hooks
 from .train_vs_eval import same_in_training
-from .twins import replace
 
 
 def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> EideticNetwork:

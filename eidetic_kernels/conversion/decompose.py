@@ -60,9 +60,9 @@ class NormAct(_Written):
 
     def __init__(self, old: nn.BatchNorm2d):
         super().__init__(old)
-        self.norm = nn.BatchNorm2d(
-            old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats
-        ).train(old.training)  # fmt: skip
+        self.norm = nn.BatchNorm2d(old.num_features, old.eps, old.momentum, old.affine, old.track_running_stats).train(
+            old.training
+        )
         for name, parameter in old.named_parameters(recurse=False):
             setattr(self.norm, name, parameter)
         for name, buffer in old.named_buffers(recurse=False):

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..wiring import rules
 from ..wiring.diagnostics import at_node
-from .twins import refuse_hooks
+from .layer_replacement import refuse_hooks
 
 MODULES = {F.dropout: nn.Dropout, F.dropout1d: nn.Dropout1d, F.dropout2d: nn.Dropout2d, F.dropout3d: nn.Dropout3d}
 

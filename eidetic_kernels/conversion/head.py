@@ -6,12 +6,10 @@ from torch import fx, nn
 
 from ..errors import ConversionError, InputError
 from ..wiring.diagnostics import at_node
-from .twins import is_plain, refuse_hooks
+from .layer_replacement import is_plain, refuse_hooks
 
 
-def find_head(
-    module: nn.Module, graph: fx.Graph, head: str | bool | None
-) -> tuple[fx.Node, fx.Node, nn.Linear | None]:
+def find_head(module: nn.Module, graph: fx.Graph, head: str | bool | None) -> tuple[fx.Node, fx.Node, nn.Linear | None]:
     """The node whose value are the features, the node whose value are the logits, and the layer between them.
 
     ``head`` as in :func:`..convert.convert`; the graph's nodes carry ``shape``. Raises ConversionError where there is
@@ -35,7 +33,7 @@ def find_head(
         what = type(end).__name__ if shape is None else f"a tensor of shape {list(shape)}"
         raise ConversionError(
             f"{name}.forward must return one tensor, logits [N, classes] or features [N, units]; it returned {what}. "
-            "Name the layer that makes the logits (head=\"path\"), or wrap the module in one that returns one tensor."
+            'Name the layer that makes the logits (head="path"), or wrap the module in one that returns one tensor.'
         )
     if head is None and _is_softmax(end) and _is_linear(module, end.args[0]):
         last = end.args[0].target

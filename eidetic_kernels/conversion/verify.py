@@ -32,15 +32,15 @@ def ask(original: nn.Module, example: Tensor, head: str | bool | None) -> Answer
     Raises InputError when it cannot take ``example``.
     """
     module = copy.deepcopy(original).eval()
-    heard: list[Tensor] = []
+    captured: list[Tensor] = []
     if isinstance(head, str) and head in dict(module.named_modules()):
-        module.get_submodule(head).register_forward_hook(lambda _, inputs, output: heard.append(output.clone()))
+        module.get_submodule(head).register_forward_hook(lambda _, inputs, output: captured.append(output.clone()))
 
     def answer(batch: Tensor) -> Tensor:
-        heard.clear()
+        captured.clear()
         with seeded(0, example.device):
             returned = module(batch.clone())
-        return heard[-1] if heard else returned
+        return captured[-1] if captured else returned
 
     answers: Answers = []
     with torch.inference_mode(False), torch.no_grad():

@@ -95,9 +95,18 @@ def _like(layer: SegmentedLayer, weight: Tensor) -> nn.Module:
     stride, _, dilation = layer.geometry
     groups = rows // columns if isinstance(layer, EideticGroupedConv2d) else 1
     return skip_init(
-        nn.Conv2d, columns * groups, rows, layer.kernel_size, stride, layer.padding, dilation, groups, bias,
-        layer.padding_mode, **factory,
-    )  # fmt: skip
+        nn.Conv2d,
+        columns * groups,
+        rows,
+        layer.kernel_size,
+        stride,
+        layer.padding,
+        dilation,
+        groups,
+        bias,
+        layer.padding_mode,
+        **factory,
+    )
 
 
 def _filled(module: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
@@ -119,9 +128,7 @@ def _batch_norm(
     columns = (-1, 1, 1) if image else (-1,)
     root, graph = nn.Module(), fx.Graph()
     for name in ("scale", "shift"):
-        rows = [
-            getattr(layer, f"frozen_{name}")[units] for layer in layers for _, units in prefix.rows(layer.segments)
-        ]
+        rows = [getattr(layer, f"frozen_{name}")[units] for layer in layers for _, units in prefix.rows(layer.segments)]
         values = torch.cat(rows) if rows else getattr(layers[0], f"frozen_{name}")[:0]
         root.register_parameter(name, nn.Parameter(values.view(columns)))
     x = graph.placeholder("x")

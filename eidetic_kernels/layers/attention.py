@@ -25,11 +25,11 @@ Attend = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
 
 
 def by_segment(
-    q: Tensor, k: Tensor, v: Tensor, segments: Segments, task: int | None, exact: bool, attend: Attend
+    q: Tensor, k: Tensor, v: Tensor, segments: Segments, task: int | None, full_input_grad: bool, attend: Attend
 ) -> Tensor:
     """Attention of heads [*, heads, T, head_dim], segment by segment, whose units are ``segments``.
 
-    Frozen heads are computed in memory of their own, without gradient unless ``exact``.
+    Frozen heads are computed in memory of their own, without gradient unless ``full_input_grad``.
     """
     parts = []
     for segment in range((segments.tasks if task is None else task) + 1):
@@ -38,7 +38,7 @@ def by_segment(
             first = segments.start(segment) // q.shape[-1]
             heads = [x.narrow(-3, first, size) for x in (q, k, v)]
             if not live:
-                heads = [_apart(x if exact else x.detach()) for x in heads]
+                heads = [_apart(x if full_input_grad else x.detach()) for x in heads]
             parts.append(attend(*heads, first, live))
     return torch.cat(parts, -3) if len(parts) > 1 else parts[0] if parts else q
 
@@ -111,9 +111,9 @@ class HeadedAttention(nn.Module):
 
     def attended(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """The heads' outputs [*, T, units], of queries [*, T, units] and keys and values [*, S, units]."""
-        exact = self.query.scope.exact or (not self.query.owned and q.requires_grad)
+        full_input_grad = self.query.scope.full_input_grad or (not self.query.owned and q.requires_grad)
         heads = [x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(-3, -2) for x in (q, k, v)]
-        y = by_segment(*heads, self.query.segments, self.query.scope.task, exact, attend)
+        y = by_segment(*heads, self.query.segments, self.query.scope.task, full_input_grad, attend)
         return y.transpose(-3, -2).flatten(-2)
 
 
@@ -209,7 +209,7 @@ class EideticScaledDotProduct(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal, scale=scale)
 
         (source,) = self.sources
-        return by_segment(q, k, v, source.group, self.scope.task, self.scope.exact, attend)
+        return by_segment(q, k, v, source.group, self.scope.task, self.scope.full_input_grad, attend)
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}"

@@ -72,14 +72,16 @@ class EideticBatchNorm(SegmentedLayer):
 
         Where their dtypes differ, the result has the one that torch promotes their sum to.
         """
-        return self.normalise(x, residual, self.scope.exact or (not self.owned and x.requires_grad))
+        return self.normalise(x, residual, self.scope.full_input_grad or (not self.owned and x.requires_grad))
 
-    def normalise(self, x: Tensor, residual: Tensor | None, exact: bool) -> Tensor:
-        """``forward``; ``exact`` where the gradient at frozen channels is owed too."""
-        return ops.segmented_batch_norm(x, *self.arguments(x.shape, residual), exact, residual, self.beside)
+    def normalise(self, x: Tensor, residual: Tensor | None, full_input_grad: bool) -> Tensor:
+        """``forward``; ``full_input_grad`` where the gradient at frozen channels is owed too."""
+        return ops.segmented_batch_norm(
+            x, *self.arguments(x.shape, residual), full_input_grad, residual, self.num_frozen_elsewhere
+        )
 
     @property
-    def beside(self) -> int:
+    def num_frozen_elsewhere(self) -> int:
         """How many frozen channels a whole batch has, where this pass runs live ones alone."""
         return self.segments.frozen_total if self.scope.task == LIVE else 0
 
@@ -101,25 +103,36 @@ class EideticBatchNorm(SegmentedLayer):
                 "batch statistics of one sample are meaningless. Use drop_last=True or a larger batch."
             )
         if residual is not None and residual.shape != torch.Size(shape):
-            raise InputError(
-                f"{self} adds a residual shaped as its input, {list(shape)}; got {list(residual.shape)}."
-            )
+            raise InputError(f"{self} adds a residual shaped as its input, {list(shape)}; got {list(residual.shape)}.")
         scale, shift = self.frozen_scale, self.frozen_shift
         if task is not None:
             frozen = 0 if task == LIVE else present
             scale, shift = scale[:frozen], shift[:frozen]
         # Running statistics move in float32 or better under autocast too; x keeps its dtype.
         return (
-            self.weight, self.bias, self.running_mean, self.running_var, scale, shift,
-            training, self._momentum() if training else 0.0, self.eps, self.activation,
-        )  # fmt: skip
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            scale,
+            shift,
+            training,
+            self._momentum() if training else 0.0,
+            self.eps,
+            self.activation,
+        )
 
     def part(self, units: Tensor) -> EideticBatchNorm:
         """A fresh layer for some of this fresh layer's units, with their parameters and statistics."""
         part = type(self)(
-            len(units), self.eps, self.momentum, self.affine, device=self.running_mean.device,
-            dtype=self.running_mean.dtype, activation=self.activation,
-        )  # fmt: skip
+            len(units),
+            self.eps,
+            self.momentum,
+            self.affine,
+            device=self.running_mean.device,
+            dtype=self.running_mean.dtype,
+            activation=self.activation,
+        )
         with torch.no_grad():
             for name, tensor in [*self.named_parameters(), *self.named_buffers()]:
                 if name not in self.frozen_names:

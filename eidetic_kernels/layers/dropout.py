@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import LIVE, Source, Span, trainable
-from ..ops.staircase import beside
+from ..ops.staircase import concatenate_like
 from .scope import Scope
 
 
@@ -39,12 +39,12 @@ class _Dropping(nn.Module):
             return self._drop(x)
         if self.scope.task == LIVE:  # piece by piece, so that random numbers fall where they fall in a whole batch
             pieces = x.split([stop - start for start, stop in live], dim) if live else ()
-            return beside([self._drop(piece) for piece in pieces], x, dim) if pieces else x
+            return concatenate_like([self._drop(piece) for piece in pieces], x, dim) if pieces else x
         parts, end = [], 0
         for start, stop in live:
             parts += [x.narrow(dim, end, start - end), self._drop(x.narrow(dim, start, stop - start))]
             end = stop
-        return beside([*parts, x.narrow(dim, end, x.shape[dim] - end)], x, dim) if parts else x
+        return concatenate_like([*parts, x.narrow(dim, end, x.shape[dim] - end)], x, dim) if parts else x
 
     def _drop(self, x: Tensor) -> Tensor:
         raise NotImplementedError

@@ -53,8 +53,12 @@ class EideticGroupedConv2d(SegmentedLayer):
             raise InputError(f"groups must divide the channels; {groups} groups of {channels} channels were asked for.")
         super().__init__(channels, channels // groups or 1)
         self.channels, self.groups, self.kernel_size, self.padding, self.padding_mode = (
-            channels, groups, _pair(kernel_size), padding, padding_mode
-        )  # fmt: skip
+            channels,
+            groups,
+            _pair(kernel_size),
+            padding,
+            padding_mode,
+        )
         self.geometry, self._pads = window(self.kernel_size, _pair(stride), padding, _pair(dilation), padding_mode)
         self.reads = self.segments.grain  # input channels of each output channel
         factory = {"device": device, "dtype": dtype}
@@ -77,7 +81,7 @@ class EideticGroupedConv2d(SegmentedLayer):
         present = self.segments.present(task)
         if x.dim() != 4 or x.shape[1] != present:
             raise InputError(f"{self} expects an input of shape [N, {present}, H, W], got {list(x.shape)}.")
-        exact = self.scope.exact or (not self.owned and x.requires_grad)
+        full_input_grad = self.scope.full_input_grad or (not self.owned and x.requires_grad)
         if self._pads is not None:
             x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
         parts = []
@@ -85,7 +89,7 @@ class EideticGroupedConv2d(SegmentedLayer):
             units = slice(self.segments.start(segment), self.segments.stop(segment))
             if units.start < units.stop:
                 # Each segment by itself, in memory of its own, so that its bits depend on nothing beside it.
-                own = x[:, units] if exact else x[:, units].detach()
+                own = x[:, units] if full_input_grad else x[:, units].detach()
                 bias = None if self.frozen_bias is None else self.frozen_bias[units]
                 parts.append(self._convolve(canonical(own), lying_as(x, self.frozen_weight[units]), bias))
         live = self.segments.live if task is None or task == LIVE else 0

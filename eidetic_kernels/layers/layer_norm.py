@@ -92,9 +92,14 @@ class EideticLayerNorm(SegmentedLayer):
         """A fresh layer for some of this fresh layer's units, with their parameters."""
         like = self.weight if self.weight is not None else torch.empty(0)
         part = EideticLayerNorm(
-            len(units), self.eps, self.elementwise_affine, self.bias is not None, like.device, like.dtype,
+            len(units),
+            self.eps,
+            self.elementwise_affine,
+            self.bias is not None,
+            like.device,
+            like.dtype,
             channels_first=self.channels_first,
-        )  # fmt: skip
+        )
         part.unit_dim = self.unit_dim
         with torch.no_grad():
             for name, parameter in self.named_parameters():
@@ -144,7 +149,7 @@ def _normalised(x: Tensor, parts: list[EideticLayerNorm]) -> Tensor:
     if x.dim() < 2 or x.shape[-1] != sum(widths):
         form = f"[N, {sum(widths)}, *]" if first.unit_dim == 1 else f"[*, {sum(widths)}]"
         raise InputError(f"{first} expects an input of shape {form}, got {list(x.movedim(-1, first.unit_dim).shape)}.")
-    exact = first.scope.exact or (not first.owned and x.requires_grad)
+    full_input_grad = first.scope.full_input_grad or (not first.owned and x.requires_grad)
     tasks = first.segments.tasks
     pieces: list[list[Tensor]] = [[] for _ in parts]
     for segment in range((tasks if task is None else task) + 1):
@@ -159,7 +164,7 @@ def _normalised(x: Tensor, parts: list[EideticLayerNorm]) -> Tensor:
         seen = reads(sources, segment, all(part.forward_transfer[segment] for part in parts), task)
         live = segment == tasks
         affine = [_joined(tensors) for tensors in zip(*(part.affine_of(segment) for part in parts))]
-        y = _segment(_seen(x, seen, own, live, exact), positions(seen, own), *affine, first.eps)
+        y = _segment(_seen(x, seen, own, live, full_input_grad), positions(seen, own), *affine, first.eps)
         for piece, values in zip(pieces, y.split(sizes, -1)):
             piece.append(values)
     values = [value for piece in pieces for value in piece]
@@ -167,11 +172,11 @@ def _normalised(x: Tensor, parts: list[EideticLayerNorm]) -> Tensor:
     return y.movedim(-1, first.unit_dim)
 
 
-def _seen(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], live: bool, exact: bool) -> Tensor:
+def _seen(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], live: bool, full_input_grad: bool) -> Tensor:
     """What a segment sees of ``x``: a frozen one in memory of its own, a live one with gradient for live units only."""
     if not live:
-        return canonical(read(x if exact else x.detach(), seen, -1).flatten(0, -2)).view(*x.shape[:-1], -1)
-    if exact or positions(seen, own) == (Span(0, sum(stop - start for start, stop in seen)),):
+        return canonical(read(x if full_input_grad else x.detach(), seen, -1).flatten(0, -2)).view(*x.shape[:-1], -1)
+    if full_input_grad or positions(seen, own) == (Span(0, sum(stop - start for start, stop in seen)),):
         return read(x, seen, -1)
     parts = []
     for start, stop in seen:

@@ -64,8 +64,8 @@ class Parts(nn.ModuleList):
             live = [None if each[0] is None else torch.cat(each) for each in zip(*(g[:4] for g in given))]
         else:
             frozen = [torch.cat(each) for each in zip(*(g[4:6] for g in given))]
-        exact = parts[0].scope.exact or (not parts[0].owned and x.requires_grad)
-        y = ops.segmented_batch_norm(x, *live, *frozen, *options, exact, residual)
+        full_input_grad = parts[0].scope.full_input_grad or (not parts[0].owned and x.requires_grad)
+        y = ops.segmented_batch_norm(x, *live, *frozen, *options, full_input_grad, residual)
         if options[0]:  # in training they have moved
             for part, mean, var in zip(parts, live[2].split(sizes), live[3].split(sizes)):
                 part.running_mean.copy_(mean)

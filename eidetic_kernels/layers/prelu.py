@@ -55,9 +55,7 @@ class EideticPReLU(SegmentedLayer):
         present = self.derived(task)
         if x.dim() < 2 or x.shape[self.unit_dim] != present:
             hint = "" if self.sized else " Say how many units share the slope: num_features=."
-            raise InputError(
-                f"{self} expects {present} units in dimension {self.unit_dim}, got {list(x.shape)}.{hint}"
-            )
+            raise InputError(f"{self} expects {present} units in dimension {self.unit_dim}, got {list(x.shape)}.{hint}")
         if task is None and not self.segments.frozen_total:
             slopes = self.weight
         elif task is None:

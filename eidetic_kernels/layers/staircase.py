@@ -33,9 +33,15 @@ class StaircaseLayer(SegmentedLayer):
     norms: type[EideticBatchNorm] = EideticBatchNorm
 
     def __init__(
-        self, columns: int, width: int, kernel: tuple[int, ...], bias: bool, device, dtype,
+        self,
+        columns: int,
+        width: int,
+        kernel: tuple[int, ...],
+        bias: bool,
+        device,
+        dtype,
         norm: EideticBatchNorm | None,
-    ):  # fmt: skip
+    ):
         super().__init__(width)
         self._staircases: dict[int | None, Staircase] = {}
         self.built = width, columns
@@ -198,9 +204,7 @@ class StaircaseLayer(SegmentedLayer):
     def check_input(self, x: Tensor, columns: int, dims: int) -> None:
         if x.dim() != dims or x.shape[1] != columns:
             shape = ["N", str(columns), *["H", "W"][: dims - 2]]
-            raise InputError(
-                f"{self} expects an input of shape [{', '.join(shape)}], got {list(x.shape)}."
-            )
+            raise InputError(f"{self} expects an input of shape [{', '.join(shape)}], got {list(x.shape)}.")
         if x.dtype != self.weight.dtype and not torch.is_autocast_enabled(x.device.type):
             raise InputError(
                 f"{self} holds {self.weight.dtype} and was given {x.dtype}: convert the input "
@@ -221,12 +225,14 @@ class StaircaseLayer(SegmentedLayer):
 
     def _arguments(self, x: Tensor) -> tuple[tuple[Tensor | None, ...], bool]:
         """The op's tensors, in the dtype that autocast asks for, and whether the input gradient is owed in full."""
-        exact = self.scope.exact or (x.requires_grad and any(isinstance(s.group, Fixed) for s in self.sources))
+        full_input_grad = self.scope.full_input_grad or (
+            x.requires_grad and any(isinstance(s.group, Fixed) for s in self.sources)
+        )
         tensors = (x, self.weight, self.bias, self.frozen_weight, self.frozen_bias)
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             tensors = tuple(None if t is None else t.to(dtype) for t in tensors)
-        return tensors, exact
+        return tensors, full_input_grad
 
     def _columns_kept(self, keep: dict[Segments, Tensor]) -> Tensor:
         """Indices into the live weight's columns: all of the frozen units', and the kept live units' blocks."""

@@ -112,9 +112,18 @@ class EideticWindowAttentionV2(EideticWindowAttention):
 
     def __init__(self, old: nn.Module, device=None, dtype=None):
         super().__init__(
-            old.qkv.in_features, old.window_size, old.shift_size, old.num_heads, old.qkv.bias is not None,
-            old.proj.bias is not None, old.attention_dropout, old.dropout, device, dtype, key_bias=False,
-        )  # fmt: skip
+            old.qkv.in_features,
+            old.window_size,
+            old.shift_size,
+            old.num_heads,
+            old.qkv.bias is not None,
+            old.proj.bias is not None,
+            old.attention_dropout,
+            old.dropout,
+            device,
+            dtype,
+            key_bias=False,
+        )
         self.adopt(old.qkv.weight, old.qkv.bias, old.proj)
         coordinates = old.relative_coords_table.detach().clone().flatten(0, 2)
         self.position_bias = EideticPositionNetwork(coordinates, old.cpb_mlp, self.head_dim)

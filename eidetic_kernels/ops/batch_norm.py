@@ -13,7 +13,7 @@ Contract (what any faster twin is held to):
     returns y, shaped as x; contiguous, or channels_last where x is
 
 Backward writes the gradients of weight and bias, and of the live channels of x and residual; frozen channels get zeros,
-or with ``exact=True`` their true gradient. A frozen channel's bits depend on its own values alone, not on what lies
+or with ``full_input_grad=True`` their true gradient. A frozen channel's bits depend on its own values alone, not on what lies
 beside it (P1). The published implementation evaluates each frozen BatchNorm a second time and applies its affine twice
 in training (paper, section 3.3); here it is one multiply-add.
 """
@@ -47,13 +47,13 @@ def segmented_batch_norm(
     momentum: float,
     eps: float,
     activation: str = "none",
-    exact: bool = False,
+    full_input_grad: bool = False,
     residual: Tensor | None = None,
-    beside: int = 0,
+    num_frozen_elsewhere: int = 0,
 ) -> Tensor:
     """See the module's contract. Callers check shapes; ``frozen_scale`` may be cut to a task's prefix, in which
     case x holds that prefix only and the live arguments are not read; or to nothing, x holding live channels only
-    and ``beside`` telling how many frozen ones a whole batch has: live ones then keep the bits they have there.
+    and ``num_frozen_elsewhere`` telling how many frozen ones a whole batch has: live ones then keep the bits they have there.
 
     A residual of another dtype than x, as autocast makes them, is added as torch adds: y has the dtype that both are
     promoted to.
@@ -62,42 +62,77 @@ def segmented_batch_norm(
         promoted = torch.promote_types(x.dtype, residual.dtype)
         if promoted != x.dtype:
             y = segmented_batch_norm(
-                x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps,
-                exact=exact, beside=beside,
-            )  # fmt: skip
-            return add_and_activate(y.to(promoted), residual.to(promoted), len(frozen_scale), activation, exact)
+                x,
+                weight,
+                bias,
+                running_mean,
+                running_var,
+                frozen_scale,
+                frozen_shift,
+                training,
+                momentum,
+                eps,
+                full_input_grad=full_input_grad,
+                num_frozen_elsewhere=num_frozen_elsewhere,
+            )
+            return add_and_activate(
+                y.to(promoted), residual.to(promoted), len(frozen_scale), activation, full_input_grad
+            )
         residual = residual.to(x.dtype)
     return OP(
-        x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, exact, beside,
-    )[0]  # fmt: skip
+        x,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        full_input_grad,
+        num_frozen_elsewhere,
+    )[0]
 
 
-def add_and_activate(z: Tensor, residual: Tensor, frozen: int, activation: str, exact: bool) -> Tensor:
+def add_and_activate(z: Tensor, residual: Tensor, frozen: int, activation: str, full_input_grad: bool) -> Tensor:
     """act(z + residual): the op again, with every channel multiplied by 1, so that activations are its own."""
-    if frozen and not exact:
+    if frozen and not full_input_grad:
         residual = torch.cat([residual[:, :frozen].detach(), residual[:, frozen:]], 1)
     one = torch.ones(z.shape[1], dtype=statistics_dtype(z), device=z.device)
     nothing = (one.new_empty(0) for _ in range(2))
     return segmented_batch_norm(
-        z, None, None, *nothing, one, one * -0.0, False, 0.0, 0.0, activation, exact=True, residual=residual
-    )  # fmt: skip
+        z, None, None, *nothing, one, one * -0.0, False, 0.0, 0.0, activation, full_input_grad=True, residual=residual
+    )
 
 
 def segmented_batch_norm_oracle(
-    x, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation="none", exact=False, residual=None,
-) -> Tensor:  # fmt: skip
+    x,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation="none",
+    full_input_grad=False,
+    residual=None,
+) -> Tensor:
     """The definition, channel block by channel block, by plain autograd; ``residual`` is added before activating."""
     frozen = len(frozen_scale)
     columns = (-1, *[1] * (x.dim() - 2))
-    x_frozen = x[:, :frozen] if exact else x[:, :frozen].detach()
+    x_frozen = x[:, :frozen] if full_input_grad else x[:, :frozen].detach()
     y = x_frozen * frozen_scale.view(columns) + frozen_shift.view(columns)
     if x.shape[1] > frozen:
         live = F.batch_norm(x[:, frozen:], running_mean, running_var, weight, bias, training, momentum, eps)
         y = torch.cat([y, live], 1)
     if residual is not None:
-        kept = residual[:, :frozen] if exact else residual[:, :frozen].detach()
+        kept = residual[:, :frozen] if full_input_grad else residual[:, :frozen].detach()
         y = y + torch.cat([kept, residual[:, frozen:]], 1)
     return FUNCTIONS[activation](y)
 
@@ -135,9 +170,20 @@ def new_like(x: Tensor) -> Tensor:
 
 
 def _torch_forward(
-    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation, out=None,
-):  # fmt: skip
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation,
+    out=None,
+):
     frozen = len(frozen_scale)
     if x.shape[1] > frozen:
         x_live = x[:, frozen:] if frozen else x
@@ -158,11 +204,24 @@ def _torch_forward(
 
 
 def _torch_backward(
-    dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-    training, activation, exact, need_dx, need_dresidual,
-):  # fmt: skip
+    dy,
+    y,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    frozen_scale,
+    frozen_shift,
+    training,
+    activation,
+    full_input_grad,
+    need_dx,
+    need_dresidual,
+):
     frozen = len(frozen_scale)
-    if exact and activation in FROM_OUTPUT:
+    if full_input_grad and activation in FROM_OUTPUT:
         dy, activation = activation_gradient(dy, y, activation), "none"
     dz = dx = dweight = dbias = None
     if x.shape[1] > frozen:
@@ -176,7 +235,7 @@ def _torch_backward(
         dz = _own(dz, x)
         dx, dweight, dbias = _live_gradients(dz, x_live, weight, bias, mean, rstd, training, need_dx)
     dz_frozen = dx_frozen = None
-    if exact and frozen:
+    if full_input_grad and frozen:
         dz_frozen = dy[:, :frozen]
         if activation != "none":
             z = x.new_empty(dz_frozen.shape)
@@ -233,34 +292,73 @@ def _live_gradients(dz, x, weight, bias, mean, rstd, training, need_dx):
 # ---- the op
 
 
-def _twin(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleType | None:
+def _implementation(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleType | None:
     if not frozen and x.device.type == "cpu" and backends.forced() is None:
         return None  # with nothing frozen a layer computes what torch's does, on a CPU to the bit
     return backends.implementation("segmented_batch_norm", x, residual, weight, bias, mean, frozen_scale)
 
 
 def forward(
-    x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-    training, momentum, eps, activation, exact=False, beside=0, out=None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation,
+    full_input_grad=False,
+    num_frozen_elsewhere=0,
+    out=None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, and the mean and 1 / deviation that live channels were normalised by.
 
-    ``beside``: how many frozen channels there are elsewhere, where x holds live ones only. ``out``: memory that y may
+    ``num_frozen_elsewhere``: how many frozen channels there are elsewhere, where x holds live ones only. ``out``: memory that y may
     take, x itself for one, where x is not read again.
     """
     if unit_major(x):
         x, residual, out = map(_planes, (x, residual, out))
         y, mean, rstd = forward(
-            x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-            training, momentum, eps, activation, exact, beside, out,
-        )  # fmt: skip
+            x,
+            residual,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            frozen_scale,
+            frozen_shift,
+            training,
+            momentum,
+            eps,
+            activation,
+            full_input_grad,
+            num_frozen_elsewhere,
+            out,
+        )
         return _units(y), mean, rstd
-    twin = _twin(x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale) + beside)
-    run = _torch_forward if twin is None else twin.segmented_batch_norm_forward
+    fast = _implementation(
+        x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale) + num_frozen_elsewhere
+    )
+    run = _torch_forward if fast is None else fast.segmented_batch_norm_forward
     return run(
-        x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, out=out,
-    )  # fmt: skip
+        x,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        out=out,
+    )
 
 
 def _planes(x: Tensor | None) -> Tensor | None:
@@ -279,27 +377,65 @@ def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *r
 
 
 def backward(
-    dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-    training, activation, exact, need_dx, need_dresidual, beside=0,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    dy,
+    y,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    frozen_scale,
+    frozen_shift,
+    training,
+    activation,
+    full_input_grad,
+    need_dx,
+    need_dresidual,
+    num_frozen_elsewhere=0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
     if unit_major(x):
         dx, dresidual, *others = backward(
-            *map(_planes, (dy, y, x, residual)), weight, bias, mean, rstd, frozen_scale, frozen_shift,
-            training, activation, exact, need_dx, need_dresidual, beside,
-        )  # fmt: skip
+            *map(_planes, (dy, y, x, residual)),
+            weight,
+            bias,
+            mean,
+            rstd,
+            frozen_scale,
+            frozen_shift,
+            training,
+            activation,
+            full_input_grad,
+            need_dx,
+            need_dresidual,
+            num_frozen_elsewhere,
+        )
         return _units(dx), _units(dresidual), *others
     # ``mean`` is float32 whatever the parameters are; the frozen numbers have the dtype that the running ones had.
     statistics = frozen_scale.contiguous()
-    twin = _twin(x, residual, weight, bias, statistics, frozen_scale, len(frozen_scale) + beside)
+    fast = _implementation(
+        x, residual, weight, bias, statistics, frozen_scale, len(frozen_scale) + num_frozen_elsewhere
+    )
     arguments = (
-        x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-        training, activation, exact, need_dx, need_dresidual,
-    )  # fmt: skip
-    if twin is None:
+        x,
+        residual,
+        weight,
+        bias,
+        mean,
+        rstd,
+        frozen_scale,
+        frozen_shift,
+        training,
+        activation,
+        full_input_grad,
+        need_dx,
+        need_dresidual,
+    )
+    if fast is None:
         dx, dresidual, dweight, dbias = _torch_backward(dy, y, *arguments)
     else:
-        dx, dresidual, dweight, dbias = twin.segmented_batch_norm_backward(dy, *arguments)
+        dx, dresidual, dweight, dbias = fast.segmented_batch_norm_backward(dy, *arguments)
     if x.shape[1] == len(frozen_scale):  # nothing that learns is part of this pass
         dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
     elif weight is not None and dweight.dtype != weight.dtype:
@@ -308,9 +444,23 @@ def backward(
 
 
 def _fake_backward(
-    dy, y, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift,
-    training, activation, exact, need_dx, need_dresidual, beside=0,
-):  # fmt: skip
+    dy,
+    y,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    frozen_scale,
+    frozen_shift,
+    training,
+    activation,
+    full_input_grad,
+    need_dx,
+    need_dresidual,
+    num_frozen_elsewhere=0,
+):
     images = (new_like(x) if need else None for need in (need_dx, need_dresidual))
     return *images, *(None if parameter is None else torch.empty_like(parameter) for parameter in (weight, bias))
 
@@ -318,14 +468,14 @@ def _fake_backward(
 OP = Op(
     "segmented_batch_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
     "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
-    "str activation, bool exact, int beside=0) -> (Tensor y, Tensor mean, Tensor rstd)",
+    "str activation, bool full_input_grad, int num_frozen_elsewhere=0) -> (Tensor y, Tensor mean, Tensor rstd)",
     forward,
     _fake,
 )
 BACKWARD_OP = Op(
     "segmented_batch_norm_backward(Tensor dy, Tensor? y, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
-    "Tensor mean, Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool exact, "
-    "bool need_dx, bool need_dresidual, int beside=0) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+    "Tensor mean, Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool full_input_grad, "
+    "bool need_dx, bool need_dresidual, int num_frozen_elsewhere=0) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
     backward,
     _fake_backward,
 )
@@ -334,16 +484,41 @@ BACKWARD_OP = Op(
 class _SegmentedBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx, x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, exact, beside=0,
-    ):  # fmt: skip
+        ctx,
+        x,
+        residual,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        full_input_grad,
+        num_frozen_elsewhere=0,
+    ):
         y, mean, rstd = OP.below_autograd(
-            x, residual, weight, bias, running_mean, running_var, frozen_scale, frozen_shift,
-            training, momentum, eps, activation, exact, beside,
-        )  # fmt: skip
+            x,
+            residual,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            frozen_scale,
+            frozen_shift,
+            training,
+            momentum,
+            eps,
+            activation,
+            full_input_grad,
+            num_frozen_elsewhere,
+        )
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(kept, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift)
-        ctx.options, ctx.beside = (training, activation, exact), beside
+        ctx.options, ctx.num_frozen_elsewhere = (training, activation, full_input_grad), num_frozen_elsewhere
         ctx.mark_non_differentiable(mean, rstd)
         ctx.set_materialize_grads(False)
         return y, mean, rstd
@@ -354,7 +529,9 @@ class _SegmentedBatchNorm(torch.autograd.Function):
         if dy is None:
             return (None,) * 14
         needed = ctx.needs_input_grad[:4]
-        gradients = BACKWARD_OP.below_autograd(dy, *ctx.saved_tensors, *ctx.options, *needed[:2], ctx.beside)
+        gradients = BACKWARD_OP.below_autograd(
+            dy, *ctx.saved_tensors, *ctx.options, *needed[:2], ctx.num_frozen_elsewhere
+        )
         return *(gradient if need else None for gradient, need in zip(gradients, needed)), *(None,) * 10
 
 

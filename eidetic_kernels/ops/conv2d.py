@@ -30,19 +30,23 @@ def staircase_conv2d(
     frozen_bias: Tensor | None,
     staircase: Staircase,
     geometry: Geometry,
-    exact: bool = False,
+    full_input_grad: bool = False,
 ) -> Tensor:
     """See the module's contract. Callers check shapes and dtypes."""
-    return OP(x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, exact, *geometry)
+    return OP(
+        x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, full_input_grad, *geometry
+    )
 
 
-def staircase_conv2d_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, geometry, exact=False) -> Tensor:
+def staircase_conv2d_oracle(
+    x, weight, bias, frozen_weight, frozen_bias, staircase, geometry, full_input_grad=False
+) -> Tensor:
     """The paper's dense masked convolution, by plain autograd."""
 
     def convolve(x, weight, bias):
         return F.conv2d(x, weight, bias, *geometry)
 
-    return oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, convolve, exact)
+    return oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, convolve, full_input_grad)
 
 
 class Convolution:
@@ -60,7 +64,7 @@ class Convolution:
         y = x.new_zeros(output_shape(x, weight, len(weight), self.geometry))
         return y if bias is None else y + bias.view(-1, 1, 1)
 
-    def room(self, x, rows):
+    def out_buffer(self, x, rows):
         return None
 
     def weight_gradient(self, dy, x, weight):
@@ -98,38 +102,55 @@ def output_shape(x: Tensor, weight: Tensor, rows: int, geometry: Geometry) -> tu
     return (x.shape[0], rows, *sizes)
 
 
-def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry):
+def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, full_input_grad, *geometry):
     staircase, convolution = decoded(numbers), Convolution(*geometry)
-    twin = frozen_twin("staircase_conv2d", x, weight, frozen_weight, staircase, convolution)
-    if twin is None:
+    fast = frozen_implementation("staircase_conv2d", x, weight, frozen_weight, staircase, convolution)
+    if fast is None:
         y = products(x, weight, bias, frozen_weight, frozen_bias, staircase, convolution)
         return convolution.arranged(y, x, weight)
     y = convolution.empty(x, weight, rows)
-    twin.staircase_conv2d_frozen_forward(
-        y, x, frozen_weight, frozen_bias, None, None, None, tuple(weight.shape[2:]), staircase, convolution.geometry,
+    fast.staircase_conv2d_frozen_forward(
+        y,
+        x,
+        frozen_weight,
+        frozen_bias,
+        None,
+        None,
+        None,
+        tuple(weight.shape[2:]),
+        staircase,
+        convolution.geometry,
         "none",
-    )  # fmt: skip
+    )
     if has_live_rows(staircase):
         y[:, staircase.frozen_rows :] = live_product(x, weight, bias, staircase, convolution)
     return y
 
 
-def frozen_twin(op: str, x, weight, frozen_weight, staircase: Staircase, convolution: Convolution) -> ModuleType | None:
+def frozen_implementation(
+    op: str, x, weight, frozen_weight, staircase: Staircase, convolution: Convolution
+) -> ModuleType | None:
     """The backend that computes the frozen segments for ``op``; None: the library, which always has the live ones."""
     if not staircase.frozen_rows:
         return None
-    return backends.implementation(
-        op, x, frozen_weight, tuple(weight.shape[2:]), staircase, convolution.geometry
-    )  # fmt: skip
+    return backends.implementation(op, x, frozen_weight, tuple(weight.shape[2:]), staircase, convolution.geometry)
 
 
-def _backward(dy, x, weight, frozen_weight, numbers, exact, need_x, need_weight, need_bias, *geometry):
+def _backward(dy, x, weight, frozen_weight, numbers, full_input_grad, need_x, need_weight, need_bias, *geometry):
     staircase = decoded(numbers)
     dy_frozen, dy_live = dy[:, : staircase.frozen_rows], dy[:, staircase.frozen_rows :]
     return gradients(
-        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, Convolution(*geometry),
-        need_x, need_weight, need_bias,
-    )  # fmt: skip
+        dy_frozen if full_input_grad else None,
+        dy_live,
+        x,
+        weight,
+        frozen_weight,
+        staircase,
+        Convolution(*geometry),
+        need_x,
+        need_weight,
+        need_bias,
+    )
 
 
 def _format(x: Tensor, weight: Tensor) -> torch.memory_format:
@@ -141,17 +162,17 @@ GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation"
 
 OP = Op(
     "staircase_conv2d(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
-    f"Tensor staircase, SymInt rows, bool exact, {GEOMETRY}) -> Tensor",
+    f"Tensor staircase, SymInt rows, bool full_input_grad, {GEOMETRY}) -> Tensor",
     _forward,
-    lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, *geometry: Convolution(*geometry).empty(
-        x, weight, rows
-    ),
+    lambda x, weight, bias, frozen_weight, frozen_bias, numbers, rows, full_input_grad, *geometry: Convolution(
+        *geometry
+    ).empty(x, weight, rows),
 )
 BACKWARD_OP = Op(
-    "staircase_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "
+    "staircase_conv2d_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool full_input_grad, "
     f"bool need_x, bool need_weight, bool need_bias, {GEOMETRY}) -> (Tensor, Tensor, Tensor)",
     _backward,
-    lambda dy, x, weight, frozen_weight, numbers, exact, *rest: fake_gradients(x, weight, *rest[:3]),
+    lambda dy, x, weight, frozen_weight, numbers, full_input_grad, *rest: fake_gradients(x, weight, *rest[:3]),
 )
 
 

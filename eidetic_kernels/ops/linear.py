@@ -13,7 +13,7 @@ Contract (what any faster twin is held to):
 
 Backward writes: the gradients of ``weight`` and ``bias``; the gradient of ``x`` at the trainable columns, as the
 live rows cause it, and zeros elsewhere. Frozen rows reach nothing trainable, so nothing is computed for them. With
-``exact=True`` the gradient of ``x`` is complete instead: all rows, all columns (saliency, adversarial inputs).
+``full_input_grad=True`` the gradient of ``x`` is complete instead: all rows, all columns (saliency, adversarial inputs).
 
 A frozen segment's product has the same shape, and an input that lies the same way in memory, in training, in recall
 and for ever after: that keeps its bits (P1).
@@ -43,16 +43,18 @@ def staircase_linear(
     frozen_weight: Tensor,
     frozen_bias: Tensor | None,
     staircase: Staircase,
-    exact: bool = False,
+    full_input_grad: bool = False,
     unit_major: bool = False,
 ) -> Tensor:
     """See the module's contract. Callers check shapes and dtypes; ``x`` is two-dimensional."""
-    return OP(x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, exact, unit_major)
+    return OP(
+        x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, full_input_grad, unit_major
+    )
 
 
-def staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, exact=False) -> Tensor:
+def staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, full_input_grad=False) -> Tensor:
     """The paper's dense masked layer, by plain autograd."""
-    return oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, F.linear, exact)
+    return oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, F.linear, full_input_grad)
 
 
 class Linear:
@@ -71,7 +73,7 @@ class Linear:
             y = torch.addmm(bias.unsqueeze(1), weight, x.t(), out=out).t()
         return y if self.unit_major else y.clone(memory_format=torch.contiguous_format)
 
-    def room(self, x, rows):
+    def out_buffer(self, x, rows):
         return self.empty(x, None, rows) if self.unit_major else None
 
     @staticmethod
@@ -89,39 +91,47 @@ class Linear:
         return x.new_empty(rows, x.shape[0]).t() if self.unit_major else x.new_empty(x.shape[0], rows)
 
 
-def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, unit_major):
+def _forward(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, full_input_grad, unit_major):
     staircase, product = decoded(numbers), Linear(unit_major)
-    twin = backends.implementation("staircase_linear", x, weight, frozen_weight, staircase)
-    if twin is None:
+    fast = backends.implementation("staircase_linear", x, weight, frozen_weight, staircase)
+    if fast is None:
         return products(x, weight, bias, frozen_weight, frozen_bias, staircase, product)
-    y = twin.staircase_linear_forward(x, weight, bias, frozen_weight, frozen_bias, staircase)
+    y = fast.staircase_linear_forward(x, weight, bias, frozen_weight, frozen_bias, staircase)
     return product.arranged(y, x, weight)
 
 
-def _backward(dy, x, weight, frozen_weight, numbers, exact, need_x, need_weight, need_bias, unit_major):
+def _backward(dy, x, weight, frozen_weight, numbers, full_input_grad, need_x, need_weight, need_bias, unit_major):
     staircase = decoded(numbers)
     dy_frozen, dy_live = dy[:, : staircase.frozen_rows], dy[:, staircase.frozen_rows :]
     return gradients(
-        dy_frozen if exact else None, dy_live, x, weight, frozen_weight, staircase, Linear(unit_major), need_x,
-        need_weight, need_bias,
-    )  # fmt: skip
+        dy_frozen if full_input_grad else None,
+        dy_live,
+        x,
+        weight,
+        frozen_weight,
+        staircase,
+        Linear(unit_major),
+        need_x,
+        need_weight,
+        need_bias,
+    )
 
 
-def _fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, exact, unit_major):
+def _fake(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, full_input_grad, unit_major):
     return Linear(unit_major).empty(x, weight, rows)
 
 
 OP = Op(
     "staircase_linear(Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
-    "Tensor staircase, SymInt rows, bool exact, bool unit_major) -> Tensor",
+    "Tensor staircase, SymInt rows, bool full_input_grad, bool unit_major) -> Tensor",
     _forward,
     _fake,
 )
 BACKWARD_OP = Op(
-    "staircase_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool exact, "
+    "staircase_linear_backward(Tensor dy, Tensor x, Tensor weight, Tensor frozen_weight, Tensor staircase, bool full_input_grad, "
     "bool need_x, bool need_weight, bool need_bias, bool unit_major) -> (Tensor, Tensor, Tensor)",
     _backward,
-    lambda dy, x, weight, frozen_weight, numbers, exact, *needed: fake_gradients(x, weight, *needed[:3]),
+    lambda dy, x, weight, frozen_weight, numbers, full_input_grad, *needed: fake_gradients(x, weight, *needed[:3]),
 )
 
 

@@ -37,47 +37,139 @@ def staircase_linear_norm(
     momentum: float,
     eps: float,
     activation: str = "none",
-    exact: bool = False,
-    beside: int = 0,
+    full_input_grad: bool = False,
+    num_frozen_elsewhere: int = 0,
     unit_major: bool = False,
 ) -> Tensor:
     """See the module's contract. Callers check shapes; ``frozen_scale`` is as long as the staircase has frozen rows.
-    ``beside``: as :mod:`.batch_norm` has it."""
+    ``num_frozen_elsewhere``: as :mod:`.batch_norm` has it."""
     return OP(
-        x, weight, bias, frozen_weight, frozen_bias, encoded(staircase), staircase.rows, norm_weight, norm_bias,
-        running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside,
-        None, unit_major,
-    )[0]  # fmt: skip
+        x,
+        weight,
+        bias,
+        frozen_weight,
+        frozen_bias,
+        encoded(staircase),
+        staircase.rows,
+        norm_weight,
+        norm_bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        full_input_grad,
+        num_frozen_elsewhere,
+        None,
+        unit_major,
+    )[0]
 
 
 def staircase_linear_norm_oracle(
-    x, weight, bias, frozen_weight, frozen_bias, staircase, norm_weight, norm_bias, running_mean, running_var,
-    frozen_scale, frozen_shift, training, momentum, eps, activation="none", exact=False,
-) -> Tensor:  # fmt: skip
+    x,
+    weight,
+    bias,
+    frozen_weight,
+    frozen_bias,
+    staircase,
+    norm_weight,
+    norm_bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation="none",
+    full_input_grad=False,
+) -> Tensor:
     """The definitions of the two ops, one after the other, by plain autograd."""
-    z = staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, exact)
+    z = staircase_linear_oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, full_input_grad)
     return segmented_batch_norm_oracle(
-        z, norm_weight, norm_bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, exact,
-    )  # fmt: skip
+        z,
+        norm_weight,
+        norm_bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        full_input_grad,
+    )
 
 
 def _forward(
-    x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean, running_var,
-    frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, residual, unit_major,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    frozen_weight,
+    frozen_bias,
+    numbers,
+    rows,
+    norm_weight,
+    norm_bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation,
+    full_input_grad,
+    num_frozen_elsewhere,
+    residual,
+    unit_major,
+):
     staircase, product = decoded(numbers), Linear(unit_major)
-    twin = backends.implementation("staircase_linear_norm", x, weight, frozen_weight, staircase)
-    if twin is None:
+    fast = backends.implementation("staircase_linear_norm", x, weight, frozen_weight, staircase)
+    if fast is None:
         return one_after_the_other(
-            product, x, weight, bias, frozen_weight, frozen_bias, staircase, norm_weight, norm_bias,
-            running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, residual,
-            beside,
-        )  # fmt: skip
-    y, pre, mean, rstd = twin.staircase_linear_norm_forward(
-        x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift, staircase, norm_weight, norm_bias,
-        running_mean, running_var, training, momentum, eps, activation,
-    )  # fmt: skip
+            product,
+            x,
+            weight,
+            bias,
+            frozen_weight,
+            frozen_bias,
+            staircase,
+            norm_weight,
+            norm_bias,
+            running_mean,
+            running_var,
+            frozen_scale,
+            frozen_shift,
+            training,
+            momentum,
+            eps,
+            activation,
+            residual,
+            num_frozen_elsewhere,
+        )
+    y, pre, mean, rstd = fast.staircase_linear_norm_forward(
+        x,
+        weight,
+        bias,
+        frozen_weight,
+        frozen_bias,
+        frozen_scale,
+        frozen_shift,
+        staircase,
+        norm_weight,
+        norm_bias,
+        running_mean,
+        running_var,
+        training,
+        momentum,
+        eps,
+        activation,
+    )
     return product.arranged(y, x, weight), product.arranged(pre, x, weight), mean, rstd
 
 

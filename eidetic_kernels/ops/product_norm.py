@@ -25,12 +25,12 @@ from .staircase import Product, fake_gradients, frozen_products, gradients, has_
 ARGUMENTS = (
     "Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, Tensor staircase, SymInt rows, "
     "Tensor? norm_weight, Tensor? norm_bias, Tensor(a!) running_mean, Tensor(b!) running_var, Tensor frozen_scale, "
-    "Tensor frozen_shift, bool training, float momentum, float eps, str activation, bool exact, int beside"
+    "Tensor frozen_shift, bool training, float momentum, float eps, str activation, bool full_input_grad, int num_frozen_elsewhere"
 )
 BACKWARD_ARGUMENTS = (
     "Tensor dy, Tensor? y, Tensor x, Tensor weight, Tensor? bias, Tensor frozen_weight, Tensor? frozen_bias, "
     "Tensor staircase, Tensor pre, Tensor? norm_weight, Tensor? norm_bias, Tensor mean, Tensor rstd, "
-    "Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool exact, int beside, bool need_x, "
+    "Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool full_input_grad, int num_frozen_elsewhere, bool need_x, "
     "bool need_weight, bool need_bias"
 )
 
@@ -65,34 +65,85 @@ def define(name: str, forward: Callable, product_of: Callable[..., Product], geo
 
 
 def one_after_the_other(
-    product: Product, x, weight, bias, frozen_weight, frozen_bias, staircase, norm_weight, norm_bias,
-    running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, residual=None,
-    beside=0,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    product: Product,
+    x,
+    weight,
+    bias,
+    frozen_weight,
+    frozen_bias,
+    staircase,
+    norm_weight,
+    norm_bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation,
+    residual=None,
+    num_frozen_elsewhere=0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(y, pre, mean, rstd) by the product of every segment and, whoever runs that, the op of the normalisation."""
-    room = product.room(x, staircase.rows)
-    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product, room)
-    pre = live_product(x, weight, bias, staircase, product, room)
+    out_buffer = product.out_buffer(x, staircase.rows)
+    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product, out_buffer)
+    pre = live_product(x, weight, bias, staircase, product, out_buffer)
     if has_live_rows(staircase) or not parts:
         parts.append(pre)
-    z = product.arranged(joined(parts, room), x, weight)
+    z = product.arranged(joined(parts, out_buffer), x, weight)
     # In the room of the products itself, where there is one: of them only the live ones are needed again.
-    pre = product.arranged(pre, x, weight) if room is None else pre.clone()
+    pre = product.arranged(pre, x, weight) if out_buffer is None else pre.clone()
     y, mean, rstd = batch_norm.forward(
-        z, residual, norm_weight, norm_bias, running_mean, running_var, frozen_scale, frozen_shift,
-        training, momentum, eps, activation, beside=beside, out=room,
-    )  # fmt: skip
+        z,
+        residual,
+        norm_weight,
+        norm_bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        num_frozen_elsewhere=num_frozen_elsewhere,
+        out=out_buffer,
+    )
     return y, pre, mean, rstd
 
 
 def _backward(
-    product_of, dy, y, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
-    frozen_scale, frozen_shift, training, activation, exact, beside, need_x, need_weight, need_bias,
-    residual, need_residual, *geometry,
-):  # fmt: skip
+    product_of,
+    dy,
+    y,
+    x,
+    weight,
+    bias,
+    frozen_weight,
+    frozen_bias,
+    numbers,
+    pre,
+    norm_weight,
+    norm_bias,
+    mean,
+    rstd,
+    frozen_scale,
+    frozen_shift,
+    training,
+    activation,
+    full_input_grad,
+    num_frozen_elsewhere,
+    need_x,
+    need_weight,
+    need_bias,
+    residual,
+    need_residual,
+    *geometry,
+):
     product, staircase, frozen = product_of(*geometry), decoded(numbers), len(frozen_scale)
     of_norm = norm_weight, norm_bias, mean, rstd
-    if exact and frozen and (need_x or need_residual):
+    if full_input_grad and frozen and (need_x or need_residual):
         parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product)
         z = product.arranged(joined([*parts, pre] if has_live_rows(staircase) else parts), x, weight)
         dz, dresidual, dnorm_weight, dnorm_bias = batch_norm.backward(
@@ -102,10 +153,21 @@ def _backward(
     else:
         y, its_residual = (None if t is None else t[:, frozen:] for t in (y, residual))
         dpre, dresidual, dnorm_weight, dnorm_bias = batch_norm.backward(
-            dy[:, frozen:], y, pre, its_residual, *of_norm, frozen_scale[:0], frozen_shift[:0],
-            training, activation, exact, True, need_residual, beside=frozen + beside,
-        )  # fmt: skip
-        dfrozen = dy[:, :0] if exact else None
+            dy[:, frozen:],
+            y,
+            pre,
+            its_residual,
+            *of_norm,
+            frozen_scale[:0],
+            frozen_shift[:0],
+            training,
+            activation,
+            full_input_grad,
+            True,
+            need_residual,
+            num_frozen_elsewhere=frozen + num_frozen_elsewhere,
+        )
+        dfrozen = dy[:, :0] if full_input_grad else None
         if need_residual and frozen:
             whole = product.empty(x, weight, dy.shape[1])
             whole[:, :frozen], whole[:, frozen:] = 0, dresidual
@@ -122,21 +184,76 @@ class ProductNormFunction(torch.autograd.Function):
 
     @classmethod
     def forward(
-        cls, ctx, x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
-        running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, residual,
+        cls,
+        ctx,
+        x,
+        weight,
+        bias,
+        frozen_weight,
+        frozen_bias,
+        numbers,
+        rows,
+        norm_weight,
+        norm_bias,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        training,
+        momentum,
+        eps,
+        activation,
+        full_input_grad,
+        num_frozen_elsewhere,
+        residual,
         *geometry,
-    ):  # fmt: skip
+    ):
         y, pre, mean, rstd = cls.op.below_autograd(
-            x, weight, bias, frozen_weight, frozen_bias, numbers, rows, norm_weight, norm_bias, running_mean,
-            running_var, frozen_scale, frozen_shift, training, momentum, eps, activation, exact, beside, residual,
+            x,
+            weight,
+            bias,
+            frozen_weight,
+            frozen_bias,
+            numbers,
+            rows,
+            norm_weight,
+            norm_bias,
+            running_mean,
+            running_var,
+            frozen_scale,
+            frozen_shift,
+            training,
+            momentum,
+            eps,
+            activation,
+            full_input_grad,
+            num_frozen_elsewhere,
+            residual,
             *geometry,
-        )  # fmt: skip
+        )
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(
-            kept, x, weight, bias, frozen_weight, frozen_bias, numbers, pre, norm_weight, norm_bias, mean, rstd,
-            frozen_scale, frozen_shift, residual,
-        )  # fmt: skip
-        ctx.options, ctx.geometry, ctx.backward_op = (training, activation, exact, beside), geometry, cls.backward_op
+            kept,
+            x,
+            weight,
+            bias,
+            frozen_weight,
+            frozen_bias,
+            numbers,
+            pre,
+            norm_weight,
+            norm_bias,
+            mean,
+            rstd,
+            frozen_scale,
+            frozen_shift,
+            residual,
+        )
+        ctx.options, ctx.geometry, ctx.backward_op = (
+            (training, activation, full_input_grad, num_frozen_elsewhere),
+            geometry,
+            cls.backward_op,
+        )
         ctx.mark_non_differentiable(pre, mean, rstd)
         ctx.set_materialize_grads(False)
         return y, pre, mean, rstd
@@ -152,7 +269,16 @@ class ProductNormFunction(torch.autograd.Function):
             dy, *saved, *ctx.options, x, weight, bias, its_residual, residual, *ctx.geometry
         )
         return (
-            dx if x else None, dweight if weight else None, dbias if bias else None, None, None, None, None,
-            dnorm_weight if norm_weight else None, dnorm_bias if norm_bias else None, *(None,) * 10,
-            dresidual if residual else None, *(None for _ in ctx.geometry),
-        )  # fmt: skip
+            dx if x else None,
+            dweight if weight else None,
+            dbias if bias else None,
+            None,
+            None,
+            None,
+            None,
+            dnorm_weight if norm_weight else None,
+            dnorm_bias if norm_bias else None,
+            *(None,) * 10,
+            dresidual if residual else None,
+            *(None for _ in ctx.geometry),
+        )

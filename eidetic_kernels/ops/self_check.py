@@ -132,9 +132,19 @@ def _linear_norm(op, random):
     # No bias: batch statistics take it away again, and its gradient is nothing but rounding. An activation without
     # kinks, where half precision could end up on the other side.
     y = op(
-        x, weight, None, _frozen_weight(stairs, random), None, stairs, *norm.values(), *affine,
-        True, 0.1, 1e-5, "gelu",
-    )  # fmt: skip
+        x,
+        weight,
+        None,
+        _frozen_weight(stairs, random),
+        None,
+        stairs,
+        *norm.values(),
+        *affine,
+        True,
+        0.1,
+        1e-5,
+        "gelu",
+    )
     return {"x": x, "weight": weight, **norm}, y
 
 
@@ -146,9 +156,21 @@ def _conv2d_norm(op, random):
     norm, affine = _norm(live.rows, random), [random(stairs.frozen_rows) for _ in range(2)]
     residual = random(2, stairs.rows, 5, 6, big=True, leaf=True)
     y = op(
-        x, weight, None, _frozen_weight(stairs, random, 3, 3), None, stairs, *norm.values(), *affine,
-        True, 0.1, 1e-5, "silu", ops.Geometry((1, 1), (1, 1), (1, 1)), residual=residual,
-    )  # fmt: skip
+        x,
+        weight,
+        None,
+        _frozen_weight(stairs, random, 3, 3),
+        None,
+        stairs,
+        *norm.values(),
+        *affine,
+        True,
+        0.1,
+        1e-5,
+        "silu",
+        ops.Geometry((1, 1), (1, 1), (1, 1)),
+        residual=residual,
+    )
     return {"x": x, "weight": weight, "residual": residual, **norm}, y
 
 
@@ -166,9 +188,11 @@ def _frozen_weight(stairs, random, *kernel):
 
 def _norm(live, random):
     return {
-        "norm weight": random(live, leaf=True), "norm bias": random(live, leaf=True),
-        "running_mean": random(live), "running_var": random(live, least=0.1),
-    }  # fmt: skip
+        "norm weight": random(live, leaf=True),
+        "norm bias": random(live, leaf=True),
+        "running_mean": random(live),
+        "running_var": random(live, least=0.1),
+    }
 
 
 _CALLS = {

@@ -25,10 +25,10 @@ def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
         return x.narrow(dim, spans[0].start, spans[0].stop - spans[0].start)
     if not spans:
         return x.narrow(dim, 0, 0)
-    return beside([x.narrow(dim, start, stop - start) for start, stop in spans], x, dim)
+    return concatenate_like([x.narrow(dim, start, stop - start) for start, stop in spans], x, dim)
 
 
-def beside(parts: Sequence[Tensor], x: Tensor, dim: int = 1) -> Tensor:
+def concatenate_like(parts: Sequence[Tensor], x: Tensor, dim: int = 1) -> Tensor:
     """``parts`` one after the other along ``dim``, lying in memory as ``x`` does: a part of one unit does not say how,
     and the bits of what reads them depend on it."""
     if dim == 1 and unit_major(x):
@@ -68,7 +68,7 @@ class Product(Protocol):
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
         """The product, in ``out`` where that is given."""
 
-    def room(self, x: Tensor, rows: int) -> Tensor | None:
+    def out_buffer(self, x: Tensor, rows: int) -> Tensor | None:
         """Memory [N, rows, *] that products can be written to side by side without another bit; None: there is none."""
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor: ...
@@ -91,37 +91,37 @@ class StaircaseFunction(torch.autograd.Function):
     backward_op: Op
 
     @classmethod
-    def forward(cls, ctx, x, weight, bias, frozen_weight, frozen_bias, staircase, rows, exact, *geometry):
+    def forward(cls, ctx, x, weight, bias, frozen_weight, frozen_bias, staircase, rows, full_input_grad, *geometry):
         ctx.save_for_backward(x, weight, frozen_weight, staircase)
-        ctx.exact, ctx.geometry, ctx.backward_op = exact, geometry, cls.backward_op
+        ctx.full_input_grad, ctx.geometry, ctx.backward_op = full_input_grad, geometry, cls.backward_op
         return cls.op.below_autograd(
-            x, weight, bias, frozen_weight, frozen_bias, staircase, rows, exact, *geometry
-        )  # fmt: skip
+            x, weight, bias, frozen_weight, frozen_bias, staircase, rows, full_input_grad, *geometry
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):
         needed = ctx.needs_input_grad[:3]
         dx, dweight, dbias = ctx.backward_op.below_autograd(
-            dy, *ctx.saved_tensors, ctx.exact, *needed, *ctx.geometry
-        )  # fmt: skip
+            dy, *ctx.saved_tensors, ctx.full_input_grad, *needed, *ctx.geometry
+        )
         dx, dweight, dbias = dx if needed[0] else None, dweight if needed[1] else None, dbias if needed[2] else None
         return dx, dweight, dbias, None, None, None, None, None, *(None for _ in ctx.geometry)
 
 
 def products(x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> Tensor:
     """Every segment's product, one after the other."""
-    room = product.room(x, staircase.rows)
-    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product, room)
+    out_buffer = product.out_buffer(x, staircase.rows)
+    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product, out_buffer)
     if has_live_rows(staircase) or not parts:
-        parts.append(live_product(x, weight, bias, staircase, product, room))
-    return joined(parts, room)
+        parts.append(live_product(x, weight, bias, staircase, product, out_buffer))
+    return joined(parts, out_buffer)
 
 
-def joined(parts: Sequence[Tensor], room: Tensor | None = None) -> Tensor:
-    """The rows of all ``parts`` (at least one), side by side: ``room``, where they were written to one."""
-    if room is not None:
-        return room
+def joined(parts: Sequence[Tensor], out_buffer: Tensor | None = None) -> Tensor:
+    """The rows of all ``parts`` (at least one), side by side: ``out_buffer``, where they were written to one."""
+    if out_buffer is not None:
+        return out_buffer
     return parts[0] if len(parts) == 1 else torch.cat(tuple(parts), 1)
 
 
@@ -129,37 +129,45 @@ def has_live_rows(staircase: Staircase) -> bool:
     return staircase.live is not None and bool(staircase.live.rows)
 
 
-def live_product(x, weight, bias, staircase: Staircase, product: Product, room: Tensor | None = None) -> Tensor:
-    """The live segment's product, the last rows of ``room`` if that is given; without live rows, nothing [N, 0, *]."""
+def live_product(x, weight, bias, staircase: Staircase, product: Product, out_buffer: Tensor | None = None) -> Tensor:
+    """The live segment's product, the last rows of ``out_buffer`` if that is given; without live rows, nothing [N, 0, *]."""
     if not has_live_rows(staircase):
         return product.forward(x[:, :0], weight[:0, :0], None, None)
-    out = None if room is None else room[:, staircase.frozen_rows :]
+    out = None if out_buffer is None else out_buffer[:, staircase.frozen_rows :]
     return product.forward(read_alone(x, staircase.live.spans), weight, bias, out)
 
 
 def frozen_products(
-    x, weight, frozen_weight, frozen_bias, staircase: Staircase, product: Product, room: Tensor | None = None
+    x, weight, frozen_weight, frozen_bias, staircase: Staircase, product: Product, out_buffer: Tensor | None = None
 ) -> list[Tensor]:
-    """The products of the frozen segments that have rows, the first rows of ``room`` if that is given; of ``weight``
+    """The products of the frozen segments that have rows, the first rows of ``out_buffer`` if that is given; of ``weight``
     only the kernel's size matters."""
     parts, row = [], 0
     blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
     for stair, block in zip(staircase.frozen, blocks):
         if stair.rows:
             its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
-            out = None if room is None else room[:, row : row + stair.rows]
+            out = None if out_buffer is None else out_buffer[:, row : row + stair.rows]
             parts.append(product.forward(canonical(read(x, stair.spans)), block, its_bias, out))
         row += stair.rows
     return parts
 
 
 def gradients(
-    dy_frozen: Tensor | None, dy_live: Tensor, x: Tensor, weight: Tensor, frozen_weight: Tensor, staircase: Staircase,
-    product: Product, need_x: bool, need_weight: bool, need_bias: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+    dy_frozen: Tensor | None,
+    dy_live: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    frozen_weight: Tensor,
+    staircase: Staircase,
+    product: Product,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """What a backward pass owes: gradients of x, weight and bias, each None where it is not needed.
 
-    ``dy_frozen``: the frozen rows' gradient where the input's is owed in full (exact), else None.
+    ``dy_frozen``: the frozen rows' gradient where the input's is owed in full, else None.
     """
     live = staircase.live
     dx = dweight = dbias = None
@@ -213,9 +221,9 @@ def dense_weight(weight: Tensor, frozen_weight: Tensor, staircase: Staircase) ->
     return torch.cat(rows) if rows else weight.new_zeros(0, staircase.columns, *kernel)
 
 
-def oracle_input(x: Tensor, staircase: Staircase, exact: bool) -> Tensor:
+def oracle_input(x: Tensor, staircase: Staircase, full_input_grad: bool) -> Tensor:
     """``x`` [N, K, *] with gradient only where the contract owes one: everywhere, or the trainable columns."""
-    if exact:
+    if full_input_grad:
         return x
     trainable = torch.zeros(x.shape[1], dtype=torch.bool, device=x.device)
     for start, stop in staircase.trainable:
@@ -223,14 +231,14 @@ def oracle_input(x: Tensor, staircase: Staircase, exact: bool) -> Tensor:
     return torch.where(trainable.view(-1, *[1] * (x.dim() - 2)), x, x.detach())
 
 
-def oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, product, exact) -> Tensor:
+def oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, product, full_input_grad) -> Tensor:
     """The paper's dense masked layer, by plain autograd: the definition that the ops are tested against.
 
     ``product`` is a differentiable function of (x, dense weight, dense bias).
     """
     dense, all_bias = oracle_rows(weight, bias, frozen_weight, frozen_bias, staircase)
-    y_live = product(oracle_input(x, staircase, exact), dense, all_bias)
-    if exact:
+    y_live = product(oracle_input(x, staircase, full_input_grad), dense, all_bias)
+    if full_input_grad:
         return y_live
     y_frozen = product(x.detach(), dense, all_bias)
     frozen = torch.arange(staircase.rows, device=x.device) < staircase.frozen_rows

@@ -133,9 +133,13 @@ def _check_names(state: dict[str, Tensor], network: EideticNetwork) -> None:
     if unknown or missing:
         raise ConversionError(
             f"the tensors are not those of a published {type(network).__name__.removeprefix('Published')}: "
-            + "; ".join(f"{what} {', '.join(names[:6])}" for what, names in (("unknown", unknown), ("missing", missing))
-                        if names) + "."
-        )  # fmt: skip
+            + "; ".join(
+                f"{what} {', '.join(names[:6])}"
+                for what, names in (("unknown", unknown), ("missing", missing))
+                if names
+            )
+            + "."
+        )
     for name, shape in expected.items():
         if name in state and state[name].shape != shape:
             raise ConversionError(f"{name} has shape {list(state[name].shape)}, expected {list(shape)}.")
@@ -201,8 +205,11 @@ class _Plan:
         network, wiring = self.network, self.network.wiring
         head = f"classifiers.{task}"
         sources = {**wiring.sources, "head": wiring.features}
-        rows = {path: self._units(layer.segments, task) for group in network.groups for path, layer in
-                group.producers.items()}  # fmt: skip
+        rows = {
+            path: self._units(layer.segments, task)
+            for group in network.groups
+            for path, layer in group.producers.items()
+        }
         nested = {}
         for path, (source,) in sources.items():
             weight = self.tensors[f"{head if path == 'head' else path}.weight"]

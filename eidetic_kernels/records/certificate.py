@@ -110,17 +110,13 @@ def _structure_problems(network: BaseNetwork) -> list[str]:
         kernel = layer.weight.shape[2:].numel()
         needed = sum(stair.rows * stair.columns for stair in layer.staircase().frozen) * kernel
         if layer.frozen_weight.numel() != needed:
-            problems.append(
-                f"- {path}: {layer.frozen_weight.numel()} frozen weights, but its staircase has {needed}."
-            )
+            problems.append(f"- {path}: {layer.frozen_weight.numel()} frozen weights, but its staircase has {needed}.")
     for group in network.groups:
         for path, norm in group.norms.items():
             for name, tensor in _frozen_of(norm):
                 if len(tensor) * norm.shared != group.segments.frozen_total:
                     what = name.replace("_", " ") + "s"
-                    problems.append(
-                        f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units."
-                    )
+                    problems.append(f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units.")
     return problems
 
 

@@ -93,9 +93,7 @@ def _structure(network: BaseNetwork) -> dict[str, Any]:
         "forward_transfer": {
             path: layer.forward_transfer for group in network.groups for path, layer in _choosing(group)
         },
-        "heads": [
-            {"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads
-        ],
+        "heads": [{"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads],
         "router_tasks": None if network.router is None else network.router.tasks,
         "router_layers": network.router is not None and network.router.layers,
         "router_inputs": network.router is not None and network.router.inputs,
@@ -142,9 +140,7 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
         reads = {name: header.get(f"router_{name}", False) for name in ("layers", "inputs", "mirrored")}
         channels = header.get("router_convolutions")
         convolutions = None if channels is None else RouterConvolutions(channels).to(saved["weight"].dtype)
-        network.router = Router(
-            **empty, **reads, convolutions=convolutions, classes=header.get("router_classes")
-        )
+        network.router = Router(**empty, **reads, convolutions=convolutions, classes=header.get("router_classes"))
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]

@@ -39,9 +39,11 @@ def _cuda_settings() -> Environment:
     too, and raise when they are read after these were set."""
     matmul, cudnn, attention = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cuda
     kinds = {
-        "flash": attention.flash_sdp_enabled(), "memory-efficient": attention.mem_efficient_sdp_enabled(),
-        "math": attention.math_sdp_enabled(), "cudnn": attention.cudnn_sdp_enabled(),
-    }  # fmt: skip
+        "flash": attention.flash_sdp_enabled(),
+        "memory-efficient": attention.mem_efficient_sdp_enabled(),
+        "math": attention.math_sdp_enabled(),
+        "cudnn": attention.cudnn_sdp_enabled(),
+    }
     return {
         "torch.backends.cuda.matmul.fp32_precision": _precision(matmul),
         "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": (
@@ -69,5 +71,5 @@ def _cpu_settings() -> Environment:
 
 
 def _precision(of) -> str:
-    """"none" says that nobody asked for less than float32."""
+    """ "none" says that nobody asked for less than float32."""
     return "ieee" if of.fp32_precision == "none" else of.fp32_precision

@@ -242,8 +242,11 @@ class BaseNetwork(nn.Module):
             self.live_head  # noqa: B018  raises while the task has no head
             return task, LIVE if self._scope.live_only else None
         if not isinstance(task, int) or not 0 <= task < finished:
-            raise TaskError(f"task {task!r} is unknown: finished tasks are 0..{finished - 1}" if finished else
-                            f"task {task!r} is unknown: no task is finished.")  # fmt: skip
+            raise TaskError(
+                f"task {task!r} is unknown: finished tasks are 0..{finished - 1}"
+                if finished
+                else f"task {task!r} is unknown: no task is finished."
+            )
         if self.training:
             raise TaskError(f"task {task} is finished; recalling it needs evaluation mode: call net.eval() first.")
         return task, task

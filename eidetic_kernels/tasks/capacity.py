@@ -61,6 +61,4 @@ class Capacity:
 
 
 def capacity_of(groups: tuple[Group, ...]) -> Capacity:
-    return Capacity(
-        tuple(CapacityRow(g.name, g.segments.width, g.segments.frozen, g.segments.live) for g in groups)
-    )
+    return Capacity(tuple(CapacityRow(g.name, g.segments.width, g.segments.frozen, g.segments.live) for g in groups))

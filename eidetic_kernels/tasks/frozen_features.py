@@ -166,11 +166,11 @@ class FrozenFeatures:
             needed, allowed = (f"{count / 2**20:,.0f} MiB" for count in (size, self.limit))
             self.off = f"those of {self.samples:,} samples would take {needed}, and {allowed} are allowed"
             return
-        rooms = {
+        buffers = {
             key: one.new_empty(self.samples, *one.shape[1:]).contiguous(memory_format=memory_format(one))
             for key, one in needed.items()
         }
-        self._kept, self.bytes = {layer: rooms[key] for layer, key in same.items()}, size
+        self._kept, self.bytes = {layer: buffers[key] for layer, key in same.items()}, size
         self._known = torch.zeros(self.samples, dtype=torch.bool, device=next(iter(needed.values())).device)
 
     def _join(self, rows: Tensor, layer: StaircaseLayer, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -199,48 +199,48 @@ class _Inputs:
     is one for every size of batch that was met, which ``FrozenFeatures.bytes`` does not count."""
 
     def __init__(self):
-        self.rooms: dict[StaircaseLayer, list[_Room]] = {}
-        self.given: dict[StaircaseLayer, tuple[Tensor, _Room]] = {}
+        self.buffers: dict[StaircaseLayer, list[_Buffer]] = {}
+        self.given: dict[StaircaseLayer, tuple[Tensor, _Buffer]] = {}
 
     def join(self, layer: StaircaseLayer, x: Tensor, kept: Tensor, rows: Tensor) -> Tensor:
         """``x`` and the ``rows`` of ``kept``, side by side as ``layer`` reads them; without a gradient."""
         stairs = layer.staircase(LIVE)
-        room = self._room(layer, x, kept, stairs.columns)
+        buffer = self._buffer(layer, x, kept, stairs.columns)
         known, own, at = 0, 0, 0
         with torch.no_grad():
             for before, size in _runs(stairs):
                 if before:
-                    torch.index_select(kept.narrow(1, known, before), 0, rows, out=room.values.narrow(1, at, before))
-                room.values.narrow(1, at + before, size).copy_(x.narrow(1, own, size))
+                    torch.index_select(kept.narrow(1, known, before), 0, rows, out=buffer.values.narrow(1, at, before))
+                buffer.values.narrow(1, at + before, size).copy_(x.narrow(1, own, size))
                 known, own, at = known + before, own + size, at + before + size
-        self.given[layer] = x, room
-        return room.values
+        self.given[layer] = x, buffer
+        return buffer.values
 
     def lead_back(self, layer: StaircaseLayer, inputs: tuple[Tensor, ...], y: Tensor) -> Tensor | None:
         """``y``, whose gradient reaches what :meth:`join` was given for it."""
         if layer not in self.given:
             return None
-        x, room = self.given.pop(layer)
+        x, buffer = self.given.pop(layer)
         y = _LeadBack.apply(y, x, layer.weight, layer.staircase(LIVE).trainable)
-        room.user = None if y.grad_fn is None else weakref.ref(y.grad_fn)
+        buffer.user = None if y.grad_fn is None else weakref.ref(y.grad_fn)
         return y
 
-    def _room(self, layer: StaircaseLayer, x: Tensor, kept: Tensor, columns: int) -> _Room:
+    def _buffer(self, layer: StaircaseLayer, x: Tensor, kept: Tensor, columns: int) -> _Buffer:
         """One that no backward pass will read any more."""
         like = len(x), columns, torch.promote_types(x.dtype, kept.dtype)
         # Those of other batch sizes too: a last, smaller batch must not take memory that a captured graph writes to.
-        rooms = [room for room in self.rooms.get(layer, ()) if room.like[1:] == like[1:]]
-        for room in rooms:
-            if room.like == like and (room.user is None or room.user() is None):
+        buffers = [buffer for buffer in self.buffers.get(layer, ()) if buffer.like[1:] == like[1:]]
+        for buffer in buffers:
+            if buffer.like == like and (buffer.user is None or buffer.user() is None):
                 break
         else:
-            room = _Room(like, kept.new_empty(like[:2], dtype=like[2]))
-            rooms.append(room)
-        self.rooms[layer] = rooms
-        return room
+            buffer = _Buffer(like, kept.new_empty(like[:2], dtype=like[2]))
+            buffers.append(buffer)
+        self.buffers[layer] = buffers
+        return buffer
 
 
-class _Room:
+class _Buffer:
     """``values`` [N, columns], and the node of the graph that will read them."""
 
     def __init__(self, like: tuple, values: Tensor):
@@ -296,9 +296,7 @@ def _runs(stairs: Staircase) -> list[tuple[int, int]]:
     return runs if ends[-1] == stairs.columns else [*runs, (stairs.columns - ends[-1], 0)]
 
 
-def _note(
-    rows: Tensor, inputs: dict[StaircaseLayer, Tensor], layer: StaircaseLayer, given: tuple[Tensor, ...]
-) -> None:
+def _note(rows: Tensor, inputs: dict[StaircaseLayer, Tensor], layer: StaircaseLayer, given: tuple[Tensor, ...]) -> None:
     if layer.scope.task is None:
         _check_rows(rows, given[0])
         inputs[layer] = given[0].detach()

@@ -142,8 +142,7 @@ def widen(network: BaseNetwork, width: int | Mapping[str, int]) -> None:
     """See :meth:`EideticNetwork.widen`."""
     checks.check_names(width, [group.name for group in network.groups], "unit group")
     wanted = [
-        width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width
-        for group in network.groups
+        width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width for group in network.groups
     ]
     for group, units in zip(network.groups, wanted):
         if isinstance(units, bool) or not isinstance(units, int):

@@ -46,10 +46,10 @@ def routing_features(
 ) -> tuple[Tensor, Tensor]:
     """The features of all finished tasks' units [N, units], and what a router reads: those, with ``layers`` what
     every other unit group computes, and with ``inputs`` the input itself, side by side."""
-    features, heard = _features_and_layers(network, x, layers)
+    features, captured = _features_and_layers(network, x, layers)
     if inputs:
-        heard.append(x.flatten(1).to(features.dtype))
-    return features, torch.cat([features, *heard], 1) if heard else features
+        captured.append(x.flatten(1).to(features.dtype))
+    return features, torch.cat([features, *captured], 1) if captured else features
 
 
 def _features_and_layers(network: BaseNetwork, x: Tensor, layers: bool) -> tuple[Tensor, list[Tensor]]:
@@ -58,11 +58,11 @@ def _features_and_layers(network: BaseNetwork, x: Tensor, layers: bool) -> tuple
         return network.compute_features(x, last), []
     given = {source.group for source in network.wiring.features}
     others = [group for group in network.groups if group.segments not in given]
-    with uncompiled(network), routing.listening(others) as heard:  # compiled code calls no hooks
+    with uncompiled(network), routing.capturing(others) as captured:  # compiled code calls no hooks
         features = network.compute_features(x, last)
-    if any(len(each) != len(x) for each in heard):
+    if any(len(each) != len(x) for each in captured):
         raise RouterError(
             "a router cannot read every layer of this network, since some compute on parts of a sample (windows) "
             "or without samples (parameters): train it on the features alone, train_router(layers=False)."
         )
-    return features, heard
+    return features, captured

@@ -227,9 +227,7 @@ def taylor_scores(
         products = products.movedim(dim, 0).flatten(1)
         scores[group.name] += (products.mean(1) * batch * batch).cpu()
 
-    handles = [
-        layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()
-    ]
+    handles = [layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()]
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     device = parameters[0].device
     try:

@@ -59,10 +59,17 @@ class Router(nn.Module):
     """
 
     def __init__(
-        self, weight: Tensor, bias: Tensor, hidden_weight: Tensor | None = None, hidden_bias: Tensor | None = None,
-        layers: bool = False, inputs: bool = False, convolutions: RouterConvolutions | None = None,
-        mirrored: bool = False, classes: Sequence[int] | None = None,
-    ):  # fmt: skip
+        self,
+        weight: Tensor,
+        bias: Tensor,
+        hidden_weight: Tensor | None = None,
+        hidden_bias: Tensor | None = None,
+        layers: bool = False,
+        inputs: bool = False,
+        convolutions: RouterConvolutions | None = None,
+        mirrored: bool = False,
+        classes: Sequence[int] | None = None,
+    ):
         super().__init__()
         self.layers, self.inputs, self.convolutions, self.mirrored = layers, inputs, convolutions, mirrored
         self.classes = None if classes is None else tuple(classes)
@@ -101,25 +108,25 @@ def of_tasks(scores: Tensor, classes: Sequence[int] | None) -> Tensor:
 
 
 @contextmanager
-def listening(groups: Iterable[Group]) -> Iterator[list[Tensor]]:
+def capturing(groups: Iterable[Group]) -> Iterator[list[Tensor]]:
     """Hear what each unit group computes in the forward pass inside: a list that fills with [N, units] a group.
 
     The last of a group's layers that runs is heard, through a ReLU; images and tokens by their mean over positions.
     """
-    heard: dict[str, Tensor] = {}
+    captured: dict[str, Tensor] = {}
 
     def hook(name: str):
-        def hear(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+        def capture(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
             units_second = output.relu().movedim(layer.unit_dim, 1)
-            heard[name] = units_second if output.dim() == 2 else units_second.flatten(2).mean(2)
+            captured[name] = units_second if output.dim() == 2 else units_second.flatten(2).mean(2)
 
-        return hear
+        return capture
 
     handles = [layer.register_forward_hook(hook(group.name)) for group in groups for layer in group.layers]
     values: list[Tensor] = []
     try:
         yield values
-        values += heard.values()
+        values += captured.values()
     finally:
         for handle in handles:
             handle.remove()

@@ -275,9 +275,7 @@ class Builder:
         dropouts = {path: self._dropout_sources(path, value) for path, value in self.dropped.items()}
         groups = tuple(draft.final for draft in self.drafts)
         features, shuffled = self._features(output, where), tuple(self.shuffled)
-        return Wiring(
-            groups, sources, dropouts, features, self.split, orders, pieces, shuffled, frozenset(self.last)
-        )
+        return Wiring(groups, sources, dropouts, features, self.split, orders, pieces, shuffled, frozenset(self.last))
 
     def _check(self, path: str, value: Any, where: Place) -> nn.Module:
         module = self.modules.get(path)

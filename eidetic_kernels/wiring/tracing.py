@@ -32,14 +32,26 @@ from .values import INPUT, Units
 
 # What ``x += 1`` and its like become in a graph, and what each computes.
 IN_PLACE = {
-    operator.iadd: operator.add, operator.isub: operator.sub, operator.imul: operator.mul,
-    operator.imatmul: operator.matmul, operator.itruediv: operator.truediv, operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod, operator.ipow: operator.pow, operator.iand: operator.and_,
-    operator.ior: operator.or_, operator.ixor: operator.xor,
-}  # fmt: skip
+    operator.iadd: operator.add,
+    operator.isub: operator.sub,
+    operator.imul: operator.mul,
+    operator.imatmul: operator.matmul,
+    operator.itruediv: operator.truediv,
+    operator.ifloordiv: operator.floordiv,
+    operator.imod: operator.mod,
+    operator.ipow: operator.pow,
+    operator.iand: operator.and_,
+    operator.ior: operator.or_,
+    operator.ixor: operator.xor,
+}
 _ON_IMAGES = (
-    EideticConv2d, EideticGroupedConv2d, EideticBatchNorm2d, EideticPReLU, nn.Dropout2d, *rules.IMAGE_MODULES,
-)  # fmt: skip
+    EideticConv2d,
+    EideticGroupedConv2d,
+    EideticBatchNorm2d,
+    EideticPReLU,
+    nn.Dropout2d,
+    *rules.IMAGE_MODULES,
+)
 
 
 def trace(network: nn.Module) -> Wiring:

@@ -16,7 +16,7 @@ from eidetic_kernels.version import __version__
 from . import models
 from .experiments import comparison
 from .experiments import config as configuration
-from .experiments.experiment import make_tasks, prove, run_experiment
+from .experiments.experiment import make_tasks, run_experiment, verify
 from .experiments.reproduce import REPRODUCTIONS, reproduce
 from .experiments.sweep import sweep
 from .methods import METHODS
@@ -48,71 +48,134 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    train = commands.add_parser("train", help="learn a sequence of tasks", description=(
-        "Learn the tasks of a configuration one after another, train the router, prove that nothing was forgotten, and "
-        "print what came of it. The same command again continues a run that was cut short."))  # fmt: skip
+    train = commands.add_parser(
+        "train",
+        help="learn a sequence of tasks",
+        description=(
+            "Learn the tasks of a configuration one after another, train the router, prove that nothing was forgotten, and "
+            "print what came of it. The same command again continues a run that was cut short."
+        ),
+    )
     train.add_argument("config", help=f"a TOML file, or one of: {', '.join(configuration.built_in())}")
-    train.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                       help="override a value, e.g. --set task.search=linear --set data.tasks=5")  # fmt: skip
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a value, e.g. --set task.search=linear --set data.tasks=5",
+    )
     train.add_argument("--run", type=Path, help="the run folder (default: runs/NAME)")
     train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard scalars to the run folder")
     train.set_defaults(run_command=_train)
 
-    compare = commands.add_parser("compare", help="run other methods beside it", description=(
-        "Run several methods on one sequence of tasks under equal conditions (data, network, epochs, seeds), "
-        "print them together and draw them. The same command again continues one that was cut short."))  # fmt: skip
+    compare = commands.add_parser(
+        "compare",
+        help="run other methods beside it",
+        description=(
+            "Run several methods on one sequence of tasks under equal conditions (data, network, epochs, seeds), "
+            "print them together and draw them. The same command again continues one that was cut short."
+        ),
+    )
     compare.add_argument("config", help="a TOML file, or a built-in one such as compare-digits")
-    compare.add_argument("--method", nargs="+", default=list(METHODS), metavar="NAME",
-                         help=f"which (default: all): {', '.join(METHODS)}")  # fmt: skip
-    compare.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                         help="override a value, e.g. --set compare.seeds=1 --set methods.ewc.strength=9")  # fmt: skip
+    compare.add_argument(
+        "--method", nargs="+", default=list(METHODS), metavar="NAME", help=f"which (default: all): {', '.join(METHODS)}"
+    )
+    compare.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a value, e.g. --set compare.seeds=1 --set methods.ewc.strength=9",
+    )
     compare.add_argument("--workers", type=int, default=1, help="processes that share the methods and seeds")
     compare.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
     compare.set_defaults(run_command=_compare)
 
-    search = commands.add_parser("sweep", help="search for hyperparameters", description=(
-        "Try the values of a configuration's sweep.space on a part of the training sets held out (the paper's section "
-        "4), print the trials best first, and write the best configuration for `eidetic train`. The same command again "
-        "continues; begun twice, it shares the trials. Needs the extra 'sweep' (Optuna)."))  # fmt: skip
+    search = commands.add_parser(
+        "sweep",
+        help="search for hyperparameters",
+        description=(
+            "Try the values of a configuration's sweep.space on a part of the training sets held out (the paper's section "
+            "4), print the trials best first, and write the best configuration for `eidetic train`. The same command again "
+            "continues; begun twice, it shares the trials. Needs the extra 'sweep' (Optuna)."
+        ),
+    )
     search.add_argument("config", help="a TOML file, or a built-in one such as sweep-digits")
-    search.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override a value, e.g. --set sweep.trials=50")  # fmt: skip
+    search.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a value, e.g. --set sweep.trials=50",
+    )
     search.add_argument("--workers", type=int, default=1, help="processes that share the trials (default: 1)")
     search.add_argument("--run", type=Path, help="the folder of the results (default: runs/NAME)")
     search.set_defaults(run_command=_sweep)
 
-    repeat = commands.add_parser("reproduce", help="repeat one of the paper's tables or figures", description=(
-        "Run the configurations of one of the paper's tables, its search and ours, and print them beside the paper's "
-        "numbers, or draw one of its figures. The same command again continues. There are: " + "; ".join(
-            f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items()) + "."))  # fmt: skip
+    repeat = commands.add_parser(
+        "reproduce",
+        help="repeat one of the paper's tables or figures",
+        description=(
+            "Run the configurations of one of the paper's tables, its search and ours, and print them beside the paper's "
+            "numbers, or draw one of its figures. The same command again continues. There are: "
+            + "; ".join(f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items())
+            + "."
+        ),
+    )
     repeat.add_argument("name", choices=list(REPRODUCTIONS), metavar="NAME", help=", ".join(REPRODUCTIONS))
     repeat.add_argument("--seeds", type=int, default=1, help="how many, from 0 on (default: 1)")
     repeat.add_argument("--row", action="append", dest="rows", help="only this row of the table; may be repeated")
-    repeat.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides",
-                        help="override a value in every row, e.g. --set data.folder=data/mnist")  # fmt: skip
+    repeat.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="override a value in every row, e.g. --set data.folder=data/mnist",
+    )
     repeat.add_argument("--run", type=Path, help="the folder of all its runs (default: runs/ and their name)")
     repeat.set_defaults(run_command=_reproduce)
 
-    predict = commands.add_parser("predict", help="classify images, no task id needed", description=(
-        "Route images to a task and classify them. Without images, a few of every task's test set."))  # fmt: skip
+    predict = commands.add_parser(
+        "predict",
+        help="classify images, no task id needed",
+        description=("Route images to a task and classify them. Without images, a few of every task's test set."),
+    )
     predict.add_argument("run", type=Path)
     predict.add_argument("images", nargs="*", type=Path, help="image files")
     predict.add_argument("--task", type=int, help="ask this task's head instead of the router")
     predict.set_defaults(run_command=_predict)
 
-    export = commands.add_parser("export", help="write one task as a file of its own", description=(
-        "Write a finished task's part of the network as a torch.export program or in ONNX, read the file again, and "
-        "report how far its logits lie from the network's."))  # fmt: skip
+    export = commands.add_parser(
+        "export",
+        help="write one task as a file of its own",
+        description=(
+            "Write a finished task's part of the network as a torch.export program or in ONNX, read the file again, and "
+            "report how far its logits lie from the network's."
+        ),
+    )
     export.add_argument("run", type=Path)
     export.add_argument("--task", type=int, required=True, help="the finished task")
-    export.add_argument("--format", choices=list(WRITERS), default="torch",
-                        help="torch (the default): for torch.export.load; onnx: needs the extra 'export'")  # fmt: skip
+    export.add_argument(
+        "--format",
+        choices=list(WRITERS),
+        default="torch",
+        help="torch (the default): for torch.export.load; onnx: needs the extra 'export'",
+    )
     export.add_argument("--out", type=Path, required=True, help="the file, usually .pt2 or .onnx")
     export.set_defaults(run_command=_export)
 
-    routing = commands.add_parser("routing", help="how well each routing rule names the task", description=(
-        "Every routing rule on the run's test sets, in one pass of the body: tasks named rightly, accuracy beside the "
-        "oracle's, confusion between tasks, and accuracy when the least certain are not answered."))  # fmt: skip
+    routing = commands.add_parser(
+        "routing",
+        help="how well each routing rule names the task",
+        description=(
+            "Every routing rule on the run's test sets, in one pass of the body: tasks named rightly, accuracy beside the "
+            "oracle's, confusion between tasks, and accuracy when the least certain are not answered."
+        ),
+    )
     routing.add_argument("run", type=Path)
     routing.set_defaults(run_command=_routing)
 
@@ -234,7 +297,7 @@ def _certify(arguments: argparse.Namespace) -> None:
     certificate.check()
     print(certificate)
     if not arguments.no_data:
-        prove(run, network, make_tasks(run.config["data"], run.config["seed"]))
+        verify(run, network, make_tasks(run.config["data"], run.config["seed"]))
         print(f"{len(run.digests)} tasks' test logits have the SHA-256 they had when they were learned.")
 
 

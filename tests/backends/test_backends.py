@@ -43,8 +43,11 @@ def stand_in(monkeypatch):
 
     module = SimpleNamespace(
         segmented_batch_norm_supports=lambda *inputs: refuse[0] if refuse else None,
-        segmented_batch_norm_forward=forward, segmented_batch_norm_backward=backward, calls=calls, refuse=refuse,
-    )  # fmt: skip
+        segmented_batch_norm_forward=forward,
+        segmented_batch_norm_backward=backward,
+        calls=calls,
+        refuse=refuse,
+    )
     monkeypatch.setattr(dispatch, "import_module", lambda name: module)
     monkeypatch.setattr(dispatch, "why_missing", lambda name: None if name in ("torch", "cpu") else "it is not built.")
     dispatch._candidates.cache_clear()
@@ -344,7 +347,10 @@ def test_the_command_notices_statistics_that_do_not_move(stand_in, capsys, monke
 
 def test_the_command_in_a_process_of_its_own_with_a_backend_that_is_not_there():
     run = subprocess.run(
-        [sys.executable, "-m", "eidetic_kernels"], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "eidetic_kernels"],
+        capture_output=True,
+        text=True,
+        timeout=120,
         env={"EIDETIC_BACKEND": "abacus", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert run.returncode == 1 and "backend 'abacus' is unknown" in run.stdout, run.stderr

@@ -75,7 +75,7 @@ def test_walks_of_several_steps(settings, dtype, processors):
     """More vectors or rows than a block has threads, of planes whose sizes the steps do not divide."""
     settings.processors = processors
     for shape in ((9, 13, 11), (9, 24, 23), (2, 40, 36), (40, 3), (1111,)):
-        case = NormCase((3, 6), shape, dtype, "relu", residual=True, exact=True)
+        case = NormCase((3, 6), shape, dtype, "relu", residual=True, full_input_grad=True)
         case.check(cuda)
 
 
@@ -94,7 +94,7 @@ def test_bits_do_not_depend_on_the_order_of_threads(settings):
 
 @on_cpu
 def test_frozen_bits_do_not_depend_on_the_device_s_size(settings):
-    case = NormCase((5, 6), (9, 32, 32), activation="silu", exact=True)
+    case = NormCase((5, 6), (9, 32, 32), activation="silu", full_input_grad=True)
     results = []
     for settings.processors in (1, 7, 132):
         results.append(case.run(cuda, case.tensors()))
@@ -160,9 +160,10 @@ def test_runs_on_the_current_stream_and_repeats_its_bits():
     case = NormCase((37, 70), (64, 16, 16))
     with torch.cuda.stream(torch.cuda.Stream()):
         tensors = case.tensors("cuda")
-        first, second = (case.run(cuda, tensors | {"running_mean": m, "running_var": v}) for m, v in (
-            (tensors["running_mean"].clone(), tensors["running_var"].clone()) for _ in range(2)
-        ))
+        first, second = (
+            case.run(cuda, tensors | {"running_mean": m, "running_var": v})
+            for m, v in ((tensors["running_mean"].clone(), tensors["running_var"].clone()) for _ in range(2))
+        )
     torch.cuda.synchronize()
     for name, expected in first.items():
         if expected is not None:
@@ -233,9 +234,9 @@ def test_what_is_not_taken_is_said(settings):
     assert "5 dimensions" in reason(x=t["x"].view(5, 7, 1, 1, 1))
     assert "residual" in reason(residual=t["x"].half())
     assert "weight" in reason(weight=t["weight"].half())
-    assert "float16" in reason(**{
-        name: value.half() for name, value in zip(("weight", "bias", "running_mean", "frozen_scale"), inputs[2:])
-    })
+    assert "float16" in reason(
+        **{name: value.half() for name, value in zip(("weight", "bias", "running_mean", "frozen_scale"), inputs[2:])}
+    )
     assert "contiguous" in reason(running_mean=torch.zeros(4, 2)[:, 0])
     assert "GPU" in reason(x=t["x"].to("meta"))
 
@@ -247,7 +248,8 @@ def test_what_is_not_taken_is_said(settings):
 def test_a_missing_barrier_shows_when_the_order_of_threads_changes(tmp_path):
     """The kernel reverses a block's values through shared memory, with a barrier between writing and reading or not."""
     source = tmp_path / "reverse.cpp"
-    source.write_text(textwrap.dedent("""
+    source.write_text(
+        textwrap.dedent("""
         #include "cuda_on_cpu.h"
         __global__ void reverse(float* x, bool barrier) {
             __shared__ float shared[64];
@@ -268,7 +270,8 @@ def test_a_missing_barrier_shows_when_the_order_of_threads_changes(tmp_path):
                 }
             }
         }
-    """))
+    """)
+    )
     program = tmp_path / "reverse"
     includes = [f"-I{cuda_on_cpu.ROOT / 'tests/csrc'}", "-isystem", str(cuda_on_cpu._cuda_headers())]
     subprocess.run(["g++", "-std=c++17", "-pthread", *includes, source, "-o", program], check=True)
@@ -295,8 +298,10 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour():
     """)
     root = cuda_on_cpu.ROOT
     environment = os.environ | {
-        "LD_PRELOAD": library, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
-        "PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests/support"))), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
+        "LD_PRELOAD": library,
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+        "PYTHONPATH": os.pathsep.join(map(str, (root, root / "tests/support"))),
+        "OMP_NUM_THREADS": "1",
+    }
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "clean" in done.stdout, done.stdout + done.stderr[-4000:]

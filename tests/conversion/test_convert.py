@@ -57,6 +57,7 @@ def flattened_by_size():
 
 def inception():
     """Branches side by side, read by a convolution and by dropout and the head."""
+
     def run(net, x):
         x = F.relu(net.stem(x))
         x = torch.cat([F.relu(net.a(x)), F.relu(net.b(x)), F.max_pool2d(x, 3, stride=1, padding=1)], 1)
@@ -71,6 +72,7 @@ def inception():
 
 def dense():
     """Like DenseNet: every layer normalises and reads all before it."""
+
     def run(net, x):
         features = [net.stem(x)]
         for norm, layer in ((net.n1, net.c1), (net.n2, net.c2)):
@@ -87,6 +89,7 @@ def dense():
 
 def flat_concatenation():
     """Flat units side by side, tied with others that are, and flattened images of one size side by side."""
+
     def run(net, x):
         both = torch.cat([net.a(x), net.b(x)], -1) + torch.cat([net.c(x), net.d(x)], 1)
         return net.fc(net.norm(F.relu(both)))
@@ -109,6 +112,7 @@ def flattened_concatenation():
 
 def gate():
     """Squeeze-and-excitation: units multiplied by a gate of one pixel."""
+
     def run(net, x):
         x = F.hardswish(net.a(x))
         x = x * torch.sigmoid(net.up(F.silu(net.down(x.mean((2, 3), keepdim=True)))))
@@ -121,6 +125,7 @@ def gate():
 
 def mobile():
     """Like MobileNet: an expansion, a depthwise convolution, a gate, a linear projection and a skip."""
+
     def run(net, x):
         x = F.relu6(net.stem(x))
         y = F.hardswish(net.depthwise(F.hardswish(net.expand(x))))
@@ -148,6 +153,7 @@ def depthwise_over_a_concatenation():
 
 def resnext():
     """Like ResNeXt: a skip around a grouped convolution; and the sum of both is convolved in groups of another size."""
+
     def run(net, x):
         x = F.relu(net.stem(x))
         x = F.relu(x + net.expand(F.relu(net.grouped(F.relu(net.reduce(x))))))

@@ -392,10 +392,12 @@ IN_TRAINING = {
     "a change without a name": (lambda: in_training(twice_without_name), "'mul_'"),
     "a change of a view": (lambda: in_training(twice_a_view), "'mul_'"),
     "no gradient": (
-        lambda: Plain(lambda s, x: s.b(without_gradient(s, s.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 4)), "'mul'"
+        lambda: Plain(lambda s, x: s.b(without_gradient(s, s.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 4)),
+        "'mul'",
     ),
     "no gradient in both": (
-        lambda: Plain(lambda s, x: s.b(_frozen(s.a, x)), a=nn.Linear(6, 8), b=nn.Linear(8, 4)), "'a'"
+        lambda: Plain(lambda s, x: s.b(_frozen(s.a, x)), a=nn.Linear(6, 8), b=nn.Linear(8, 4)),
+        "'a'",
     ),
     "another constant": (in_training_times(1.0), "'_tensor_constant"),
     "one dropout for two": (two_dropouts(True), "'drop'"),
@@ -447,9 +449,13 @@ def test_a_training_without_the_output_is_refused():
 def test_drop_path_by_name(scale):
     """Known by its name, like torchvision's StochasticDepth; take_through compares a training step."""
     module = Plain(
-        lambda s, x: s.c(F.relu(s.stem(x)) + s.drop(s.b(F.relu(s.a(x))))), stem=nn.Linear(6, 8), a=nn.Linear(6, 5),
-        b=nn.Linear(5, 8), c=nn.Linear(8, 4), drop=Drop(0.4, scale),
-    )  # fmt: skip
+        lambda s, x: s.c(F.relu(s.stem(x)) + s.drop(s.b(F.relu(s.a(x))))),
+        stem=nn.Linear(6, 8),
+        a=nn.Linear(6, 5),
+        b=nn.Linear(5, 8),
+        c=nn.Linear(8, 4),
+        drop=Drop(0.4, scale),
+    )
     net = take_through(module, torch.randn(8, 6))
     assert isinstance(net.body.drop, ek.EideticStochasticDepth) and net.body.drop.scaled == scale
 
@@ -629,9 +635,13 @@ def test_one_layer_read_apart_has_torchs_bits_for_tokens_that_were_moved():
 # ---- samples, layers that are built in another way, softmax at the end
 
 MIXING = {
-    "mean": lambda x: x - x.mean(0), "largest": lambda x: x / x.abs().max(), "order": lambda x: x.flip(0),
-    "softmax": lambda x: x.softmax(0), "product": lambda x: x @ x.t() @ x, "sum": lambda x: x.cumsum(0),
-}  # fmt: skip
+    "mean": lambda x: x - x.mean(0),
+    "largest": lambda x: x / x.abs().max(),
+    "order": lambda x: x.flip(0),
+    "softmax": lambda x: x.softmax(0),
+    "product": lambda x: x @ x.t() @ x,
+    "sum": lambda x: x.cumsum(0),
+}
 
 
 @pytest.mark.parametrize("name", MIXING)
@@ -652,9 +662,7 @@ def test_layers_that_are_only_built_in_another_way_are_those_layers():
         def extra_repr(self):
             return "wide"
 
-    module = Plain(
-        lambda s, x: s.c(F.relu(s.b(s.a(x).mean((2, 3))))), a=Narrow(3, 8), b=Wide(8), c=nn.Linear(16, 4)
-    )  # fmt: skip
+    module = Plain(lambda s, x: s.c(F.relu(s.b(s.a(x).mean((2, 3))))), a=Narrow(3, 8), b=Wide(8), c=nn.Linear(16, 4))
     net = take_through(module, torch.randn(8, 3, 5, 5))
     assert isinstance(net.body.a, ek.EideticConv2d) and isinstance(net.body.b, ek.EideticLinear)
 

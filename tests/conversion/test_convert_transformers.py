@@ -219,7 +219,9 @@ def _mha(**options):
 REFUSED = {
     "BatchNorm over tokens": (lambda s, x: s.n(x), {"n": nn.BatchNorm1d(6)}, "node 'n'.*normalises dimension 1"),
     "LayerNorm over positions": (
-        lambda s, x: s.n(x.transpose(1, 2)).transpose(1, 2), {"n": nn.LayerNorm(6)}, "normalises over positions"
+        lambda s, x: s.n(x.transpose(1, 2)).transpose(1, 2),
+        {"n": nn.LayerNorm(6)},
+        "normalises over positions",
     ),
     "LayerNorm over positions and units": (lambda s, x: s.n(x), {"n": nn.LayerNorm((6, 8))}, "mixes units and pos"),
     "LayerNorm of the input": (lambda s, x: s.n(x), {"n": nn.LayerNorm(8), "embed": nn.Identity()}, "normalises the"),
@@ -227,13 +229,19 @@ REFUSED = {
     "a part of the units": (lambda s, x: torch.cat([x[..., :4], x[..., 4:]], -1), {}, "picks some units"),
     "one unit": (lambda s, x: x[:, :, 0:1] * x, {}, "picks some units"),
     "units in the middle": (
-        lambda s, x: x.view(-1, 2, 3, 8).permute(0, 1, 3, 2).mean(3), {}, "come to lie in dimension 2 of 4"
+        lambda s, x: x.view(-1, 2, 3, 8).permute(0, 1, 3, 2).mean(3),
+        {},
+        "come to lie in dimension 2 of 4",
     ),
     "units folded with tokens": (
-        lambda s, x: x.reshape(x.size(0), 3, 16), {"head": nn.Linear(16, 3)}, "node 'reshape'.*reshapes of positions"
+        lambda s, x: x.reshape(x.size(0), 3, 16),
+        {"head": nn.Linear(16, 3)},
+        "node 'reshape'.*reshapes of positions",
     ),
     "tokens folded into units": (
-        lambda s, x: s.b(x.flatten(1)).unsqueeze(1), {"b": nn.Linear(48, 8)}, "flattening dimensions 1"
+        lambda s, x: s.b(x.flatten(1)).unsqueeze(1),
+        {"b": nn.Linear(48, 8)},
+        "flattening dimensions 1",
     ),
     "units rolled": (lambda s, x: torch.roll(x, 1, -1), {}, "move units"),
     "a mean of units": (lambda s, x: x - x.mean(-1, keepdim=True), {}, "mixes units"),
@@ -241,66 +249,85 @@ REFUSED = {
     "a tensor without units": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(6, 1))}, "What all units share"),
     "one number": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(1))}, "What all units share"),
     "units and tokens combined": (
-        lambda s, x: (lambda y: y + y.transpose(1, 2))(torch.cat([x, x[:, :2]], 1)), {}, "node 'add'.*the same form"
+        lambda s, x: (lambda y: y + y.transpose(1, 2))(torch.cat([x, x[:, :2]], 1)),
+        {},
+        "node 'add'.*the same form",
     ),
     "units averaged as pixels": (
-        lambda s, x: x.transpose(1, 2).mean((-1, -2)).unsqueeze(1).unsqueeze(1), {"head": nn.Linear(1, 3)},
+        lambda s, x: x.transpose(1, 2).mean((-1, -2)).unsqueeze(1).unsqueeze(1),
+        {"head": nn.Linear(1, 3)},
         "node 'mean'.*mixes units",
     ),
     "units pooled as pixels": (
-        lambda s, x: F.max_pool2d(x.transpose(1, 2), 2).transpose(1, 2), {"head": nn.Linear(4, 3)},
+        lambda s, x: F.max_pool2d(x.transpose(1, 2), 2).transpose(1, 2),
+        {"head": nn.Linear(4, 3)},
         "node 'max_pool2d'.*mix neighbouring units",
     ),
     "samples side by side as units": (
-        lambda s, x: torch.cat([x.transpose(1, 2)] * 2, -3).transpose(1, 2), {}, "concatenation in dimension -3"
+        lambda s, x: torch.cat([x.transpose(1, 2)] * 2, -3).transpose(1, 2),
+        {},
+        "concatenation in dimension -3",
     ),
     "a sequence and an image": (
-        lambda s, x: (x.transpose(1, 2).reshape(1, 8, 1, 6) + x.transpose(1, 2)).mean(3).transpose(1, 2), {},
+        lambda s, x: (x.transpose(1, 2).reshape(1, 8, 1, 6) + x.transpose(1, 2)).mean(3).transpose(1, 2),
+        {},
         "node 'add'.*an image and a sequence",
     ),
-    "a tensor reshaped": (
-        lambda s, x: x + s.p.view(8), {"p": nn.Parameter(torch.ones(2, 4))}, "node 'view'.*as it is"
-    ),
+    "a tensor reshaped": (lambda s, x: x + s.p.view(8), {"p": nn.Parameter(torch.ones(2, 4))}, "node 'view'.*as it is"),
     "a tensor averaged": (lambda s, x: x + s.p.mean(0), {"p": nn.Parameter(torch.ones(2, 8))}, "node 'mean'.*as it is"),
     "a scale of sizes": (
-        lambda s, x: F.scaled_dot_product_attention(
-            *[x.view(2, 6, 4, 2).transpose(1, 2)] * 3, scale=1.0 / x.size(-1)
-        ).transpose(1, 2).flatten(2), {}, "a scale made of sizes",
+        lambda s, x: (
+            F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3, scale=1.0 / x.size(-1))
+            .transpose(1, 2)
+            .flatten(2)
+        ),
+        {},
+        "a scale made of sizes",
     ),
     "positions in another order": (
-        lambda s, x: x + s.p[[5, 4, 3, 2, 1, 0]], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"
+        lambda s, x: x + s.p[[5, 4, 3, 2, 1, 0]],
+        {"p": nn.Parameter(torch.zeros(6, 8))},
+        "by a list",
     ),
     "one position for all": (lambda s, x: x + s.p[[0] * 6], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"),
     "true positions": (lambda s, x: x + s.p[[True] * 6], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"),
     "a tensor picks": (lambda s, x: x[:, s.p.long()], {"p": nn.Parameter(torch.ones(2))}, "."),
     "a tensor used twice": (
-        lambda s, x: s.b(x + s.p) + s.p, {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)}, "called twice"
+        lambda s, x: s.b(x + s.p) + s.p,
+        {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)},
+        "called twice",
     ),
     "a mask": (lambda s, x: s.a(x, x, x, attn_mask=torch.zeros(6, 6))[0], {"a": _mha()}, "units have no owner"),
     "attention weights": (lambda s, x: s.a(x, x, x)[1] @ x, {"a": _mha()}, "not its weights"),
     "biases for keys": (lambda s, x: s.a(x, x, x)[0], {"a": _mha(add_bias_kv=True)}, "add_bias_kv"),
     "heads mixed": (
         lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2).softmax(1)] * 3)[:, 0],
-        {"head": nn.Linear(2, 3)}, "node 'softmax'.*attention heads",
+        {"head": nn.Linear(2, 3)},
+        "node 'softmax'.*attention heads",
     ),
     "heads over positions": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2)] * 3).flatten(2), {}, "must be heads"
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2)] * 3).flatten(2),
+        {},
+        "must be heads",
     ),
     "one head": (
         lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3)[:, 0].repeat(1, 1, 4),
-        {}, "node 'getitem'.*attention heads",
+        {},
+        "node 'getitem'.*attention heads",
     ),
     "heads folded with tokens": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3).reshape(2, 6, 8), {},
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3).reshape(2, 6, 8),
+        {},
         "node 'reshape'.*attention heads",
     ),
     "attention without heads": (lambda s, x: F.scaled_dot_product_attention(x, x, x), {}, "must be heads"),
     "a mask for heads": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 4, 6, 2)] * 3, torch.zeros(6, 6)).view(2, 6, 8), {},
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 4, 6, 2)] * 3, torch.zeros(6, 6)).view(2, 6, 8),
+        {},
         "attention with a mask",
     ),
     "values of another size": (lambda s, x: s.a(x, x, F.pad(x, (0, 1)))[0], {"a": _mha(vdim=9)}, "kdim"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

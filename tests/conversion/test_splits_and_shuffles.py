@@ -55,14 +55,24 @@ def shufflenet(shuffle="views", width=5):
     shuffle = SHUFFLES[shuffle]
     layers["shuffle"] = shuffle if isinstance(shuffle, nn.Module) else Plain(lambda net, x: shuffle(x))
     return Plain(
-        run, stem=conv(3, 4), d1=conv(4, 4, groups=4, stride=2), b1=conv(4, width, 1), a2=conv(4, width, 1),
-        d2=conv(width, width, groups=width, stride=2), b2=conv(width, width, 1), **layers,
-        d5=conv(both, both, groups=both), b5=conv(both, both, 1), last=conv(both, 6, 1), fc=nn.Linear(6, 4),
-    )  # fmt: skip
+        run,
+        stem=conv(3, 4),
+        d1=conv(4, 4, groups=4, stride=2),
+        b1=conv(4, width, 1),
+        a2=conv(4, width, 1),
+        d2=conv(width, width, groups=width, stride=2),
+        b2=conv(width, width, 1),
+        **layers,
+        d5=conv(both, both, groups=both),
+        b5=conv(both, both, 1),
+        last=conv(both, 6, 1),
+        fc=nn.Linear(6, 4),
+    )
 
 
 def gated():
     """Halves of one layer's units multiplied with each other: both belong to one group."""
+
     def run(net, x):
         a, b = net.norm(net.a(x)).chunk(2, 1)
         return net.fc(pooled(F.relu(net.b(a * torch.sigmoid(b)))))
@@ -88,11 +98,12 @@ def flat_split():
 
     return Plain(
         run, a=nn.Linear(6, 9), norm=nn.BatchNorm1d(9), b=nn.Linear(6, 6), drop=nn.Dropout(0.2), fc=nn.Linear(9, 4)
-    )  # fmt: skip
+    )
 
 
 def residual_then_halves():
     """Tied layers are cut alike, before and after the cut."""
+
     def run(net, x):
         y = F.relu(net.a(x))
         z = y + net.b(y)
@@ -101,33 +112,49 @@ def residual_then_halves():
         return net.fc(pooled(net.d(late) + F.relu(net.e(second) - first)))
 
     return Plain(
-        run, a=conv(3, 6), b=conv(6, 6, bias=False), c=conv(6, 6), d=conv(6, 3), e=conv(3, 3, groups=3),
+        run,
+        a=conv(3, 6),
+        b=conv(6, 6, bias=False),
+        c=conv(6, 6),
+        d=conv(6, 3),
+        e=conv(3, 3, groups=3),
         fc=nn.Linear(3, 4),
-    )  # fmt: skip
+    )
 
 
 def another_cut():
     """Units of concatenations of other sizes are combined: each share of them is a group of its own."""
     return Plain(
-        lambda s, x: s.e(F.relu(torch.cat([s.a(x), s.b(x)], 1) + torch.cat([s.c(x), s.d(x)], 1))), a=nn.Linear(6, 4),
-        b=nn.Linear(6, 3), c=nn.Linear(6, 2), d=nn.Linear(6, 5), e=nn.Linear(7, 4),
-    )  # fmt: skip
+        lambda s, x: s.e(F.relu(torch.cat([s.a(x), s.b(x)], 1) + torch.cat([s.c(x), s.d(x)], 1))),
+        a=nn.Linear(6, 4),
+        b=nn.Linear(6, 3),
+        c=nn.Linear(6, 2),
+        d=nn.Linear(6, 5),
+        e=nn.Linear(7, 4),
+    )
 
 
 def shuffled_and_flattened():
     """A linear layer reads the pixels of shuffled units."""
+
     def run(net, x):
         x = net.pool(net.shuffle(F.relu(net.a(x))))
         return net.fc(F.relu(net.b(net.norm(x).flatten(1))))
 
     return Plain(
-        run, a=nn.Conv2d(3, 6, 3), shuffle=nn.ChannelShuffle(3), pool=nn.AdaptiveAvgPool2d(2), norm=nn.BatchNorm2d(6),
-        b=nn.Linear(24, 5), fc=nn.Linear(5, 4),
-    )  # fmt: skip
+        run,
+        a=nn.Conv2d(3, 6, 3),
+        shuffle=nn.ChannelShuffle(3),
+        pool=nn.AdaptiveAvgPool2d(2),
+        norm=nn.BatchNorm2d(6),
+        b=nn.Linear(24, 5),
+        fc=nn.Linear(5, 4),
+    )
 
 
 def input_in_pieces():
     """What belongs to no task is cut and shuffled as torch does it."""
+
     def run(net, x):
         x = torch.cat([x, x[:, :1]], 1)
         a, b = net.shuffle(x).split(2, 1)
@@ -137,9 +164,15 @@ def input_in_pieces():
 
 
 TABLE = {
-    shufflenet: IMAGE, gated: IMAGE, slices: IMAGE, flat_split: FLAT, residual_then_halves: IMAGE, another_cut: FLAT,
-    shuffled_and_flattened: IMAGE, input_in_pieces: IMAGE,
-}  # fmt: skip
+    shufflenet: IMAGE,
+    gated: IMAGE,
+    slices: IMAGE,
+    flat_split: FLAT,
+    residual_then_halves: IMAGE,
+    another_cut: FLAT,
+    shuffled_and_flattened: IMAGE,
+    input_in_pieces: IMAGE,
+}
 
 
 @pytest.mark.parametrize("make", TABLE, ids=lambda make: make.__name__)
@@ -261,7 +294,8 @@ REFUSED = {
         "the features are units of",
     ),
     "combined after other shuffles": (
-        lambda: between(lambda s, x: s.s(x) + x, s=nn.ChannelShuffle(2)), "node 'add'.*shuffled in another way"
+        lambda: between(lambda s, x: s.s(x) + x, s=nn.ChannelShuffle(2)),
+        "node 'add'.*shuffled in another way",
     ),
     "shuffled groups convolved": (
         lambda: between(lambda s, x: s.g(s.s(x)), s=nn.ChannelShuffle(2), g=nn.Conv2d(4, 4, 1, groups=2)),
@@ -274,9 +308,10 @@ REFUSED = {
     "flattened pixels cut": (
         lambda: Plain(
             lambda s, x: s.b(torch.cat(s.a(x).flatten(1).chunk(2, 1), 1)), a=nn.Conv2d(3, 4, 7), b=nn.Linear(16, 4)
-        ), "4 units of 'body.a' cannot be cut into 8, 8 after flattening",
+        ),
+        "4 units of 'body.a' cannot be cut into 8, 8 after flattening",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -289,6 +324,7 @@ def test_refused(name):
 
 def test_a_network_of_ones_own_is_told_of_convert():
     """Its forward is run as it stands, so a fixed cut cannot follow pruning."""
+
     class Halves(ek.EideticNetwork):
         def __init__(self):
             super().__init__()

@@ -429,8 +429,14 @@ def test_compare_s_errors(settings, tmp_path, eidetic):
 
 def test_sweep_prints_the_trials_and_writes_what_train_takes(settings, tmp_path, eidetic):
     pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
-    sets = ["sweep.trials=2", "sweep.tasks=1", "sweep.space.task.step=[0.2, 0.3, 0.4]", "task.max_epochs=1",
-            "task.polish_epochs=0", "router.train=false"]  # fmt: skip
+    sets = [
+        "sweep.trials=2",
+        "sweep.tasks=1",
+        "sweep.space.task.step=[0.2, 0.3, 0.4]",
+        "task.max_epochs=1",
+        "task.polish_epochs=0",
+        "router.train=false",
+    ]
     arguments = [part for each in sets for part in ("--set", each)]
     folder = tmp_path / "swept"
     status, out, err = eidetic("sweep", settings, "--run", folder, *arguments)
@@ -448,8 +454,16 @@ def test_sweep_prints_the_trials_and_writes_what_train_takes(settings, tmp_path,
 
 def test_reproduce_runs_one_row(settings, tmp_path, eidetic):
     data = settings.parent / "images"
-    sets = ["data.source=parquet", f"data.folder={data}", "data.tasks=2", "data.batch_size=24", f"model.width={WIDTH}",
-            "task.max_epochs=2", "task.max_recovery_epochs=1", "router.max_epochs=1"]  # fmt: skip
+    sets = [
+        "data.source=parquet",
+        f"data.folder={data}",
+        "data.tasks=2",
+        "data.batch_size=24",
+        f"model.width={WIDTH}",
+        "task.max_epochs=2",
+        "task.max_recovery_epochs=1",
+        "router.max_epochs=1",
+    ]
     arguments = [part for each in sets for part in ("--set", each)]
     folder = tmp_path / "table"
     status, out, _ = eidetic("reproduce", "table3-digits", "--run", folder, "--row", "backoff", *arguments)

@@ -271,8 +271,12 @@ class ByHand(ek.EideticNetwork):
 
     def connections(self):
         return {
-            "layers.a": "input", "layers.norm": "layers.a", "drop": "layers.norm", "last": "drop", "output": "last",
-        }  # fmt: skip
+            "layers.a": "input",
+            "layers.norm": "layers.a",
+            "drop": "layers.norm",
+            "last": "drop",
+            "output": "last",
+        }
 
 
 @pytest.mark.parametrize("how", READINGS)
@@ -318,9 +322,14 @@ class OwnNormsByHand(OwnNorms):
 
     def connections(self):
         return {
-            "stem": "input", "inner": "stem", "outer": "inner", "last": ("outer", "stem"), "bn": "last",
-            "fc": ("bn", "outer"), "output": "fc",
-        }  # fmt: skip
+            "stem": "input",
+            "inner": "stem",
+            "outer": "inner",
+            "last": ("outer", "stem"),
+            "bn": "last",
+            "fc": ("bn", "outer"),
+            "output": "fc",
+        }
 
 
 @pytest.mark.parametrize("make", [OwnNorms, OwnNormsByHand])

@@ -183,10 +183,14 @@ def test_recall_survives_later_tasks_poison_saving_and_snapshots(name, tmp_path)
     assert net.groups[0].norms and all(path.endswith(".norm") for group in net.groups for path in group.norms)
 
 
-@pytest.mark.parametrize("make", [
-    lambda: (ek.EideticLinear(5, 8, norm=ek.EideticBatchNorm1d(8, activation="silu")), torch.randn(6, 5)),
-    lambda: (ek.EideticConv2d(3, 8, 3, norm=ek.EideticBatchNorm2d(8, activation="silu")), torch.randn(2, 3, 5, 5)),
-], ids=["linear", "conv"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (ek.EideticLinear(5, 8, norm=ek.EideticBatchNorm1d(8, activation="silu")), torch.randn(6, 5)),
+        lambda: (ek.EideticConv2d(3, 8, 3, norm=ek.EideticBatchNorm2d(8, activation="silu")), torch.randn(2, 3, 5, 5)),
+    ],
+    ids=["linear", "conv"],
+)
 def test_a_layer_alone_lives_with_its_norm(make):
     layer, x = make()
     said = []

@@ -12,9 +12,12 @@ from torch import nn
 import eidetic_kernels as ek
 
 OPTIONS = [
-    {}, {"stride": 2, "padding": 1}, {"padding": "same", "dilation": 2}, {"padding": 1, "padding_mode": "circular"},
+    {},
+    {"stride": 2, "padding": 1},
+    {"padding": "same", "dilation": 2},
+    {"padding": 1, "padding_mode": "circular"},
     {"bias": False, "padding": (0, 1)},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -116,10 +119,12 @@ def test_pruning_takes_whole_grains(importance):
         assert (runs[:, 0] % grains[part.name] == 0).all() and (runs.diff(dim=1) == 1).all()
     if importance in ("l1", "l2"):  # the norm over all producers' rows in the grain
         norm, group = int(importance[1]), net.groups[0]
-        scores = torch.stack([
-            torch.cat([layer.weight[i : i + 3].flatten() for layer in group.producers.values()]).norm(norm)
-            for i in range(0, 12, 3)
-        ])  # fmt: skip
+        scores = torch.stack(
+            [
+                torch.cat([layer.weight[i : i + 3].flatten() for layer in group.producers.values()]).norm(norm)
+                for i in range(0, 12, 3)
+            ]
+        )
         best = scores.argsort(descending=True)[:2].sort().values
         assert plan.groups[0].keep.view(-1, 3)[:, 0].tolist() == (best * 3).tolist()
 
@@ -132,9 +137,13 @@ def test_a_grains_score_is_the_norm_of_its_units():
 
 def test_tied_units_move_in_grains_that_fit_both_sides():
     plain = Plain(
-        lambda s, x: s.fc(pooled(s.g(s.a(x)) + s.h(s.b(x)))), a=nn.Conv2d(3, 12, 1), b=nn.Conv2d(3, 12, 1),
-        g=nn.Conv2d(12, 12, 3, groups=6), h=nn.Conv2d(12, 12, 3, groups=4), fc=nn.Linear(12, 4),
-    )  # fmt: skip
+        lambda s, x: s.fc(pooled(s.g(s.a(x)) + s.h(s.b(x)))),
+        a=nn.Conv2d(3, 12, 1),
+        b=nn.Conv2d(3, 12, 1),
+        g=nn.Conv2d(12, 12, 3, groups=6),
+        h=nn.Conv2d(12, 12, 3, groups=4),
+        fc=nn.Linear(12, 4),
+    )
     net = ek.convert(plain, torch.randn(1, 3, 5, 5))
     assert [group.segments.grain for group in net.groups] == [6]
 

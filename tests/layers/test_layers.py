@@ -268,9 +268,13 @@ def test_frozen_units_are_buffers_and_live_ones_parameters():
     assert not layer.frozen_weight.requires_grad and layer.frozen_weight.numel() == 6
 
 
-@pytest.mark.parametrize("optimizer", [
-    lambda p: torch.optim.SGD(p, 10.0, momentum=0.9, weight_decay=0.1), lambda p: torch.optim.AdamW(p, weight_decay=0.1)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.SGD(p, 10.0, momentum=0.9, weight_decay=0.1),
+        lambda p: torch.optim.AdamW(p, weight_decay=0.1),
+    ],
+)
 def test_no_optimizer_reaches_frozen_units(optimizer):
     layer = ek.EideticLinear(3, 6)
     layer.prune([0, 1])
@@ -432,10 +436,20 @@ def test_constructor_errors():
     raising(InputError, "padding_mode must be one of zeros, reflect", ek.EideticConv2d, 4, 4, 3, padding_mode="ones")
     raising(InputError, "padding='same' needs stride 1, got stride (2, 2)", ek.EideticConv2d, 4, 4, 3, 2, "same")
     raising(InputError, "'same' or 'valid'; got 'full'", ek.EideticConv2d, 4, 4, 3, padding="full")
-    raising(InputError, "track_running_stats=False has no statistics to freeze", ek.EideticBatchNorm1d, 4,
-            track_running_stats=False)  # fmt: skip
-    raising(InputError, "activation must be one of none, relu, relu6, silu, gelu, hardswish; got 'tanh'",
-            ek.EideticBatchNorm1d, 4, activation="tanh")  # fmt: skip
+    raising(
+        InputError,
+        "track_running_stats=False has no statistics to freeze",
+        ek.EideticBatchNorm1d,
+        4,
+        track_running_stats=False,
+    )
+    raising(
+        InputError,
+        "activation must be one of none, relu, relu6, silu, gelu, hardswish; got 'tanh'",
+        ek.EideticBatchNorm1d,
+        4,
+        activation="tanh",
+    )
     raising(InputError, "width must be a whole number of units", ek.EideticLinear, 4, 2.5)
 
 
@@ -446,8 +460,9 @@ def test_input_shape_errors():
     raising(InputError, "expects an input of shape [N, 4, H, W], got [1, 3, 5, 5]", conv, torch.zeros(1, 3, 5, 5))
     raising(InputError, "expects an input of shape [N, 4, H, W], got [4, 5, 5]", conv, torch.zeros(4, 5, 5))
     norm = ek.EideticBatchNorm1d(4)
-    raising(InputError, "expects 2-dimensional or 3-dimensional input with 4 channels, got [2, 5]", norm,
-            torch.zeros(2, 5))  # fmt: skip
+    raising(
+        InputError, "expects 2-dimensional or 3-dimensional input with 4 channels, got [2, 5]", norm, torch.zeros(2, 5)
+    )
     raising(InputError, "4-dimensional input with 4 channels, got [2, 4]", ek.EideticBatchNorm2d(4), torch.zeros(2, 4))
 
 
@@ -459,8 +474,12 @@ def test_the_expected_width_follows_the_life():
 
 def test_dtype_errors():
     for dtype in (torch.float64, torch.int64):
-        raising(InputError, f"holds torch.float32 and was given {dtype}: convert the input (x.to(torch.float32))",
-                ek.EideticLinear(4, 2), torch.zeros(3, 4, dtype=dtype))  # fmt: skip
+        raising(
+            InputError,
+            f"holds torch.float32 and was given {dtype}: convert the input (x.to(torch.float32))",
+            ek.EideticLinear(4, 2),
+            torch.zeros(3, 4, dtype=dtype),
+        )
     raising(InputError, "was given torch.uint8", ek.EideticConv2d(4, 2, 1), torch.zeros(3, 4, 2, 2, dtype=torch.uint8))
 
 

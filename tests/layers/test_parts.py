@@ -74,10 +74,11 @@ def test_fresh_parts_are_the_layer_in_one_call(layout, calls):
                 y.square().sum().backward()
                 each = [module] if module is norm else list(parts)
                 tensors = [
-                    torch.cat([getattr(part, name) if name[:4] != "grad" else getattr(part, name[5:]).grad
-                               for part in each])
+                    torch.cat(
+                        [getattr(part, name) if name[:4] != "grad" else getattr(part, name[5:]).grad for part in each]
+                    )
                     for name in ("running_mean", "running_var", "grad weight", "grad bias")
-                ]  # fmt: skip
+                ]
                 found.append([y, given.grad, residual.grad, *tensors])
                 assert {int(part.num_batches_tracked) for part in each} == {1}
             for number, (theirs, ours) in enumerate(zip(*found)):

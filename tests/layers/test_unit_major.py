@@ -50,16 +50,16 @@ LAYOUTS = {"unit-major": arranged, "row-major": torch.Tensor.contiguous}
 @pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", CASES)
-def test_a_product_equals_the_dense_masked_layer(name, bias, exact):
+def test_a_product_equals_the_dense_masked_layer(name, bias, full_input_grad):
     layer = Layer(CASES[name], bias=bias)
     for samples in (1, *SAMPLES):
         x = torch.randn(samples, len(layer.case.column_owners()), dtype=torch.float64)
         dy = torch.randn(samples, len(layer.case.row_owners()), dtype=torch.float64)
-        expected = layer.by_hand(F.linear, x, exact=exact, dy=dy)
+        expected = layer.by_hand(F.linear, x, full_input_grad=full_input_grad, dy=dy)
         for of_x in LAYOUTS.values():
             for of_dy in LAYOUTS.values():
                 for op in (LINEAR, ops.staircase_linear):
-                    results = layer.run(op, of_x(x), exact=exact, dy=of_dy(dy))
+                    results = layer.run(op, of_x(x), full_input_grad=full_input_grad, dy=of_dy(dy))
                     assert_same_results(results, expected, f"{samples} samples ")
                     rows = results["y"].shape[1]
                     assert results["y"].stride() == ((1, samples) if op is LINEAR else (max(rows, 1), 1))
@@ -127,16 +127,29 @@ def normalisation(case, dtype, affine=True):
     return [*parameters, random(live), random(live).abs() + 0.1, random(frozen), random(frozen)]
 
 
-def run_norm(op, layer, x, norm, training, activation, exact, dy):
+def run_norm(op, layer, x, norm, training, activation, full_input_grad, dy):
     """Output, gradients and statistics."""
     leaves = {"x": x.detach().requires_grad_(), "weight": layer.weight.clone().requires_grad_()}
     leaves["bias"] = None if layer.bias is None else layer.bias.clone().requires_grad_()
     leaves |= {f"norm_{n}": None if t is None else t.clone().requires_grad_() for n, t in zip(("w", "b"), norm)}
     statistics = [tensor.clone() for tensor in norm[2:4]]
     y = op(
-        leaves["x"], leaves["weight"], leaves["bias"], layer.frozen_weight, layer.frozen_bias, layer.case.staircase(),
-        leaves["norm_w"], leaves["norm_b"], *statistics, *norm[4:], training, 0.3, 1e-3, activation, exact,
-    )  # fmt: skip
+        leaves["x"],
+        leaves["weight"],
+        leaves["bias"],
+        layer.frozen_weight,
+        layer.frozen_bias,
+        layer.case.staircase(),
+        leaves["norm_w"],
+        leaves["norm_b"],
+        *statistics,
+        *norm[4:],
+        training,
+        0.3,
+        1e-3,
+        activation,
+        full_input_grad,
+    )
     if y.requires_grad and y.numel():
         y.backward(dy)
     gradients = {f"d{name}": None if leaf is None else leaf.grad for name, leaf in leaves.items()}
@@ -144,8 +157,18 @@ def run_norm(op, layer, x, norm, training, activation, exact, dy):
 
 
 NORMED = partial(ops.staircase_linear_norm, unit_major=True)
-STRUCTURES = ("nested", "disjoint", "mixed by segment", "empty segments", "no live row", "no live column",
-              "nothing frozen", "all frozen", "single rows", "recall of the last")  # fmt: skip
+STRUCTURES = (
+    "nested",
+    "disjoint",
+    "mixed by segment",
+    "empty segments",
+    "no live row",
+    "no live column",
+    "nothing frozen",
+    "all frozen",
+    "single rows",
+    "recall of the last",
+)
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
@@ -156,12 +179,12 @@ def test_products_normalised_where_they_lie_equal_the_oracle(name, activation, b
     generator = random.Random(name + activation)
     for samples in SAMPLES:
         layer = Layer(CASES[name], bias=generator.random() < 0.5, dtype=dtype)
-        training, exact = generator.random() < 0.6, generator.random() < 0.5
+        training, full_input_grad = generator.random() < 0.6, generator.random() < 0.5
         norm = normalisation(layer.case, dtype, affine=generator.random() < 0.7)
         x = torch.randn(samples, len(layer.case.column_owners()), dtype=dtype)
         dy = torch.randn(samples, len(layer.case.row_owners()), dtype=dtype)
         training = training and layer.case.task is None and layer.case.live > 0
-        options = norm, training, activation, exact
+        options = norm, training, activation, full_input_grad
         expected = run_norm(ops.staircase_linear_norm_oracle, layer, x, *options, dy)
         for (of_x, x_lies), of_dy in zip([*LAYOUTS.items()] * 2, [arranged, arranged, *[torch.clone] * 2]):
             given = run_norm(NORMED, layer, x_lies(x), *options, of_dy(dy))
@@ -205,7 +228,7 @@ def test_a_normalisation_and_its_residual_may_lie_differently(activation, of_x, 
     dtype = torch.float64 if backend == "torch" else torch.float32
     frozen, live = 7, 5
     for samples in SAMPLES:
-        for exact in (False, True):
+        for full_input_grad in (False, True):
             data = [torch.randn(samples, frozen + live, dtype=dtype) for _ in range(3)]
             norm = normalisation(type(CASES["nested"])((6,), (frozen,), live, (True, True)), dtype)
             results = []
@@ -215,7 +238,15 @@ def test_a_normalisation_and_its_residual_may_lie_differently(activation, of_x, 
                 residual = (LAYOUTS[of_residual](data[1]) if ours else data[1]).detach().requires_grad_()
                 leaves = [n.clone().requires_grad_() for n in norm[:2]]
                 y = op(
-                    x, *leaves, *(n.clone() for n in norm[2:]), True, 0.3, 1e-3, activation, exact, residual=residual
+                    x,
+                    *leaves,
+                    *(n.clone() for n in norm[2:]),
+                    True,
+                    0.3,
+                    1e-3,
+                    activation,
+                    full_input_grad,
+                    residual=residual,
                 )
                 y.backward(data[2])
                 results.append([y.detach(), x.grad, residual.grad, *(leaf.grad for leaf in leaves)])

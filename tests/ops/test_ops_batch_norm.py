@@ -48,17 +48,17 @@ class Norm:
             if isinstance(tensor, torch.Tensor):
                 setattr(self, name, tensor.to(dtype))
 
-    def run(self, op, training, activation="none", exact=False, x=None, dy=None):
+    def run(self, op, training, activation="none", full_input_grad=False, x=None, dy=None):
         leaves = [t if t is None else t.detach().requires_grad_() for t in (self.weight, self.bias)]
         x = (self.x if x is None else x).detach().requires_grad_()
         mean, var = self.mean.clone(), self.var.clone()
-        y = op(x, *leaves, mean, var, self.scale, self.shift, training, MOMENTUM, EPS, activation, exact)
+        y = op(x, *leaves, mean, var, self.scale, self.shift, training, MOMENTUM, EPS, activation, full_input_grad)
         if y.requires_grad:
             y.backward(self.dy if dy is None else dy)
         grads = [None if leaf is None else leaf.grad for leaf in leaves]
         return {"y": y.detach(), "dx": x.grad, "dweight": grads[0], "dbias": grads[1], "mean": mean, "var": var}
 
-    def by_hand(self, training, activation="none", exact=False):
+    def by_hand(self, training, activation="none", full_input_grad=False):
         """Section 3.3 written out, in float64 whatever the dtype."""
         double = {n: t.detach().double() for n, t in vars(self).items() if isinstance(t, torch.Tensor)}
         x = double["x"].clone().requires_grad_()
@@ -66,7 +66,7 @@ class Norm:
         dims, column = [d for d in range(x.dim()) if d != 1], (-1, *[1] * (x.dim() - 2))
         mean, var = double["mean"], double["var"]
         x_live, x_frozen = x[:, self.frozen :], x[:, : self.frozen]
-        if not exact:
+        if not full_input_grad:
             x_frozen = x_frozen.detach()
         if training and self.live:
             count = x_live[:, 0].numel()
@@ -93,13 +93,13 @@ class Norm:
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_equals_the_definition(channels, shape, implementation, dtype):
     op = IMPLEMENTATIONS[implementation]
-    for training, affine, activation, exact in itertools.product(
+    for training, affine, activation, full_input_grad in itertools.product(
         (True, False), (True, False), ("none", "relu"), (True, False)
     ):
         norm = Norm(CHANNELS[channels], SHAPES[shape], affine, dtype)
-        label = f"training={training}, affine={affine}, {activation}, exact={exact}: "
-        results = norm.run(op, training, activation, exact)
-        assert_same_results(results, norm.by_hand(training, activation, exact), label)
+        label = f"training={training}, affine={affine}, {activation}, full_input_grad={full_input_grad}: "
+        results = norm.run(op, training, activation, full_input_grad)
+        assert_same_results(results, norm.by_hand(training, activation, full_input_grad), label)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -132,8 +132,8 @@ def test_memory_formats_and_strided_inputs(channels, training, activation):
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_outputs_are_fully_written(channels, shape, poisoned_memory):
     norm = Norm(CHANNELS[channels], SHAPES[shape])
-    for training, exact in itertools.product((True, False), repeat=2):
-        for tensor in norm.run(segmented_batch_norm, training, "relu", exact).values():
+    for training, full_input_grad in itertools.product((True, False), repeat=2):
+        for tensor in norm.run(segmented_batch_norm, training, "relu", full_input_grad).values():
             assert tensor is None or tensor.isfinite().all()
 
 
@@ -146,15 +146,15 @@ def test_frozen_channels_get_no_gradient_unless_asked(channels, training):
     norm.dy[:, : norm.frozen] = float("nan")
     assert_same_results(norm.run(segmented_batch_norm, training), expected)
     norm.dy[:, : norm.frozen] = 1.0
-    exact = norm.run(segmented_batch_norm, training, exact=True)["dx"][:, : norm.frozen]
-    assert_close("exact dx", exact, norm.scale.view(-1, 1, 1).expand(exact.shape))
+    full_input_grad = norm.run(segmented_batch_norm, training, full_input_grad=True)["dx"][:, : norm.frozen]
+    assert_close("exact dx", full_input_grad, norm.scale.view(-1, 1, 1).expand(full_input_grad.shape))
 
 
 def test_frozen_numbers_get_no_gradient():
     norm = Norm((3, 4), SHAPES["image"])
     norm.scale.requires_grad_()
     norm.shift.requires_grad_()
-    norm.run(segmented_batch_norm, True, exact=True)
+    norm.run(segmented_batch_norm, True, full_input_grad=True)
     assert norm.scale.grad is None and norm.shift.grad is None
 
 
@@ -265,11 +265,11 @@ class Torch:
 def test_activations_and_residuals_equal_the_oracle(activation):
     # A value that half precision rounds across a kink has the derivative of the other side.
     half = () if activation in ("relu6", "hardswish") else (torch.bfloat16,)
-    for dtype, training, residual, exact, affine in itertools.product(
+    for dtype, training, residual, full_input_grad, affine in itertools.product(
         (torch.float32, torch.float64, *half), (True, False), (True, False), (True, False), (True, False)
     ):
         for channels, shape, last in (((7, 4), (3, 7, 5), False), ((7, 4), (3, 7, 5), True), ((3, 5), (9,), False)):
-            case = NormCase(channels, shape, dtype, activation, training, affine, residual, exact, last)
+            case = NormCase(channels, shape, dtype, activation, training, affine, residual, full_input_grad, last)
             case.check(Torch)
 
 
@@ -298,9 +298,13 @@ def test_an_activated_channels_bits_do_not_depend_on_what_lies_beside_it(activat
         whole = segmented_batch_norm(x, *live_tensors, t["frozen_scale"], t["frozen_shift"], *options, residual)
         kept = generator.randint(1, frozen)
         prefix = segmented_batch_norm(
-            x[:, :kept].contiguous(), *live_tensors, t["frozen_scale"][:kept], t["frozen_shift"][:kept],
-            *options, residual[:, :kept].contiguous(),
-        )  # fmt: skip
+            x[:, :kept].contiguous(),
+            *live_tensors,
+            t["frozen_scale"][:kept],
+            t["frozen_shift"][:kept],
+            *options,
+            residual[:, :kept].contiguous(),
+        )
         assert_same_bits(f"{kept} of {frozen} + {live}, {shape}", prefix, whole[:, :kept])
 
 
@@ -314,8 +318,14 @@ def test_nan_and_infinity_go_through_an_activation_as_in_torch(activation):
     y = segmented_batch_norm(x, ones, zeros, zeros, ones, ones, zeros, False, 0.0, 0.0, activation, True)
     expected = values.clone().requires_grad_()
     z = F.batch_norm(expected, torch.zeros(4), torch.ones(4), torch.ones(4), torch.zeros(4), eps=0.0)
-    z = {"none": lambda z: z, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu,
-         "hardswish": F.hardswish}[activation](z)  # fmt: skip
+    z = {
+        "none": lambda z: z,
+        "relu": F.relu,
+        "relu6": F.relu6,
+        "silu": F.silu,
+        "gelu": F.gelu,
+        "hardswish": F.hardswish,
+    }[activation](z)
     y.backward(torch.ones_like(y)), z.backward(torch.ones_like(z))
     # Of infinity torch's gelu makes NaN with vector instructions, and infinity without.
     alike = ~values.isinf() | (activation != "gelu")

@@ -26,29 +26,31 @@ RUNS = [("op", name) for name in CASES]
 RUNS += [("oracle", name) for name, case in CASES.items() if case.mask().numel()]
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("implementation", "name"), RUNS)
-def test_equals_the_dense_masked_layer(name, implementation, dtype, exact):
+def test_equals_the_dense_masked_layer(name, implementation, dtype, full_input_grad):
     case = CASES[name]
     kernel, geometry = PLAIN
     for bias, samples in ((True, 2), (False, 1)):
         layer = Layer(case, kernel, bias=bias, dtype=dtype)
         x, dy = inputs(case, kernel, geometry, samples, dtype)
-        results = layer.run(IMPLEMENTATIONS[implementation], x, geometry, exact=exact, dy=dy)
-        assert_same_results(results, layer.by_hand(product(geometry), x, exact=exact, dy=dy))
+        results = layer.run(IMPLEMENTATIONS[implementation], x, geometry, full_input_grad=full_input_grad, dy=dy)
+        assert_same_results(results, layer.by_hand(product(geometry), x, full_input_grad=full_input_grad, dy=dy))
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_stride_padding_and_dilation(geometry, implementation, exact):
+def test_stride_padding_and_dilation(geometry, implementation, full_input_grad):
     kernel, geometry = GEOMETRIES[geometry]
     for name in ("mixed by segment", "concatenated", "first layer, two tasks frozen"):
         layer = Layer(CASES[name], kernel)
         x, dy = inputs(layer.case, kernel, geometry)
-        results = layer.run(IMPLEMENTATIONS[implementation], x, geometry, exact=exact, dy=dy)
-        assert_same_results(results, layer.by_hand(product(geometry), x, exact=exact, dy=dy), f"{name} ")
+        results = layer.run(IMPLEMENTATIONS[implementation], x, geometry, full_input_grad=full_input_grad, dy=dy)
+        assert_same_results(
+            results, layer.by_hand(product(geometry), x, full_input_grad=full_input_grad, dy=dy), f"{name} "
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -67,13 +69,13 @@ def test_memory_formats_and_strided_inputs(name):
     assert_same_results(layer.run(staircase_conv2d, x, geometry, dy=ones), layer.by_hand(product(geometry), x))
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_are_fully_written(name, exact, poisoned_memory):
+def test_outputs_are_fully_written(name, full_input_grad, poisoned_memory):
     kernel, geometry = PLAIN
     layer = Layer(CASES[name], kernel)
     x, dy = inputs(layer.case, kernel, geometry)
-    for tensor in layer.run(staircase_conv2d, x, geometry, exact=exact, dy=dy).values():
+    for tensor in layer.run(staircase_conv2d, x, geometry, full_input_grad=full_input_grad, dy=dy).values():
         assert tensor is None or tensor.isfinite().all()
 
 
@@ -147,10 +149,12 @@ def test_op_equals_oracle_in_random_layers():
         if not (len(case.column_owners()) and len(case.row_owners())):
             continue
         kernel, geometry = generator.choice(list(GEOMETRIES.values()))
-        layer, exact = Layer(case, kernel, bias=generator.random() < 0.7), generator.random() < 0.5
+        layer, full_input_grad = Layer(case, kernel, bias=generator.random() < 0.7), generator.random() < 0.5
         x, dy = inputs(case, kernel, geometry, generator.choice([1, 3]))
-        expected = layer.run(staircase_conv2d_oracle, x, geometry, exact=exact, dy=dy)
-        assert_same_results(layer.run(staircase_conv2d, x, geometry, exact=exact, dy=dy), expected, f"{case} ")
+        expected = layer.run(staircase_conv2d_oracle, x, geometry, full_input_grad=full_input_grad, dy=dy)
+        assert_same_results(
+            layer.run(staircase_conv2d, x, geometry, full_input_grad=full_input_grad, dy=dy), expected, f"{case} "
+        )
 
 
 def test_a_stack_of_layers_has_the_dense_masked_networks_gradients():

@@ -45,25 +45,47 @@ class Norm:
         self.scale, self.shift = numbers(frozen) + 2, numbers(frozen)
         self.weight, self.bias, self.mean, self.var = *(numbers(self.live) for _ in range(3)), numbers(self.live, 0.5)
 
-    def run(self, op, x, geometry, residual=None, dy=None, exact=False, task="own", activation=None):
+    def run(self, op, x, geometry, residual=None, dy=None, full_input_grad=False, task="own", activation=None):
         """The op's output, its gradients and the statistics after it."""
         layer, staircase = self.layer, self.layer.case.staircase(task)
-        leaves = {"dx": x, "dweight": layer.weight, "dbias": layer.bias, "dresidual": residual,
-                  "dnorm_weight": self.weight, "dnorm_bias": self.bias}  # fmt: skip
+        leaves = {
+            "dx": x,
+            "dweight": layer.weight,
+            "dbias": layer.bias,
+            "dresidual": residual,
+            "dnorm_weight": self.weight,
+            "dnorm_bias": self.bias,
+        }
         leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
         mean, var = self.mean.clone(), self.var.clone()
         frozen = staircase.frozen_rows
         y = op(
-            leaves["dx"], leaves["dweight"], leaves["dbias"], layer.frozen_weight, layer.frozen_bias, staircase,
-            leaves["dnorm_weight"], leaves["dnorm_bias"], mean, var, self.scale[:frozen], self.shift[:frozen],
-            self.training, 0.1, 1e-5, activation or self.activation, geometry, exact, leaves["dresidual"],
-        )  # fmt: skip
+            leaves["dx"],
+            leaves["dweight"],
+            leaves["dbias"],
+            layer.frozen_weight,
+            layer.frozen_bias,
+            staircase,
+            leaves["dnorm_weight"],
+            leaves["dnorm_bias"],
+            mean,
+            var,
+            self.scale[:frozen],
+            self.shift[:frozen],
+            self.training,
+            0.1,
+            1e-5,
+            activation or self.activation,
+            geometry,
+            full_input_grad,
+            leaves["dresidual"],
+        )
         if y.requires_grad:
             y.backward(torch.ones_like(y) if dy is None else dy)
         found = {name: None if leaf is None else leaf.grad for name, leaf in leaves.items()}
         return {"y": y.detach(), **found, "running_mean": mean, "running_var": var}
 
-    def by_hand(self, x, geometry, residual=None, dy=None, exact=False):
+    def by_hand(self, x, geometry, residual=None, dy=None, full_input_grad=False):
         """The dense masked convolution, each segment's own normalisation, the addition and the activation."""
         layer, case = self.layer, self.layer.case
         rows, columns, mask = case.row_owners(), case.column_owners(), case.mask()
@@ -83,7 +105,7 @@ class Norm:
         y = FUNCTIONS[self.activation](y if residual is None else y + residual)
         dy = torch.ones_like(y) if dy is None else dy
         trained = [t for t in (weight, bias, norm_weight, norm_bias, x, residual) if t is not None]
-        given = dy if exact else dy * live.view(-1, 1, 1)
+        given = dy if full_input_grad else dy * live.view(-1, 1, 1)
         gradients = dict(zip(map(id, trained), torch.autograd.grad(y, trained, given, allow_unused=True)))
 
         def gradient(tensor):
@@ -91,25 +113,30 @@ class Norm:
             return torch.zeros_like(tensor) if found is None and tensor is not None else found
 
         dx = gradient(x)
-        if not exact:
+        if not full_input_grad:
             dx = dx * ((columns == case.live_task) & (case.task is None)).view(-1, 1, 1)
         learning = case.task is None
         reads = layer._live_reads(case.column_owners())
         dbias = None if bias is None else gradient(bias)[live] if learning else torch.zeros_like(layer.bias)
         return {
-            "y": y.detach(), "dx": dx, "dresidual": gradient(residual), "dbias": dbias,
+            "y": y.detach(),
+            "dx": dx,
+            "dresidual": gradient(residual),
+            "dbias": dbias,
             "dweight": gradient(weight)[live][:, reads] if learning else torch.zeros_like(layer.weight),
-            "dnorm_weight": gradient(norm_weight), "dnorm_bias": gradient(norm_bias),
-            "running_mean": mean, "running_var": var,
-        }  # fmt: skip
+            "dnorm_weight": gradient(norm_weight),
+            "dnorm_bias": gradient(norm_bias),
+            "running_mean": mean,
+            "running_var": var,
+        }
 
 
 def two_ops(x, *arguments):
     """The op's signature, by the two ops that it stands for."""
     *of_conv, staircase = arguments[:5]
-    *of_norm, geometry, exact, residual = arguments[5:]
-    z = ops.staircase_conv2d(x, *of_conv, staircase, geometry, exact)
-    return ops.segmented_batch_norm(z, *of_norm, exact, residual)
+    *of_norm, geometry, full_input_grad, residual = arguments[5:]
+    z = ops.staircase_conv2d(x, *of_conv, staircase, geometry, full_input_grad)
+    return ops.segmented_batch_norm(z, *of_norm, full_input_grad, residual)
 
 
 def case_of(name, geometry=PLAIN, dtype=torch.float64, activation="silu", training=True, samples=2, size=(6, 7)):
@@ -123,15 +150,15 @@ def dtype_of(backend):
     return torch.float64 if backend == "torch" else torch.float32
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize(("backend", "name"), RUNS, indirect=["backend"])
-def test_equals_the_dense_masked_layer_and_its_norms(name, exact, poisoned_memory, backend):
+def test_equals_the_dense_masked_layer_and_its_norms(name, full_input_grad, poisoned_memory, backend):
     """P4, with memory that holds NaN until it is written."""
     for training, activation in ((True, "relu"), (False, "silu")):
         _, norm, x, residual, dy = case_of(name, PLAIN, dtype_of(backend), activation, training, size=(4, 3))
         for added in (residual, None) if backend != "triton" else (residual,):
-            results = norm.run(ops.staircase_conv2d_norm, x, PLAIN[1], added, dy, exact)
-            assert_same_results(results, norm.by_hand(x, PLAIN[1], added, dy, exact))
+            results = norm.run(ops.staircase_conv2d_norm, x, PLAIN[1], added, dy, full_input_grad)
+            assert_same_results(results, norm.by_hand(x, PLAIN[1], added, dy, full_input_grad))
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -139,18 +166,18 @@ def test_geometries(name, backend):
     kernel, geometry = GEOMETRIES[name]
     one_pixel = name == "as large as the image"  # statistics of so few values magnify rounding
     _, norm, x, residual, dy = case_of("concatenated", (kernel, geometry), dtype_of(backend), "gelu", not one_pixel)
-    for exact in (False, True):
-        results = norm.run(ops.staircase_conv2d_norm, x, geometry, residual, dy, exact)
-        assert_same_results(results, norm.by_hand(x, geometry, residual, dy, exact))
+    for full_input_grad in (False, True):
+        results = norm.run(ops.staircase_conv2d_norm, x, geometry, residual, dy, full_input_grad)
+        assert_same_results(results, norm.by_hand(x, geometry, residual, dy, full_input_grad))
 
 
 @pytest.mark.parametrize("activation", ops.ACTIVATIONS)
 def test_activations_and_the_oracle(activation):
-    for exact in (False, True):
+    for full_input_grad in (False, True):
         _, norm, x, residual, dy = case_of("mixed by segment", activation=activation)
-        expected = norm.by_hand(x, PLAIN[1], residual, dy, exact)
+        expected = norm.by_hand(x, PLAIN[1], residual, dy, full_input_grad)
         for op in (ops.staircase_conv2d_norm, ops.staircase_conv2d_norm_oracle):
-            assert_same_results(norm.run(op, x, PLAIN[1], residual, dy, exact), expected)
+            assert_same_results(norm.run(op, x, PLAIN[1], residual, dy, full_input_grad), expected)
 
 
 @pytest.mark.parametrize("name", ["mixed by segment", "nothing frozen", "all frozen", "flattened blocks"])
@@ -158,9 +185,7 @@ def test_memory_formats_and_strided_inputs(name, backend):
     layer, norm, x, residual, dy = case_of(name, dtype=dtype_of(backend), size=(4, 3))
     expected = norm.by_hand(x, PLAIN[1], residual, dy)
     run = ops.staircase_conv2d_norm
-    assert_same_results(
-        norm.run(run, inside_poison(x), PLAIN[1], inside_poison(residual), inside_poison(dy)), expected
-    )  # fmt: skip
+    assert_same_results(norm.run(run, inside_poison(x), PLAIN[1], inside_poison(residual), inside_poison(dy)), expected)
     assert_same_results(norm.run(run, x, PLAIN[1], residual.contiguous(**LAST), dy.contiguous(**LAST)), expected)
     assert_same_results(norm.run(run, x.contiguous(**LAST), PLAIN[1], residual, dy), expected)
     layer.weight = layer.weight.contiguous(**LAST)
@@ -181,9 +206,10 @@ def test_the_bits_of_the_two_ops_in_sequence(name, training, layout):
                 x, dy = inputs(layer.case, *PLAIN, 2, torch.float32)
                 x, norm, residual = x.contiguous(memory_format=layout), Norm(layer, activation, training), dy + 1
                 for added in (None, residual):
-                    for exact in (False, True):
+                    for full_input_grad in (False, True):
                         fused, apart = (
-                            norm.run(op, x, PLAIN[1], added, dy, exact) for op in (ops.staircase_conv2d_norm, two_ops)
+                            norm.run(op, x, PLAIN[1], added, dy, full_input_grad)
+                            for op in (ops.staircase_conv2d_norm, two_ops)
                         )
                         for key, tensor in apart.items():
                             if tensor is None:
@@ -264,10 +290,24 @@ def test_frozen_products_are_not_kept_for_the_backward_pass():
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         ops.staircase_conv2d_norm(
-            x, layer.weight.requires_grad_(), None, layer.frozen_weight, None, layer.case.staircase(),
-            norm.weight.requires_grad_(), norm.bias, norm.mean, norm.var, norm.scale, norm.shift, True, 0.1, 1e-5,
-            "silu", PLAIN[1],
-        )  # fmt: skip
+            x,
+            layer.weight.requires_grad_(),
+            None,
+            layer.frozen_weight,
+            None,
+            layer.case.staircase(),
+            norm.weight.requires_grad_(),
+            norm.bias,
+            norm.mean,
+            norm.var,
+            norm.scale,
+            norm.shift,
+            True,
+            0.1,
+            1e-5,
+            "silu",
+            PLAIN[1],
+        )
     images = [t for t in kept if t.dim() == 4 and t.shape[2:] == x.shape[2:]]
     assert sorted(t.shape[1] for t in images) == sorted([layer.case.live, x.shape[1]])
 

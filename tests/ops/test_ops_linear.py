@@ -28,17 +28,17 @@ def inputs(case, samples=4, dtype=torch.float64):
     return x, torch.randn(samples, len(case.row_owners()), dtype=dtype)
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", CASES)
-def test_equals_the_dense_masked_layer(name, implementation, dtype, exact):
+def test_equals_the_dense_masked_layer(name, implementation, dtype, full_input_grad):
     for bias in (True, False):
         layer = Layer(CASES[name], bias=bias, dtype=dtype)
         for samples in (4, 1):
             x, dy = inputs(layer.case, samples, dtype)
-            results = layer.run(IMPLEMENTATIONS[implementation], x, exact=exact, dy=dy)
-            assert_same_results(results, layer.by_hand(F.linear, x, exact=exact, dy=dy))
+            results = layer.run(IMPLEMENTATIONS[implementation], x, full_input_grad=full_input_grad, dy=dy)
+            assert_same_results(results, layer.by_hand(F.linear, x, full_input_grad=full_input_grad, dy=dy))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -46,10 +46,12 @@ def test_op_equals_oracle_in_random_layers(dtype):
     generator = random.Random(0)
     for _ in range(60):
         case = random_case(generator, 20)
-        layer, exact = Layer(case, bias=generator.random() < 0.7, dtype=dtype), generator.random() < 0.5
+        layer, full_input_grad = Layer(case, bias=generator.random() < 0.7, dtype=dtype), generator.random() < 0.5
         x, dy = inputs(case, generator.choice([1, 3, 16]), dtype)
-        expected = layer.run(staircase_linear_oracle, x, exact=exact, dy=dy)
-        assert_same_results(layer.run(staircase_linear, x, exact=exact, dy=dy), expected, f"{case} ")
+        expected = layer.run(staircase_linear_oracle, x, full_input_grad=full_input_grad, dy=dy)
+        assert_same_results(
+            layer.run(staircase_linear, x, full_input_grad=full_input_grad, dy=dy), expected, f"{case} "
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -64,12 +66,12 @@ def test_strided_inputs_and_gradients(name):
     assert_same_results(layer.run(staircase_linear, x, dy=ones), layer.by_hand(F.linear, x))
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_are_fully_written(name, exact, poisoned_memory):
+def test_outputs_are_fully_written(name, full_input_grad, poisoned_memory):
     layer = Layer(CASES[name])
     x, dy = inputs(layer.case)
-    for tensor in layer.run(staircase_linear, x, exact=exact, dy=dy).values():
+    for tensor in layer.run(staircase_linear, x, full_input_grad=full_input_grad, dy=dy).values():
         assert tensor is None or tensor.isfinite().all()
 
 

@@ -49,12 +49,22 @@ def leaf(*shape):
     return torch.randn(*shape).requires_grad_()
 
 
-def linear_arguments(name="mixed by segment", exact=False, bias=True, unit_major=False):
+def linear_arguments(name="mixed by segment", full_input_grad=False, bias=True, unit_major=False):
     layer = Layer(CASES[name], dtype=torch.float32, bias=bias)
     stairs = layer.case.staircase()
     weight, bias = layer.weight.requires_grad_(), None if layer.bias is None else layer.bias.requires_grad_()
     x = leaf(stairs.columns, 4).detach().t().requires_grad_() if unit_major else leaf(4, stairs.columns)
-    return [x, weight, bias, layer.frozen_weight, layer.frozen_bias, encoded(stairs), stairs.rows, exact, unit_major]
+    return [
+        x,
+        weight,
+        bias,
+        layer.frozen_weight,
+        layer.frozen_bias,
+        encoded(stairs),
+        stairs.rows,
+        full_input_grad,
+        unit_major,
+    ]
 
 
 def conv_arguments(layout, name="mixed by segment"):
@@ -72,32 +82,81 @@ def norm_arguments(channels, shape, activation, training, residual, affine=True,
     other = torch.randn_like(x).requires_grad_() if residual else None
     weight, bias = (leaf(live), leaf(live)) if affine else (None, None)
     return [
-        x.requires_grad_(), other, weight, bias, torch.randn(live), torch.rand(live), torch.randn(frozen),
-        torch.randn(frozen), training, 0.1, 1e-5, activation, False,
-    ]  # fmt: skip
+        x.requires_grad_(),
+        other,
+        weight,
+        bias,
+        torch.randn(live),
+        torch.rand(live),
+        torch.randn(frozen),
+        torch.randn(frozen),
+        training,
+        0.1,
+        1e-5,
+        activation,
+        False,
+    ]
 
 
-def linear_norm_arguments(name="nested", activation="relu", training=True, exact=False, unit_major=False):
+def linear_norm_arguments(name="nested", activation="relu", training=True, full_input_grad=False, unit_major=False):
     x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *_ = linear_arguments(name, unit_major=unit_major)
     frozen = decoded(numbers).frozen_rows
     live = rows - frozen
     return [
-        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, leaf(len(weight)), leaf(len(weight)),
-        torch.randn(live), torch.rand(live), torch.randn(frozen), torch.randn(frozen),
-        training, 0.1, 1e-5, activation, exact, 0, None, unit_major,
-    ]  # fmt: skip
+        x,
+        weight,
+        bias,
+        frozen_weight,
+        frozen_bias,
+        numbers,
+        rows,
+        leaf(len(weight)),
+        leaf(len(weight)),
+        torch.randn(live),
+        torch.rand(live),
+        torch.randn(frozen),
+        torch.randn(frozen),
+        training,
+        0.1,
+        1e-5,
+        activation,
+        full_input_grad,
+        0,
+        None,
+        unit_major,
+    ]
 
 
-def conv_norm_arguments(layout=torch.contiguous_format, name="nested", activation="relu", exact=False, residual=True):
+def conv_norm_arguments(
+    layout=torch.contiguous_format, name="nested", activation="relu", full_input_grad=False, residual=True
+):
     x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *_ = conv_arguments(layout, name)
     frozen = decoded(numbers).frozen_rows
     live = rows - frozen
     added = torch.randn(conv2d.output_shape(x, weight, rows, GEOMETRY)).requires_grad_() if residual else None
     return [
-        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, leaf(len(weight)), leaf(len(weight)),
-        torch.randn(live), torch.rand(live), torch.randn(frozen), torch.randn(frozen),
-        True, 0.1, 1e-5, activation, exact, 0, added, *GEOMETRY,
-    ]  # fmt: skip
+        x,
+        weight,
+        bias,
+        frozen_weight,
+        frozen_bias,
+        numbers,
+        rows,
+        leaf(len(weight)),
+        leaf(len(weight)),
+        torch.randn(live),
+        torch.rand(live),
+        torch.randn(frozen),
+        torch.randn(frozen),
+        True,
+        0.1,
+        1e-5,
+        activation,
+        full_input_grad,
+        0,
+        added,
+        *GEOMETRY,
+    ]
 
 
 def detached(arguments):
@@ -111,13 +170,16 @@ def check(op, arguments):
 @pytest.mark.parametrize("unit_major", [False, True])
 @pytest.mark.parametrize("name", ["nothing frozen", "mixed by segment", "empty segments", "all frozen"])
 def test_opcheck_linear(name, unit_major):
-    for exact, bias in ((False, True), (True, False)):
-        arguments = linear_arguments(name, exact, bias, unit_major)
+    for full_input_grad, bias in ((False, True), (True, False)):
+        arguments = linear_arguments(name, full_input_grad, bias, unit_major)
         check(linear.OP, arguments)
         x, weight, _, frozen_weight, _, numbers, *_ = detached(arguments)
         dy = torch.randn_like(linear.OP(*detached(arguments)))
         assert dy.stride() == ((1, len(x)) if unit_major else (dy.shape[1], 1))
-        check(linear.BACKWARD_OP, [dy, x, weight, frozen_weight, numbers, exact, True, not exact, bias, unit_major])
+        check(
+            linear.BACKWARD_OP,
+            [dy, x, weight, frozen_weight, numbers, full_input_grad, True, not full_input_grad, bias, unit_major],
+        )
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -136,40 +198,89 @@ def test_opcheck_conv2d(layout):
         {"channels": (3, 4), "shape": (5,), "activation": "relu", "training": True, "residual": True},
         {"channels": (0, 4), "shape": (3, 4), "activation": "gelu", "training": True, "residual": False},
         {"channels": (3, 0), "shape": (3, 2, 2), "activation": "none", "training": False, "residual": True},
-        {"channels": (3, 4), "shape": (2, 3, 2), "activation": "silu", "training": True, "residual": True,
-         "affine": False, "layout": torch.channels_last},
+        {
+            "channels": (3, 4),
+            "shape": (2, 3, 2),
+            "activation": "silu",
+            "training": True,
+            "residual": True,
+            "affine": False,
+            "layout": torch.channels_last,
+        },
     ],
     ids=lambda options: options["activation"],
-)  # fmt: skip
+)
 def test_opcheck_batch_norm(options):
     arguments = norm_arguments(**options)
     check(batch_norm.OP, arguments)
     x, residual, weight, bias, *_, scale, shift, training, _, _, activation, _ = detached(arguments)
     y, mean, rstd = batch_norm.OP(*detached(arguments))
     assert y.stride() == x.stride()
-    for exact, need_dx in ((False, True), (True, residual is None)):
-        check(batch_norm.BACKWARD_OP, [
-            torch.randn_like(y), y, x, residual, weight, bias, mean, rstd, scale, shift,
-            training, activation, exact, need_dx, residual is not None,
-        ])  # fmt: skip
+    for full_input_grad, need_dx in ((False, True), (True, residual is None)):
+        check(
+            batch_norm.BACKWARD_OP,
+            [
+                torch.randn_like(y),
+                y,
+                x,
+                residual,
+                weight,
+                bias,
+                mean,
+                rstd,
+                scale,
+                shift,
+                training,
+                activation,
+                full_input_grad,
+                need_dx,
+                residual is not None,
+            ],
+        )
 
 
 @pytest.mark.parametrize("unit_major", [False, True])
 @pytest.mark.parametrize("name", ["nothing frozen", "nested", "all frozen"])
 def test_opcheck_linear_norm(name, unit_major):
-    for activation, exact in (("relu", False), ("silu", True)):
-        arguments = linear_norm_arguments(name, activation, exact=exact, unit_major=unit_major)
+    for activation, full_input_grad in (("relu", False), ("silu", True)):
+        arguments = linear_norm_arguments(name, activation, full_input_grad=full_input_grad, unit_major=unit_major)
         check(linear_norm.OP, arguments)
         x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, training, *_ = detached(arguments)
         y, pre, mean, rstd = linear_norm.OP(*detached(arguments))
-        check(linear_norm.BACKWARD_OP, [
-            torch.randn_like(y), y, x, weight, bias, fw, fb, numbers, pre, nw, nb, mean, rstd, scale, shift,
-            training, activation, exact, 0, True, True, False, None, False, unit_major,
-        ])  # fmt: skip
+        check(
+            linear_norm.BACKWARD_OP,
+            [
+                torch.randn_like(y),
+                y,
+                x,
+                weight,
+                bias,
+                fw,
+                fb,
+                numbers,
+                pre,
+                nw,
+                nb,
+                mean,
+                rstd,
+                scale,
+                shift,
+                training,
+                activation,
+                full_input_grad,
+                0,
+                True,
+                True,
+                False,
+                None,
+                False,
+                unit_major,
+            ],
+        )
 
 
 @pytest.mark.parametrize(
-    ("name", "layout", "activation", "exact", "residual"),
+    ("name", "layout", "activation", "full_input_grad", "residual"),
     [
         ("nothing frozen", torch.contiguous_format, "none", True, True),
         ("nested", torch.channels_last, "relu", False, True),
@@ -177,16 +288,42 @@ def test_opcheck_linear_norm(name, unit_major):
         ("all frozen", torch.channels_last, "silu", True, True),
     ],
 )
-def test_opcheck_conv2d_norm(name, layout, activation, exact, residual):
-    arguments = conv_norm_arguments(layout, name, activation, exact, residual)
+def test_opcheck_conv2d_norm(name, layout, activation, full_input_grad, residual):
+    arguments = conv_norm_arguments(layout, name, activation, full_input_grad, residual)
     check(conv2d_norm.OP, arguments)
     x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, *_, added, _, _, _ = detached(arguments)
     y, pre, mean, rstd = conv2d_norm.OP(*detached(arguments))
     assert y.is_contiguous(memory_format=layout)
-    check(conv2d_norm.BACKWARD_OP, [
-        torch.randn_like(y), y, x, weight, bias, fw, fb, numbers, pre, nw, nb, mean, rstd, scale, shift,
-        True, activation, exact, 0, exact, True, False, added, residual, *GEOMETRY,
-    ])  # fmt: skip
+    check(
+        conv2d_norm.BACKWARD_OP,
+        [
+            torch.randn_like(y),
+            y,
+            x,
+            weight,
+            bias,
+            fw,
+            fb,
+            numbers,
+            pre,
+            nw,
+            nb,
+            mean,
+            rstd,
+            scale,
+            shift,
+            True,
+            activation,
+            full_input_grad,
+            0,
+            full_input_grad,
+            True,
+            False,
+            added,
+            residual,
+            *GEOMETRY,
+        ],
+    )
 
 
 def test_running_statistics_are_the_only_arguments_that_change():
@@ -234,8 +371,22 @@ def block(x, weight, bias, frozen_weight, numbers, rows, norm_weight, norm_bias,
     norm = norm_weight, norm_bias, mean, var, scale, shift
     y, *_ = torch.ops.eidetic.segmented_batch_norm(z, None, *norm, True, 0.1, 1e-5, "relu", False)
     both, *_ = torch.ops.eidetic.staircase_linear_norm(
-        x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *norm, True, 0.1, 1e-5, "gelu", False, 0,
-        None, False,
+        x,
+        weight,
+        bias,
+        frozen_weight,
+        frozen_bias,
+        numbers,
+        rows,
+        *norm,
+        True,
+        0.1,
+        1e-5,
+        "gelu",
+        False,
+        0,
+        None,
+        False,
     )
     return y * 2 + both
 
@@ -245,10 +396,19 @@ def block_arguments(output, source, seed):
     stairs = staircase(output, (Source(source),), (True,) * (output.tasks + 1), None)
     frozen, live = stairs.frozen_rows, output.live
     return [
-        leaf(16, stairs.columns), leaf(live, stairs.columns), leaf(live),
-        torch.randn(sum(stair.rows * stair.columns for stair in stairs.frozen)), encoded(stairs), stairs.rows,
-        leaf(live), leaf(live), torch.randn(live), torch.rand(live), torch.randn(frozen), torch.randn(frozen),
-    ]  # fmt: skip
+        leaf(16, stairs.columns),
+        leaf(live, stairs.columns),
+        leaf(live),
+        torch.randn(sum(stair.rows * stair.columns for stair in stairs.frozen)),
+        encoded(stairs),
+        stairs.rows,
+        leaf(live),
+        leaf(live),
+        torch.randn(live),
+        torch.rand(live),
+        torch.randn(frozen),
+        torch.randn(frozen),
+    ]
 
 
 @pytest.mark.parametrize(("name", "tasks"), [("aot_eager", 14), ("inductor", 2)])
@@ -287,8 +447,17 @@ def test_convolutions_and_images_compile():
                 arguments = conv_arguments(layout, name)
                 rows, frozen = arguments[6], decoded(arguments[5]).frozen_rows
                 live = rows - frozen
-                y = call(arguments, [leaf(live), leaf(live), torch.randn(live), torch.rand(live),
-                                     torch.randn(frozen), torch.randn(frozen)])  # fmt: skip
+                y = call(
+                    arguments,
+                    [
+                        leaf(live),
+                        leaf(live),
+                        torch.randn(live),
+                        torch.rand(live),
+                        torch.randn(frozen),
+                        torch.randn(frozen),
+                    ],
+                )
                 y.square().sum().backward()
                 results.append([y, *(a.grad for a in arguments[:3])])
             for eager, other in zip(*results):
@@ -318,12 +487,30 @@ def test_convolutions_with_norms_compile_a_few_times_for_any_number_of_tasks():
         for call in (image_block, compiled):
             torch.manual_seed(tasks)
             arguments = [
-                leaf(3, stairs.columns, 5, 4), leaf(live, stairs.columns, 3, 3), leaf(live),
-                torch.randn(sum(stair.rows * stair.columns for stair in stairs.frozen) * 9), torch.randn(frozen),
-                encoded(stairs), stairs.rows, leaf(live), leaf(live), torch.randn(live), torch.rand(live),
-                torch.randn(frozen), torch.randn(frozen), True, 0.1, 1e-5, "relu", False, 0, None,
-                (1, 1), (1, 1), (1, 1),
-            ]  # fmt: skip
+                leaf(3, stairs.columns, 5, 4),
+                leaf(live, stairs.columns, 3, 3),
+                leaf(live),
+                torch.randn(sum(stair.rows * stair.columns for stair in stairs.frozen) * 9),
+                torch.randn(frozen),
+                encoded(stairs),
+                stairs.rows,
+                leaf(live),
+                leaf(live),
+                torch.randn(live),
+                torch.rand(live),
+                torch.randn(frozen),
+                torch.randn(frozen),
+                True,
+                0.1,
+                1e-5,
+                "relu",
+                False,
+                0,
+                None,
+                (1, 1),
+                (1, 1),
+                (1, 1),
+            ]
             y = call(*arguments)
             y.square().sum().backward()
             leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point()]

@@ -89,7 +89,9 @@ MIXED = [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16), (torc
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("activation, frozen", [("none", 3), ("relu6", 0), ("silu", 3), ("relu", 8)])
 @pytest.mark.parametrize("dtypes", MIXED, ids=str)
-def test_a_residual_of_another_dtype_is_added_as_torch_adds(dtypes, activation, frozen, exact, backend, device):
+def test_a_residual_of_another_dtype_is_added_as_torch_adds(
+    dtypes, activation, frozen, full_input_grad, backend, device
+):
     norm = ek.EideticBatchNorm2d(8, activation=activation).to(device)
     if frozen:
         norm.prune(range(frozen))
@@ -103,21 +105,21 @@ def test_a_residual_of_another_dtype_is_added_as_torch_adds(dtypes, activation, 
         a, b = (t.to(dtype).detach().requires_grad_() for t, dtype in zip((x, residual), dtypes))
         with torch.autocast(device, torch.bfloat16):
             if fused:
-                y = norm.normalise(a, b, exact)
+                y = norm.normalise(a, b, full_input_grad)
             else:
-                y = ops.activations.FUNCTIONS[activation](alone.normalise(a, None, exact) + b)
+                y = ops.activations.FUNCTIONS[activation](alone.normalise(a, None, full_input_grad) + b)
         y.backward(dy.to(y.dtype))
         results.append((y, a.grad, b.grad, *(p.grad for p in (norm if fused else alone).parameters() if p.numel())))
     (given, *gradients), (expected, *wanted) = results
     assert given.dtype == expected.dtype == torch.promote_types(*dtypes) == torch.float32
     assert given.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
-    if not exact:
+    if not full_input_grad:
         wanted[1][:, :frozen] = 0  # plain addition knows no frozen channels
     for gradient, want in zip(gradients, wanted):
         assert gradient.dtype == want.dtype
         assert_close("a gradient", gradient.to(torch.bfloat16), want.double())
-    assert exact or not (gradients[0][:, :frozen].any() or gradients[1][:, :frozen].any())
+    assert full_input_grad or not (gradients[0][:, :frozen].any() or gradients[1][:, :frozen].any())
 
 
 @pytest.mark.parametrize("activation", ["silu", "gelu"])
@@ -128,9 +130,18 @@ def test_with_such_a_residual_frozen_bits_depend_on_nothing_beside_them(activati
     def frozen(channels):
         nothing = [torch.empty(0, device=device) for _ in range(2)]
         return ops.segmented_batch_norm(
-            x[:, :channels], None, None, *nothing, scale[:channels], shift[:channels], False, 0.1, 1e-5, activation,
+            x[:, :channels],
+            None,
+            None,
+            *nothing,
+            scale[:channels],
+            shift[:channels],
+            False,
+            0.1,
+            1e-5,
+            activation,
             residual=residual[:, :channels],
-        )  # fmt: skip
+        )
 
     for channels in range(1, 7):
         assert bits(frozen(channels)) == bits(frozen(7)[:, :channels].contiguous())

@@ -136,8 +136,9 @@ def test_finished_tasks_keep_their_bits(case, how, size):
     net, option = case
     memory, optimizer = remembering(net, option), None
     for task in range(TASKS):
-        net.prepare_for_task(task, CLASSES, reading(net, how, task), max_units=0.4 if task else None,
-                             optimizer=optimizer)  # fmt: skip
+        net.prepare_for_task(
+            task, CLASSES, reading(net, how, task), max_units=0.4 if task else None, optimizer=optimizer
+        )
         optimizer = optimizer or torch.optim.AdamW(net.parameters(), 0.02, weight_decay=0.3)
         snapshot = net.snapshot(optimizer)
         training = Training(net, option, size, task)
@@ -276,9 +277,15 @@ def test_the_trainers_options_keep_every_finished_tasks_bits(make, size, search)
         optimizer = optimizer or torch.optim.AdamW(net.parameters(), 0.02, weight_decay=0.3)
         loader = TensorLoader(*batch(net, SAMPLES, seed=task), batch_size=size, num_classes=CLASSES)
         net.train_task(
-            loader, optimizer=optimizer, search=search, frozen_features=True, max_epochs=2, max_recovery_epochs=1,
-            polish_epochs=1, callbacks=[recalling],
-        )  # fmt: skip
+            loader,
+            optimizer=optimizer,
+            search=search,
+            frozen_features=True,
+            max_epochs=2,
+            max_recovery_epochs=1,
+            polish_epochs=1,
+            callbacks=[recalling],
+        )
         memory.note(net)
     assert net.finished_tasks == TASKS and {"train", "polish", "finish"} <= set(seen) and "features" not in seen
     assert net.certify().ok

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_twin import DenseTwin, assert_masks_are_the_papers
+from dense_reference import DenseTwin, assert_masks_are_the_papers
 from life import READINGS, batch, learn, loss_of, reading, recall, train
 from small_networks import MLP, ConvNet, FlatResidual, Grouped, Residual
 from torch.nn import functional as F
@@ -37,26 +37,26 @@ def shift_normalisation(net):
                     norm.bias.add_(torch.randn_like(norm.bias))
 
 
-def assert_equal_to_twin(net, twin, x, y):
+def assert_equal_to_reference(net, reference, x, y):
     """Logits, and gradients of every live parameter and of the input, in the mode that both are in."""
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    for loss_input, model in ((ours, net), (theirs, twin)):
+    for loss_input, model in ((ours, net), (theirs, reference)):
         model.zero_grad()
         F.cross_entropy(model(loss_input), y).backward()
-    pairs = list(twin.pairs(net))
+    pairs = list(reference.pairs(net))
     compared = {id(parameter) for _, parameter, _, _ in pairs}
     assert {id(parameter) for parameter in net.parameters() if parameter.numel()} == compared
     for path, parameter, dense, cut in pairs:
         torch.testing.assert_close(parameter.grad, cut(dense.grad), **CLOSE, msg=lambda m, path=path: f"{path}: {m}")
     torch.testing.assert_close(ours.grad, theirs.grad, **CLOSE)
-    assert_parameters_equal_twin(net, twin)
-    torch.testing.assert_close(net(x), twin(x), **CLOSE)
+    assert_parameters_equal_reference(net, reference)
+    torch.testing.assert_close(net(x), reference(x), **CLOSE)
 
 
-def assert_parameters_equal_twin(net, twin):
-    for path, parameter, dense, cut in twin.pairs(net):
+def assert_parameters_equal_reference(net, reference):
+    for path, parameter, dense, cut in reference.pairs(net):
         torch.testing.assert_close(parameter, cut(dense), **CLOSE, msg=lambda m, path=path: f"{path}: {m}")
-    for path, ours, theirs in twin.statistics(net):
+    for path, ours, theirs in reference.statistics(net):
         torch.testing.assert_close(ours, theirs, **CLOSE, msg=lambda m, path=path: f"{path}: {m}")
 
 
@@ -68,13 +68,13 @@ def test_logits_and_gradients_equal_the_dense_masked_network(net, how):
         x, y = batch(net, 9, seed=task)
         for mode in (True, False):
             net.train(mode)
-            assert_equal_to_twin(net, DenseTwin(net), x, y)
+            assert_equal_to_reference(net, DenseTwin(net), x, y)
         optimizer = torch.optim.Adam(net.parameters(), 0.05)
         train(net, optimizer, 2, seed=task)
         net.prune(1.0 if task == 2 else 0.4, optimizer=optimizer)  # task 2 keeps no unit
         for mode in (True, False):
             net.train(mode)
-            assert_equal_to_twin(net, DenseTwin(net), x, y)
+            assert_equal_to_reference(net, DenseTwin(net), x, y)
         net.finish_task()
 
 
@@ -84,24 +84,24 @@ def test_a_training_run_stays_equal_to_the_dense_one_with_frozen_gradients_zeroe
         learn(net, task, how)
     net.prepare_for_task(2, 3, reading(net, how, 2))
     net.train()
-    twin = DenseTwin(net)
-    masked = {path: module for path, module in twin.named_modules() if hasattr(module, "mask")}
+    reference = DenseTwin(net)
+    masked = {path: module for path, module in reference.named_modules() if hasattr(module, "mask")}
     frozen = {path: module.weight[: module.frozen].clone() for path, module in masked.items()}
     ours = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    theirs = torch.optim.SGD(twin.parameters(), 0.1, momentum=0.9)
+    theirs = torch.optim.SGD(reference.parameters(), 0.1, momentum=0.9)
     for step in range(6):
         x, y = batch(net, 10, seed=step)
         ours.zero_grad(), theirs.zero_grad()
         loss_of(net, x, y).backward()
-        F.cross_entropy(twin(x), y).backward()
-        twin.zero_frozen_gradients()
+        F.cross_entropy(reference(x), y).backward()
+        reference.zero_frozen_gradients()
         ours.step(), theirs.step()
-        assert_parameters_equal_twin(net, twin)
+        assert_parameters_equal_reference(net, reference)
     for path, weight in frozen.items():
-        assert torch.equal(twin.get_submodule(path).weight[: len(weight)], weight)
-    net.eval(), twin.eval()
-    torch.testing.assert_close(net(x), twin(x), **CLOSE)
-    logits = twin(x)
+        assert torch.equal(reference.get_submodule(path).weight[: len(weight)], weight)
+    net.eval(), reference.eval()
+    torch.testing.assert_close(net(x), reference(x), **CLOSE)
+    logits = reference(x)
     net.finish_task()
     torch.testing.assert_close(recall(net, x, 2), logits, **CLOSE)
 
@@ -130,10 +130,10 @@ def test_float32_stays_within_a_tight_relative_tolerance(name):
     net.prepare_for_task(2, 3)
     net.train()
     x, y = batch(net, 16)
-    twin = DenseTwin(net)
+    reference = DenseTwin(net)
     loss_of(net, x, y).backward()
-    F.cross_entropy(twin(x), y).backward()
-    for path, parameter, dense, cut in twin.pairs(net):
+    F.cross_entropy(reference(x), y).backward()
+    for path, parameter, dense, cut in reference.pairs(net):
         theirs = cut(dense.grad)
         # The true gradient of a bias that a norm follows is 0: what is there is rounding, which has no relative error.
         error = (parameter.grad - theirs).norm() / theirs.norm().clamp_min(1e-2)

@@ -274,9 +274,7 @@ def test_a_gpus_other_settings_are_recorded_by_the_newer_names_and_outside_torch
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32"  # from here on torch raises where the older name is read
     try:
-        assert differences(recorded, environment(gpu)) == (
-            "torch.backends.cuda.matmul.fp32_precision ieee (here tf32)"
-        )
+        assert differences(recorded, environment(gpu)) == ("torch.backends.cuda.matmul.fp32_precision ieee (here tf32)")
     finally:
         matmul.fp32_precision = before
         torch.set_float32_matmul_precision("highest")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_twin import DenseTwin, assert_masks_are_the_papers
+from dense_reference import DenseTwin, assert_masks_are_the_papers
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -93,8 +93,11 @@ class Life(RuleBasedStateMachine):
         train(self.net, self.optimizer, steps, seed)
 
     @precondition(in_training)
-    @rule(fraction=st.sampled_from([0.0, 0.2, 0.5, 1.0]), of=st.sampled_from(["live", "width"]),
-          importance=st.sampled_from(["l1", "l2", "random", "taylor", "hybrid"]))  # fmt: skip
+    @rule(
+        fraction=st.sampled_from([0.0, 0.2, 0.5, 1.0]),
+        of=st.sampled_from(["live", "width"]),
+        importance=st.sampled_from(["l1", "l2", "random", "taylor", "hybrid"]),
+    )
     def prune(self, fraction, of, importance):
         self.event = f"prune({fraction}, {importance}, {of})"
         live = [group.segments.live for group in self.net.groups]
@@ -171,14 +174,14 @@ class Life(RuleBasedStateMachine):
         x, y = batch(net, 5, seed=77, classes=net.num_classes[-1])
         for mode in (True, False):
             net.train(mode)
-            twin = DenseTwin(net)
+            reference = DenseTwin(net)
             ours = loss_of(net, x, y)
-            theirs = F.cross_entropy(twin(x), y)
+            theirs = F.cross_entropy(reference(x), y)
             torch.testing.assert_close(ours, theirs, **CLOSE)
             net.zero_grad(), ours.backward(), theirs.backward()
-            for path, parameter, dense, cut in twin.pairs(net):
+            for path, parameter, dense, cut in reference.pairs(net):
                 torch.testing.assert_close(parameter.grad, cut(dense.grad), **CLOSE, msg=lambda m, p=path: f"{p}: {m}")
-            for path, statistic, dense in twin.statistics(net):
+            for path, statistic, dense in reference.statistics(net):
                 torch.testing.assert_close(statistic, dense, **CLOSE, msg=lambda m, p=path: f"{p}: {m}")
 
 

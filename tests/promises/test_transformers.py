@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conversions import train
-from dense_twin import DenseTwin
+from dense_reference import DenseTwin
 from life import READINGS, Memory, learn, poison, reading
 from small_transformers import TRANSFORMERS, converted, make, samples, scatter
 
@@ -18,13 +18,13 @@ def name(request):
     return request.param
 
 
-def assert_equal_to_twin(net, x, y):
-    twin = DenseTwin(net)
+def assert_equal_to_reference(net, x, y):
+    reference = DenseTwin(net)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    for loss_input, model in ((ours, net), (theirs, twin)):
+    for loss_input, model in ((ours, net), (theirs, reference)):
         model.zero_grad()
         F.cross_entropy(model(loss_input), y).backward()
-    pairs = list(twin.pairs(net))
+    pairs = list(reference.pairs(net))
     assert {id(p) for p in net.parameters() if p.numel()} == {id(parameter) for _, parameter, _, _ in pairs}
     pairs = [each for each in pairs if each[1].requires_grad]  # a head without bias holds zeros for it
     for path, parameter, dense, cut in pairs:
@@ -38,7 +38,7 @@ def assert_equal_to_twin(net, x, y):
         # None where nothing live reads what it makes.
         given = torch.zeros_like(expected) if parameter.grad is None else parameter.grad
         torch.testing.assert_close(given, expected, **CLOSE)
-    torch.testing.assert_close(net(x), twin(x), **CLOSE)
+    torch.testing.assert_close(net(x), reference(x), **CLOSE)
 
 
 @pytest.mark.parametrize("how", READINGS)
@@ -54,7 +54,7 @@ def test_equal_to_the_dense_masked_network(name, how):
         net.prune(1.0 if task == 1 else 0.5, "random", generator=torch.Generator().manual_seed(task))  # 1 keeps none
         for mode in (True, False):
             net.train(mode)
-            assert_equal_to_twin(net, x, y)
+            assert_equal_to_reference(net, x, y)
         net.eval()
         said.append(DenseTwin(net)(x).detach())
         net.finish_task()
@@ -62,7 +62,7 @@ def test_equal_to_the_dense_masked_network(name, how):
             torch.testing.assert_close(net(samples(net, seed=earlier)[0], task=earlier), logits, **CLOSE)
     net.prepare_for_task(3, 3)
     net.train()
-    assert_equal_to_twin(net, *samples(net))
+    assert_equal_to_reference(net, *samples(net))
 
 
 @pytest.mark.parametrize("how", READINGS)
@@ -143,5 +143,3 @@ def test_any_frozen_number_that_changes_is_reported(name):
                 assert path in str(net.certify()), (path, buffer)
                 tensor.view(-1)[0] = number
     assert net.certify().ok
-
-

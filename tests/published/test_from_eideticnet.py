@@ -165,14 +165,16 @@ def changed(kind="mlp", **tensors):
 REFUSED = {
     "holds no ..._excess_capacity": lambda: torch.nn.Linear(2, 2).state_dict(),
     "this network has the layers classifiers.0, linear1": lambda: {
-        "linear1.weight_excess_capacity": torch.zeros(1), "classifiers.0.weight_orig": torch.zeros(1, 1)},
+        "linear1.weight_excess_capacity": torch.zeros(1),
+        "classifiers.0.weight_orig": torch.zeros(1, 1),
+    },
     "unknown extra.weight": lambda: changed(extra__weight=torch.ones(1)),
     "missing blocks.1.1.running_var": lambda: changed(blocks__1__1__running_var=None),
     "blocks.1.1.bias_mask has shape [3], expected [9]": lambda: changed(blocks__1__1__bias_mask=torch.ones(3)),
     "blocks.1.1.running_mean holds NaN": lambda: changed(blocks__1__1__running_mean=torch.full((9,), torch.nan)),
     "holds no classifiers.2.bias_orig": lambda: changed(classifiers__2__bias_orig=None),
     "has 1 + 3n blocks, this one has 3": lambda: PublishedState("convnet", widths=(4, 5, 6)).learn().state,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", REFUSED)

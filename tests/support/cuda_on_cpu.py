@@ -31,12 +31,22 @@ class Settings(ctypes.Structure):
     """`Settings` of cuda_on_cpu.h: what the pretended device is and does."""
 
     _fields_ = [
-        *[(name, ctypes.c_int32) for name in (
-            "order", "processors", "devices", "device", "fail_runtime", "fail_launch", "launch_error", "launches",
-            "launch_device",
-        )],
+        *[
+            (name, ctypes.c_int32)
+            for name in (
+                "order",
+                "processors",
+                "devices",
+                "device",
+                "fail_runtime",
+                "fail_launch",
+                "launch_error",
+                "launches",
+                "launch_device",
+            )
+        ],
         ("launch_stream", ctypes.c_void_p),
-    ]  # fmt: skip
+    ]
 
 
 def why_not() -> str | None:

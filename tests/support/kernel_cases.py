@@ -47,7 +47,7 @@ class NormCase:
     training: bool = True
     affine: bool = True
     residual: bool = False
-    exact: bool = False
+    full_input_grad: bool = False
     channels_last: bool = False
     mean: float = 0.5
     std: float = 1.5
@@ -72,9 +72,13 @@ class NormCase:
         if self.channels_last:
             data = {name: t.contiguous(memory_format=torch.channels_last) for name, t in data.items()}
         numbers = {
-            "weight": random(live) + 2, "bias": random(live), "running_mean": random(live),
-            "running_var": random(live).abs() + 0.1, "frozen_scale": random(frozen), "frozen_shift": random(frozen),
-        }  # fmt: skip
+            "weight": random(live) + 2,
+            "bias": random(live),
+            "running_mean": random(live),
+            "running_var": random(live).abs() + 0.1,
+            "frozen_scale": random(frozen),
+            "frozen_shift": random(frozen),
+        }
         tensors = data | {name: tensor.to(small) for name, tensor in numbers.items()}
         tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
         if not self.affine:
@@ -90,9 +94,20 @@ class NormCase:
         for leaf in leaves.values():
             leaf.requires_grad_()
         y = segmented_batch_norm_oracle(
-            t["x"], t["weight"], t["bias"], t["running_mean"], t["running_var"], t["frozen_scale"], t["frozen_shift"],
-            self.training, MOMENTUM, EPS, self.activation, self.exact, residual=t["residual"],
-        )  # fmt: skip
+            t["x"],
+            t["weight"],
+            t["bias"],
+            t["running_mean"],
+            t["running_var"],
+            t["frozen_scale"],
+            t["frozen_shift"],
+            self.training,
+            MOMENTUM,
+            EPS,
+            self.activation,
+            self.full_input_grad,
+            residual=t["residual"],
+        )
         if y.requires_grad:
             y.backward(t["dy"])
         gradients = {
@@ -104,17 +119,44 @@ class NormCase:
         """The backend's results, from ``tensors`` (which it must leave alone, but for the running statistics)."""
         t = dict(tensors)
         y, mean, rstd = kernels.segmented_batch_norm_forward(
-            t["x"], t["residual"], t["weight"], t["bias"], t["running_mean"], t["running_var"], t["frozen_scale"],
-            t["frozen_shift"], self.training, MOMENTUM, EPS, self.activation,
-        )  # fmt: skip
+            t["x"],
+            t["residual"],
+            t["weight"],
+            t["bias"],
+            t["running_mean"],
+            t["running_var"],
+            t["frozen_scale"],
+            t["frozen_shift"],
+            self.training,
+            MOMENTUM,
+            EPS,
+            self.activation,
+        )
         dx, dresidual, dweight, dbias = kernels.segmented_batch_norm_backward(
-            t["dy"], t["x"], t["residual"], t["weight"], t["bias"], mean, rstd, t["frozen_scale"], t["frozen_shift"],
-            self.training, self.activation, self.exact, True, t["residual"] is not None,
-        )  # fmt: skip
+            t["dy"],
+            t["x"],
+            t["residual"],
+            t["weight"],
+            t["bias"],
+            mean,
+            rstd,
+            t["frozen_scale"],
+            t["frozen_shift"],
+            self.training,
+            self.activation,
+            self.full_input_grad,
+            True,
+            t["residual"] is not None,
+        )
         return {
-            "y": y, "running_mean": t["running_mean"], "running_var": t["running_var"],
-            "dx": dx, "dresidual": dresidual, "dweight": dweight, "dbias": dbias,
-        }  # fmt: skip
+            "y": y,
+            "running_mean": t["running_mean"],
+            "running_var": t["running_var"],
+            "dx": dx,
+            "dresidual": dresidual,
+            "dweight": dweight,
+            "dbias": dbias,
+        }
 
     def check(self, kernels, device: torch.device | str = "cpu", change=lambda tensor: tensor) -> None:
         """Hold a backend to the oracle, forward and backward; ``change`` may lay the big tensors out differently."""

@@ -51,29 +51,41 @@ def batch_norm(dtype, memory_format=torch.contiguous_format, channels=(128, 64),
 def plain_batch_norm(dtype, channels, activation):
     """Without affine and residual, with the exact gradient."""
     x, dy = (_images(dtype, channels, torch.contiguous_format) for _ in range(2))
-    _batch_norm(x, None, dy, channels, activation, training=False, exact=True)
-    _batch_norm(x, None, dy, channels, activation, training=True, exact=True)
+    _batch_norm(x, None, dy, channels, activation, training=False, full_input_grad=True)
+    _batch_norm(x, None, dy, channels, activation, training=True, full_input_grad=True)
 
 
 def _images(dtype, channels, memory_format):
     return torch.empty(64, sum(channels), 16, 16, dtype=dtype).to(memory_format=memory_format)
 
 
-def _batch_norm(x, residual, dy, channels, activation, training, exact=False):
+def _batch_norm(x, residual, dy, channels, activation, training, full_input_grad=False):
     from eidetic_kernels.backends.triton import batch_norm
 
     frozen, live = channels
     scale, shift = (torch.empty(frozen) for _ in range(2))
-    weight, bias = (None if exact else torch.empty(live) for _ in range(2))
+    weight, bias = (None if full_input_grad else torch.empty(live) for _ in range(2))
     statistics = torch.empty(live), torch.empty(live)
     _, mean, rstd = batch_norm.segmented_batch_norm_forward(
         x, residual, weight, bias, *statistics, scale, shift, training, 0.1, 1e-5, activation
     )
-    if training or exact:
+    if training or full_input_grad:
         batch_norm.segmented_batch_norm_backward(
-            dy, x, residual, weight, bias, mean, rstd, scale, shift, training, activation, exact, True,
+            dy,
+            x,
+            residual,
+            weight,
+            bias,
+            mean,
+            rstd,
+            scale,
+            shift,
+            training,
+            activation,
+            full_input_grad,
+            True,
             residual is not None,
-        )  # fmt: skip
+        )
 
 
 def growing_norms(dtype):
@@ -94,9 +106,18 @@ def conv2d(dtype, memory_format=torch.channels_last, aligned=True, precision="ie
     x = torch.empty(16, stairs.columns, 14, 14, dtype=dtype).to(memory_format=memory_format)
     y, residual = (x.new_empty(16, stairs.rows, 14, 14).to(memory_format=memory_format) for _ in range(2))
     conv2d.staircase_conv2d_frozen_forward(
-        y, x, x.new_empty(_size(stairs) * 9), x.new_empty(rows), torch.empty(rows), torch.empty(rows), residual, (3, 3),
-        stairs, Geometry((1, 1), (1, 1), (1, 1)), "relu",
-    )  # fmt: skip
+        y,
+        x,
+        x.new_empty(_size(stairs) * 9),
+        x.new_empty(rows),
+        torch.empty(rows),
+        torch.empty(rows),
+        residual,
+        (3, 3),
+        stairs,
+        Geometry((1, 1), (1, 1), (1, 1)),
+        "relu",
+    )
 
 
 def growing_convolutions(dtype):

@@ -36,10 +36,16 @@ def cases(dtypes, each: int, seed: int = 0):
         for channels in CHANNELS.values():
             for _ in range(each):
                 case = NormCase(
-                    channels, shape, choice.choice(dtypes), choice.choice(ACTIVATIONS),
-                    training=choice.random() < 0.7, affine=choice.random() < 0.7, residual=choice.random() < 0.5,
-                    exact=choice.random() < 0.5, channels_last=len(shape) == 3 and choice.random() < 0.5,
-                )  # fmt: skip
+                    channels,
+                    shape,
+                    choice.choice(dtypes),
+                    choice.choice(ACTIVATIONS),
+                    training=choice.random() < 0.7,
+                    affine=choice.random() < 0.7,
+                    residual=choice.random() < 0.5,
+                    full_input_grad=choice.random() < 0.5,
+                    channels_last=len(shape) == 3 and choice.random() < 0.5,
+                )
                 if not case.ill_posed:
                     yield case
 
@@ -88,13 +94,20 @@ def check_frozen_bits(kernels, device, dtypes, count: int):
     for _ in range(count):
         frozen, live = choice.randint(1, 40), choice.randint(0, 40)
         case = NormCase(
-            (frozen, live), choice.choice([(5,), (37,), (3, 7), (2, 4, 8), (3, 7, 5)]), choice.choice(dtypes),
-            choice.choice(ACTIVATIONS), training=choice.random() < 0.5, residual=choice.random() < 0.5, exact=True,
-        )  # fmt: skip
+            (frozen, live),
+            choice.choice([(5,), (37,), (3, 7), (2, 4, 8), (3, 7, 5)]),
+            choice.choice(dtypes),
+            choice.choice(ACTIVATIONS),
+            training=choice.random() < 0.5,
+            residual=choice.random() < 0.5,
+            full_input_grad=True,
+        )
         tensors = case.tensors(device)
         whole = case.run(kernels, tensors)
         few = choice.randint(1, frozen)
-        prefix = NormCase((few, 0), case.shape, case.dtype, case.activation, False, residual=case.residual, exact=True)
+        prefix = NormCase(
+            (few, 0), case.shape, case.dtype, case.activation, False, residual=case.residual, full_input_grad=True
+        )
         for strided in (True, False):
             cut = {
                 name: t if t is None else (t[:, :few] if t.dim() > 1 else t[: few if "frozen" in name else 0])
@@ -170,9 +183,18 @@ def check_what_is_not_needed(kernels, device):
         t = case.tensors(device)
         rest = (t["frozen_scale"], t["frozen_shift"])
         _, mean, rstd = kernels.segmented_batch_norm_forward(
-            t["x"], t["residual"], t["weight"], t["bias"], t["running_mean"], t["running_var"], *rest, training, 0.1,
-            EPS, "relu",
-        )  # fmt: skip
+            t["x"],
+            t["residual"],
+            t["weight"],
+            t["bias"],
+            t["running_mean"],
+            t["running_var"],
+            *rest,
+            training,
+            0.1,
+            EPS,
+            "relu",
+        )
         backward = kernels.segmented_batch_norm_backward
         ahead = t["dy"], t["x"], t["residual"], t["weight"], t["bias"], mean, rstd, *rest, training, "relu", False
         dx, dresidual, dweight, dbias = backward(*ahead, True, True)

@@ -24,9 +24,16 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 aten = torch.ops.aten
 HOST_READS = {
-    aten._local_scalar_dense, aten.nonzero, aten.nonzero_static, aten.masked_select, aten.equal, aten._unique2,
-    aten.unique_dim, aten.unique_consecutive, aten.repeat_interleave,
-}  # fmt: skip
+    aten._local_scalar_dense,
+    aten.nonzero,
+    aten.nonzero_static,
+    aten.masked_select,
+    aten.equal,
+    aten._unique2,
+    aten.unique_dim,
+    aten.unique_consecutive,
+    aten.repeat_interleave,
+}
 INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 UNWRITTEN = {aten.empty, aten.empty_like, aten.empty_strided, aten.new_empty, aten.new_empty_strided}
 HEALTH_CHECK = "_accelerator_graph_capture_health_check"

@@ -158,8 +158,6 @@ def swin():
     return model, (3, 14, 14)
 
 
-
-
 def swin_v2():
     models = _torchvision()
     block, merging = models.swin_transformer.SwinTransformerBlockV2, models.swin_transformer.PatchMergingV2

@@ -15,9 +15,16 @@ from tolerances import assert_close, assert_same_bits
 from eidetic_kernels.layout import Fixed, Segments, Source, Staircase, staircase
 
 __all__ = [
-    "CASES", "DTYPES", "Case", "Layer", "assert_close", "assert_same_bits", "assert_same_results", "inside_poison",
+    "CASES",
+    "DTYPES",
+    "Case",
+    "Layer",
+    "assert_close",
+    "assert_same_bits",
+    "assert_same_results",
+    "inside_poison",
     "random_case",
-]  # fmt: skip
+]
 
 DTYPES = (torch.float64, torch.float32)
 
@@ -141,19 +148,21 @@ class Layer:
     def arguments(self) -> tuple:
         return self.weight, self.bias, self.frozen_weight, self.frozen_bias
 
-    def run(self, op, x, *options, exact=False, dy=None, task="own") -> dict[str, torch.Tensor | None]:
+    def run(self, op, x, *options, full_input_grad=False, dy=None, task="own") -> dict[str, torch.Tensor | None]:
         """The op's output and its gradients for an upstream gradient ``dy``."""
         x, weight = x.detach().requires_grad_(), self.weight.detach().requires_grad_()
         bias = None if self.bias is None else self.bias.detach().requires_grad_()
-        y = op(x, weight, bias, self.frozen_weight, self.frozen_bias, self.case.staircase(task), *options, exact)
+        y = op(
+            x, weight, bias, self.frozen_weight, self.frozen_bias, self.case.staircase(task), *options, full_input_grad
+        )
         if y.requires_grad:
             y.backward(torch.ones_like(y) if dy is None else dy)
         return {"y": y.detach(), "dx": x.grad, "dweight": weight.grad, "dbias": None if bias is None else bias.grad}
 
-    def by_hand(self, product, x, exact=False, dy=None) -> dict[str, torch.Tensor | None]:
+    def by_hand(self, product, x, full_input_grad=False, dy=None) -> dict[str, torch.Tensor | None]:
         """The paper's dense masked layer: ``product(x, weight * mask, bias)`` in plain autograd.
 
-        Without ``exact`` the input's gradient is what the contract owes: that of the live rows alone, at the columns
+        Without ``full_input_grad`` the input's gradient is what the contract owes: that of the live rows alone, at the columns
         of the task in training.
         """
         case = self.case
@@ -168,7 +177,7 @@ class Layer:
         dy = torch.ones_like(y) if dy is None else dy
         y.backward(dy, retain_graph=True)
         dx = x.grad
-        if not exact:
+        if not full_input_grad:
             cut = dy * live.view(1, -1, *[1] * (dy.dim() - 2))
             (dx,) = torch.autograd.grad(y, x, cut, allow_unused=True)
             dx = torch.zeros_like(x) if dx is None else dx
@@ -179,9 +188,7 @@ class Layer:
             "y": y.detach(),
             "dx": dx,
             "dweight": weight.grad[live][:, reads] if case.task is None else torch.zeros_like(self.weight),
-            "dbias": None
-            if bias is None
-            else bias.grad[live] if case.task is None else torch.zeros_like(self.bias),
+            "dbias": None if bias is None else bias.grad[live] if case.task is None else torch.zeros_like(self.bias),
         }
 
     def _present_columns(self):

@@ -237,8 +237,10 @@ class TestPlan:
             alive[: group.segments.frozen_total] = 1
             alive[group.segments.frozen_total + part.keep] = 1
             for layer in group.producers.values():
+
                 def silence(module, args, y, alive=alive):
                     return y * alive.view(-1, *[1] * (y.dim() - 2))
+
                 handles.append(layer.register_forward_hook(silence))
         silenced = net(x)
         for handle in handles:

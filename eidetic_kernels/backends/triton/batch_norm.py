@@ -45,9 +45,22 @@ STEPS = 8  # blocks that one program does in turn, its channels' numbers loaded 
 
 # None of these may start a compilation when it changes: pruning changes them at every step.
 SIZES = [
-    "outer", "channels", "frozen", "live", "rows", "steps", "count", "blocks", "group", "eps", "momentum",
-    "x_stride", "residual_stride", "y_stride", "dy_stride",
-]  # fmt: skip
+    "outer",
+    "channels",
+    "frozen",
+    "live",
+    "rows",
+    "steps",
+    "count",
+    "blocks",
+    "group",
+    "eps",
+    "momentum",
+    "x_stride",
+    "residual_stride",
+    "y_stride",
+    "dy_stride",
+]
 
 
 @triton.jit
@@ -126,10 +139,26 @@ def by_channel(numbers, index, inside, DEFAULT: tl.constexpr):
 
 @triton.jit(do_not_specialize=SIZES)
 def statistics_kernel(
-    x, block_mean, block_m2, mean, rstd, running_mean, running_var,
-    outer, channels, frozen, inner, x_stride, rows, eps, momentum,
-    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    x,
+    block_mean,
+    block_m2,
+    mean,
+    rstd,
+    running_mean,
+    running_var,
+    outer,
+    channels,
+    frozen,
+    inner,
+    x_stride,
+    rows,
+    eps,
+    momentum,
+    BLOCK_OUTER: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     """Mean and m2 of the live channels, each block its ``rows``; finished at once where ``block_mean`` is None."""
     block = tl.program_id(0)
     channels = whole_sixteens(channels, ALIGNED and BLOCK_INNER == 1)
@@ -164,9 +193,21 @@ def statistics_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def merge_kernel(
-    block_mean, block_m2, mean, rstd, running_mean, running_var, live, blocks, group, count, eps, momentum,
-    BLOCK_BLOCKS: tl.constexpr, BLOCK_CHANNELS: tl.constexpr,
-):  # fmt: skip
+    block_mean,
+    block_m2,
+    mean,
+    rstd,
+    running_mean,
+    running_var,
+    live,
+    blocks,
+    group,
+    count,
+    eps,
+    momentum,
+    BLOCK_BLOCKS: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+):
     """One (mean, m2) a live channel from ``blocks`` of them [blocks, live] of ``group`` values each, the last fewer."""
     unit = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     shape: tl.constexpr = (BLOCK_BLOCKS, BLOCK_CHANNELS, 1)
@@ -187,11 +228,32 @@ def merge_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def apply_kernel(
-    x, residual, y, weight, bias, mean, rstd, running_mean, running_var, frozen_scale, frozen_shift,
-    outer, channels, frozen, inner, x_stride, residual_stride, y_stride, steps, eps,
+    x,
+    residual,
+    y,
+    weight,
+    bias,
+    mean,
+    rstd,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    outer,
+    channels,
+    frozen,
+    inner,
+    x_stride,
+    residual_stride,
+    y_stride,
+    steps,
+    eps,
     ACTIVATION: tl.constexpr,
-    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    BLOCK_OUTER: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     """y of all channels. Live ones by ``mean`` and ``rstd``; with ``running_mean`` given by the running statistics
     instead, which are then written to ``mean`` and ``rstd``."""
     first = tl.program_id(0) * steps
@@ -231,11 +293,29 @@ def apply_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def gradient_sums_kernel(
-    dy, x, residual, weight, bias, mean, rstd, sum_dz, sum_dz_normalised,
-    outer, channels, frozen, inner, dy_stride, x_stride, residual_stride, rows,
+    dy,
+    x,
+    residual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    sum_dz,
+    sum_dz_normalised,
+    outer,
+    channels,
+    frozen,
+    inner,
+    dy_stride,
+    x_stride,
+    residual_stride,
+    rows,
     ACTIVATION: tl.constexpr,
-    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    BLOCK_OUTER: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     """Sums of dz and of dz * (x - mean) * rstd over each block's ``rows`` of the live channels, [blocks, live]."""
     block = tl.program_id(0)
     channels = whole_sixteens(channels, ALIGNED and BLOCK_INNER == 1)
@@ -277,11 +357,35 @@ def gradient_sums_kernel(
 
 @triton.jit(do_not_specialize=SIZES)
 def gradients_kernel(
-    dy, x, residual, dx, dresidual, weight, bias, mean, rstd, sum_dz, sum_dz_normalised, frozen_scale, frozen_shift,
-    outer, channels, frozen, inner, dy_stride, x_stride, residual_stride, steps, count,
-    ACTIVATION: tl.constexpr, EXACT: tl.constexpr,
-    BLOCK_OUTER: tl.constexpr, BLOCK_CHANNELS: tl.constexpr, BLOCK_INNER: tl.constexpr, ALIGNED: tl.constexpr,
-):  # fmt: skip
+    dy,
+    x,
+    residual,
+    dx,
+    dresidual,
+    weight,
+    bias,
+    mean,
+    rstd,
+    sum_dz,
+    sum_dz_normalised,
+    frozen_scale,
+    frozen_shift,
+    outer,
+    channels,
+    frozen,
+    inner,
+    dy_stride,
+    x_stride,
+    residual_stride,
+    steps,
+    count,
+    ACTIVATION: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_OUTER: tl.constexpr,
+    BLOCK_CHANNELS: tl.constexpr,
+    BLOCK_INNER: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
     """dx and dresidual, each where given, of all channels: zeros at frozen ones unless EXACT.
 
     Without ``sum_dz`` the statistics were constants (evaluation)."""
@@ -442,8 +546,11 @@ def segmented_batch_norm_supports(
     if residual is not None and (residual.dtype != x.dtype or residual.shape != x.shape):
         return f"the residual is {residual.dtype} {list(residual.shape)}, the input {x.dtype} {list(x.shape)}"
     for name, numbers in {
-        "weight": weight, "bias": bias, "running_mean": running_mean, "frozen_scale": frozen_scale,
-    }.items():  # fmt: skip
+        "weight": weight,
+        "bias": bias,
+        "running_mean": running_mean,
+        "frozen_scale": frozen_scale,
+    }.items():
         if numbers is not None and numbers.dtype not in (torch.float32, x.dtype):
             return f"{name} is {numbers.dtype}, neither float32 nor the input's {x.dtype}"
     if not running_mean.is_contiguous():
@@ -499,43 +606,111 @@ def _statistics(layout, x, mean, rstd, running_mean, running_var, frozen, moment
     parts = [x.new_empty(blocks, live, dtype=torch.float32) if blocks > 1 else None for _ in range(2)]
     stride = layout.stride(x)
     statistics_kernel[grid](
-        x, *parts, mean, rstd, running_mean, running_var,
-        layout.outer, layout.channels, frozen, layout.inner, stride, rows, eps, momentum,
-        **block.constants(), ALIGNED=layout.aligned(frozen, stride), num_warps=WARPS, **OPTIONS,
-    )  # fmt: skip
+        x,
+        *parts,
+        mean,
+        rstd,
+        running_mean,
+        running_var,
+        layout.outer,
+        layout.channels,
+        frozen,
+        layout.inner,
+        stride,
+        rows,
+        eps,
+        momentum,
+        **block.constants(),
+        ALIGNED=layout.aligned(frozen, stride),
+        num_warps=WARPS,
+        **OPTIONS,
+    )
     if blocks > 1:
         count = layout.outer * layout.inner
         merge_statistics(*parts, rows * layout.inner, count, mean, rstd, running_mean, running_var, momentum, eps)
 
 
 def merge_statistics(
-    block_mean: Tensor, block_m2: Tensor, group: int, count: int, mean: Tensor, rstd: Tensor,
-    running_mean: Tensor, running_var: Tensor, momentum: float, eps: float,
-) -> None:  # fmt: skip
+    block_mean: Tensor,
+    block_m2: Tensor,
+    group: int,
+    count: int,
+    mean: Tensor,
+    rstd: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+) -> None:
     """Fill ``mean`` and ``rstd`` [L] and move the running statistics, from each block's mean and sum of squared
     deviations [blocks, L] float32; blocks have ``group`` values a channel, the last what is left of ``count``."""
     blocks, live = block_mean.shape
     wide = 32
     merge_kernel[(triton.cdiv(live, wide),)](
-        block_mean, block_m2, mean, rstd, running_mean, running_var, live, blocks, group, count, eps, momentum,
-        BLOCK_BLOCKS=32, BLOCK_CHANNELS=wide, num_warps=WARPS, **OPTIONS,
-    )  # fmt: skip
+        block_mean,
+        block_m2,
+        mean,
+        rstd,
+        running_mean,
+        running_var,
+        live,
+        blocks,
+        group,
+        count,
+        eps,
+        momentum,
+        BLOCK_BLOCKS=32,
+        BLOCK_CHANNELS=wide,
+        num_warps=WARPS,
+        **OPTIONS,
+    )
 
 
 def _apply(
-    layout, x, residual, y, weight, bias, mean, rstd, running_mean, running_var, frozen_scale, frozen_shift,
-    eps, activation,
-) -> None:  # fmt: skip
+    layout,
+    x,
+    residual,
+    y,
+    weight,
+    bias,
+    mean,
+    rstd,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    eps,
+    activation,
+) -> None:
     residual = None if residual is None else layout.arrange(residual)
     strides = layout.stride(x), 0 if residual is None else layout.stride(residual), layout.stride(y)
     frozen = 0 if frozen_scale is None else len(frozen_scale)
     block, steps, grid = Sweep.of(layout)
     apply_kernel[grid](
-        x, residual, y, weight, bias, mean, rstd, running_mean, running_var, frozen_scale, frozen_shift,
-        layout.outer, layout.channels, frozen, layout.inner, *strides, steps, eps,
-        ACTIVATION=activation, **block.constants(), ALIGNED=layout.aligned(frozen, *strides),
-        num_warps=WARPS, **OPTIONS,
-    )  # fmt: skip
+        x,
+        residual,
+        y,
+        weight,
+        bias,
+        mean,
+        rstd,
+        running_mean,
+        running_var,
+        frozen_scale,
+        frozen_shift,
+        layout.outer,
+        layout.channels,
+        frozen,
+        layout.inner,
+        *strides,
+        steps,
+        eps,
+        ACTIVATION=activation,
+        **block.constants(),
+        ALIGNED=layout.aligned(frozen, *strides),
+        num_warps=WARPS,
+        **OPTIONS,
+    )
 
 
 def normalise_into(
@@ -559,13 +734,13 @@ def segmented_batch_norm_backward(
     frozen_shift: Tensor,
     training: bool,
     activation: str,
-    exact: bool,
+    full_input_grad: bool,
     need_dx: bool,
     need_dresidual: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """(dx, dresidual, dweight, dbias); dx and dresidual as asked for, dweight and dbias as weight and bias are given.
 
-    At frozen channels dx and dresidual are zeros, with ``exact`` the true gradients.
+    At frozen channels dx and dresidual are zeros, with ``full_input_grad`` the true gradients.
     """
     layout = Layout.of(x)
     frozen, live = len(frozen_scale), x.shape[1] - len(frozen_scale)
@@ -584,12 +759,28 @@ def segmented_batch_norm_backward(
             if need_dx or need_dresidual:
                 block, steps, grid = Sweep.of(layout)
                 gradients_kernel[grid](
-                    dy, x, residual, dx, dresidual, weight, bias, mean, rstd,
-                    *(sums if training else (None, None)), frozen_scale, frozen_shift,
-                    *sizes, steps, layout.outer * layout.inner,
-                    ACTIVATION=activation, EXACT=exact, **block.constants(), ALIGNED=aligned,
-                    num_warps=WARPS, **OPTIONS,
-                )  # fmt: skip
+                    dy,
+                    x,
+                    residual,
+                    dx,
+                    dresidual,
+                    weight,
+                    bias,
+                    mean,
+                    rstd,
+                    *(sums if training else (None, None)),
+                    frozen_scale,
+                    frozen_shift,
+                    *sizes,
+                    steps,
+                    layout.outer * layout.inner,
+                    ACTIVATION=activation,
+                    EXACT=full_input_grad,
+                    **block.constants(),
+                    ALIGNED=aligned,
+                    num_warps=WARPS,
+                    **OPTIONS,
+                )
     dbias, dweight = (
         None if numbers is None else torch.zeros_like(numbers) if found is None else found.to(numbers.dtype)
         for numbers, found in zip((bias, weight), sums)
@@ -603,7 +794,20 @@ def _gradient_sums(layout, dy, x, residual, weight, bias, mean, rstd, sizes, act
     block, rows, blocks, grid = Reduction.of(layout, live)
     parts = [x.new_empty(blocks, live, dtype=torch.float32) for _ in range(2)]
     gradient_sums_kernel[grid](
-        dy, x, residual, weight, bias, mean, rstd, *parts, *sizes, rows,
-        ACTIVATION=activation, **block.constants(), ALIGNED=aligned, num_warps=WARPS, **OPTIONS,
-    )  # fmt: skip
+        dy,
+        x,
+        residual,
+        weight,
+        bias,
+        mean,
+        rstd,
+        *parts,
+        *sizes,
+        rows,
+        ACTIVATION=activation,
+        **block.constants(),
+        ALIGNED=aligned,
+        num_warps=WARPS,
+        **OPTIONS,
+    )
     return [part.sum(0) if blocks > 1 else part[0] for part in parts]

@@ -52,20 +52,56 @@ class Tile(NamedTuple):
 # Nothing that pruning, or where a tensor happens to lie, changes may start a compilation.
 SIZES = ["samples", "frozen", "live", "x_stride", "eps"]
 VECTORS = [
-    "bias", "frozen_bias", "frozen_scale", "frozen_shift", "block_mean", "block_m2",
-    "norm_weight", "norm_bias", "running_mean", "running_var", "mean", "rstd", "tiles", "spans",
-]  # fmt: skip
+    "bias",
+    "frozen_bias",
+    "frozen_scale",
+    "frozen_shift",
+    "block_mean",
+    "block_m2",
+    "norm_weight",
+    "norm_bias",
+    "running_mean",
+    "running_var",
+    "mean",
+    "rstd",
+    "tiles",
+    "spans",
+]
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=VECTORS)
 def staircase_linear_kernel(
-    x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift,
-    y, pre, block_mean, block_m2,
-    norm_weight, norm_bias, running_mean, running_var, mean, rstd,
-    tiles, spans, samples, frozen, live, x_stride, eps,
-    ACTIVATION: tl.constexpr, PRECISION: tl.constexpr, ALIGNED: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
+    x,
+    weight,
+    bias,
+    frozen_weight,
+    frozen_bias,
+    frozen_scale,
+    frozen_shift,
+    y,
+    pre,
+    block_mean,
+    block_m2,
+    norm_weight,
+    norm_bias,
+    running_mean,
+    running_var,
+    mean,
+    rstd,
+    tiles,
+    spans,
+    samples,
+    frozen,
+    live,
+    x_stride,
+    eps,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    ALIGNED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
     """One tile of one segment for one block of samples.
 
     Which pointers are given says what is wanted: ``frozen_scale``: frozen units are normalised and activated;
@@ -288,9 +324,19 @@ def staircase_linear_norm_forward(
     y, pre = x.new_empty(samples, frozen + live), x.new_empty(samples, live)
     if not samples:
         _, mean, rstd = segmented_batch_norm_forward(
-            pre, None, norm_weight, norm_bias, running_mean, running_var, frozen_scale[:0], frozen_shift[:0],
-            training, momentum, eps, activation,
-        )  # fmt: skip
+            pre,
+            None,
+            norm_weight,
+            norm_bias,
+            running_mean,
+            running_var,
+            frozen_scale[:0],
+            frozen_shift[:0],
+            training,
+            momentum,
+            eps,
+            activation,
+        )
         return y, pre, mean, rstd
     mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
     tile = choose_tile(x.dtype, input_precision(x.dtype), samples)
@@ -300,9 +346,22 @@ def staircase_linear_norm_forward(
     else:
         statistics = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "rstd": rstd, "eps": eps}
     _product(
-        tile, activation, x, weight, bias, frozen_weight, frozen_bias, staircase, y, frozen_scale, frozen_shift, pre,
-        norm_weight=norm_weight, norm_bias=norm_bias, **statistics,
-    )  # fmt: skip
+        tile,
+        activation,
+        x,
+        weight,
+        bias,
+        frozen_weight,
+        frozen_bias,
+        staircase,
+        y,
+        frozen_scale,
+        frozen_shift,
+        pre,
+        norm_weight=norm_weight,
+        norm_bias=norm_bias,
+        **statistics,
+    )
     if training and live:
         with on_device(x):
             merge_statistics(*blocks, tile.samples, samples, mean, rstd, running_mean, running_var, momentum, eps)
@@ -311,10 +370,28 @@ def staircase_linear_norm_forward(
 
 
 def _product(
-    tile, activation, x, weight, bias, frozen_weight, frozen_bias, staircase, y,
-    frozen_scale=None, frozen_shift=None, pre=None, block_mean=None, block_m2=None,
-    norm_weight=None, norm_bias=None, running_mean=None, running_var=None, mean=None, rstd=None, eps=0.0,
-) -> None:  # fmt: skip
+    tile,
+    activation,
+    x,
+    weight,
+    bias,
+    frozen_weight,
+    frozen_bias,
+    staircase,
+    y,
+    frozen_scale=None,
+    frozen_shift=None,
+    pre=None,
+    block_mean=None,
+    block_m2=None,
+    norm_weight=None,
+    norm_bias=None,
+    running_mean=None,
+    running_var=None,
+    mean=None,
+    rstd=None,
+    eps=0.0,
+) -> None:
     x, weight = rows_contiguous(x), weight.contiguous()
     samples, (tiles, spans, aligned) = x.shape[0], table(staircase, tile.units, x.device)
     if not samples or not len(tiles):
@@ -322,12 +399,37 @@ def _product(
     frozen = staircase.frozen_rows
     with on_device(x):
         staircase_linear_kernel[(triton.cdiv(samples, tile.samples), len(tiles))](
-            x, weight, bias, frozen_weight, frozen_bias, frozen_scale, frozen_shift,
-            y, pre, block_mean, block_m2,
-            norm_weight, norm_bias, running_mean, running_var, mean, rstd,
-            tiles, spans, samples, frozen, staircase.rows - frozen, x.stride(0), eps,
-            ACTIVATION=activation, PRECISION=input_precision(x.dtype),
+            x,
+            weight,
+            bias,
+            frozen_weight,
+            frozen_bias,
+            frozen_scale,
+            frozen_shift,
+            y,
+            pre,
+            block_mean,
+            block_m2,
+            norm_weight,
+            norm_bias,
+            running_mean,
+            running_var,
+            mean,
+            rstd,
+            tiles,
+            spans,
+            samples,
+            frozen,
+            staircase.rows - frozen,
+            x.stride(0),
+            eps,
+            ACTIVATION=activation,
+            PRECISION=input_precision(x.dtype),
             ALIGNED=aligned and x.stride(0) % ALIGNMENT == 0,
-            BLOCK_M=tile.samples, BLOCK_N=tile.units, BLOCK_K=tile.columns,
-            num_warps=tile.num_warps, num_stages=tile.num_stages, **OPTIONS,
-        )  # fmt: skip
+            BLOCK_M=tile.samples,
+            BLOCK_N=tile.units,
+            BLOCK_K=tile.columns,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            **OPTIONS,
+        )

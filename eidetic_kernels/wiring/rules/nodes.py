@@ -25,8 +25,16 @@ from .step import Step, name_of
 
 # What may be done to a tensor of the network before it is combined with units.
 CONSTANT_RULES = (
-    ties, passes, casts, expands, concatenates, measures, reshapes, squeezes, indexes_or_attribute,
-)  # fmt: skip
+    ties,
+    passes,
+    casts,
+    expands,
+    concatenates,
+    measures,
+    reshapes,
+    squeezes,
+    indexes_or_attribute,
+)
 
 
 def value_of(step: Step) -> Any:
@@ -146,10 +154,11 @@ def _call_module(step: Step) -> Any:
 
 def _remedy(module: nn.Module) -> str:
     name = type(module).__name__
-    twins = {"Linear": "EideticLinear", "Conv2d": "EideticConv2d"} | {
-        f"BatchNorm{d}d": f"EideticBatchNorm{d}d" for d in (1, 2)
-    } | {"LayerNorm": "EideticLayerNorm", "MultiheadAttention": "EideticMultiheadAttention",
-        "PReLU": "EideticPReLU"}
+    twins = (
+        {"Linear": "EideticLinear", "Conv2d": "EideticConv2d"}
+        | {f"BatchNorm{d}d": f"EideticBatchNorm{d}d" for d in (1, 2)}
+        | {"LayerNorm": "EideticLayerNorm", "MultiheadAttention": "EideticMultiheadAttention", "PReLU": "EideticPReLU"}
+    )
     if name in twins:
         return f"a plain {name} would be trained by every task and forget: use ek.{twins[name]}."
     if any(True for _ in module.parameters()):

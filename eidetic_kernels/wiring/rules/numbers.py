@@ -17,9 +17,22 @@ _ARITHMETIC = ("_operator", "operator", "math", "builtins")
 
 IN_PLACE = tuple(
     getattr(operator, f"i{name}")
-    for name in ("add", "and", "floordiv", "lshift", "matmul", "mod", "mul", "or", "pow", "rshift", "sub", "truediv",
-                 "xor")
-)  # fmt: skip
+    for name in (
+        "add",
+        "and",
+        "floordiv",
+        "lshift",
+        "matmul",
+        "mod",
+        "mul",
+        "or",
+        "pow",
+        "rshift",
+        "sub",
+        "truediv",
+        "xor",
+    )
+)
 
 
 def sizes_of(step: Step, argument: Any) -> Sizes | None:

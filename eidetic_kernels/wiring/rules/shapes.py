@@ -20,9 +20,13 @@ def placed(step: Step, value: Units, dim: int, rank: int, batch: int | None = No
     if dim not in (1, rank - 1) or not dim:
         step.refuse(f"the units would come to lie in dimension {dim} of {rank}; it must be dimension 1 or the last.")
     return replace(
-        value, spatial=rank > 2, last=rank > 2 and dim == rank - 1, pixels=None if rank > 2 else 1, flat=False,
+        value,
+        spatial=rank > 2,
+        last=rank > 2 and dim == rank - 1,
+        pixels=None if rank > 2 else 1,
+        flat=False,
         batch=value.batch if batch is None else batch,
-    )  # fmt: skip
+    )
 
 
 def is_folded(value: Units) -> bool:
@@ -94,9 +98,10 @@ def reshapes(step: Step) -> Any:
         unit = unit_dim(value, len(old))
         before, after = prod(old[:unit]), prod(old[unit + 1 :])
         kept = [
-            dim for dim in {1, len(new) - 1}
+            dim
+            for dim in {1, len(new) - 1}
             if new[dim] == old[unit] and prod(new[:dim]) == before and prod(new[dim + 1 :]) == after
-        ]  # fmt: skip
+        ]
         if len(kept) == 1 and (value.batch == 0 or old[: value.batch + 1] == new[: value.batch + 1]):
             # Whatever number stood there, it is the count of units, which pruning changes.
             step.take(sizes[kept[0]])

@@ -43,9 +43,13 @@ class MetaLoader(Epochs):
     """
 
     def __init__(
-        self, loaders: Sequence[Iterable], batch_size: int | None = None, shuffle: bool = True, seed: int = 0,
+        self,
+        loaders: Sequence[Iterable],
+        batch_size: int | None = None,
+        shuffle: bool = True,
+        seed: int = 0,
         classes: Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         loaders = list(loaders)
         self._classes = classes
         if not loaders:

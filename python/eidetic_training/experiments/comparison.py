@@ -221,9 +221,7 @@ def table(comparison: Comparison) -> str:
             cells.append(_spread([metrics.forgetting(r.matrix) for r in results]))
             cells.append(_spread([metrics.backward_transfer(r.matrix) for r in results]))
             known = [r for r in results if r.seed in alone]
-            gains = [
-                metrics.forward_transfer(r.matrix, [row[t] for t, row in enumerate(alone[r.seed])]) for r in known
-            ]
+            gains = [metrics.forward_transfer(r.matrix, [row[t] for t, row in enumerate(alone[r.seed])]) for r in known]
             cells.append(_spread(gains) if gains else "")
         used = [r.used for r in results if r.used is not None]
         cells.append(f"{statistics.mean(used):.0%}" if used else "")

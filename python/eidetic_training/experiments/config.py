@@ -60,10 +60,16 @@ DEFAULTS: dict[str, Any] = {
     "sweep": {},  # see SweepSettings
     "methods": {},  # arguments of single methods, a table each: [methods.ewc] strength = 100.0
     "router": {
-        "train": True, "max_epochs": 30, "patience": 3, "polish_epochs": 0, "lr": 1e-3, "batch_size": 256,
+        "train": True,
+        "max_epochs": 30,
+        "patience": 3,
+        "polish_epochs": 0,
+        "lr": 1e-3,
+        "batch_size": 256,
         "hidden": 0,  # ReLU units between features and tasks; 0 is the paper's linear map
         "dropout": 0.2,  # of those
-        "label_smoothing": 0.0, "weight_decay": 0.0,
+        "label_smoothing": 0.0,
+        "weight_decay": 0.0,
         "layers": False,  # it reads what every layer computes, and not the features alone
         "inputs": False,  # and the input itself
         "convolutions": None,  # its own over images: channels of each stage, e.g. [64, 128, 256]
@@ -218,9 +224,15 @@ _FORMS = {
     "capacity.forward_transfer": (bool, dict),
 }
 _AT_LEAST_ONE = (
-    "data.tasks", "data.batch_size", "data.learn_first", "compare.epochs", "compare.seeds", "router.max_epochs",
-    "router.patience", "router.batch_size",
-)  # fmt: skip
+    "data.tasks",
+    "data.batch_size",
+    "data.learn_first",
+    "compare.epochs",
+    "compare.seeds",
+    "router.max_epochs",
+    "router.patience",
+    "router.batch_size",
+)
 
 
 def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:

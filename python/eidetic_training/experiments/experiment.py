@@ -33,9 +33,12 @@ ALIGNED = 16  # units; kernels and tensor cores load and multiply so many half-p
 
 
 def run_experiment(
-    config: dict[str, Any], folder: str | Path, callbacks: tuple[Callback, ...] = (),
-    say: Callable[[str], None] = print, progress: Progress | None = None,
-) -> RunFolder:  # fmt: skip
+    config: dict[str, Any],
+    folder: str | Path,
+    callbacks: tuple[Callback, ...] = (),
+    say: Callable[[str], None] = print,
+    progress: Progress | None = None,
+) -> RunFolder:
     """Learn the configuration's tasks one after another, then train the router; everything is kept in ``folder``.
 
     A run that was cut short goes on after its last finished task, and ends with the same weights as one that was not:
@@ -62,7 +65,7 @@ def run_experiment(
             _route(config, run, network, tasks, (progress, recorder, *callbacks))
     finally:
         progress.close()
-    prove(run, network, tasks)
+    verify(run, network, tasks)
     say(f"{len(tasks)} of {len(tasks)} tasks: the test logits' SHA-256 equals the one taken when the task was learned.")
     return run
 
@@ -93,7 +96,7 @@ def _planned(data: dict[str, Any]) -> int:
     return len(data["source"]) if data["sequence"] == "several" else data["tasks"]
 
 
-def prove(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
+def verify(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
     """Recall every finished task's test set and compare its logits with the digests taken when it was learned."""
     wrong = []
     for t, expected in run.digests.items():

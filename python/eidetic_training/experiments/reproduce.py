@@ -25,21 +25,36 @@ PAPER = {"task.search": "linear", "task.of": "width", "task.polish_epochs": 0, "
 OURS = {"task.search": "backoff"}
 # How ours trains where there are images enough: a few epochs, pruning, and many at a falling learning rate.
 ANNEALED = {
-    "task.max_epochs": 3, "task.halve_learning_rate": False, "task.polish_epochs": 20, "task.label_smoothing": 0.1,
+    "task.max_epochs": 3,
+    "task.halve_learning_rate": False,
+    "task.polish_epochs": 20,
+    "task.label_smoothing": 0.1,
     "optimizer.weight_decay": 0.1,
-}  # fmt: skip
+}
 # A router with a small network of its own over the image, in place of a map from what an MLP computes and its input.
 # Trained on 50,000 images it costs 61e12 multiply-adds, twelve epochs of a forward and two as much backward.
 CONVOLUTIONAL = {
-    "router.convolutions": [32, 128, 128], "router.augment": True, "router.alone": True, "router.classes": True,
-    "router.mirrored": True, "router.hidden": 0, "router.layers": False, "router.inputs": False,
-    "router.max_epochs": 1, "router.polish_epochs": 11, "router.lr": 2e-3, "router.weight_decay": 0.01,
-}  # fmt: skip
+    "router.convolutions": [32, 128, 128],
+    "router.augment": True,
+    "router.alone": True,
+    "router.classes": True,
+    "router.mirrored": True,
+    "router.hidden": 0,
+    "router.layers": False,
+    "router.inputs": False,
+    "router.max_epochs": 1,
+    "router.polish_epochs": 11,
+    "router.lr": 2e-3,
+    "router.weight_decay": 0.01,
+}
 # Of digits, whose mirror images are others: 1.9 million multiply-adds an image.
 CONVOLUTIONAL_DIGITS = {
-    **CONVOLUTIONAL, "router.convolutions": [16, 32], "router.augment": False, "router.mirrored": False,
+    **CONVOLUTIONAL,
+    "router.convolutions": [16, 32],
+    "router.augment": False,
+    "router.mirrored": False,
     "router.polish_epochs": 5,
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -229,9 +244,13 @@ REPRODUCTIONS: dict[str, Reproduction] = {
 
 
 def reproduce(
-    name: str, folder: Path, overrides: Sequence[str] = (), seeds: int = 1, rows: Sequence[str] | None = None,
+    name: str,
+    folder: Path,
+    overrides: Sequence[str] = (),
+    seeds: int = 1,
+    rows: Sequence[str] | None = None,
     say: Callable[[str], None] = print,
-) -> str:  # fmt: skip
+) -> str:
     """Run a reproduction, row by row and seed by seed, each in a run folder of its own; returns what came of it.
 
     Rows and seeds that are complete are not run again; one that was cut short goes on after its last finished task. A

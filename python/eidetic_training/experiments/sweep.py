@@ -156,9 +156,12 @@ def _study(optuna: ModuleType, folder: Path, settings: SweepSettings) -> Iterato
     with Lock(folder / "sweep.lock"):  # two processes cannot make the tables at once
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 600}})
         study = optuna.create_study(
-            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True,
+            storage=storage,
+            study_name="sweep",
+            direction="maximize",
+            load_if_exists=True,
             pruner=optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner(),
-        )  # fmt: skip
+        )
     try:
         yield study
     finally:

@@ -29,6 +29,18 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 __all__ = [
-    "CLNP", "EWC", "HAT", "METHODS", "Conditions", "Eidetic", "Joint", "Method", "PackNet", "Piggyback", "Sequential",
-    "SingleTask", "Superposition", "SynapticIntelligence",
-]  # fmt: skip
+    "CLNP",
+    "EWC",
+    "HAT",
+    "METHODS",
+    "Conditions",
+    "Eidetic",
+    "Joint",
+    "Method",
+    "PackNet",
+    "Piggyback",
+    "Sequential",
+    "SingleTask",
+    "Superposition",
+    "SynapticIntelligence",
+]

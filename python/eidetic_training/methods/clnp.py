@@ -91,7 +91,7 @@ class _Activity:
 
     def __init__(self, net: nn.Module):
         self.net = net
-        self._heard: dict[int, Tensor] = {}
+        self._captured: dict[int, Tensor] = {}
 
     def __enter__(self) -> _Activity:
         self.handles = []
@@ -99,7 +99,7 @@ class _Activity:
             frozen = group.segments.frozen_total
             for layer in group.layers:
                 hook = layer.register_forward_hook(
-                    lambda module, inputs, y, n=number, f=frozen: self._heard.__setitem__(n, y[:, f:])
+                    lambda module, inputs, y, n=number, f=frozen: self._captured.__setitem__(n, y[:, f:])
                 )
                 self.handles.append(hook)
         return self
@@ -111,7 +111,7 @@ class _Activity:
     @property
     def live(self) -> dict[int, Tensor]:
         """By the group's number, [N, live, *]."""
-        return {number: F.relu(y) for number, y in self._heard.items()}
+        return {number: F.relu(y) for number, y in self._captured.items()}
 
     def total(self) -> Tensor:
         """The L1 norm of live activations, a mean over samples and positions."""

@@ -26,9 +26,7 @@ class HAT(Shared):
     Chains of layers only (MLP, ConvNet): a gate multiplies what the next layer reads.
     """
 
-    def __init__(
-        self, conditions: Conditions, sparsity: float = 0.75, steepest: float = 400.0, gate_lr: float = 0.1
-    ):
+    def __init__(self, conditions: Conditions, sparsity: float = 0.75, steepest: float = 400.0, gate_lr: float = 0.1):
         super().__init__(conditions)
         self.sparsity, self.steepest, self.gate_lr = sparsity, steepest, gate_lr
         self.layers = [m for m in self.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]

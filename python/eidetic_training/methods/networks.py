@@ -79,9 +79,17 @@ def plain(module: nn.Module) -> nn.Module:
         twin = _layer(nn.Linear, module, module.in_features, module.out_features, module.bias is not None)
     elif isinstance(module, EideticConv2d):
         twin = _layer(
-            nn.Conv2d, module, module.in_channels, module.out_channels, module.kernel_size, module.stride,
-            module.padding, module.dilation, bias=module.bias is not None, padding_mode=module.padding_mode,
-        )  # fmt: skip
+            nn.Conv2d,
+            module,
+            module.in_channels,
+            module.out_channels,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            bias=module.bias is not None,
+            padding_mode=module.padding_mode,
+        )
     elif isinstance(module, (EideticBatchNorm1d, EideticBatchNorm2d)):
         kind = _BatchNorm1d if isinstance(module, EideticBatchNorm1d) else _BatchNorm2d
         twin = kind(module.num_features, module.eps, module.momentum, module.affine)

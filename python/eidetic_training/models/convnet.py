@@ -15,9 +15,7 @@ class ConvNet(ek.EideticNetwork):
     Input `[N, in_channels, H, W]`; features `[N, 32 * width]`, each the maximum of a channel over the image.
     """
 
-    def __init__(
-        self, in_channels: int = 3, width: int = 32, num_layers: int = 2, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, in_channels: int = 3, width: int = 32, num_layers: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
         blocks = _block(in_channels, width, dropout, pool=True)
         channels = width

@@ -14,9 +14,7 @@ class MLP(ek.EideticNetwork):
     Input `[N, ...]` of `in_features` numbers a sample, flattened; features `[N, width]`.
     """
 
-    def __init__(
-        self, in_features: int = 784, width: int = 2000, depth: int = 2, dropout: float = 0.0
-    ) -> None:
+    def __init__(self, in_features: int = 784, width: int = 2000, depth: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
         layers: list[nn.Module] = [nn.Flatten()]
         for fan_in in [in_features] + [width] * (depth - 1):

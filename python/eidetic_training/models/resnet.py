@@ -62,30 +62,22 @@ class ResNet(ek.EideticNetwork):
         return self.pool(self.blocks(self.stem(x)))
 
 
-def resnet18(
-    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
-) -> ResNet:
+def resnet18(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
     """ResNet-18: features `[N, 8 * width]`. Arguments as `ResNet`."""
     return ResNet([2, 2, 2, 2], False, in_channels, width, small, skip_convolution)
 
 
-def resnet34(
-    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
-) -> ResNet:
+def resnet34(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
     """ResNet-34: features `[N, 8 * width]`. Arguments as `ResNet`."""
     return ResNet([3, 4, 6, 3], False, in_channels, width, small, skip_convolution)
 
 
-def resnet50(
-    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
-) -> ResNet:
+def resnet50(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
     """ResNet-50: features `[N, 32 * width]`. Arguments as `ResNet`."""
     return ResNet([3, 4, 6, 3], True, in_channels, width, small, skip_convolution)
 
 
-def resnet101(
-    in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False
-) -> ResNet:
+def resnet101(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
     """ResNet-101: features `[N, 32 * width]`. Arguments as `ResNet`."""
     return ResNet([3, 4, 23, 3], True, in_channels, width, small, skip_convolution)
 

@@ -86,7 +86,7 @@ class TensorBoard:
             self.writer = self.make_writer(self.folder)
         self.count += 1
         scalars = {"train/loss": event.loss, "train/accuracy": event.train_accuracy, "units/live": event.live_units,
-                   "units/frozen": event.frozen_units}  # fmt: skip
+                   "units/frozen": event.frozen_units}
         for name, value in scalars.items():
             if value is not None:
                 self.writer.add_scalar(name, value, self.count)

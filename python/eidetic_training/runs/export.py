@@ -80,7 +80,7 @@ def _write_onnx(plain: nn.Module, x: Tensor, path: Path) -> None:
     program = torch.onnx.export(
         plain, (x,), dynamo=True, dynamic_shapes=({0: "samples"},), input_names=["input"], output_names=["logits"],
         verbose=False,
-    )  # fmt: skip
+    )
     program.save(path)
 
 

@@ -26,5 +26,3 @@ def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], **argume
         return OPTIMIZERS[name](parameters, **arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {name}: {error}") from error
-
-

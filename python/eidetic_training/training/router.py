@@ -108,9 +108,7 @@ def train_router(
         raise InputError(f"convolutions must be numbers of channels, 1 or more, a stage; got {convolutions!r}.")
     for name, given in {"augment": augment, "mirrored": mirrored}.items():
         if given and not stages:
-            raise InputError(
-                f"{name} is of what convolutions see: give convolutions=(64, 128, 256), or {name}=False."
-            )
+            raise InputError(f"{name} is of what convolutions see: give convolutions=(64, 128, 256), or {name}=False.")
     if alone and (not stages or layers or inputs):
         raise InputError(
             "alone=True has convolutions alone name the task: give convolutions=(64, 128, 256), and neither layers nor "
@@ -192,9 +190,7 @@ def train_router(
     scaled = kept[-2][:, ahead:] / deviation
     folded = [*kept[:-2], torch.cat([kept[-2][:, :ahead], scaled], 1), kept[-1] - scaled @ mean]
     own = None if images is None else kept_images.folded()
-    router = Router(
-        *folded, layers=layers, inputs=inputs, convolutions=own, mirrored=mirrored, classes=told_apart
-    )
+    router = Router(*folded, layers=layers, inputs=inputs, convolutions=own, mirrored=mirrored, classes=told_apart)
     network.router = router.to(network.heads[0].frozen_weight.dtype)
     return best
 

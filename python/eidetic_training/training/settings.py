@@ -9,8 +9,13 @@ from eidetic_kernels.errors import InputError
 from eidetic_kernels.tasks.pruning import IMPORTANCES
 
 _TYPES = {
-    "int": int, "float": (int, float), "int | float": (int, float), "bool": bool, "str": str, "bool | str": (bool, str),
-}  # fmt: skip
+    "int": int,
+    "float": (int, float),
+    "int | float": (int, float),
+    "bool": bool,
+    "str": str,
+    "bool | str": (bool, str),
+}
 SEARCHES = ("backoff", "linear", "none")
 
 
@@ -80,9 +85,7 @@ class TaskSettings:
         _require(self.max_epochs >= 1, "max_epochs must be 1 or more", self.max_epochs)
         _require(self.patience >= 1, "patience must be 1 or more", self.patience)
         _require(self.search in SEARCHES, f"search must be one of {', '.join(SEARCHES)}", self.search)
-        _require(
-            self.importance in IMPORTANCES, f"importance must be one of {', '.join(IMPORTANCES)}", self.importance
-        )
+        _require(self.importance in IMPORTANCES, f"importance must be one of {', '.join(IMPORTANCES)}", self.importance)
         _require(self.of in ("live", "width"), 'of must be "live" or "width"', self.of)
         _require(0 < self.step <= 1, "step must lie in (0, 1]", self.step)
         if self.search == "backoff":

@@ -203,9 +203,14 @@ class _TaskRun:
         self.epochs += 1
         try:
             result = train_epoch(
-                self.network, self.loader, self.optimizer, self.loss, self.features, self.captured,
+                self.network,
+                self.loader,
+                self.optimizer,
+                self.loss,
+                self.features,
+                self.captured,
                 self.settings.autocast,
-            )  # fmt: skip
+            )
         except NotFinite as error:
             self.network.restore(self.good, self.optimizer)
             rate = self.optimizer.param_groups[0]["lr"]
@@ -246,5 +251,3 @@ class _TaskRun:
         kept = {group.name: group.segments.size(self.task) for group in self.network.groups}
         seconds = time.perf_counter() - self.started
         return TaskResult(self.task, best, kept, self.epochs, seconds, tuple(self.history))
-
-

@@ -102,10 +102,12 @@ def test_aligned_and_ragged_convolutions_multiply_alike(precision, dtype, compil
     for aligned in (True, False):
         product = compiler.compile(partial(conv2d, dtype, aligned=aligned, precision=precision), 90)[0]
         assert product.constants["ALIGNED"] is aligned
-        loops.append([
-            {opcode: count for opcode, count in loop.items() if PRODUCTS.match(opcode)}
-            for loop in product.product_loops
-        ])  # fmt: skip
+        loops.append(
+            [
+                {opcode: count for opcode, count in loop.items() if PRODUCTS.match(opcode)}
+                for loop in product.product_loops
+            ]
+        )
     assert loops[0] and all(loops[0]) and loops[0] == loops[1]
 
 

@@ -60,9 +60,14 @@ class Counted:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("channels", CHANNELS)
 def test_equals_the_oracle(channels, shape):
-    for training, exact in ((True, False), (False, True)):
+    for training, full_input_grad in ((True, False), (False, True)):
         case = NormCase(
-            CHANNELS[channels], SHAPES[shape], activation="relu", training=training, residual=training, exact=exact
+            CHANNELS[channels],
+            SHAPES[shape],
+            activation="relu",
+            training=training,
+            residual=training,
+            full_input_grad=full_input_grad,
         )
         if not case.ill_posed:
             case.check(batch_norm, DEVICE)
@@ -71,9 +76,9 @@ def test_equals_the_oracle(channels, shape):
 @pytest.mark.usefixtures("one_block", "poisoned_memory")
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_all_options(activation):
-    for training, residual, exact in itertools.product((True, False), repeat=3):
-        affine = (training + residual + exact) % 2 == 1
-        options = {"training": training, "residual": residual, "exact": exact, "affine": affine}
+    for training, residual, full_input_grad in itertools.product((True, False), repeat=3):
+        affine = (training + residual + full_input_grad) % 2 == 1
+        options = {"training": training, "residual": residual, "exact": full_input_grad, "affine": affine}
         NormCase(shape=(3, 4, 5), activation=activation, **options).check(batch_norm, DEVICE)
 
 
@@ -83,9 +88,14 @@ def test_all_options(activation):
 def test_half_precision(shape, dtype):
     for training, activation in ((True, "silu"), (False, "relu")):
         case = NormCase(
-            shape=shape, dtype=dtype, activation=activation, training=training, residual=True, exact=not training,
+            shape=shape,
+            dtype=dtype,
+            activation=activation,
+            training=training,
+            residual=True,
+            full_input_grad=not training,
             channels_last=len(shape) == 3,
-        )  # fmt: skip
+        )
         case.check(batch_norm, DEVICE)
 
 
@@ -109,9 +119,9 @@ def test_parameters_of_half_precision():
         NormCase((7, 20), (37,), activation="gelu"),
         NormCase((3, 2), (3, 7, 5), residual=True),
         NormCase((7, 12), (3, 3, 5), residual=True, channels_last=True, activation="relu"),
-        NormCase((1, 2), (5, 70), exact=True),
+        NormCase((1, 2), (5, 70), full_input_grad=True),
         NormCase((16, 16), (20,), dtype=torch.bfloat16),
-        NormCase((3, 9), (40,), training=False, exact=True),
+        NormCase((3, 9), (40,), training=False, full_input_grad=True),
     ],
     ids=str,
 )
@@ -122,9 +132,7 @@ def test_split_among_blocks(case):
 def test_large_enough_to_be_split(monkeypatch):
     names = launches(monkeypatch)
     NormCase((2, 3), (2100,), mean=3.0).check(batch_norm, DEVICE)
-    assert names == [
-        "statistics_kernel", "merge_kernel", "apply_kernel", "gradient_sums_kernel", "gradients_kernel"
-    ]  # fmt: skip
+    assert names == ["statistics_kernel", "merge_kernel", "apply_kernel", "gradient_sums_kernel", "gradients_kernel"]
 
 
 @pytest.mark.usefixtures("one_block")
@@ -159,7 +167,7 @@ def test_memory_formats_and_strides(training):
         ((5, 3), lambda t: t.transpose(1, 2).contiguous().transpose(1, 2)),
         ((9,), inside_poison),
         ((9,), lambda t: t.t().contiguous().t()),
-    ):  # fmt: skip
+    ):
         NormCase(shape=shape, **options).check(batch_norm, DEVICE, change)
 
 
@@ -225,9 +233,19 @@ def test_a_large_mean_is_found_to_the_last_bit():
 
 def forward(t, training, activation="none"):
     return batch_norm.segmented_batch_norm_forward(
-        t["x"], t["residual"], t["weight"], t["bias"], t["running_mean"], t["running_var"], t["frozen_scale"],
-        t["frozen_shift"], training, MOMENTUM, EPS, activation,
-    )  # fmt: skip
+        t["x"],
+        t["residual"],
+        t["weight"],
+        t["bias"],
+        t["running_mean"],
+        t["running_var"],
+        t["frozen_scale"],
+        t["frozen_shift"],
+        training,
+        MOMENTUM,
+        EPS,
+        activation,
+    )
 
 
 KINKS = [-float("inf"), -200.0, -3.0, -1e-30, -0.0, 0.0, 1.5, 3.0, 6.0, 200.0, float("inf"), float("nan")]
@@ -259,7 +277,7 @@ def test_activations_at_kinks_and_beyond_numbers(activation):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 def test_nan_and_infinity_stay_in_their_channel(training, value):
-    case = NormCase(training=training, activation="relu", exact=True)
+    case = NormCase(training=training, activation="relu", full_input_grad=True)
     clean = case.run(batch_norm, case.tensors(DEVICE))
     tensors = case.tensors(DEVICE)
     tensors["x"][1, [2, 9], 3, 4] = value  # one frozen channel, one live
@@ -310,8 +328,11 @@ def test_a_frozen_channels_bits_are_its_own(activation, dtype):
     by_rows = forward(t | rows, True, activation)[0].view(3, 4, 5, 11).permute(0, 3, 1, 2)
     assert_same_bits("as rows", by_rows[:, :5], whole[:, :5])
     nan = {name: torch.full_like(t[name], float("nan")) for name in none}
-    nan |= {name: torch.where(torch.arange(11, device=DEVICE).view(-1, 1, 1) < 5, t[name], float("nan")) for name in cut
-            if t[name].dim() == 4}  # fmt: skip
+    nan |= {
+        name: torch.where(torch.arange(11, device=DEVICE).view(-1, 1, 1) < 5, t[name], float("nan"))
+        for name in cut
+        if t[name].dim() == 4
+    }
     for training in (True, False):
         poisoned = forward(t | nan, training, activation)[0]
         assert_same_bits("beside NaN", poisoned[:, :5], whole[:, :5])
@@ -342,9 +363,21 @@ def test_only_what_is_asked_for_is_computed(training, monkeypatch):
     def backward(need_dx, need_dresidual, affine):
         weight, bias = (t["weight"], t["bias"]) if affine else (None, None)
         return batch_norm.segmented_batch_norm_backward(
-            t["dy"], t["x"], t["residual"], weight, bias, mean, rstd, t["frozen_scale"], t["frozen_shift"],
-            training, "relu", False, need_dx, need_dresidual,
-        )  # fmt: skip
+            t["dy"],
+            t["x"],
+            t["residual"],
+            weight,
+            bias,
+            mean,
+            rstd,
+            t["frozen_scale"],
+            t["frozen_shift"],
+            training,
+            "relu",
+            False,
+            need_dx,
+            need_dresidual,
+        )
 
     whole = backward(True, True, True)
     names = launches(monkeypatch)

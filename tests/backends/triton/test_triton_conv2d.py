@@ -71,17 +71,28 @@ class Call:
         weights = sum(stair.rows * stair.columns for stair in staircase.frozen) * taps
         last = x.stride(1) == 1 and not x.is_contiguous()
         y = torch.full(
-            output_shape(x, torch.empty(1, 1, *self.kernel), staircase.rows, self.geometry), 7.0, dtype=x.dtype,
+            output_shape(x, torch.empty(1, 1, *self.kernel), staircase.rows, self.geometry),
+            7.0,
+            dtype=x.dtype,
             device=DEVICE,
-        ).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)  # fmt: skip
+        ).contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
         def part(tensor, count):
             return None if tensor is None else tensor[:count].to(DEVICE)
 
         conv2d.staircase_conv2d_frozen_forward(
-            y, x, part(self.layer.frozen_weight, weights), part(self.layer.frozen_bias, rows), part(self.scale, rows),
-            part(self.shift, rows), residual, self.kernel, staircase, self.geometry, activation,
-        )  # fmt: skip
+            y,
+            x,
+            part(self.layer.frozen_weight, weights),
+            part(self.layer.frozen_bias, rows),
+            part(self.scale, rows),
+            part(self.shift, rows),
+            residual,
+            self.kernel,
+            staircase,
+            self.geometry,
+            activation,
+        )
         assert (y[:, rows:] == 7).all(), "live channels were touched"
         return y[:, :rows]
 

@@ -56,9 +56,18 @@ class Norm:
         """y, pre, mean, rstd and the running statistics afterwards; the case's own tensors are left alone."""
         *linear_arguments, weight, bias, mean, var = self.arguments(lambda t: t.clone().to(DEVICE))
         results = linear.staircase_linear_norm_forward(
-            x.to(DEVICE) if x.device.type != DEVICE else x, *linear_arguments, stairs or self.stairs,
-            weight, bias, mean, var, training, MOMENTUM, EPS, activation,
-        )  # fmt: skip
+            x.to(DEVICE) if x.device.type != DEVICE else x,
+            *linear_arguments,
+            stairs or self.stairs,
+            weight,
+            bias,
+            mean,
+            var,
+            training,
+            MOMENTUM,
+            EPS,
+            activation,
+        )
         return {**dict(zip(("y", "pre", "batch_mean", "rstd"), results)), "running_mean": mean, "running_var": var}
 
     def expected(self, x, training, activation):
@@ -267,9 +276,20 @@ def test_aligned_and_ragged_launches_give_the_same_bits(tile, dtype, monkeypatch
         nothing = x.new_empty(0, 0).to(DEVICE), x.new_empty(0).to(DEVICE)
         parts = [t[:rows].to(DEVICE) for t in numbers]
         return linear.staircase_linear_norm_forward(
-            x.to(DEVICE) if x.device.type != DEVICE else x, *nothing, frozen.to(DEVICE), parts[0], *parts[1:], stairs,
-            None, None, *torch.empty(2, 0, device=DEVICE), False, 0.1, EPS, "silu",
-        )[0]  # fmt: skip
+            x.to(DEVICE) if x.device.type != DEVICE else x,
+            *nothing,
+            frozen.to(DEVICE),
+            parts[0],
+            *parts[1:],
+            stairs,
+            None,
+            None,
+            *torch.empty(2, 0, device=DEVICE),
+            False,
+            0.1,
+            EPS,
+            "silu",
+        )[0]
 
     wider = torch.full((50, 171), math.nan).to(dtype)
     wider[:, :160] = x

@@ -197,8 +197,11 @@ def test_passes_are_counted_whatever_they_are_for(data, tmp_path):
     config = config_of(data, compare={"epochs": 2}, task={"polish_epochs": 0, "search": "none"})
     compared = run(config, tmp_path, ["single", "joint", "ewc", "eidetic"])
     assert {name: compared.of(name)[0].passes for name in compared.methods} == {
-        "single": 2, "joint": 3, "ewc": 3, "eidetic": 2,
-    }  # fmt: skip
+        "single": 2,
+        "joint": 3,
+        "ewc": 3,
+        "eidetic": 2,
+    }
 
 
 def test_networks_and_data_are_where_the_configuration_says(data, tmp_path, monkeypatch):

@@ -123,7 +123,7 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"capacity": {"share": 1.1}}, "capacity.share must be a share"),
         ({"capacity": {"share": "odd"}}, "capacity.share must be a share .* got 'odd'"),
         ({"capacity": {"share": True}}, "capacity.share must be float or str or nothing"),
-        ({"capacity": {"multiple": 0}}, "capacity.multiple must be a number of units, 1 or more, or \"auto\"; got 0"),
+        ({"capacity": {"multiple": 0}}, 'capacity.multiple must be a number of units, 1 or more, or "auto"; got 0'),
         ({"capacity": {"multiple": "all"}}, "capacity.multiple must be .* got 'all'"),
         ({"data": {"held_out": 1.0}}, "data.held_out must be a share between 0 and 1"),
         ({"data": {"held_out": 1}}, "data.held_out must be float or nothing; got 1"),
@@ -235,8 +235,9 @@ def test_every_kind_of_value_is_written_as_toml(tmp_path):
     text = configuration.to_toml(given)
     assert "folder" not in text and "[model]" in text
     assert configuration._read(toml(tmp_path, text)) == {
-        **given, "data": {"source": ["digits", "mnist"], "augment": False}
-    }  # fmt: skip
+        **given,
+        "data": {"source": ["digits", "mnist"], "augment": False},
+    }
 
 
 def test_values_by_dotted_key_replace_others_and_are_checked():

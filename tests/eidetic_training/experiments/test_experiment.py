@@ -102,7 +102,7 @@ def test_the_latest_network_certifies_and_gives_the_recorded_digests(finished):
     assert network.certify().ok
     assert network.router.tasks == 3
     assert sorted(folder.digests) == [0, 1, 2]
-    experiment.prove(folder, network, make_tasks(config["data"], config["seed"]))
+    experiment.verify(folder, network, make_tasks(config["data"], config["seed"]))
 
 
 def test_every_checkpoint_is_the_network_after_its_task(finished):
@@ -301,7 +301,7 @@ def test_a_router_with_convolutions_is_kept_and_gives_the_same_answers(data, tmp
     network = load(folder.network_path, config)
     assert network.router.convolutions.channels[1:] == (4, 8)
     for t, task in enumerate(make_tasks(config["data"], config["seed"])):
-        (x, y), = task.test_loader(48)
+        ((x, y),) = task.test_loader(48)
         answer = network.predict(x)
         assert folder.router.routed[t] == ((answer.task == t) & (answer.label == y)).double().mean().item()
 

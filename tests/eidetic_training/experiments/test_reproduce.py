@@ -13,8 +13,13 @@ from eidetic_training.runs import plots
 from eidetic_training.runs.folder import RunFolder
 from eidetic_training.runs.report import summary
 
-SHAPES = {"digits": (1, 28, 28), "mnist": (1, 28, 28), "cifar10": (3, 32, 32), "cifar100": (3, 32, 32),
-          "imagenette": (3, 160, 160)}  # fmt: skip
+SHAPES = {
+    "digits": (1, 28, 28),
+    "mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "cifar100": (3, 32, 32),
+    "imagenette": (3, 160, 160),
+}
 
 
 @pytest.mark.parametrize("name", configuration.built_in())
@@ -86,9 +91,19 @@ def test_the_protocols(name, tasks, augment):
 def tiny(tmp_path_factory):
     """Overrides that make any reproduction tiny."""
     folder = write_data(tmp_path_factory.mktemp("images"))
-    sets = {"data.source": "parquet", "data.folder": folder, "data.tasks": 2, "data.batch_size": 24,
-            "model.width": WIDTH, "optimizer.lr": 0.02, "task.max_epochs": 3, "task.max_recovery_epochs": 1,
-            "task.step": 0.3, "router.max_epochs": 2, "router.hidden": 4}  # fmt: skip
+    sets = {
+        "data.source": "parquet",
+        "data.folder": folder,
+        "data.tasks": 2,
+        "data.batch_size": 24,
+        "model.width": WIDTH,
+        "optimizer.lr": 0.02,
+        "task.max_epochs": 3,
+        "task.max_recovery_epochs": 1,
+        "task.step": 0.3,
+        "router.max_epochs": 2,
+        "router.hidden": 4,
+    }
     return [f"{key}={value}" for key, value in sets.items()]
 
 
@@ -154,7 +169,7 @@ def test_a_tiny_search(tiny, tmp_path):
 def test_table_8_and_figures_3_and_4_are_drawn_from_table_4_s_runs(tiny, tmp_path, monkeypatch):
     """On made-up images of six classes and a small MLP: what is shown is read from run folders alone."""
     pytest.importorskip("matplotlib")
-    sets = ["model={name = \"mlp\", width = 40}" if each.startswith("model.") else each for each in tiny]
+    sets = ['model={name = "mlp", width = 40}' if each.startswith("model.") else each for each in tiny]
     said = []
     reproduce("table4", tmp_path, sets, 2, ["backoff"], said.append)
     runs = [RunFolder(tmp_path / f"backoff-seed{seed}") for seed in range(2)]

@@ -57,11 +57,23 @@ def test_what_would_change_the_problem_cannot_be_searched(key):
 @pytest.mark.parametrize(
     "given",
     [
-        [], [1], 3, "l1", {"low": 1}, {"low": 1, "high": 1}, {"low": 2, "high": 1}, {"low": 0, "high": 1, "log": True},
-        {"low": 1, "high": 2, "lgo": True}, {"low": 1, "high": 9, "log": True, "step": 2}, {"low": "a", "high": "b"},
-        {"low": 1, "high": 9, "step": 0}, {"low": False, "high": True}, {"low": 1, "high": 2, "log": 3}, [[1], [2]],
+        [],
+        [1],
+        3,
+        "l1",
+        {"low": 1},
+        {"low": 1, "high": 1},
+        {"low": 2, "high": 1},
+        {"low": 0, "high": 1, "log": True},
+        {"low": 1, "high": 2, "lgo": True},
+        {"low": 1, "high": 9, "log": True, "step": 2},
+        {"low": "a", "high": "b"},
+        {"low": 1, "high": 9, "step": 0},
+        {"low": False, "high": True},
+        {"low": 1, "high": 2, "log": 3},
+        [[1], [2]],
     ],
-)  # fmt: skip
+)
 def test_values_that_are_none_are_refused(given):
     with pytest.raises(InputError, match=r"sweep.space.task.step must be a list of two values or more, or a range"):
         SweepSettings(space={"task.step": given})

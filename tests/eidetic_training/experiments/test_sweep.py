@@ -52,15 +52,28 @@ def test_a_trial_learns_the_first_tasks_and_is_measured_on_what_is_held_out(swep
 def test_what_is_left_behind(swept):
     config, folder, text = swept
     assert {path.name for path in folder.iterdir()} == {
-        "sweep.json", "sweep.lock", "study.db", "trials", "table.md", "best.toml",
-    }  # fmt: skip
+        "sweep.json",
+        "sweep.lock",
+        "study.db",
+        "trials",
+        "table.md",
+        "best.toml",
+    }
     assert sorted(path.name for path in (folder / "trials").iterdir()) == ["000", "001", "002"]
     for path in (folder / "trials").iterdir():
         assert (path / "tests.csv").is_file() and not list(path.rglob("*.safetensors"))
     assert (folder / "table.md").read_text() == text + "\n"
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
-    assert rows[0] == ["trial", "accuracy, held out", "by task", "units", "epochs", "s", "optimizer.lr",
-                       "task.importance"]  # fmt: skip
+    assert rows[0] == [
+        "trial",
+        "accuracy, held out",
+        "by task",
+        "units",
+        "epochs",
+        "s",
+        "optimizer.lr",
+        "task.importance",
+    ]
     over = trials_of(config, folder)
     assert [row[0] for row in rows[2:]] == [trial.user_attrs["folder"] for trial in over]
     values = [float(row[1]) for row in rows[2:]]

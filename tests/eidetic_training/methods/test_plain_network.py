@@ -106,8 +106,14 @@ def test_what_has_no_twin_is_refused():
         plain(nn.Sequential(ek.EideticLinear(3, 3), EideticStochasticDepth(0.1)))
 
 
-ACTIVATIONS = {"none": lambda y: y, "relu": F.relu, "relu6": F.relu6, "silu": F.silu, "gelu": F.gelu,
-               "hardswish": F.hardswish}  # fmt: skip
+ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hardswish": F.hardswish,
+}
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -118,8 +124,11 @@ def test_norms_add_the_residual_and_activate_as_torch_s_functions_do(kind, activ
     images = kind != "linear"
     norm = (ek.EideticBatchNorm2d if images else ek.EideticBatchNorm1d)(6, momentum=0.3, activation=activation)
     nn.init.normal_(norm.weight), nn.init.normal_(norm.bias)
-    kinds = {"linear": lambda: ek.EideticLinear(4, 6, norm=norm), "norm alone": lambda: norm,
-             "convolution": lambda: ek.EideticConv2d(4, 6, 3, 2, 1, norm=norm)}  # fmt: skip
+    kinds = {
+        "linear": lambda: ek.EideticLinear(4, 6, norm=norm),
+        "norm alone": lambda: norm,
+        "convolution": lambda: ek.EideticConv2d(4, 6, 3, 2, 1, norm=norm),
+    }
     layer = kinds[kind]().train(training)
     twin = plain(layer)
     assert twin.state_dict().keys() == layer.state_dict().keys()
@@ -135,8 +144,9 @@ def test_norms_add_the_residual_and_activate_as_torch_s_functions_do(kind, activ
         assert_same_bits("forward", found, expected)
         weights = [twin.get_parameter(name) for name in ("weight", "bias")]
         if kind != "norm alone":
-            found, expected = (torch.autograd.grad(z.square().sum(), weights, retain_graph=True)
-                               for z in (found, expected))  # fmt: skip
+            found, expected = (
+                torch.autograd.grad(z.square().sum(), weights, retain_graph=True) for z in (found, expected)
+            )
             for name, mine, theirs in zip(("weight", "bias"), found, expected):
                 assert_same_bits(name, mine, theirs)
 

@@ -150,8 +150,10 @@ def test_every_model_computes_what_torch_s_layers_do_one_after_the_other(variant
     assert rates == {rate for option, rate in options.items() if option == "dropout"}
     for p in net.parameters():
         nn.init.normal_(p, float(p.dim() == 1), 0.3)
-    tensors = {key: tensor.detach().clone().requires_grad_(tensor.requires_grad)
-               for key, tensor in [*net.named_parameters(), *net.named_buffers()]}  # fmt: skip
+    tensors = {
+        key: tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        for key, tensor in [*net.named_parameters(), *net.named_buffers()]
+    }
     for training in (True, False):
         net.train(training)
         results = []
@@ -176,8 +178,10 @@ def test_an_mlp_with_nothing_frozen_has_the_bits_of_plain_torch(training):
     torch.manual_seed(0)
     net = models.MLP(in_features=12, width=9).train(training)
     x = torch.randn(16, 3, 4)
-    tensors = {key: tensor.detach().clone().requires_grad_(tensor.requires_grad)
-               for key, tensor in [*net.named_parameters(), *net.named_buffers()]}  # fmt: skip
+    tensors = {
+        key: tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        for key, tensor in [*net.named_parameters(), *net.named_buffers()]
+    }
     with backends.using("torch"):
         ours, theirs = net.forward(x), plain_mlp(net, x, tensors)
         assert_same_bits("features", ours, theirs)

@@ -64,8 +64,9 @@ def trained(net, make_optimizer, captured, epochs=2, data=None, loss=F.cross_ent
 
 
 @pytest.mark.parametrize("backend", [None, "torch"])
-@pytest.mark.parametrize("make", [*NETWORKS.values(), *fused_networks.NETWORKS.values()],
-                         ids=[*NETWORKS, *fused_networks.NETWORKS])  # fmt: skip
+@pytest.mark.parametrize(
+    "make", [*NETWORKS.values(), *fused_networks.NETWORKS.values()], ids=[*NETWORKS, *fused_networks.NETWORKS]
+)
 def test_a_captured_epoch_leaves_the_bits_of_an_ordinary_one(make, backend):
     """Weights, statistics, optimizer, loss, accuracy, random numbers (dropout); a finished task is recalled."""
     with backends.using(backend):
@@ -371,10 +372,15 @@ def test_a_capture_computes_nothing_and_leaves_rubbish_until_it_is_replayed():
 
 @pytest.mark.parametrize(
     "read",
-    [lambda x: x.sum().item(), lambda x: bool(x[0] > 0), lambda x: x.nonzero(), lambda x: x[x > 0],
-     lambda x: x * torch.tensor([1.0, 2.0, 3.0])],
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x[0] > 0),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x * torch.tensor([1.0, 2.0, 3.0]),
+    ],
     ids=["item", "bool", "nonzero", "mask", "a list"],
-)  # fmt: skip
+)
 def test_reading_on_the_host_ends_a_capture_and_changes_nothing(read):
     x, graphs = torch.ones(3), SimulatedGraphs()
     with pytest.raises(CaptureError, match="not permitted when stream is capturing"):

@@ -93,11 +93,16 @@ def cuda(monkeypatch):
         return graphs[-1]
 
     for name, value in {
-        "stream": Entered, "Stream": made, "current_stream": lambda device=None: current[0], "CUDAGraph": graph,
-        "synchronize": lambda: log.append("the host waits for all"), "empty_cache": lambda: None,
-        "default_generators": (Generator(log),), "get_sync_debug_mode": lambda: 0,
+        "stream": Entered,
+        "Stream": made,
+        "current_stream": lambda device=None: current[0],
+        "CUDAGraph": graph,
+        "synchronize": lambda: log.append("the host waits for all"),
+        "empty_cache": lambda: None,
+        "default_generators": (Generator(log),),
+        "get_sync_debug_mode": lambda: 0,
         "set_sync_debug_mode": lambda mode: log.append(f"sync debug mode {mode}"),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch._C, "_host_emptyCache", lambda: None, raising=False)
     _side_stream.cache_clear()

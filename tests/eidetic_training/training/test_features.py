@@ -66,12 +66,17 @@ def test_shuffled_epochs_learn_as_well():
     ("loaders", "settings", "why"),
     [
         (lambda task: [blobs(task)], {}, "does not number"),
-        (lambda task: TensorLoader(torch.rand(24, 1, 2, 3), torch.arange(24) % 3, 8, augment=Augmentation(flip=True)),
-         {}, "augmented"),
+        (
+            lambda task: TensorLoader(
+                torch.rand(24, 1, 2, 3), torch.arange(24) % 3, 8, augment=Augmentation(flip=True)
+            ),
+            {},
+            "augmented",
+        ),
         (numbered, {"frozen_features_gib": 1e-6}, "MiB are allowed"),
     ],
     ids=["a list", "augmentation", "memory"],
-)  # fmt: skip
+)
 def test_what_stands_in_the_way_is_said_once_a_task(loaders, settings, why):
     plain, _ = learned(2, loaders, frozen_features=False)
     net, notes = learned(2, loaders, **settings)

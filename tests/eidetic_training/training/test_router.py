@@ -301,9 +301,20 @@ def test_nan_in_the_data_leaves_the_old_router():
 
 @pytest.mark.parametrize(
     "options",
-    [{"max_epochs": 0}, {"patience": 0}, {"batch_size": 0}, {"max_epochs": 2.5}, {"hidden": -1}, {"hidden": True},
-     {"hidden": 1.5}, {"dropout": 1.0}, {"dropout": -0.1}, {"examples": 0}, {"examples": 2.5}],
-)  # fmt: skip
+    [
+        {"max_epochs": 0},
+        {"patience": 0},
+        {"batch_size": 0},
+        {"max_epochs": 2.5},
+        {"hidden": -1},
+        {"hidden": True},
+        {"hidden": 1.5},
+        {"dropout": 1.0},
+        {"dropout": -0.1},
+        {"examples": 0},
+        {"examples": 2.5},
+    ],
+)
 def test_arguments_out_of_range_are_refused(options):
     net, loaders = learned(1)
     with pytest.raises(InputError, match=next(iter(options))):

@@ -797,8 +797,14 @@ class Net(ek.EideticNetwork):  # as printed in the design, section 5
     def __init__(self):
         super().__init__()
         self.body = torch.nn.Sequential(
-            ek.EideticLinear(784, 2000), ek.EideticBatchNorm1d(2000), torch.nn.ReLU(), torch.nn.Dropout(0.1),
-            ek.EideticLinear(2000, 2000), ek.EideticBatchNorm1d(2000), torch.nn.ReLU())  # fmt: skip
+            ek.EideticLinear(784, 2000),
+            ek.EideticBatchNorm1d(2000),
+            torch.nn.ReLU(),
+            torch.nn.Dropout(0.1),
+            ek.EideticLinear(2000, 2000),
+            ek.EideticBatchNorm1d(2000),
+            torch.nn.ReLU(),
+        )
 
     def forward(self, x):
         return self.body(x.flatten(1))

@@ -239,6 +239,7 @@ def test_numbers_of_units_may_not_be_computed_with(name):
 
 def test_numbers_of_units_of_heads():
     """A head's size never changes; their number does."""
+
     def attention(s, x, scale):
         q, k, v = (layer(x).view(x.size(0), x.size(1), 4, 2).transpose(1, 2) for layer in (s.q, s.k, s.v))
         return x + s.o(F.scaled_dot_product_attention(q * scale(q), k, v).transpose(1, 2).flatten(2))
@@ -450,6 +451,7 @@ def test_prelu_keeps_each_tasks_slopes(parameters):
 
 def test_prelu_over_tokens_and_several_groups():
     take_through(Case(lambda s, x, y: s.p(x), TOKENS, {"p": nn.PReLU}).module(), torch.randn(6, *TOKENS))
+
     def joined(parameters):
         return Plain(
             lambda s, x: s.h(s.p(torch.cat([s.a(x), s.c(x)], 1))), a=nn.Linear(6, 5), c=nn.Linear(6, 3),
@@ -550,6 +552,7 @@ def test_timms_norm_and_activation_are_the_modules_own():
 
 def test_graphs_of_functions_need_no_example():
     """A network of one's own is wired without sizes: what needs them says so."""
+
     class Own(ek.EideticNetwork):
         def __init__(self, body):
             super().__init__()

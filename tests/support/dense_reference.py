@@ -228,7 +228,7 @@ class DenseWindowAttention(DenseAttention):
         super().__init__(layer)
         self.window, self.shift = list(layer.window_size), list(layer.shift_size)
         self.positions = layer.positions
-        self.position_bias = _twin(layer.position_bias)
+        self.position_bias = _reference(layer.position_bias)
 
     def forward(self, x):
         from torchvision.models.swin_transformer import shifted_window_attention
@@ -246,11 +246,17 @@ class DenseWindowAttention(DenseAttention):
         table = self.position_bias()
         bias = F.pad(table, (0, heads - table.shape[1]))[self.positions].permute(2, 0, 1).unsqueeze(0)
         y = shifted_window_attention(
-            F.pad(x, (0, whole - present)), torch.cat(weights),
-            F.pad(out.weight * out.mask, (0, whole - units, 0, whole - rows)), bias, self.window, heads, self.shift,
-            qkv_bias=torch.cat(biases), proj_bias=F.pad(out.bias, (0, whole - rows)),
+            F.pad(x, (0, whole - present)),
+            torch.cat(weights),
+            F.pad(out.weight * out.mask, (0, whole - units, 0, whole - rows)),
+            bias,
+            self.window,
+            heads,
+            self.shift,
+            qkv_bias=torch.cat(biases),
+            proj_bias=F.pad(out.bias, (0, whole - rows)),
             **self.scales(heads),
-        )  # fmt: skip
+        )
         return y[..., :rows]
 
     def scales(self, heads):
@@ -314,7 +320,7 @@ class DenseTwin(nn.Module):
         self.kind = type(net)
         for name, child in net.named_children():
             if name not in ("heads", "router"):
-                self.add_module(name, _twin(child))
+                self.add_module(name, _reference(child))
         self.head = MaskedLinear(net.live_head)
         self.train(net.training)
 
@@ -347,25 +353,25 @@ class DenseTwin(nn.Module):
                     yield f"{path}.{name}", getattr(net.get_submodule(path), name), getattr(module.inner, name)
 
 
-def _graph_twin(module):
-    twin = copy.deepcopy(module)
+def _graph_reference(module):
+    reference = copy.deepcopy(module)
     for node in module.graph.nodes:
         if node.op == "call_module":
             layer = module.get_submodule(node.target)
             if getattr(layer, "p", 0) != 0:
                 raise AssertionError("the twin has no dropout")
             if type(layer) in TWINS:
-                twin.set_submodule(node.target, TWINS[type(layer)](layer))
-    return twin
+                reference.set_submodule(node.target, TWINS[type(layer)](layer))
+    return reference
 
 
-def _twin(module):
+def _reference(module):
     if type(module) in TWINS:
         return TWINS[type(module)](module)
     if isinstance(module, fx.GraphModule):
-        return _graph_twin(module)
+        return _graph_reference(module)
     if isinstance(module, nn.Sequential):
-        return nn.Sequential(*[_twin(child) for child in module])
+        return nn.Sequential(*[_reference(child) for child in module])
     if isinstance(module, (ek.EideticDropout, nn.Dropout)):
         assert module.p == 0, "the twin has no dropout"
         return nn.Identity()

@@ -125,18 +125,23 @@ def _attention(old: nn.MultiheadAttention, where: Place) -> EideticMultiheadAtte
             "(add_bias_kv) or with an added zero (add_zero_attn) has no rule."
         )
     bias = old.in_proj_bias is not None
-    new = EideticMultiheadAttention(
-        old.embed_dim, old.num_heads, old.dropout, bias, old.batch_first, **_factory(old)
-    )
+    new = EideticMultiheadAttention(old.embed_dim, old.num_heads, old.dropout, bias, old.batch_first, **_factory(old))
     new.adopt(old.in_proj_weight, old.in_proj_bias, old.out_proj)
     return new
 
 
 def _window_attention(old: nn.Module, where: Place) -> EideticWindowAttention:
     new = EideticWindowAttention(
-        old.qkv.in_features, old.window_size, old.shift_size, old.num_heads, old.qkv.bias is not None,
-        old.proj.bias is not None, old.attention_dropout, old.dropout, **_factory(old.qkv),
-    )  # fmt: skip
+        old.qkv.in_features,
+        old.window_size,
+        old.shift_size,
+        old.num_heads,
+        old.qkv.bias is not None,
+        old.proj.bias is not None,
+        old.attention_dropout,
+        old.dropout,
+        **_factory(old.qkv),
+    )
     new.adopt_window(old)
     return new
 
