@@ -31,7 +31,7 @@ from torch import Tensor
 
 from .. import backends
 from ..layout import Staircase
-from . import registration
+from ..memory import unit_major
 from .registration import Op, decoded, encoded
 from .staircase import StaircaseFunction, fake_gradients, gradients, oracle, products
 
@@ -64,7 +64,7 @@ class Linear:
         self.unit_major = unit_major
 
     def forward(self, x, weight, bias, out=None):
-        if not (self.unit_major or registration.unit_major(x)):
+        if not (self.unit_major or unit_major(x)):
             return F.linear(x, weight, bias)
         out = None if out is None else out.t()
         if bias is None:
@@ -82,7 +82,7 @@ class Linear:
 
     @staticmethod
     def input_gradient(dy, x, weight):
-        return (weight.t() @ dy.t()).t() if registration.unit_major(x) else dy @ weight
+        return (weight.t() @ dy.t()).t() if unit_major(x) else dy @ weight
 
     def arranged(self, y, x, weight):
         return y.t().contiguous().t() if self.unit_major else y

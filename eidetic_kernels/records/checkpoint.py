@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import CheckpointError, EideticError
+from ..files import replacing
 from ..layers import SegmentedLayer, StaircaseLayer
 from ..layout import Segments
 from ..tasks.base import BaseNetwork
@@ -30,19 +29,10 @@ FORMAT = 1
 
 def save(network: BaseNetwork, path: str | Path) -> None:
     """Write ``network`` to ``path``; a reader sees the old file or the new one, never half of one."""
-    path = Path(path)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     header = json.dumps(_structure(network))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}")
-    try:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # that of any new file; the library would make it the owner's only
+    with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
-        temporary.chmod(mode)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(cls: type, path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:

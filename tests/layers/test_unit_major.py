@@ -190,7 +190,7 @@ def test_products_normalised_where_they_lie_equal_the_oracle(name, activation, b
             given = run_norm(NORMED, layer, x_lies(x), *options, of_dy(dy))
             assert unit_major(given["y"])
             for key, value in expected.items():
-                label = f"{samples} samples, {of_x}, training {training}, exact {exact}: {key}"
+                label = f"{samples} samples, {of_x}, training {training}, full_input_grad {full_input_grad}: {key}"
                 if value is None or given[key] is None:
                     assert all(t is None or not t.any() for t in (value, given[key])), label
                 else:
