@@ -1,7 +1,8 @@
 # make demo   ten tasks learned one after the other, none forgotten (a bare checkout is enough)
-# make test   the tests
+# make test   what `make lint` checks, then the tests
+# make lint   style, the direction of imports, types
+# make docs   the documentation site, in build/site
 # make bench  the measurements
-# make lint   ruff
 # make clean  removes what the others made, runs excepted
 #
 # PYTHON is the interpreter (3.10 or newer) the environment is made from, VENV where it is made. setup.py says which
@@ -17,13 +18,13 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 COMPILED := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint docs clean
 
 demo: $(STAMPS)/run
 	$(BIN)/eidetic train demo $(ARGS)
 
 # One thread a process: the processes already share the cores among themselves.
-test: $(STAMPS)/test
+test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
 
 # What is timed is tested first: a wrong kernel must not look fast.
@@ -33,6 +34,12 @@ bench: $(STAMPS)/test
 
 lint: $(STAMPS)/test
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check --quiet .
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(STAMPS)/docs
+	$(BIN)/python -m mkdocs build --strict --site-dir build/site
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
@@ -56,3 +63,7 @@ $(STAMPS)/run: $(STAMPS)/venv $(COMPILED)
 $(STAMPS)/test: $(STAMPS)/venv $(COMPILED)
 	$(PIP) -e ".[test]"
 	touch $@ $(STAMPS)/run
+
+$(STAMPS)/docs: $(STAMPS)/test
+	$(PIP) -e ".[docs]" --no-build-isolation
+	touch $@
