@@ -19,6 +19,7 @@ from .tasks.capacity import Capacity, capacity_of
 from .tasks.pruning import PruningPlan
 from .tasks.routing import Prediction
 from .tasks.snapshots import Snapshot
+from .tasks.transaction import atomic
 
 
 class EideticNetwork(BaseNetwork):
@@ -65,25 +66,28 @@ class EideticNetwork(BaseNetwork):
             CapacityError: a count over what is free, or a disjoint layer with no free units to read.
         """
         plan = lifecycle.plan_next(self, t, num_classes, forward_transfer, max_units, optimizer)
-        if self.current_task is not None:
-            self.finish_task()
-        lifecycle.begin(self, plan)
-        if num_classes is not None:
-            self.add_head(num_classes)
-        if optimizer is not None:
-            self.adopt(optimizer)
+        with atomic(self, optimizer):
+            if self.current_task is not None:
+                self.finish_task()
+            lifecycle.begin(self, plan)
+            if num_classes is not None:
+                self.add_head(num_classes)
+            if optimizer is not None:
+                self.adopt(optimizer)
 
     def add_head(self, num_classes: int) -> None:
         """Create the head of the task in training, where ``prepare_for_task`` was not told its classes."""
-        lifecycle.add_head(self, num_classes)
+        with atomic(self):
+            lifecycle.add_head(self, num_classes)
 
     def finish_task(self) -> None:
         """Freeze the task in training: its units, statistics and head become buffers, for ever (Persistence).
 
         Raises TaskError when no task is in training, or when a live tensor is not finite.
         """
-        task = lifecycle.freeze(self)
-        self.records.append(certificate.record(self, task))
+        with atomic(self):
+            task = lifecycle.freeze(self)
+            self.records.append(certificate.record(self, task))
 
     def align(self, multiple: int | Mapping[str, int]) -> None:
         """Keep what tasks take at multiples of ``multiple`` units (of all unit groups, or by group name).
@@ -92,14 +96,16 @@ class EideticNetwork(BaseNetwork):
         segments keep to them wherever units allow: a group narrower than ``multiple`` is left alone, and the last
         remainder of a width that is no multiple can be taken as it is. 1 takes it back; a saved network knows it.
         """
-        lifecycle.align(self, multiple)
+        with atomic(self):
+            lifecycle.align(self, multiple)
 
     def widen(self, width: int | Mapping[str, int]) -> None:
         """Let unit groups hold ``width`` units (all groups, or by group name); used from the next task on.
 
         Where units come in grains (a grouped convolution reads them), it is rounded up to whole ones.
         """
-        lifecycle.widen(self, width)
+        with atomic(self):
+            lifecycle.widen(self, width)
 
     # ---- answers without a task id
 
@@ -157,7 +163,8 @@ class EideticNetwork(BaseNetwork):
 
         Parameters are replaced by smaller ones; ``optimizer`` follows, its state cut along with them.
         """
-        pruning.apply(self, plan, optimizer)
+        with atomic(self, optimizer):
+            pruning.apply(self, plan, optimizer)
 
     def prune(
         self,
@@ -182,7 +189,9 @@ class EideticNetwork(BaseNetwork):
         ``optimizer`` follows; its per-parameter state comes back too if it was part of the snapshot. Raises TaskError
         for a snapshot of another task.
         """
-        snapshots.restore(self, snapshot, optimizer)
+        live = [tensor for _, _, _, tensor in snapshots.all_live(self)] if self.current_task is not None else []
+        with atomic(self, optimizer, *live):
+            snapshots.restore(self, snapshot, optimizer)
 
     def adopt(self, optimizer: Optimizer) -> None:
         """Point ``optimizer`` to the current parameters, moving and cutting the state it holds for earlier ones.
@@ -190,7 +199,8 @@ class EideticNetwork(BaseNetwork):
         Of parameters it never held only the head's are added, since a head is made after many an optimizer. Raises
         StaleOptimizerError when it holds nothing of this network.
         """
-        optimizer_state.adopt(self, optimizer)
+        with atomic(self, optimizer):
+            optimizer_state.adopt(self, optimizer)
 
     # ---- training: the driver is imported when it is called
 

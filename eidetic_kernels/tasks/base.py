@@ -17,6 +17,7 @@ from ..wiring import tracing
 from ..wiring.groups import Group, Wiring
 from .record import TaskRecord
 from .routing import Router
+from .transaction import atomic
 
 
 class BaseNetwork(nn.Module):
@@ -70,19 +71,23 @@ class BaseNetwork(nn.Module):
     def wiring(self) -> Wiring:
         """The unit groups and who reads them; found when first needed. Raises ConversionError."""
         if self._wiring is None:
-            connections = self.connections()
-            wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
-            named = {*wiring.sources, *wiring.split, *(path for group in wiring.groups for path in group.norms)}
-            for path, layer in self.segmented_layers():
-                if path not in named:
-                    raise ConversionError(
-                        f"{path!r} is not on the way from the input to the features, so its units have no readers: "
-                        "use it in forward (or name it in connections()), or remove it."
-                    )
-                if layer.owned or layer.segments.tasks or layer.segments.live != layer.segments.width:
-                    raise TaskError(f"{path!r} already has a life of its own; only fresh layers can join a network.")
-            self._wire(wiring)
+            with atomic(self):
+                self._find_wiring()
         return self._wiring
+
+    def _find_wiring(self) -> None:
+        connections = self.connections()
+        wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
+        named = {*wiring.sources, *wiring.split, *(path for group in wiring.groups for path in group.norms)}
+        for path, layer in self.segmented_layers():
+            if path not in named:
+                raise ConversionError(
+                    f"{path!r} is not on the way from the input to the features, so its units have no readers: "
+                    "use it in forward (or name it in connections()), or remove it."
+                )
+            if layer.owned or layer.segments.tasks or layer.segments.live != layer.segments.width:
+                raise TaskError(f"{path!r} already has a life of its own; only fresh layers can join a network.")
+        self._wire(wiring)
 
     @property
     def groups(self) -> tuple[Group, ...]:

@@ -1,0 +1,81 @@
+"""All or nothing: a call that changes a network's structure and fails leaves the network as it was.
+
+Structural calls replace tensors and never resize them, so going back is a matter of references: :func:`atomic` notes
+what every module and every unit group holds, and puts it back when anything is raised inside, an interrupt by the
+user and a lack of memory included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..layers import SegmentedLayer
+
+
+@contextmanager
+def atomic(network: nn.Module, optimizer: Optimizer | None = None, *written: Tensor) -> Iterator[None]:
+    """Put ``network`` and ``optimizer`` back to what they are now if anything is raised inside, and raise it again.
+
+    ``written``: tensors that are written in place inside; their values are copied first. All others must be replaced.
+    """
+    before = _State(network, optimizer, written)
+    try:
+        yield
+    except BaseException:
+        before.put_back()
+        raise
+
+
+class _State:
+    """References to all that structural calls change, and copies of the containers that hold them."""
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer | None, written: tuple[Tensor, ...]):
+        self.objects: list[tuple[object, dict[str, Any]]] = []
+        self.containers: list[tuple[Any, Any]] = []
+        self.gradients: list[tuple[nn.Parameter, Tensor | None]] = []
+        for module in network.modules():
+            self._note(module)
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    self._note(parameter)
+                    self.gradients.append((parameter, parameter.grad))
+        layers = [module for module in network.modules() if isinstance(module, SegmentedLayer)]
+        self.segments = list({id(layer.segments): layer.segments for layer in layers}.values())
+        for segments in self.segments:
+            self._note(segments)
+        if optimizer is not None:
+            self._note_container(optimizer.param_groups)
+            for group in optimizer.param_groups:
+                self._note_container(group)
+                self._note_container(group["params"])
+            self._note_container(optimizer.state)
+        self.values = [(tensor, tensor.detach().clone()) for tensor in written]
+
+    def put_back(self) -> None:
+        later = [segments.version for segments in self.segments]
+        for each, attributes in self.objects:
+            vars(each).clear()
+            vars(each).update(attributes)
+        for container, content in self.containers:
+            container.clear()
+            container.extend(content) if isinstance(container, list) else container.update(content)
+        for parameter, gradient in self.gradients:
+            parameter.grad = gradient
+        for tensor, value in self.values:
+            tensor.data.copy_(value)
+        for segments, version in zip(self.segments, later):
+            segments.version = version + 1  # what was derived from the sizes in between is out of date
+
+    def _note(self, each: object) -> None:
+        self.objects.append((each, dict(vars(each))))
+        for value in vars(each).values():
+            if isinstance(value, (list, dict, set)):
+                self._note_container(value)
+
+    def _note_container(self, container: Any) -> None:
+        self.containers.append((container, container.copy()))
