@@ -18,7 +18,6 @@ from ..files import replacing
 from ..layers import SegmentedLayer, StaircaseLayer
 from ..layout import Segments
 from ..tasks.base import BaseNetwork
-from ..tasks.router_convolutions import RouterConvolutions
 from ..tasks.routing import Router
 from ..version import __version__
 from ..wiring.groups import Group
@@ -84,12 +83,7 @@ def _structure(network: BaseNetwork) -> dict[str, Any]:
             path: layer.forward_transfer for group in network.groups for path, layer in _choosing(group)
         },
         "heads": [{"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads],
-        "router_tasks": None if network.router is None else network.router.tasks,
-        "router_layers": network.router is not None and network.router.layers,
-        "router_inputs": network.router is not None and network.router.inputs,
-        "router_convolutions": _convolutions(network.router),
-        "router_mirrored": network.router is not None and network.router.mirrored,
-        "router_classes": None if network.router is None else network.router.classes,
+        **({"router_tasks": None} if network.router is None else network.router.header()),
         "records": [certificate.to_json(entry) for entry in network.records],
     }
 
@@ -124,13 +118,8 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
     network.head_forward_transfer = header["head_forward_transfer"]
     network.input_shape = None if header["input_shape"] is None else tuple(header["input_shape"])
     if header["router_tasks"] is not None:
-        names = ("weight", "bias", "hidden_weight", "hidden_bias")
-        saved = {name: tensors[f"router.{name}"] for name in names if f"router.{name}" in tensors}
-        empty = {name: torch.empty_like(tensor) for name, tensor in saved.items()}
-        reads = {name: header.get(f"router_{name}", False) for name in ("layers", "inputs", "mirrored")}
-        channels = header.get("router_convolutions")
-        convolutions = None if channels is None else RouterConvolutions(channels).to(saved["weight"].dtype)
-        network.router = Router(**empty, **reads, convolutions=convolutions, classes=header.get("router_classes"))
+        of_router = {name.removeprefix("router."): t for name, t in tensors.items() if name.startswith("router.")}
+        network.router = Router.from_header(header, of_router)
     if "probe" in tensors:
         network.probe = torch.empty_like(tensors["probe"])
     network.records = [certificate.from_json(entry) for entry in header["records"]]
@@ -203,10 +192,6 @@ def _subclasses(cls: type):
     for each in cls.__subclasses__():
         yield each
         yield from _subclasses(each)
-
-
-def _convolutions(router: Router | None) -> tuple[int, ...] | None:
-    return None if router is None or router.convolutions is None else router.convolutions.channels
 
 
 def _choosing(group: Group) -> list[tuple[str, SegmentedLayer]]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,20 +44,47 @@ class Prediction:
         return self.router_logits.softmax(1).amax(1)
 
 
-class Router(nn.Module):
-    """The task classifier (paper, section 3.4): from features [N, columns] to task scores [N, tasks].
+class RouterInput(NamedTuple):
+    """What a router reads beside the features of the finished tasks.
 
-    A linear map as in the paper, or with one hidden layer of ReLU units between: ``hidden_weight`` [hidden, columns]
-    and ``hidden_bias`` [hidden]. Its tensors are buffers, so that training the next task cannot move them.
-
-    layers: whether it reads what every unit group computes, and not the features alone (see :func:`listening`).
-    inputs: whether it reads the network's input, too.
-    convolutions: those of its own over the input, whose columns come before the features; a first map with no more
-        columns than these reads no features.
-    mirrored: whether scores are the mean over the image and its mirror image, as convolutions see it.
-    classes: how many each task has, where the map scores them and not tasks (``weight`` [all classes, columns]): a
-        task's score is then the log of the sum of its classes' exponentials.
+    layers: whether it also reads what every other unit group computes (see :func:`capturing`).
+    inputs: whether it also reads the network's input, flattened.
+    convolutions: the router's own convolutions over the input. Their columns come before the features; a first map with
+        no more columns than these reads no features.
+    mirrored: whether scores are the mean over the image and its mirror image. Only the convolutions see the mirror
+        image; the body does not.
     """
+
+    layers: bool = False
+    inputs: bool = False
+    convolutions: RouterConvolutions | None = None
+    mirrored: bool = False
+
+
+FEATURES_ALONE = RouterInput()
+
+
+class Router(nn.Module):
+    """The task classifier (paper, section 1): from features [N, columns] to task scores [N, tasks].
+
+    Its tensors are buffers, so that training the next task cannot move them.
+
+    Args:
+        weight: [tasks, columns], or [all classes, columns] with ``classes``. With a hidden layer, its columns are the
+            hidden units.
+        bias: [tasks] or [all classes].
+        hidden_weight: [hidden, columns] of one hidden layer of ReLU units; None is the paper's linear map.
+        hidden_bias: [hidden], together with ``hidden_weight``.
+        reads: what the router reads beside the features.
+        classes: how many classes each task has, if the map scores classes and not tasks. A task's score is then the log
+            of the sum of its classes' exponentials.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    hidden_weight: Tensor | None
+    hidden_bias: Tensor | None
+    convolutions: RouterConvolutions | None
 
     def __init__(
         self,
@@ -64,14 +92,11 @@ class Router(nn.Module):
         bias: Tensor,
         hidden_weight: Tensor | None = None,
         hidden_bias: Tensor | None = None,
-        layers: bool = False,
-        inputs: bool = False,
-        convolutions: RouterConvolutions | None = None,
-        mirrored: bool = False,
+        reads: RouterInput = FEATURES_ALONE,
         classes: Sequence[int] | None = None,
     ):
         super().__init__()
-        self.layers, self.inputs, self.convolutions, self.mirrored = layers, inputs, convolutions, mirrored
+        self.layers, self.inputs, self.convolutions, self.mirrored = reads
         self.classes = None if classes is None else tuple(classes)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
@@ -80,18 +105,55 @@ class Router(nn.Module):
 
     @property
     def tasks(self) -> int:
+        """How many tasks the router knows."""
         return self.weight.shape[0] if self.classes is None else len(self.classes)
 
     def forward(self, features: Tensor, x: Tensor | None = None) -> Tensor:
-        """Task scores; ``x``, the network's input, is looked at by convolutions alone. Raises InputError where it is no
-        image that they can read."""
+        """Task scores [N, tasks] from what the router reads of the network, ``features`` [N, columns or more].
+
+        ``x`` is the network's input; only convolutions look at it. Raises InputError where it is no image that they can
+        read.
+        """
         if self.convolutions is None:
-            scores = self._scores(features)
-        else:
-            scores = self._scores(torch.cat([self.convolutions(x), features], 1))
-            if self.mirrored:
-                scores = (scores + self._scores(torch.cat([self.convolutions(x.flip(-1)), features], 1))) / 2
+            return of_tasks(self._scores(features), self.classes)
+        if x is None:
+            raise InputError(
+                "this router has convolutions, which read the network's input: give it, router(features, x)."
+            )
+
+        scores = self._scores(torch.cat([self.convolutions(x), features], 1))
+        if self.mirrored:
+            scores = (scores + self._scores(torch.cat([self.convolutions(x.flip(-1)), features], 1))) / 2
         return of_tasks(scores, self.classes)
+
+    def header(self) -> dict[str, Any]:
+        """What a saved network's JSON header says of its router; the tensors are in the network's ``state_dict``."""
+        return {
+            "router_tasks": self.tasks,
+            "router_layers": self.layers,
+            "router_inputs": self.inputs,
+            "router_convolutions": None if self.convolutions is None else self.convolutions.channels,
+            "router_mirrored": self.mirrored,
+            "router_classes": self.classes,
+        }
+
+    @classmethod
+    def from_header(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+        """The router that wrote ``header``, with the ``tensors`` of its ``state_dict``.
+
+        Headers of earlier versions lack some of the entries. Raises KeyError or RuntimeError where tensors and header
+        do not fit each other.
+        """
+        weight, bias = tensors["weight"], tensors["bias"]
+        channels = header.get("router_convolutions")
+        convolutions = None if channels is None else RouterConvolutions(channels).to(weight.dtype)
+        layers, inputs, mirrored = (header.get(f"router_{name}", False) for name in ("layers", "inputs", "mirrored"))
+
+        reads = RouterInput(layers, inputs, convolutions, mirrored)
+        hidden = tensors.get("hidden_weight"), tensors.get("hidden_bias")
+        router = cls(weight, bias, *hidden, reads, header.get("router_classes"))
+        router.load_state_dict(tensors)
+        return router
 
     def _scores(self, features: Tensor) -> Tensor:
         if self.hidden_weight is not None:

@@ -10,7 +10,7 @@ import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.records import checkpoint
 from eidetic_kernels.tasks.router_convolutions import RouterConvolutions
-from eidetic_kernels.tasks.routing import Router
+from eidetic_kernels.tasks.routing import Router, RouterInput
 
 
 def filled(channels, dtype=torch.float32):
@@ -41,7 +41,7 @@ def routed(convolutions=None, dtype=torch.float32):
     net.eval()
     columns = sum(source.columns(1) for source in net.wiring.features)
     columns += 0 if convolutions is None else convolutions.channels[-1]
-    net.router = Router(torch.randn(2, columns), torch.randn(2), convolutions=convolutions)
+    net.router = Router(torch.randn(2, columns), torch.randn(2), reads=RouterInput(convolutions=convolutions))
     return net.to(dtype)
 
 
