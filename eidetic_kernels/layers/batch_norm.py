@@ -167,6 +167,7 @@ class EideticBatchNorm(SegmentedLayer):
             self.bias = replace(self.bias, empty_like(self.bias, self.segments.live))
         self.running_mean = empty_like(self.running_mean, self.segments.live)
         self.running_var = empty_like(self.running_var, self.segments.live)
+        self.num_batches_tracked = torch.zeros_like(self.num_batches_tracked)  # replaced as all live tensors are
         self.reset_parameters()
 
     def _momentum(self) -> float:
