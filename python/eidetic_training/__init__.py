@@ -3,7 +3,17 @@
 from .training.epoch import evaluate, train_epoch
 from .training.events import Event
 from .training.router import train_router
+from .training.router_settings import RouterSettings
 from .training.settings import TaskSettings
 from .training.trainer import TaskResult, train_task
 
-__all__ = ["Event", "TaskResult", "TaskSettings", "evaluate", "train_epoch", "train_router", "train_task"]
+__all__ = [
+    "Event",
+    "RouterSettings",
+    "TaskResult",
+    "TaskSettings",
+    "evaluate",
+    "train_epoch",
+    "train_router",
+    "train_task",
+]

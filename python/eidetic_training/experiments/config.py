@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from eidetic_kernels.errors import InputError
 
 from ..training.optimizers import OPTIMIZERS
+from ..training.router_settings import RouterSettings
 from ..training.settings import TaskSettings
 from .search_space import SweepSettings
 
@@ -22,6 +24,11 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+# The router is trained by the configuration's own seed, and with the memory that is the default.
+ROUTER = {
+    field.name: field.default for field in fields(RouterSettings) if field.name not in ("seed", "max_cached_bytes")
+}
 
 # Every table and value a configuration may have, with its default; None stands for "not given".
 DEFAULTS: dict[str, Any] = {
@@ -59,26 +66,7 @@ DEFAULTS: dict[str, Any] = {
     },
     "sweep": {},  # see SweepSettings
     "methods": {},  # arguments of single methods, a table each: [methods.ewc] strength = 100.0
-    "router": {
-        "train": True,
-        "max_epochs": 30,
-        "patience": 3,
-        "polish_epochs": 0,
-        "lr": 1e-3,
-        "batch_size": 256,
-        "hidden": 0,  # ReLU units between features and tasks; 0 is the paper's linear map
-        "dropout": 0.2,  # of those
-        "label_smoothing": 0.0,
-        "weight_decay": 0.0,
-        "layers": False,  # it reads what every layer computes, and not the features alone
-        "inputs": False,  # and the input itself
-        "convolutions": None,  # its own over images: channels of each stage, e.g. [64, 128, 256]
-        "augment": False,  # these see images cropped and mirrored at random
-        "alone": False,  # these alone name the task, and nothing of the body is read
-        "mirrored": False,  # the mean over the image and its mirror image
-        "classes": False,  # it learns to tell all tasks' classes apart, a task's score being that of its classes
-        "examples": None,  # samples of each task to train on; all when not given
-    },
+    "router": {"train": True, **ROUTER},  # see RouterSettings
 }
 OPEN_TABLES = ("model", "optimizer", "task", "methods", "sweep")
 
@@ -120,14 +108,10 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     names = source if isinstance(source, list) else [source]
     if not names or not all(isinstance(name, str) for name in names):
         raise InputError(f"data.source must be a data set's name, or a list of them; got {source!r}.")
-    stages = config["router"]["convolutions"]
-    if stages is not None and not (stages and all(type(each) is int and each >= 1 for each in stages)):
-        raise InputError(f"router.convolutions must be numbers of channels, 1 or more, a stage; got {stages!r}.")
-    of_convolutions = [name for name in ("augment", "alone", "mirrored") if config["router"][name]]
-    if stages is None and of_convolutions:
-        raise InputError(f"router.{of_convolutions[0]} is of convolutions: give router.convolutions, or leave it out.")
-    if config["router"]["alone"] and (config["router"]["layers"] or config["router"]["inputs"]):
-        raise InputError("router.alone reads convolutions alone: leave out router.layers and router.inputs, or it.")
+    try:
+        RouterSettings.of_dict({name: config["router"][name] for name in ROUTER})
+    except InputError as error:
+        raise InputError(f"router.{error}") from None
     if optimizer["name"] not in OPTIMIZERS:
         raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config
@@ -219,8 +203,6 @@ _FORMS = {
     "data.held_out": (float, type(None)),
     "capacity.share": (float, str, type(None)),
     "capacity.multiple": (int, str),
-    "router.examples": (int, type(None)),
-    "router.convolutions": (list, type(None)),
     "capacity.forward_transfer": (bool, dict),
 }
 _AT_LEAST_ONE = (
@@ -229,15 +211,14 @@ _AT_LEAST_ONE = (
     "data.learn_first",
     "compare.epochs",
     "compare.seeds",
-    "router.max_epochs",
-    "router.patience",
-    "router.batch_size",
 )
 
 
 def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:
     for key, default in defaults.items():
         name, value = f"{prefix}{key}", config[key]
+        if prefix == "router." and key in ROUTER:
+            continue  # RouterSettings checks them
         if isinstance(default, dict):
             _check_types(value, f"{name}.", default)
             continue

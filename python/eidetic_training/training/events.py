@@ -1,9 +1,10 @@
-"""What training tells whoever listens: an event an epoch, and one for each thing that happens to the units."""
+"""What training reports to callbacks: an event for each epoch, and for each thing that happens to the units."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from eidetic_kernels import EideticNetwork
 
@@ -18,11 +19,16 @@ NOTES = {
 class Event:
     """One line of a task's history.
 
-    phase: "train", "settle", "recover" and "polish" are epochs; "prune", "restore" and "finish" are changes; "router"
-    an epoch of the task classifier; "features" and "graphs" say in their note what is done without them, and why. epoch
-    counts a task's epochs from 1, step its pruning steps from 1 (0 before the first). loss is the epoch's mean,
-    train_accuracy in [0, 1]; None in events that are no epochs. Units are totals over unit groups. seconds counts from
-    the start of the task's training.
+    seconds: since the start of the task's training.
+    task: the task in training; for the router, how many tasks it learns to tell apart.
+    phase: "train", "settle", "recover", "polish" and "router" (the task classifier) are epochs; "prune", "restore" and
+        "finish" are changes of units; "features" and "graphs" are notes that something is done without frozen features
+        or CUDA graphs.
+    epoch: the task's epochs so far, from 1.
+    step: the task's pruning steps so far; 0 before the first.
+    loss, train_accuracy: mean loss, and accuracy in [0, 1], of an epoch; None in other events.
+    live_units, frozen_units, width: totals over unit groups.
+    note: why something is done without frozen features or CUDA graphs; None in other events.
     """
 
     seconds: float
@@ -41,11 +47,19 @@ class Event:
 Callback = Callable[[Event], None]
 
 
-def units_of(network: EideticNetwork) -> dict[str, int]:
-    """Totals over unit groups, as an event states them."""
+class Units(NamedTuple):
+    """Totals over unit groups, in the order in which an event states them."""
+
+    live: int
+    frozen: int
+    width: int
+
+
+def units_of(network: EideticNetwork) -> Units:
+    """How many units the network has, live and frozen, and how many it may have."""
     segments = [group.segments for group in network.groups]
-    return {
-        "live_units": sum(s.live for s in segments),
-        "frozen_units": sum(s.frozen_total for s in segments),
-        "width": sum(s.width for s in segments),
-    }
+    return Units(
+        sum(each.live for each in segments),
+        sum(each.frozen_total for each in segments),
+        sum(each.width for each in segments),
+    )

@@ -58,8 +58,8 @@ def train_router(
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
         raise TaskError(
-            f"{len(loaders)} loaders were given for {network.finished_tasks} finished tasks; expected one for each: the "
-            "router needs data of every task."
+            f"{len(loaders)} loaders were given for {network.finished_tasks} finished tasks; expected one "
+            "for each, since the router needs data of every task."
         )
 
     run = _RouterRun(network, loaders, settings, callbacks)

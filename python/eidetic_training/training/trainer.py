@@ -65,9 +65,7 @@ def train_task(
         StaleOptimizerError: the optimizer holds none of the network's current parameters.
         NonFiniteLossError: the loss became NaN or infinite; the network is back at its last good state.
     """
-    if settings is not None and overrides:
-        raise InputError(f"give settings or single settings ({', '.join(overrides)}), not both.")
-    settings = settings or TaskSettings.of_dict(overrides)
+    settings = TaskSettings.given(settings, overrides)
     if loss is None:
         loss = functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
     elif settings.label_smoothing:
@@ -242,7 +240,7 @@ class _TaskRun:
     ) -> None:
         seconds = time.perf_counter() - self.started
         units = units_of(self.network)
-        event = Event(seconds, self.task, phase, self.epochs, self.step, loss, accuracy, note=note, **units)
+        event = Event(seconds, self.task, phase, self.epochs, self.step, loss, accuracy, *units, note)
         self.history.append(event)
         for callback in self.callbacks:
             callback(event)

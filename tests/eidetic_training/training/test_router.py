@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError, NonFiniteLossError, RouterError, TaskError
-from eidetic_training import evaluate, train_router, train_task
+from eidetic_training import RouterSettings, evaluate, train_router, train_task
 from eidetic_training.data import TensorLoader
 from eidetic_training.data.augment import Augmentation
-from eidetic_training.training import router as router_module
+from eidetic_training.training.trained_router import TrainedRouter
 
 SHIFT = 8.0  # a task's inputs lie this far from the next one's
 
@@ -28,7 +28,7 @@ def tensors(task, **options):
 
 
 def learned(tasks=3):
-    """A network that has finished `tasks` tasks whose inputs lie apart, and their loaders."""
+    """A network that has finished ``tasks`` tasks whose inputs lie apart, and their loaders."""
     net = network((24, 16))
     loaders = [tensors(t) for t in range(tasks)]
     for t, data in enumerate(loaders):
@@ -36,6 +36,13 @@ def learned(tasks=3):
             net.prepare_for_task(t, CLASSES)
         train_task(net, data, torch.optim.Adam(net.parameters(), 0.02), max_epochs=8, keep_at_least=5)
     return net, loaders
+
+
+def optimizers_of(monkeypatch, make):
+    """Let ``make`` choose the optimizer of every router that is trained; a list that fills with these."""
+    trained = []
+    monkeypatch.setattr(TrainedRouter, "optimizers", lambda router: trained.append(router) or [make(router)])
+    return trained
 
 
 def without_router(net):
@@ -70,32 +77,21 @@ def test_predict_asks_the_head_of_the_task_that_was_picked():
 def test_the_standardisation_is_folded_into_one_product(monkeypatch, max_bytes):
     """The router's scores are those of the trained map on standardised features, computed here unfolded."""
     net, loaders = learned()
-    seen = {}
-
-    def optimizer(parameters, lr, weight_decay):
-        seen["parameters"] = parameters
-        return torch.optim.Adam(parameters, lr)
-
-    def moments(data):
-        seen["moments"] = original(data)
-        return seen["moments"]
-
-    original = router_module._moments
-    monkeypatch.setattr(router_module, "_optimizer", optimizer)
-    monkeypatch.setattr(router_module, "_moments", moments)
-    train_router(net, loaders, max_epochs=1, lr=0.05, max_cached_bytes=max_bytes)
+    trained = optimizers_of(monkeypatch, lambda router: torch.optim.Adam(router.parameters(), 0.05))
+    train_router(net, loaders, max_epochs=1, max_cached_bytes=max_bytes)
     net.eval()
     x = torch.cat([inputs(t)[0] for t in range(3)])
     with torch.no_grad():
         features = net.compute_features(x, 2)
-    mean, deviation = seen["moments"]
+        unfolded = trained[0](features)
+    mean, deviation = trained[0].moments
     torch.testing.assert_close(mean, features.mean(0), rtol=1e-4, atol=1e-5)
     spread = features.std(0, correction=0)
     torch.testing.assert_close(deviation[spread > 1e-3], spread[spread > 1e-3], rtol=1e-3, atol=1e-5)
-    weight, bias = seen["parameters"]
-    unfolded = F.linear((features - mean) / deviation, weight, bias).detach()
-    torch.testing.assert_close(net.router(features), unfolded, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(net.predict(x).router_logits, unfolded, rtol=1e-4, atol=1e-4)
+    by_hand = F.linear((features - mean) / deviation, trained[0].weight, trained[0].bias).detach()
+    torch.testing.assert_close(unfolded, by_hand)
+    torch.testing.assert_close(net.router(features), by_hand, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(net.predict(x).router_logits, by_hand, rtol=1e-4, atol=1e-4)
 
 
 def test_a_feature_that_never_changes_does_not_blow_up():
@@ -299,26 +295,24 @@ def test_nan_in_the_data_leaves_the_old_router():
     assert state_of(net) == before
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_epochs": 0},
-        {"patience": 0},
-        {"batch_size": 0},
-        {"max_epochs": 2.5},
-        {"hidden": -1},
-        {"hidden": True},
-        {"hidden": 1.5},
-        {"dropout": 1.0},
-        {"dropout": -0.1},
-        {"examples": 0},
-        {"examples": 2.5},
-    ],
-)
-def test_arguments_out_of_range_are_refused(options):
+def test_wrong_settings_are_refused_before_anything_is_computed(monkeypatch):
     net, loaders = learned(1)
-    with pytest.raises(InputError, match=next(iter(options))):
-        train_router(net, loaders, **options)
+    monkeypatch.setattr(net, "compute_features", lambda *_: pytest.fail("the body runs"))
+    with pytest.raises(InputError, match="hidden must be 0 or more units; got -1"):
+        train_router(net, loaders, hidden=-1)
+    with pytest.raises(
+        InputError, match=r"unknown setting 'hiden' \(did you mean 'hidden'\?\); there are: max_epochs, "
+    ):
+        net.train_router(loaders, hiden=4)
+
+
+def test_settings_may_be_given_as_a_whole_but_not_beside_single_ones():
+    net, loaders = learned(2)
+    events = []
+    train_router(net, loaders, settings=RouterSettings(max_epochs=2, lr=0.0), callbacks=[events.append])
+    assert len(events) == 2
+    with pytest.raises(InputError, match=r"give settings or single settings \(hidden, seed\), not both"):
+        train_router(net, loaders, settings=RouterSettings(), hidden=4, seed=2)
 
 
 # ---- hidden units and kept examples
@@ -388,22 +382,12 @@ def test_hidden_units_are_of_the_standardised_features_and_survive_saving(tmp_pa
 @pytest.mark.parametrize("hidden", [0, 5])
 def test_hidden_weights_are_folded_with_the_standardisation(monkeypatch, hidden):
     net, loaders = learned()
-    seen = {}
-
-    def optimizer(parameters, lr, weight_decay):
-        seen["parameters"] = parameters
-        return torch.optim.SGD(parameters, 0.0)
-
-    original = router_module._moments
-    monkeypatch.setattr(router_module, "_optimizer", optimizer)
-    monkeypatch.setattr(router_module, "_moments", lambda data: seen.setdefault("moments", original(data)))
-    train_router(net, loaders, max_epochs=1, hidden=hidden)
+    trained = optimizers_of(monkeypatch, lambda router: torch.optim.SGD(router.parameters(), 0.0))
+    train_router(net, loaders, max_epochs=1, hidden=hidden, dropout=0.0)
     net.eval()
     with torch.no_grad():
         features = net.compute_features(torch.cat([inputs(t)[0] for t in range(3)]), 2)
-        mean, deviation = seen["moments"]
-        expected = router_module._scores((features - mean) / deviation, seen["parameters"], 0.0)
-        torch.testing.assert_close(net.router(features), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(net.router(features), trained[0](features), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("examples", [1, 7, 20, 33, 1000])
@@ -562,25 +546,17 @@ def test_layers_that_compute_on_parts_of_samples_are_refused():
 
 def test_the_router_s_polish_ends_at_a_rate_near_zero_and_keeps_the_end(monkeypatch):
     net, loaders = learned(2)
-    rates, seen = [], {}
+    rates = []
 
-    def optimizer(parameters, lr, weight_decay):
-        made = torch.optim.Adam(parameters, lr)
+    def optimizer(router):
+        made = torch.optim.Adam(router.parameters(), 0.1)
         made.register_step_pre_hook(lambda *_: rates.append(made.param_groups[0]["lr"]))
-        seen["last"] = parameters[0]
         return made
 
-    def moments(data):
-        seen["deviation"] = original(data)[1]
-        return original(data)
-
-    original = router_module._moments
-    monkeypatch.setattr(router_module, "_moments", moments)
-
-    monkeypatch.setattr(router_module, "_optimizer", optimizer)
+    trained = optimizers_of(monkeypatch, optimizer)
     events = []
-    train_router(net, loaders, max_epochs=2, polish_epochs=2, lr=0.1, callbacks=[events.append])
+    train_router(net, loaders, max_epochs=2, polish_epochs=2, callbacks=[events.append])
     assert [event.epoch for event in events] == [1, 2, 3, 4]
     of_epochs = rates[:: len(rates) // 4]
     assert of_epochs == pytest.approx([0.1, 0.1, 0.1 * 0.8535533905932737, 0.1 * 0.1464466094067262])
-    assert torch.equal(net.router.weight, (seen["last"] / seen["deviation"]).detach())
+    assert torch.equal(net.router.weight, (trained[0].weight / trained[0].moments.deviation).detach())

@@ -28,7 +28,7 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"max_recovery_epochs": 0}, "max_recovery_epochs must be 1 or more"),
         ({"search": "greedy"}, "search must be one of backoff, linear, none; got 'greedy'"),
         ({"importance": "l3"}, "importance must be one of l1, l2, taylor, random, hybrid; got 'l3'"),
-        ({"of": "free"}, 'of must be "live" or "width"'),
+        ({"of": "free"}, "of must be one of live, width; got 'free'"),
         ({"step": 0}, r"step must lie in \(0, 1\]"),
         ({"step": 1.5, "first_step": 1.5}, r"step must lie in \(0, 1\]"),
         ({"step": 0.2, "first_step": 0.1}, r"first_step must lie in \[step, 1\]"),
@@ -38,10 +38,10 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"tolerance": float("nan")}, r"tolerance must lie in \[0, 1\)"),
         ({"label_smoothing": 1}, r"label_smoothing must lie in \[0, 1\)"),
         ({"polish_epochs": -1}, "polish_epochs must be 0 or more"),
-        ({"keep_at_least": -1}, "keep_at_least must be a count or a share"),
-        ({"frozen_features": "yes"}, "frozen_features must be .auto., True or False; got 'yes'"),
+        ({"keep_at_least": -1}, "keep_at_least must be a count of units, or a fraction"),
+        ({"frozen_features": "yes"}, "frozen_features must be one of auto, True, False; got 'yes'"),
         ({"frozen_features": 1}, "frozen_features must be of type bool | str"),
-        ({"cuda_graphs": "always"}, 'cuda_graphs must be "auto", True or False; got .always.'),
+        ({"cuda_graphs": "always"}, "cuda_graphs must be one of auto, True, False; got 'always'"),
         ({"cuda_graphs": 1}, "cuda_graphs must be of type bool | str"),
         ({"frozen_features_gib": -0.5}, "frozen_features_gib must be 0 or more"),
     ],
@@ -77,7 +77,8 @@ def test_settings_come_from_a_dictionary():
 
 
 def test_an_unknown_setting_is_named_beside_those_there_are():
-    with pytest.raises(InputError, match=r"unknown setting 'tolerence'; there are: max_epochs, .*tolerance"):
+    near = r"unknown setting 'tolerence' \(did you mean 'tolerance'\?\); there are: max_epochs, .*tolerance"
+    with pytest.raises(InputError, match=near):
         TaskSettings.of_dict({"tolerence": 0.1})
 
 

@@ -15,8 +15,8 @@ from eidetic_training import train_router, train_task
 from eidetic_training.data import TensorLoader
 from eidetic_training.models import MLP
 from eidetic_training.runs.routing_report import routing_report
-from eidetic_training.training import router as router_module
 from eidetic_training.training.trained_convolutions import TrainedConvolutions
+from eidetic_training.training.trained_router import TrainedRouter
 
 SIDE, SAMPLES = 8, 160
 QUICK = {"max_epochs": 2, "polish_epochs": 6, "batch_size": 32, "lr": 1e-2}
@@ -130,38 +130,43 @@ def test_batch_norm_is_folded_in(stages):
         torch.testing.assert_close(trained.folded()(x), trained(x.flatten(1)))
 
 
+def routers_of(monkeypatch):
+    """A list that fills with the routers as they are trained."""
+    trained, original = [], TrainedRouter.optimizers
+    monkeypatch.setattr(TrainedRouter, "optimizers", lambda router: trained.append(router) or original(router))
+    return trained
+
+
+def by_hand(router, rows, options):
+    """Scores of ``rows`` [N, features and pixels] in separate steps."""
+    pixels = rows[:, -SIDE * SIDE :]
+    read = rows if options.get("inputs") else rows[:, : -SIDE * SIDE]
+    read = read[:, :0] if options.get("alone") else read
+    mean, deviation = router.moments
+    columns = torch.cat([router.images(pixels), (read - mean) / deviation], 1)
+    if "hidden" in options:
+        columns = F.linear(columns, router.hidden_weight, router.hidden_bias).relu()
+    return F.linear(columns, router.weight, router.bias)
+
+
 @pytest.mark.parametrize("options", [{}, {"inputs": True}, {"layers": True, "hidden": 5}, {"alone": True}])
 def test_the_router_s_scores_are_those_of_what_was_trained(fresh, monkeypatch, options):
     net, loaders = fresh
-    seen = {}
-    original, make, moments = router_module._optimizer, router_module.TrainedConvolutions, router_module._moments
-
-    def optimizer(parameters, *rest):
-        seen.setdefault("parameters", parameters)
-        return original(parameters, *rest)
-
-    monkeypatch.setattr(router_module, "_optimizer", optimizer)
-    monkeypatch.setattr(router_module, "TrainedConvolutions", lambda *a: seen.setdefault("images", make(*a)))
-    monkeypatch.setattr(router_module, "_moments", lambda data: seen.setdefault("moments", moments(data)))
+    trained = routers_of(monkeypatch)
     train_router(net, loaders, convolutions=(4, 6), max_epochs=1, polish_epochs=2, batch_size=32, **options)
     x = bars(0, seed=3)
     with torch.no_grad(), ek.modes.evaluating(net):
-        _, columns = net.routing_features(x, options.get("layers", False), options.get("inputs", False))
-        columns = columns[:, :0] if options.get("alone") else columns
-        mean, deviation = (each[: columns.shape[1]] for each in seen["moments"])
-        own = seen["images"].eval()(x.flatten(1))
-        together = torch.cat([own, (columns - mean) / deviation], 1)
-        expected = router_module._scores(together, seen["parameters"], 0.0)
+        # Convolutions read the input where the map does not, as the last columns.
+        _, columns = net.routing_features(x, options.get("layers", False), True)
+        expected = by_hand(trained[0].eval(), columns, options)
     torch.testing.assert_close(net.predict(x).router_logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_without_polish_the_best_epoch_s_convolutions_are_kept(fresh, monkeypatch):
     """At learning rate 0 the map stays zero and no epoch is better than the first; Muon has its own rate."""
     net, loaders = fresh
-    seen, after = {}, []
-    make = router_module.TrainedConvolutions
-    monkeypatch.setattr(router_module, "TrainedConvolutions", lambda *a: seen.setdefault("images", make(*a)))
-    remember = lambda event: after.append(copy.deepcopy(seen["images"]))  # noqa: E731
+    trained, after = routers_of(monkeypatch), []
+    remember = lambda event: after.append(copy.deepcopy(trained[0].images))  # noqa: E731
     train_router(net, loaders, convolutions=(4,), max_epochs=3, lr=0.0, callbacks=[remember])
     kept = [each.folded().state_dict() for each in after]
     same = [all(torch.equal(net.router.convolutions.state_dict()[n], each[n]) for n in each) for each in kept]
@@ -198,10 +203,10 @@ def test_the_network_s_dtype_is_the_convolutions_too(fresh):
         ({"convolutions": (4, 0)}, r"convolutions must be numbers of channels.*got \(4, 0\)"),
         ({"convolutions": (4, True)}, "convolutions must be numbers of channels"),
         ({"convolutions": (4.0,)}, "convolutions must be numbers of channels"),
-        ({"augment": True}, r"augment is of what convolutions see: give convolutions="),
-        ({"alone": True}, "alone=True has convolutions alone name the task: give convolutions="),
-        ({"alone": True, "convolutions": (4,), "layers": True}, "neither layers nor inputs"),
-        ({"alone": True, "convolutions": (4,), "inputs": True}, "neither layers nor inputs"),
+        ({"augment": True}, "augment=True is about convolutions, and there are none: give convolutions="),
+        ({"alone": True}, "alone=True is about convolutions, and there are none: give convolutions="),
+        ({"alone": True, "convolutions": (4,), "layers": True}, "alone=True reads nothing but convolutions"),
+        ({"alone": True, "convolutions": (4,), "inputs": True}, "alone=True reads nothing but convolutions"),
     ],
 )
 def test_what_cannot_be_is_refused_and_changes_nothing(fresh, options, message):
@@ -216,7 +221,9 @@ def test_what_cannot_be_is_refused_and_changes_nothing(fresh, options, message):
 @pytest.mark.parametrize("stages", [8, True, (4, 0)])
 def test_stages_that_are_none_are_refused(fresh, stages):
     net, loaders = fresh
-    with pytest.raises(InputError, match="convolutions must be numbers of channels, 1 or more, a stage; got"):
+    with pytest.raises(
+        InputError, match="convolutions must be numbers of channels, 1 or more, one for each stage; got"
+    ):
         train_router(net, loaders, convolutions=stages)
 
 
