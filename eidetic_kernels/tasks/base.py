@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+# What torch itself uses, in its optimizers.
+from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage]
+
 from ..errors import ConversionError, InputError, TaskError
 from ..layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
 from ..layout import LIVE, Segments
@@ -133,8 +136,9 @@ class BaseNetwork(nn.Module):
             head.renew_live(False)
         return head
 
-    # torch.compile compiles forward, and leaves to Python the checks, and which part of the network runs.
-    @torch.compiler.disable(recursive=False)
+    # torch.compile compiles forward, and leaves to Python the checks, and which part of the network runs. The decorator
+    # is torch.compiler.disable, but imports the compiler (900 modules, as long as torch itself) at the first call only.
+    @_disable_dynamo(recursive=False)
     def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
         """Logits [N, classes]: of the task in training, or in evaluation mode of any task.
 
@@ -148,7 +152,7 @@ class BaseNetwork(nn.Module):
         with self._scope.running(scope, features.requires_grad and x.requires_grad):
             return self.heads[task](features)
 
-    @torch.compiler.disable(recursive=False)
+    @_disable_dynamo(recursive=False)
     def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
         """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
         self._check_input(x)
@@ -266,7 +270,7 @@ class BaseNetwork(nn.Module):
                 f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
             )
 
-    @torch.compiler.disable
+    @_disable_dynamo
     def _derive(self, task: int | None) -> None:
         """Let every layer derive what it needs for this pass; see :meth:`SegmentedLayer.derived`."""
         for group in self.groups:
