@@ -4,7 +4,7 @@ from .attention import EideticMultiheadAttention, EideticScaledDotProduct, Heade
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
-from .grouped import EideticDepthwiseConv2d, EideticGroupedConv2d
+from .grouped import CONVOLUTIONS, EideticDepthwiseConv2d, EideticGroupedConv2d
 from .layer_norm import EideticLayerNorm, LayerNormParts
 from .linear import EideticLinear
 from .parameter import EideticParameter
@@ -19,6 +19,7 @@ from .staircase import StaircaseLayer
 from .window_attention import EideticWindowAttention, EideticWindowAttentionV2
 
 __all__ = [
+    "CONVOLUTIONS",
     "EideticBatchNorm",
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",

@@ -13,7 +13,8 @@ from torch.nn.modules.utils import _pair
 from ..errors import InputError
 from ..layout import LIVE, Segments
 from ..memory import canonical
-from .conv2d import PADDING_MODES, lying_as, window
+from ..ops.conv2d import output_shape
+from .conv2d import PADDING_MODES, EideticConv2d, lying_as, window
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
 
@@ -97,7 +98,7 @@ class EideticGroupedConv2d(SegmentedLayer):
             weight = lying_as(x, self.weight) if self.segments.tasks else self.weight
             parts.append(self._convolve(x[:, present - live :], weight, self.bias))
         if not parts:
-            parts.append(x.new_zeros(self._empty_shape(x)))
+            parts.append(x.new_zeros(output_shape(x, self.weight, 0, self.geometry)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def part(self, units: Tensor) -> EideticGroupedConv2d:
@@ -134,13 +135,6 @@ class EideticGroupedConv2d(SegmentedLayer):
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(x, weight, bias, *self.geometry, groups=x.shape[1] // self.reads)
 
-    def _empty_shape(self, x: Tensor) -> tuple[int, ...]:
-        sizes = [
-            (size + 2 * padding - dilation * (side - 1) - 1) // stride + 1
-            for size, side, stride, padding, dilation in zip(x.shape[2:], self.kernel_size, *self.geometry)
-        ]
-        return (len(x), 0, *sizes)
-
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, groups={self.groups}, kernel_size={self.kernel_size}, stride={self.geometry.stride}, "
@@ -169,3 +163,7 @@ class EideticDepthwiseConv2d(EideticGroupedConv2d):
         dtype=None,
     ):
         super().__init__(channels, channels, kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype)
+
+
+# The layers whose units are channels of images.
+CONVOLUTIONS = (EideticConv2d, EideticGroupedConv2d)

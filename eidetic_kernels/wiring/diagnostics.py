@@ -1,4 +1,4 @@
-"""How a refusal says where in a network it happened, and the ways out: one place for all of them."""
+"""How a refusal says where in a network it happened, and what can be done."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import fx
 from ..errors import ConversionError
 
 WAYS_OUT = (
-    "Ways out: use a layer that keeps units apart, tell what the operation does (ek.register_rule), or declare the "
-    "wiring by hand (connections() on the network)."
+    "Ways out: use a layer that keeps units apart, register a rule for the operation (ek.register_rule), or declare "
+    "the wiring by hand (connections() on the network)."
 )
 
 
 class Place:
-    """Where something is refused: ``name`` it and, where they are not ``WAYS_OUT``, what can be done."""
+    """Where in a network something is refused: the place's ``name``, and what can be done about it."""
 
     def __init__(self, name: str, ways_out: str = ""):
         self.name, self.ways_out = name, ways_out
@@ -30,14 +30,16 @@ class Place:
 
 
 def at_node(node: fx.Node) -> Place:
-    """A node of a traced graph and its line: the innermost frame that is the user's; torch's, where none is."""
+    """A node of a traced graph, and the innermost line of the user's that made it (torch's, where there is none)."""
     frames = re.findall(r'(File "([^"]+)".*\n.*)', node.stack_trace or "")
     frames = [(frame, file) for frame, file in frames if not file.startswith(_HERE)]
     own = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]
     line = own[-1] if own else frames[-1][0] if frames else ""
+
     place = f" ({' '.join(line.split())})" if line else ""
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
     return Place(f"node {node.name!r} [{node.op} {target}]{place}", WAYS_OUT)
 
 
+# The package's own folder.
 _HERE = os.path.dirname(os.path.dirname(__file__)) + os.sep

@@ -10,9 +10,13 @@ from ..layout import Segments, Source
 
 @dataclass
 class Group:
-    """A unit group and the layers on it, by module path; ``built_width`` is its width when it was constructed.
+    """A unit group and the layers on it, by module path.
 
-    ``producers`` make the units; ``norms`` follow them, unit by unit.
+    Args:
+        segments: how the group's units are owned.
+        built_width: the group's width when the network was constructed.
+        producers: the layers that make the units.
+        norms: the layers that follow them, unit by unit.
     """
 
     segments: Segments
@@ -33,12 +37,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Wiring:
-    """What was found: the groups in order of execution, each layer's sources, and where the features are.
+    """What was found of a network.
 
-    ``dropouts``: modules without units of their own that must know which are frozen. ``split``: layers over several
-    groups, by path, each to be replaced by its parts, one a group. ``orders``: of layers that read shuffled units,
-    where each column lies. ``pieces``: what a split reads, and which of it makes each piece. ``last``: paths of layers
-    and other modules whose units lie in the last dimension.
+    Args:
+        groups: the unit groups, in order of execution.
+        sources: what each layer that makes units reads, by path.
+        dropouts: what modules without units of their own are given, which must know which units are frozen.
+        features: the groups that the forward's output consists of.
+        split: layers over several groups, each to be replaced by its parts, one for each group.
+        orders: for layers that read shuffled units, where each column lies.
+        pieces: for each split, what it reads, and the numbers of the groups that make each piece.
+        shuffles: paths of the channel shuffles.
+        last: paths of layers and other modules whose units lie in the last dimension.
     """
 
     groups: tuple[Group, ...]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import operator
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.fx.proxy import Attribute
 
 from ..errors import ConversionError
 from ..layers import (
+    CONVOLUTIONS,
     EideticBatchNorm,
     EideticBatchNorm2d,
-    EideticConv2d,
     EideticDropout,
     EideticGroupedConv2d,
     EideticPReLU,
@@ -28,25 +30,12 @@ from . import rules
 from .builder import Builder, wired
 from .diagnostics import Place, at_node
 from .groups import Wiring
-from .values import INPUT, Units
+from .in_place import IN_PLACE
+from .values import INPUT, Units, Value
 
-# What ``x += 1`` and its like become in a graph, and what each computes.
-IN_PLACE = {
-    operator.iadd: operator.add,
-    operator.isub: operator.sub,
-    operator.imul: operator.mul,
-    operator.imatmul: operator.matmul,
-    operator.itruediv: operator.truediv,
-    operator.ifloordiv: operator.floordiv,
-    operator.imod: operator.mod,
-    operator.ipow: operator.pow,
-    operator.iand: operator.and_,
-    operator.ior: operator.or_,
-    operator.ixor: operator.xor,
-}
+# What is given an image, where the wiring is declared by hand.
 _ON_IMAGES = (
-    EideticConv2d,
-    EideticGroupedConv2d,
+    *CONVOLUTIONS,
     EideticBatchNorm2d,
     EideticPReLU,
     nn.Dropout2d,
@@ -63,10 +52,14 @@ def trace(network: nn.Module) -> Wiring:
 
 
 def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None, in_place: bool = False) -> fx.Graph:
-    """The graph of ``module.forward``, layers and whatever has a rule being single nodes.
+    """The graph of ``module.forward``, in which layers and whatever has a rule are single nodes.
 
-    ``in_place``: ``x += 1`` and ``x[i] = 1`` are nodes that change x, as they do, and ``node.meta["no_grad"]`` says
-    which ran where gradients were switched off; otherwise torch.fx's ways, ``x = x + 1``.
+    Args:
+        concrete_args: arguments of ``forward`` that are fixed, as in torch.fx.
+        in_place: record ``x += 1`` and ``x[i] = 1`` as nodes that change x, as they do, where torch.fx records
+            ``x = x + 1``. ``node.meta["no_grad"]`` is then set on nodes that ran with gradients switched off.
+
+    Raises ConversionError, with the user's line, where ``forward`` cannot be traced.
     """
     try:
         with torch.enable_grad():
@@ -80,20 +73,22 @@ def graph_of(module: nn.Module, concrete_args: dict[str, Any] | None = None, in_
         mode = " in training mode" if in_place and module.training else ""
         raise ConversionError(
             f"{type(module).__name__}.forward cannot be traced by torch.fx{mode}: {error}{line}\n"
-            "Control flow that depends on tensor values cannot be followed. Rewrite it, give the module it stands in a "
-            "rule (ek.register_rule), or declare the wiring by hand: define connections() on the network (see "
-            "EideticNetwork.connections)."
+            "Control flow that depends on tensor values cannot be followed. Rewrite it, register a rule for the module "
+            "that it stands in (ek.register_rule), or declare the wiring by hand: define connections() on the network "
+            "(see EideticNetwork.connections)."
         ) from error
 
 
 def wire(network: nn.Module, graph: fx.Graph, prefix: str = "", editable: bool = False) -> Wiring:
-    """Read ``graph`` by the rules; ``prefix`` stands before its module paths in ``network``.
+    """Read ``graph`` by the rules.
 
-    ``editable``: ``graph`` is what runs, so rules may put a count of units in the place of a number.
+    Args:
+        prefix: stands before the graph's module paths in ``network``.
+        editable: ``graph`` is what will run, so rules may put a count of units in the place of a number.
     """
 
     def read(builder: Builder) -> Wiring:
-        values: dict[fx.Node, Any] = {}
+        values: dict[fx.Node, Value] = {}
         for node in list(graph.nodes):
             values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
         output = next(reversed(graph.nodes))
@@ -109,12 +104,14 @@ def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -
     ``connections`` maps each layer's path, in order of execution, to what it reads: another layer's path, "input",
     or a tuple of paths whose values are added together. "output" names the features. Only linear, convolution,
     BatchNorm and dropout layers need to be named: whatever lies between them and keeps units apart may be left out.
+
+    Raises ConversionError for a path that is unknown or read before it is defined, and where tasks would mix.
     """
     return wired(network, lambda builder: _read(builder, connections))
 
 
 def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
-    values: dict[str, Any] = {"input": INPUT}
+    values: dict[str, Value] = {"input": INPUT}
     for path, read in connections.items():
         names = (read,) if isinstance(read, str) else tuple(read)
         for name in names:
@@ -123,12 +120,14 @@ def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wi
                     f"connections(): {path!r} reads {name!r}, which is not defined before it. "
                     f"Known so far: {', '.join(values)}."
                 )
+
         value = values[names[0]]
         for name in names[1:]:
             value = builder.tie(value, values[name], _entry(path))
+
         flat = path == "output" or not isinstance(builder.modules.get(path), _ON_IMAGES)
         if flat and isinstance(value, Units) and value.spatial:
-            # Pooling and flattening may be left out; the network's own check of its features stands guard.
+            # Pooling and flattening may be left out: the network checks the shape of its features when it runs.
             value = replace(value.flattened(), pixels=value.pixels or (1 if path == "output" else None))
         values[path] = value if path == "output" else _declared(builder, path, value)
     if "output" not in connections:
@@ -140,7 +139,8 @@ def _entry(path: str) -> Place:
     return Place(f"connections()[{path!r}]")
 
 
-def _declared(builder: Builder, path: str, value: Any) -> Any:
+def _declared(builder: Builder, path: str, value: Value) -> Value:
+    """What module ``path`` makes of ``value``."""
     where, module = _entry(path), builder.modules.get(path)
     if module is None:
         raise where.refused(f"the network has no module {path!r}.")
@@ -156,6 +156,8 @@ def _declared(builder: Builder, path: str, value: Any) -> Any:
 
 
 class _Tracer(fx.Tracer):
+    """torch.fx's tracer, which stops at layers of ours and at what has a rule."""
+
     def __init__(self, in_place: bool):
         super().__init__(autowrap_functions=rules.wrapped_functions())
         self.record_stack_traces = True
@@ -163,7 +165,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         ours = isinstance(module, (Parts, Shared)) or rules.leaves(module)
-        return ours or super().is_leaf_module(module, path) or _is_built_only(type(module))
+        return ours or super().is_leaf_module(module, path) or _differs_in_construction(type(module))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Changing(node, self) if self.in_place else super().proxy(node)
@@ -175,19 +177,20 @@ class _Tracer(fx.Tracer):
         return node
 
 
-def _is_built_only(cls: type[nn.Module]) -> bool:
-    """Whether ``cls`` is a layer of torch.nn that is only built in another way (``class Conv1x1(nn.Conv2d)`` with an
-    ``__init__`` of its own), so that it does what that one does."""
+# What a subclass of a layer may define without computing something else.
+_CONSTRUCTION = ("__init__", "__new__", "__repr__", "extra_repr", "reset_parameters")
+
+
+def _differs_in_construction(cls: type[nn.Module]) -> bool:
+    """Whether ``cls`` is a layer of torch.nn that is only constructed in another way, so that it computes the same
+    (``class Conv1x1(nn.Conv2d)`` with an ``__init__`` of its own)."""
     for kind in cls.__mro__:
         if kind.__module__.startswith("torch.nn."):
             return "forward" in vars(kind) and not issubclass(kind, nn.Sequential)
-        own = [value for name, value in vars(kind).items() if name not in _BUILDS]
+        own = [value for name, value in vars(kind).items() if name not in _CONSTRUCTION]
         if any(callable(value) or isinstance(value, property) for value in own):
             return False
     return False
-
-
-_BUILDS = ("__init__", "__new__", "__repr__", "extra_repr", "reset_parameters")
 
 
 class _Changing(fx.Proxy):
@@ -205,11 +208,11 @@ class _Changing(fx.Proxy):
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
 
-class _ChangingAttribute(fx.proxy.Attribute, _Changing):
+class _ChangingAttribute(Attribute, _Changing):
     pass
 
 
-def _changing(operation: Any) -> Any:
+def _changing(operation: Callable[..., Any]) -> Callable[[_Changing, Any], fx.Proxy]:
     def change(self: _Changing, other: Any) -> fx.Proxy:
         return self.tracer.create_proxy("call_function", operation, (self, other), {})
 

@@ -1,60 +1,43 @@
-"""What an operation's rule meets while a network is wired: the input, units, heads, counts, fixed tensors.
+"""What a rule meets while a network is wired. Each node of the graph makes one of these values:
 
-Every value in the network is either the network's input, or units of one group or of several side by side, possibly
-flattened so that each unit covers a block of columns.
+- the network's ``INPUT``, or something made of it alone;
+- ``Units`` of one group, or of several side by side;
+- ``Heads``: the same units, seen as attention heads;
+- a ``Constant``: a tensor of the network that will belong to the units it is combined with;
+- a ``Count`` or ``Sizes``: numbers that say how many units there are;
+- an ``Unowned`` tensor, which belongs to no task;
+- a list or tuple of these, for an operation with several results;
+- None, for everything else: a plain number, a size that counts no units, a dtype.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
-from ..layers import SegmentedLayer, StaircaseLayer
-from .groups import Group
-
-
-class Draft:
-    """A group while it is being found; tied groups form a tree whose root holds the members.
-
-    ``path``, ``start``: of which layer's units these are (the first one's, of tied layers), and from which on.
-    """
-
-    def __init__(self, width: int, path: str, start: int):
-        self.width, self.grain = width, 1
-        self.path, self.start = path, start
-        self.parent: Draft | None = None
-        self.producers: dict[str, StaircaseLayer] = {}
-        self.norms: dict[str, SegmentedLayer] = {}
-        self.final: Group | None = None
-
-    def root(self) -> Draft:
-        return self if self.parent is None else self.parent.root()
-
-    def cuts(self, places: Iterable[int]) -> set[tuple[str, int]]:
-        """(layer, unit) before which to cut, for this group to be cut before its units ``places``.
-
-        Layers tied to it follow when they are tied again (see ``_cut_alike``).
-        """
-        return {(self.path, self.start + place) for place in places}
+from .drafts import Draft
 
 
-class Cut(Exception):
-    """Some layers' units must be several groups: the network is wired again, with these layers cut there."""
+class Input:
+    """The network's input, or something made of it alone: it belongs to no task."""
 
-    def __init__(self, places: set[tuple[str, int]]):
-        super().__init__(places)
-        self.places = places
+
+INPUT = Input()
 
 
 @dataclass(frozen=True)
 class Units:
-    """A value that holds units of one group, or of several concatenated in order, in dimension 1 or in the last.
+    """A tensor that holds units of one group, or of several side by side, in dimension 1 or in the last.
 
-    ``spatial``: it has dimensions beside that one and the batch, ``pixels`` positions of them where that is known.
-    ``flat``: they were folded into dimension 1, each unit being a block of ``pixels`` columns. ``order``: where they
-    were shuffled, the place in ``drafts``, side by side, of the unit that the original has at each position. ``last``:
-    the units lie in the last dimension, after the positions (tokens [N, T, C], images with channels last). ``batch``:
-    which dimension holds the samples.
+    Args:
+        drafts: the groups, in order.
+        spatial: there are dimensions beside the units' and the batch.
+        flat: those dimensions were folded into dimension 1, so that each unit is a block of ``pixels`` columns.
+        pixels: the number of positions in them; None where it is not known.
+        order: for shuffled units, the place in ``drafts``, side by side, of the unit at each position.
+        last: the units lie in the last dimension, after the positions (tokens [N, T, C], channels-last images).
+        batch: the dimension that holds the samples.
     """
 
     drafts: tuple[Draft, ...]
@@ -67,6 +50,7 @@ class Units:
 
     @property
     def parts(self) -> tuple[Draft, ...]:
+        """The groups as they are tied by now."""
         return tuple(draft.root() for draft in self.drafts)
 
     @property
@@ -78,18 +62,27 @@ class Units:
         """``order``, also where nothing was shuffled."""
         return range(self.width) if self.order is None else self.order
 
+    @property
+    def folded(self) -> bool:
+        """Whether each unit covers several columns."""
+        return self.flat and self.pixels != 1
+
+    @property
+    def name(self) -> str:
+        """The layers that make the units, for messages."""
+        return " and ".join(repr(next(iter(part.producers))) for part in self.parts)
+
+    def dim(self, rank: int) -> int:
+        """Which of the tensor's ``rank`` dimensions holds the units."""
+        return rank - 1 if self.last else 1
+
     def ordered(self, places: Iterable[int]) -> Units:
         """The same units in another order."""
         order = tuple(places)
         return replace(self, order=None if order == tuple(range(len(order))) else order)
 
-    @property
-    def name(self) -> str:
-        """Where the units come from, for messages."""
-        return " and ".join(repr(next(iter(part.producers))) for part in self.parts)
-
     def flattened(self) -> Units:
-        """The same units with their pixels folded into dimension 1; one pixel is folded already."""
+        """The same units with their pixels folded into dimension 1. A single pixel needs no folding."""
         return replace(self, flat=(self.spatial or self.flat) and self.pixels != 1, spatial=False)
 
 
@@ -104,6 +97,10 @@ class Heads:
     axis: int
     dim: int
 
+    @property
+    def name(self) -> str:
+        return self.units.name
+
 
 @dataclass(frozen=True)
 class Constant:
@@ -112,19 +109,16 @@ class Constant:
     path: str
     shape: tuple[int, ...]
 
-
-class Input:
-    """The network's input, or something made of it alone: it belongs to no task."""
-
-
-INPUT = Input()
+    @property
+    def name(self) -> str:
+        return repr(self.path)
 
 
 @dataclass(frozen=True)
 class Count:
-    """A number made of how many units there are: right in a shape, wrong as a factor, since pruning changes it.
+    """A number that counts units: right in a shape, wrong as a factor, since pruning changes it.
 
-    ``name``: whose units, for messages.
+    ``name`` says whose units, for messages.
     """
 
     name: str
@@ -138,20 +132,23 @@ class Sizes:
     counts: tuple[bool, ...]
 
     def at(self, index: int | slice) -> Count | Sizes | None:
-        """One of the sizes, or some of them; None where no unit is counted."""
-        counts = self.counts[index]
+        """One of the sizes, or some of them; None where none of these counts units."""
         if isinstance(index, int):
-            return Count(self.name) if counts else None
+            return Count(self.name) if self.counts[index] else None
+        counts = self.counts[index]
         return Sizes(self.name, counts) if any(counts) else None
 
 
 @dataclass(frozen=True)
-class Fixed:
-    """A tensor of no task: a buffer (at ``path``), or one made on the way (``path`` is empty).
+class Unowned:
+    """A tensor of no task: a buffer of the network (at ``path``), or one made on the way (``path`` is empty).
 
-    The input may be combined with it before the first layer. Units may not: its slices would not follow theirs. One
-    number (``scalar``) is the same for all.
+    The input may be combined with it before the first layer. Units may not: its slices would not follow them when some
+    are pruned. A single number (``scalar``) is the same for all units, so it counts as a number.
     """
 
     path: str
     scalar: bool
+
+
+Value: TypeAlias = "Input | Units | Heads | Constant | Count | Sizes | Unowned | list[Value] | tuple[Value, ...] | None"

@@ -1,11 +1,11 @@
-"""What each operation does to unit groups: one small rule an entry, open to users.
+"""What each operation does to unit groups: one small rule for each kind of operation, open to users.
 
 A rule is a function of a :class:`Step`, one node of the traced graph. It returns the value that the node makes
-(:class:`.graph.Units`, ``INPUT``, or None for what is no tensor of units: a size, a number), or refuses. A silent
-guess would let tasks mix, so what has no rule is refused, and so is every tensor that a rule was given and did not ask
-for (:mod:`.nodes`).
+(:mod:`..values`: units, ``INPUT``, or None for what is no tensor of units), or refuses. A silent guess would let tasks
+mix. So an operation without a rule is refused, and so is every tensor that a rule was given and did not ask for
+(:mod:`.nodes`).
 
-The rules are in one file a kind; :mod:`.known` says which operation has which.
+The rules are in one file for each kind; :mod:`.known` is the table that says which operation has which.
 """
 
 from .attention import attends, attends_in_parts, attends_in_windows

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
-from ...layers import EideticLinear
+from ...layers import EideticLayerNorm, EideticLinear, EideticParameter, EideticPReLU
 from ...layers.prelu import ONE_SLOPE
-from ..values import Constant, Units
-from .shapes import is_folded
+from ..values import Constant, Input, Units, Value
 from .step import Step
 
 
-def produces(step: Step) -> Any:
+def produces(step: Step) -> Value:
     """A layer that makes units."""
     value = step.first()
     shape, linear = step.shape(step.first_argument()), isinstance(step.module, EideticLinear)
@@ -25,18 +23,24 @@ def produces(step: Step) -> Any:
     return _with_residual(step, made)
 
 
-def follows(step: Step) -> Any:
+def follows(step: Step) -> Value:
     """A layer of ours that treats each unit by itself, in dimension 1, and may add a residual."""
-    if getattr(step.first(), "last", False):
+    value = step.first()
+    if isinstance(value, Units) and value.last:
         step.refuse("it normalises dimension 1, and the units lie in the last: transpose before it.")
-    return _with_residual(step, step.builder.follow(step.path, step.first(), step.where()))
+    return _with_residual(step, step.builder.follow(step.path, value, step.where()))
 
 
-def slopes(step: Step) -> Any:
+def _with_residual(step: Step, value: Units) -> Input | Units:
+    residual = step.of(step.rest(("residual", None))[0])
+    return value if residual is None else step.builder.tie(value, residual, step.where())
+
+
+def slopes(step: Step) -> Value:
     """PReLU: a slope for each unit of a layer, or one for all of a task's."""
-    value, module = step.first(), step.module
+    value, module = step.first(), step.module_as(EideticPReLU)
     if isinstance(value, Units):
-        if is_folded(value) or (value.last and module.each):
+        if value.folded or (value.last and module.each):
             step.refuse("its slopes are for units in dimension 1, one column each: put it before flattening.")
         if not module.each and (len(value.parts) > 1 or value.order is not None):
             step.refuse(ONE_SLOPE)
@@ -44,15 +48,10 @@ def slopes(step: Step) -> Any:
     return step.builder.follow(step.path, value, step.where())
 
 
-def _with_residual(step: Step, value: Any) -> Any:
-    residual = step.of(step.rest(("residual", None))[0])
-    return value if residual is None else step.builder.tie(value, residual, step.where())
-
-
-def normalises(step: Step) -> Any:
+def normalises(step: Step) -> Value:
     """LayerNorm over units."""
     value = step.first()
-    if isinstance(value, Units) and value.spatial and value.last == step.module.channels_first:
+    if isinstance(value, Units) and value.spatial and value.last == step.module_as(EideticLayerNorm).channels_first:
         step.refuse(
             "it normalises over positions, and not over units, which lie in "
             + ("the last dimension." if value.last else "dimension 1: permute before it.")
@@ -60,7 +59,7 @@ def normalises(step: Step) -> Any:
     return step.builder.follow(step.path, value, step.where())
 
 
-def filters(step: Step) -> Any:
+def filters(step: Step) -> Value:
     """A grouped convolution: each group of units by itself."""
     value = step.first()
     if not isinstance(value, Units) or not value.spatial or value.last:
@@ -71,11 +70,11 @@ def filters(step: Step) -> Any:
     return replace(step.builder.follow(step.path, value, step.where()), pixels=None)
 
 
-def drops(step: Step) -> Any:
+def drops(step: Step) -> Value:
     """Dropout and stochastic depth: they leave frozen units alone."""
     return step.builder.drop(step.path, step.first(), step.where())
 
 
-def holds(step: Step) -> Any:
+def holds(step: Step) -> Value:
     """A tensor of the network itself, which belongs to the units it will be combined with."""
-    return Constant(step.path, step.module.shape)
+    return Constant(step.path, step.module_as(EideticParameter).shape)

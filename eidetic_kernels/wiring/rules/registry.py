@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import FunctionType
+from typing import Any
 
 from torch import nn
 
@@ -12,12 +13,14 @@ from ...layers import SegmentedLayer
 from .step import Rule, Step
 
 MODULES: dict[type[nn.Module] | str, Rule] = {}
-FUNCTIONS: dict[Callable | str, Rule] = {}
+FUNCTIONS: dict[Callable[..., Any] | str, Rule] = {}
 METHODS: dict[str, Rule] = {}
 
 
-def register_rule(target: type[nn.Module] | Callable | str, rule: Rule) -> None:
-    """Tell what an operation does to unit groups, for tracing and for ``ek.convert``; the last word counts.
+def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule) -> None:
+    """Register what an operation does to unit groups, for tracing and for ``ek.convert``.
+
+    A later call for the same operation replaces an earlier one.
 
     Args:
         target: a module class, its qualified name ("package.module.Class", for a package that need not be
@@ -32,7 +35,7 @@ def register_rule(target: type[nn.Module] | Callable | str, rule: Rule) -> None:
     (``step.first()``, ``step.of(argument)``) is refused. A module with parameters of its own is refused whatever its
     rule, since every task would train them.
 
-    Raises InputError when ``target`` or ``rule`` is nothing of the kind.
+    Raises InputError when ``target`` or ``rule`` is none of these.
     """
     if not callable(rule):
         raise InputError(f"a rule is a function of a step, such as ek.rules.passes; got {rule!r}.")
@@ -53,7 +56,7 @@ def rule_of(step: Step) -> Rule | None:
     target = step.node.target
     if step.node.op == "call_module":
         return module_rule(step.module)
-    if step.node.op == "call_method":
+    if isinstance(target, str):
         return METHODS.get(target)
     name = f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', '')}"
     return FUNCTIONS.get(target) or FUNCTIONS.get(name)
@@ -62,7 +65,7 @@ def rule_of(step: Step) -> Rule | None:
 def module_rule(module: nn.Module) -> Rule | None:
     """The rule for a module: its class's, or that of the class it has its forward from."""
     for cls in type(module).__mro__:
-        rule = MODULES.get(cls) or MODULES.get(f"{cls.__module__}.{cls.__qualname__}")
+        rule = MODULES.get(cls) or MODULES.get(_name(cls))
         if rule is not None:
             return rule if isinstance(module, SegmentedLayer) or type(module).forward is cls.forward else None
     return None
@@ -71,9 +74,13 @@ def module_rule(module: nn.Module) -> Rule | None:
 def leaves(module: nn.Module) -> bool:
     """Whether tracing stops at ``module``: it is ours, or there is a rule for its very class."""
     cls = type(module)
-    return isinstance(module, SegmentedLayer) or cls in MODULES or f"{cls.__module__}.{cls.__qualname__}" in MODULES
+    return isinstance(module, SegmentedLayer) or cls in MODULES or _name(cls) in MODULES
 
 
-def wrapped_functions() -> tuple[Callable, ...]:
+def wrapped_functions() -> tuple[Callable[..., Any], ...]:
     """Python functions that have a rule, which tracing must not look into."""
     return tuple(f for f in FUNCTIONS if isinstance(f, FunctionType) and f.__module__.split(".")[0] != "torch")
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"

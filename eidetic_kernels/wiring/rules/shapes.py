@@ -1,4 +1,4 @@
-"""Operations that give a tensor another shape, the units' dimension staying whole (or pixels being folded into it)."""
+"""Operations that give a tensor another shape: the units' dimension stays whole, or pixels are folded into it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import fx
 
-from ..values import INPUT, Constant, Count, Heads, Units
+from ..values import Constant, Count, Heads, Input, Units, Value
 from .elementwise import unknown
-from .step import Step, unit_dim
+from .step import Step
 
 
 def placed(step: Step, value: Units, dim: int, rank: int, batch: int | None = None) -> Units:
@@ -29,11 +29,6 @@ def placed(step: Step, value: Units, dim: int, rank: int, batch: int | None = No
     )
 
 
-def is_folded(value: Units) -> bool:
-    """Whether each unit covers several columns."""
-    return value.flat and value.pixels != 1
-
-
 def numbers(given: Sequence[Any]) -> tuple[Any, ...]:
     """Sizes or dimensions that were given one by one, or as one sequence."""
     return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else tuple(given)
@@ -46,93 +41,148 @@ def count(step: Step, dim: int) -> fx.Node:
 
 
 def resize(step: Step, sizes: tuple[Any, ...]) -> None:
-    """Give the node other sizes. A -1 beside a count of units that may become 0 would have no meaning: where it stands
-    for a dimension that stays, it is looked up too."""
-    old, new = step.shape(step.first_argument()), step.shape(step.node)
-    sizes = tuple(
-        count(step, dim)
-        if size == -1 and dim < len(old) and prod(old[:dim]) == prod(new[:dim]) and old[dim] == new[dim]
-        else size
-        for dim, size in enumerate(sizes)
-    )
+    """Give the node other sizes.
+
+    A -1 beside a count of units that may become 0 would have no meaning: where it stands for a dimension that stays, it
+    is looked up too.
+    """
+    shapes = step.shapes()
+    if shapes is not None:
+        old, new = shapes
+        stays = [
+            dim < len(old) and prod(old[:dim]) == prod(new[:dim]) and old[dim] == new[dim] for dim in range(len(new))
+        ]
+        sizes = tuple(count(step, dim) if size == -1 and stays[dim] else size for dim, size in enumerate(sizes))
     nested = len(step.node.args) == 2 and isinstance(step.node.args[1], (tuple, list))
     step.node.args = (step.node.args[0], *([sizes] if nested else sizes))
 
 
-def flattens(step: Step) -> Any:
-    """``flatten(1)``: pixels are folded into units."""
+def flattens(step: Step) -> Value:
+    """``flatten(1)``: pixels are folded into units. Dimensions of positions alone may be folded together too."""
     value = step.first()
-    if value is INPUT:
-        return INPUT
-    if step.node.op == "call_module":
-        start, end = step.module.start_dim, step.module.end_dim
-    else:
-        start, end = step.rest(("start_dim", 0), ("end_dim", -1))
+    if isinstance(value, Input):
+        return value
+    start, end = _folded_dims(step)
     shape = step.shape(step.first_argument())
-    known = shape is not None and isinstance(start, int) and isinstance(end, int)
-    if isinstance(value, Units) and value.spatial and known:
-        positions = range(start % len(shape), end % len(shape) + 1)
-        unit, fewer = unit_dim(value, len(shape)), len(positions) - 1
-        if not fewer:
-            return value
-        if unit not in positions and (value.last or 0 not in positions):
-            batch = positions.start if value.batch in positions else value.batch - fewer * (value.batch > start)
-            return placed(step, value, unit - fewer * value.last, len(shape) - fewer, batch)
-    whole = known and (start % len(shape), end % len(shape)) == (1, len(shape) - 1)
-    if not (whole or (start, end) == (1, -1)) or getattr(value, "last", False):
+    if shape is not None and isinstance(start, int) and isinstance(end, int):
+        first, last = start % len(shape), end % len(shape)
+        if isinstance(value, Units) and value.spatial:
+            folded = _fold_positions(step, value, first, last, len(shape))
+            if folded is not None:
+                return folded
+        whole = (first, last) == (1, len(shape) - 1)
+    else:
+        whole = False
+
+    if not isinstance(value, Units) or value.last or not (whole or (start, end) == (1, -1)):
         step.refuse(f"flattening dimensions {start} to {end} mixes samples or units: flatten from 1 to -1.")
     return value.flattened()
 
 
-def reshapes(step: Step) -> Any:
+def _folded_dims(step: Step) -> tuple[Any, Any]:
+    """The first and the last dimension that a flattening folds."""
+    if step.node.op != "call_module":
+        start, end = step.rest(("start_dim", 0), ("end_dim", -1))
+        return start, end
+    module = step.module  # torch's, or a user's own
+    return getattr(module, "start_dim", 1), getattr(module, "end_dim", -1)
+
+
+def _fold_positions(step: Step, value: Units, first: int, last: int, rank: int) -> Units | None:
+    """``value`` with its dimensions ``first`` to ``last`` folded into one; None where units are among them."""
+    positions = range(first, last + 1)
+    unit, fewer = value.dim(rank), len(positions) - 1
+    if not fewer:
+        return value
+    if unit in positions or (0 in positions and not value.last):
+        return None
+    batch = first if value.batch in positions else value.batch - fewer * (value.batch > first)
+    return placed(step, value, unit - fewer * value.last, rank - fewer, batch)
+
+
+def reshapes(step: Step) -> Value:
     """``view`` and ``reshape``: positions are folded or unfolded, the units' dimension staying whole; or flattening."""
     value = step.first()
-    if value is INPUT:
-        return INPUT
-    sizes = numbers(step.node.args[1:])
+    if isinstance(value, Input):
+        return value
     if isinstance(value, Constant):
         return _respaced(step, value)
-    old, new = step.shape(step.first_argument()), step.shape(step.node)
-    known = isinstance(value, Units) and old and new and step.editable
-    if known and not is_folded(value) and len(sizes) == len(new):
-        unit = unit_dim(value, len(old))
-        before, after = prod(old[:unit]), prod(old[unit + 1 :])
-        kept = [
-            dim
-            for dim in {1, len(new) - 1}
-            if new[dim] == old[unit] and prod(new[:dim]) == before and prod(new[dim + 1 :]) == after
-        ]
-        if len(kept) == 1 and (value.batch == 0 or old[: value.batch + 1] == new[: value.batch + 1]):
-            # Whatever number stood there, it is the count of units, which pruning changes.
-            step.take(sizes[kept[0]])
-            resize(step, (*sizes[: kept[0]], count(step, unit), *sizes[kept[0] + 1 :]))
-            return placed(step, value, kept[0], len(new))
-        heads_whole = len(new) > 2 and old[-1] == prod(new[-2:]) and prod(new[:-2]) == before
-        if value.last and value.order is None and heads_whole:
-            for size in sizes[-2:]:
-                step.take(size)
-            with step.node.graph.inserting_before(step.node):
-                heads = step.node.graph.call_function(operator.floordiv, (count(step, unit), new[-1]))
-            resize(step, (*sizes[:-2], heads, new[-1]))
-            return Heads(value, -2, new[-1])
-    if len(sizes) == 2 and isinstance(value, Units) and not value.last:
-        samples, columns = sizes
-        dynamic = isinstance(samples, fx.Node) and not isinstance(step.values.get(samples), Count)
-        if known and (dynamic or samples == -1) and new == (old[0], prod(old[1:])):
-            for size in sizes:
-                step.take(size)
-            _flatten_instead(step)
-            return value.flattened()
-        if dynamic and columns == -1:
-            return value.flattened()
+    sizes = numbers(step.node.args[1:])
+    if isinstance(value, Units):
+        reshaped = _regrouped(step, value, sizes) or _as_heads(step, value, sizes) or _flattened(step, value, sizes)
+        if reshaped is not None:
+            return reshaped
     step.refuse(
         "only x.view(x.size(0), -1) is understood: it folds pixels into units. Use x.flatten(1). (ek.convert also "
         "understands reshapes of positions, which leave the dimension of the units whole.)"
     )
 
 
+def _known(step: Step, value: Units, sizes: tuple[Any, ...]) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+    """The shapes before and after a view whose sizes may be written anew; None where they may not, or are unknown."""
+    shapes = step.shapes() if step.editable else None
+    if shapes is None or not all(shapes) or value.folded or len(sizes) != len(shapes[1]):
+        return None
+    return shapes
+
+
+def _regrouped(step: Step, value: Units, sizes: tuple[Any, ...]) -> Units | None:
+    """A view of positions: one dimension of the result holds the units, all of them and nothing else."""
+    shapes = _known(step, value, sizes)
+    if shapes is None:
+        return None
+    old, new = shapes
+    unit = value.dim(len(old))
+    before, after = prod(old[:unit]), prod(old[unit + 1 :])
+    kept = [
+        dim
+        for dim in {1, len(new) - 1}
+        if new[dim] == old[unit] and prod(new[:dim]) == before and prod(new[dim + 1 :]) == after
+    ]
+    if len(kept) != 1 or (value.batch != 0 and old[: value.batch + 1] != new[: value.batch + 1]):
+        return None
+
+    # Whatever number stood there, it is the count of units, which pruning changes.
+    (dim,) = kept
+    step.take(sizes[dim])
+    resize(step, (*sizes[:dim], count(step, unit), *sizes[dim + 1 :]))
+    return placed(step, value, dim, len(new))
+
+
+def _as_heads(step: Step, value: Units, sizes: tuple[Any, ...]) -> Heads | None:
+    """A view of units [*, units] as heads [*, heads, head_dim]."""
+    shapes = _known(step, value, sizes)
+    if shapes is None or not value.last or value.order is not None:
+        return None
+    old, new = shapes
+    if len(new) <= 2 or old[-1] != prod(new[-2:]) or prod(new[:-2]) != prod(old[:-1]):
+        return None
+
+    for size in sizes[-2:]:
+        step.take(size)
+    with step.node.graph.inserting_before(step.node):
+        heads = step.node.graph.call_function(operator.floordiv, (count(step, -1), new[-1]))
+    resize(step, (*sizes[:-2], heads, new[-1]))
+    return Heads(value, -2, new[-1])
+
+
+def _flattened(step: Step, value: Units, sizes: tuple[Any, ...]) -> Units | None:
+    """``x.view(x.size(0), -1)``, or on the example a view that does the same."""
+    if len(sizes) != 2 or value.last:
+        return None
+    samples, columns = sizes
+    dynamic = isinstance(samples, fx.Node) and not isinstance(step.values.get(samples), Count)
+    shapes = step.shapes() if step.editable else None
+    if shapes is not None and (dynamic or samples == -1) and shapes[1] == (shapes[0][0], prod(shapes[0][1:])):
+        for size in sizes:
+            step.take(size)
+        _flatten_instead(step)
+        return value.flattened()
+    return value.flattened() if dynamic and columns == -1 else None
+
+
 def _flatten_instead(step: Step) -> None:
-    """What the numbers in a view count changes with pruning, and -1 means nothing where no unit is left."""
+    """Pruning changes what the numbers in a view count, and -1 has no meaning where no unit is left."""
     node = step.node
     node.op, node.target, node.args, node.kwargs = "call_method", "flatten", (step.first_argument(), 1), {}
 
@@ -140,7 +190,7 @@ def _flatten_instead(step: Step) -> None:
 def _respaced(step: Step, value: Constant) -> Constant:
     """A tensor of the network with dimensions of size 1 put in or taken away (``gamma.view(1, -1, 1, 1)``)."""
     new = step.shape(step.node)
-    if new is None or not step.editable or [s for s in new if s != 1] != [s for s in value.shape if s != 1]:
+    if new is None or not step.editable or not same_but_ones(new, value.shape):
         step.refuse(f"{value.path!r}, a tensor of the network, must be combined with units as it is.")
     for argument in step.given:  # sizes are written anew
         step.take(argument)
@@ -149,6 +199,11 @@ def _respaced(step: Step, value: Constant) -> Constant:
     node = step.node
     node.op, node.target, node.args, node.kwargs = "call_method", "reshape", (step.first_argument(), sizes), {}
     return replace(value, shape=tuple(new))
+
+
+def same_but_ones(a: Sequence[int], b: Sequence[int]) -> bool:
+    """Whether two shapes differ in dimensions of size 1 alone."""
+    return [size for size in a if size != 1] == [size for size in b if size != 1]
 
 
 def order_of(step: Step, rank: int) -> list[int]:
@@ -164,54 +219,63 @@ def order_of(step: Step, rank: int) -> list[int]:
     return order
 
 
-def permutes(step: Step) -> Any:
+def permutes(step: Step) -> Value:
     """``permute``, ``transpose``: units come to lie in dimension 1 or in the last."""
     value = step.first()
-    if value is INPUT:
-        return INPUT
+    if isinstance(value, Input):
+        return value
     rank = len(step.shape(step.first_argument()) or ())
     if not rank or not isinstance(value, Units) or value.flat:
         step.refuse("where the units come to lie is not known here; ek.convert knows, by the example's shape.")
     order = order_of(step, rank)
-    return placed(step, value, order.index(unit_dim(value, rank)), rank, order.index(value.batch))
+    return placed(step, value, order.index(value.dim(rank)), rank, order.index(value.batch))
 
 
-def expands(step: Step) -> Any:
-    """``expand`` over the batch (a class token) or over positions: sizes that stay are left to the tensor, since
-    pruning changes them."""
-    value, node = step.first(), step.node
+def expands(step: Step) -> Value:
+    """``expand`` over the batch (a class token) or over positions.
+
+    Sizes that stay are left to the tensor (-1), since pruning changes them.
+    """
+    value = step.first()
     if not step.editable or not isinstance(value, (Constant, Units)):
         return unknown(step)
-    sizes, old, new = numbers(node.args[1:]), step.shape(step.first_argument()), step.shape(node)
-    old = old if isinstance(value, Units) else value.shape
-    added = len(sizes) - len(old)
-    stays = [added + dim for dim, size in enumerate(old) if size != 1]
-    if isinstance(value, Units):
-        unit = unit_dim(value, len(old))
-        if added or is_folded(value) or new[unit] != old[unit] or new[value.batch] != old[value.batch]:
-            step.refuse("units and samples must stay as many as they are; only positions may be expanded.")
-        stays = {*stays, unit}
-    for dim in stays:
+    sizes = numbers(step.node.args[1:])
+    if isinstance(value, Constant):
+        added = len(sizes) - len(value.shape)
+        _leave(step, sizes, {added + dim for dim, size in enumerate(value.shape) if size != 1})
+        return replace(value, shape=(*[1] * added, *value.shape))
+
+    shapes = step.shapes()
+    if shapes is None:
+        return unknown(step)
+    old, new = shapes
+    unit = value.dim(len(old))
+    if len(sizes) != len(old) or value.folded or new[unit] != old[unit] or new[value.batch] != old[value.batch]:
+        step.refuse("units and samples must stay as many as they are; only positions may be expanded.")
+    _leave(step, sizes, {unit, *(dim for dim, size in enumerate(old) if size != 1)})
+    return replace(value, pixels=None if value.spatial else value.pixels)
+
+
+def _leave(step: Step, sizes: tuple[Any, ...], dims: set[int]) -> None:
+    """Write -1 for the sizes of ``dims``."""
+    for dim in dims:
         step.take(sizes[dim])
-    node.args = (node.args[0], *(-1 if dim in stays else size for dim, size in enumerate(sizes)))
-    if isinstance(value, Units):
-        return replace(value, pixels=None if value.spatial else value.pixels)
-    return replace(value, shape=(*[1] * added, *value.shape))
+    step.node.args = (step.node.args[0], *(-1 if dim in dims else size for dim, size in enumerate(sizes)))
 
 
-def squeezes(step: Step) -> Any:
+def squeezes(step: Step) -> Value:
     """``unsqueeze`` and ``squeeze``: dimensions of size 1 beside units and samples come and go."""
     value, (dim,) = step.first(), step.rest(("dim", None))
-    if value is INPUT:
-        return INPUT
+    if isinstance(value, Input):
+        return value
     if isinstance(value, Constant):
         return _respaced(step, value)
     rank, old = step.rank(step.first_argument()), step.shape(step.first_argument())
-    adds = step.operation.startswith("un")
-    if not isinstance(value, Units) or not rank or not isinstance(dim, int) or is_folded(value):
+    if not isinstance(value, Units) or not rank or not isinstance(dim, int) or value.folded:
         step.refuse("which dimensions come or go is not known here: name one by its number, of a tensor of units.")
-    unit = unit_dim(value, rank)
-    if adds:
+
+    unit = value.dim(rank)
+    if step.operation.startswith("un"):
         dim %= rank + 1
         return placed(step, value, unit + (dim <= unit), rank + 1, value.batch + (dim <= value.batch))
     dim %= rank
