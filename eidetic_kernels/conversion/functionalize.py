@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..wiring import tracing
 from ..wiring.diagnostics import at_node
+from ..wiring.in_place import IN_PLACE
 
 
 def name_changes(graph: fx.Graph, when: str = "") -> None:
@@ -38,7 +38,7 @@ def name_changes(graph: fx.Graph, when: str = "") -> None:
             for user in later:
                 user.replace_input_with(changed, node)
         if node.op == "call_function":
-            node.target = tracing.IN_PLACE.get(node.target, node.target)
+            node.target = IN_PLACE.get(node.target, node.target)
 
 
 def _changes(node: fx.Node) -> dict[fx.Node, bool]:

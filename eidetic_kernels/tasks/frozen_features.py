@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import InputError, TaskError
-from ..layers import EideticBatchNorm, EideticConv2d, EideticGroupedConv2d, EideticLinear, StaircaseLayer
+from ..layers import CONVOLUTIONS, EideticBatchNorm, EideticLinear, StaircaseLayer
 from ..layout import LIVE, Fixed, Span, Staircase, without
 from ..memory import canonical, memory_format
 from ..ops.linear import Linear
@@ -27,8 +27,7 @@ from ..ops.staircase import read
 from .base import BaseNetwork
 
 # Layers whose live units need nothing of the frozen ones beside them but what they read.
-_COVERED = (EideticLinear, EideticConv2d, EideticGroupedConv2d, EideticBatchNorm)
-_ON_IMAGES = (EideticConv2d, EideticGroupedConv2d)
+_COVERED = (EideticLinear, *CONVOLUTIONS, EideticBatchNorm)
 
 
 class FrozenFeatures:
@@ -125,7 +124,7 @@ class FrozenFeatures:
     def _runs_live(self) -> bool:
         """Pooling refuses images of no channels, which a layer without live units would make."""
         layers = [layer for group in self.network.groups for layer in group.layers]
-        return not any(isinstance(layer, _ON_IMAGES) and not layer.segments.live for layer in layers)
+        return not any(isinstance(layer, CONVOLUTIONS) and not layer.segments.live for layer in layers)
 
     def _keep(self, rows: Tensor, inputs: dict[StaircaseLayer, Tensor]) -> None:
         if len(inputs) < len(self.readers):
