@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from machine import described
 
-from eidetic_kernels.tasks.pruning import IMPORTANCES
+from eidetic_kernels.tasks.importance import IMPORTANCES
 from eidetic_training import TaskSettings, evaluate, models, train_task
 from eidetic_training.experiments import config
 from eidetic_training.experiments.experiment import make_tasks

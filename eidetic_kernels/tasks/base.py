@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,7 +14,16 @@ from torch import Tensor, fx, nn
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage]
 
 from ..errors import ConversionError, InputError, TaskError
-from ..layers import EideticLinear, Scope, SegmentedLayer, aware_of_segments
+from ..layers import (
+    EideticDropout,
+    EideticLinear,
+    Scope,
+    SegmentedLayer,
+    Shuffle,
+    Split,
+    StaircaseLayer,
+    aware_of_segments,
+)
 from ..layout import LIVE, Segments
 from ..wiring import tracing
 from ..wiring.groups import Group, Wiring
@@ -24,15 +33,24 @@ from .transaction import atomic
 
 
 class BaseNetwork(nn.Module):
-    """A body whose units belong to tasks, a head a task, and the router; everything else is made of these.
+    """A body whose units belong to tasks, one head for each task, and a router.
 
-    Users subclass :class:`~eidetic_kernels.EideticNetwork`, which adds the calls of a task's life.
+    Users subclass :class:`~eidetic_kernels.EideticNetwork`, which adds the calls that change a network.
+
+    Attributes:
+        heads: one :class:`~eidetic_kernels.EideticLinear` for each task that has classes, in task order.
+        router: the task classifier; None until it is trained.
+        records: one for each finished task, see :meth:`~eidetic_kernels.EideticNetwork.certify`.
+        current_task: the task in training; None between tasks.
+        input_shape: the shape of one sample that the network was given last; None before the first.
     """
 
     # Why a saved network of this class cannot be built from its arguments, and what to do; None: it can.
     rebuilt_by: str | None = None
+    # Inputs [PROBES, *input_shape] whose logits the certificates compare; None before the network has seen an input.
+    probe: Tensor | None
 
-    def __new__(cls, *args, **kwargs):
+    def __new__(cls, *args: Any, **kwargs: Any):
         network = super().__new__(cls)
         network.__dict__["constructor_arguments"] = (args, kwargs)
         return network
@@ -61,8 +79,8 @@ class BaseNetwork(nn.Module):
     def connections(self) -> dict[str, str | tuple[str, ...]] | None:
         """Override where ``forward`` cannot be traced: which layer reads which.
 
-        Returns a mapping from each layer's path, in order of execution, to what it reads: "input", another layer's
-        path, or a tuple of paths that are added together; "output" names the features. For a residual block::
+        Returns a mapping from each layer's path, in order of execution, to what the layer reads: "input", another
+        layer's path, or a tuple of paths that are added together. "output" names the features. For a residual block::
 
             {"conv1": "input", "bn1": "conv1", "conv2": "bn1", "bn2": "conv2", "output": ("bn1", "bn2")}
 
@@ -72,52 +90,44 @@ class BaseNetwork(nn.Module):
 
     @property
     def wiring(self) -> Wiring:
-        """The unit groups and who reads them; found when first needed. Raises ConversionError."""
+        """The unit groups and who reads them, found when first needed.
+
+        Raises ConversionError where they cannot be found, TaskError for a layer that is not fresh.
+        """
         if self._wiring is None:
             with atomic(self):
-                self._find_wiring()
-        return self._wiring
-
-    def _find_wiring(self) -> None:
-        connections = self.connections()
-        wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
-        named = {*wiring.sources, *wiring.split, *(path for group in wiring.groups for path in group.norms)}
-        for path, layer in self.segmented_layers():
-            if path not in named:
-                raise ConversionError(
-                    f"{path!r} is not on the way from the input to the features, so its units have no readers: "
-                    "use it in forward (or name it in connections()), or remove it."
-                )
-            if layer.owned or layer.segments.tasks or layer.segments.live != layer.segments.width:
-                raise TaskError(f"{path!r} already has a life of its own; only fresh layers can join a network.")
-        self._wire(wiring)
+                self._wire(self._find_wiring())
+        return cast(Wiring, self._wiring)
 
     @property
     def groups(self) -> tuple[Group, ...]:
+        """The unit groups, in order of execution."""
         return self.wiring.groups
 
     @property
     def finished_tasks(self) -> int:
+        """How many tasks are finished."""
         return len(self.heads) - (self.current_task is not None and len(self.heads) > self.current_task)
 
     @property
     def num_classes(self) -> list[int]:
-        """Classes of each task that has a head."""
-        return [head.out_features for head in self.heads]
+        """The number of classes of each task that has a head."""
+        return [head_of(self, task).out_features for task in range(len(self.heads))]
 
     @property
     def live_head(self) -> EideticLinear:
-        """The head of the task in training."""
+        """The head of the task in training. Raises TaskError where there is none."""
         if self.current_task is None or len(self.heads) <= self.current_task:
             raise TaskError("no head is in training: call prepare_for_task(t, num_classes=...) first.")
-        return self.heads[self.current_task]
+        return head_of(self, self.current_task)
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Parameter]]:
-        """Live parameters and the head in training: all that an optimizer may see.
+        """Live parameters and the head in training: all that an optimizer may see (Persistence, paper section 3).
 
-        Segments without live units are among them as empty tensors, so that an optimizer finds their successors.
+        Parameters of layers without live units are empty tensors. They are listed too, so that an optimizer that holds
+        them finds their successors.
         """
         finished = {id(p) for task in range(self.finished_tasks) for p in self.heads[task].parameters()}
         for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
@@ -125,9 +135,12 @@ class BaseNetwork(nn.Module):
                 yield name, parameter
 
     def make_head(self, segments: Segments, forward_transfer: tuple[bool, ...]) -> EideticLinear:
-        """A head for ``segments`` on the features, not yet among ``heads``; used by ``add_head`` and by loading."""
+        """A head for ``segments`` on the features, which does not join ``heads`` yet.
+
+        ``forward_transfer`` says of each segment, the live one last, whether it reads earlier tasks' features.
+        """
         columns = sum(source.columns(None) for source in self.wiring.features)
-        like = next(layer for _, layer in self.segmented_layers() if hasattr(layer, "frozen_weight")).weight
+        like = next(layer for _, layer in self.segmented_layers() if isinstance(layer, StaircaseLayer)).weight
         head = EideticLinear(columns, segments.width, device=like.device, dtype=like.dtype)
         head.answers = True
         head.wire(segments, self.wiring.features, self._scope)
@@ -136,16 +149,22 @@ class BaseNetwork(nn.Module):
             head.renew_live(False)
         return head
 
-    # torch.compile compiles forward, and leaves to Python the checks, and which part of the network runs. The decorator
-    # is torch.compiler.disable, but imports the compiler (900 modules, as long as torch itself) at the first call only.
+    # torch.compile compiles forward. Checks and the choice of what runs stay in Python. The decorator is
+    # torch.compiler.disable, but it imports the compiler (900 modules, as long as torch itself) at the first call only.
     @_disable_dynamo(recursive=False)
     def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
-        """Logits [N, classes]: of the task in training, or in evaluation mode of any task.
+        """Logits [N, classes] of the task in training or, in evaluation mode, of any task.
 
-        Recalling finished task k runs only the units that k may read, with the same shapes for ever, so the same
-        batch gives the same bits on the same device, whatever was learned since (P1).
+        Recalling finished task k runs only the units that k may read, with the same shapes for ever. The same batch
+        therefore gives the same bits on the same device, whatever was learned since (P1).
 
-        Raises TaskError for a task that is not there, InputError for an input the network cannot take.
+        Args:
+            x: the input [N, ...], floating point.
+            task: whose head answers; None is the task in training.
+
+        Raises:
+            TaskError: the task is unknown, or it is finished and the network is in training mode.
+            InputError: an input that the network cannot take.
         """
         task, scope = self._resolve(task)
         features = self.compute_features(x, scope)
@@ -154,14 +173,20 @@ class BaseNetwork(nn.Module):
 
     @_disable_dynamo(recursive=False)
     def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
-        """What ``forward`` returns: of everything present (None), or the prefix of finished task ``task``."""
+        """What ``forward`` returns, from all units present (``task`` None) or from the prefix of finished ``task``.
+
+        Returns features [N, columns]. Raises TaskError for a task that is not finished, InputError for an input that
+        the network cannot take.
+        """
         self._check_input(x)
         wiring = self.wiring
         live_only = task == LIVE and self._scope.live_only
         if task is not None and not live_only and not 0 <= task < self.finished_tasks:
             raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
         if live_only and x.requires_grad:
-            raise InputError("the input asks for a gradient, which frozen units have a part in: keep no features then.")
+            raise InputError(
+                "the input requires grad, but cached frozen features have none. Turn the cache off or detach the input."
+            )
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = super().__call__(x)
@@ -174,12 +199,12 @@ class BaseNetwork(nn.Module):
         self.input_shape = tuple(x.shape[1:])
         return features
 
-    def running(self, task: int | None) -> AbstractContextManager:
-        """Layers run the prefix of finished task ``task``; for heads that are called apart from the body."""
+    def running(self, task: int | None) -> AbstractContextManager[None]:
+        """Layers called inside run the prefix of finished task ``task``; for heads called apart from the body."""
         return self._scope.running(task, False)
 
-    def running_live(self) -> AbstractContextManager:
-        """Passes of the task in training run live units alone; see :class:`.frozen_features.FrozenFeatures`."""
+    def running_live(self) -> AbstractContextManager[None]:
+        """Passes of the task in training run live units alone inside; see :class:`~.frozen_features.FrozenFeatures`."""
         return self._scope.running_live()
 
     def traced(self) -> tuple[fx.Graph, nn.Module]:
@@ -187,58 +212,78 @@ class BaseNetwork(nn.Module):
         return tracing.graph_of(self), self
 
     def as_architecture(self) -> None:
-        """Undo what construction did beyond building layers; called on a copy that is to be filled from a file."""
+        """Undo what construction did beyond building layers. Called on a copy that will be filled from a file."""
 
     def segmented_layers(self) -> list[tuple[str, SegmentedLayer]]:
-        """The body's segmented layers by path; heads are apart."""
+        """(path, layer) of the body's segmented layers, without the heads."""
         heads = set(self.heads)
-        return [
-            (path, module)
-            for path, module in self.named_modules()
-            if isinstance(module, SegmentedLayer) and module not in heads
-        ]
-
-    def _wire(self, wiring: Wiring) -> None:
-        modules = dict(self.named_modules())
-        for path, parts in wiring.split.items():
-            self.set_submodule(path, parts)
-        for path in wiring.last:
-            self.get_submodule(path).unit_dim = -1
-        for group in wiring.groups:
-            for path, layer in group.producers.items():
-                layer.wire(group.segments, wiring.sources[path], self._scope)
-            for layer in group.norms.values():
-                layer.join(group.segments, self._scope)
-        for path, order in wiring.orders.items():
-            self.get_submodule(path).reorder(order)
-        for path, (sources, pieces) in wiring.pieces.items():
-            self.get_submodule(path).wire(sources, pieces, self._scope)
-        for path in wiring.shuffles:
-            self.get_submodule(path).wire()
-        for path, sources in wiring.dropouts.items():
-            aware = aware_of_segments(modules[path])
-            if path in wiring.last:
-                aware.unit_dim = -1
-            if aware is not modules[path]:
-                self.set_submodule(path, aware)
-            aware.wire(sources, self._scope)
-        self._wiring = wiring
+        named = cast("Iterator[tuple[str, nn.Module]]", self.named_modules())
+        return [(path, module) for path, module in named if isinstance(module, SegmentedLayer) and module not in heads]
 
     def cut_group(self, group: Group, keep: Tensor) -> None:
-        """Keep only the live units ``keep`` of a group, in every layer that produces, normalises or reads them."""
+        """Keep only the live units ``keep`` (int64 [kept], ascending) of ``group``.
+
+        Every layer that produces, normalises or reads the others is cut.
+        """
         if len(keep) == group.segments.live:
             return
         for layer in group.layers:
             layer.cut_live(keep)
-        readers = [layer for path, layer in self.segmented_layers() if path in self.wiring.sources]
+        named = self.segmented_layers()
+        readers = [cast(StaircaseLayer, layer) for path, layer in named if path in self.wiring.sources]
         if self.current_task is not None and len(self.heads) > self.current_task:
             readers.append(self.live_head)
         for layer in readers:
             layer.cut_columns({group.segments: keep})
         group.segments.prune(len(keep))
 
+    def _find_wiring(self) -> Wiring:
+        connections = self.connections()
+        wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
+        named = {*wiring.sources, *wiring.split, *(path for group in wiring.groups for path in group.norms)}
+        for path, layer in self.segmented_layers():
+            if path not in named:
+                raise ConversionError(
+                    f"{path!r} is not on the way from the input to the features, so its units have no readers: "
+                    "use it in forward (or name it in connections()), or remove it."
+                )
+            if layer.owned or layer.segments.tasks or layer.segments.live != layer.segments.width:
+                raise TaskError(
+                    f"{path!r} was already pruned, frozen or added to a network; only fresh layers can join one."
+                )
+        return wiring
+
+    def _wire(self, wiring: Wiring) -> None:
+        """Let every layer join its unit group, and tell every module that must know segments what it reads."""
+        modules = dict(cast("Iterator[tuple[str, nn.Module]]", self.named_modules()))
+        for path, parts in wiring.split.items():
+            self.set_submodule(path, parts)
+        for path in wiring.last:
+            cast(_HasUnitDim, self.get_submodule(path)).unit_dim = -1
+
+        for group in wiring.groups:
+            for path, layer in group.producers.items():
+                layer.wire(group.segments, wiring.sources[path], self._scope)
+            for layer in group.norms.values():
+                layer.join(group.segments, self._scope)
+        for path, order in wiring.orders.items():
+            cast(StaircaseLayer, self.get_submodule(path)).reorder(order)
+
+        for path, (sources, pieces) in wiring.pieces.items():
+            cast(Split, self.get_submodule(path)).wire(sources, pieces, self._scope)
+        for path in wiring.shuffles:
+            cast(Shuffle, self.get_submodule(path)).wire()
+        for path, sources in wiring.dropouts.items():
+            aware = aware_of_segments(modules[path])
+            if path in wiring.last:
+                cast(_HasUnitDim, aware).unit_dim = -1
+            if aware is not modules[path]:
+                self.set_submodule(path, aware)
+            cast(EideticDropout, aware).wire(sources, self._scope)
+        self._wiring = wiring
+
     def _resolve(self, task: int | None) -> tuple[int, int | None]:
-        """Which head answers, and which prefix runs (None: everything present)."""
+        """Which head answers, and which prefix runs (None: everything present; LIVE: live units alone)."""
         current, finished = self.current_task, self.finished_tasks
         if task is None:
             if current is None:
@@ -250,9 +295,9 @@ class BaseNetwork(nn.Module):
         if task == current:
             self.live_head  # noqa: B018  raises while the task has no head
             return task, LIVE if self._scope.live_only else None
-        if not isinstance(task, int) or not 0 <= task < finished:
+        if not isinstance(task, int) or not 0 <= task < finished:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TaskError(
-                f"task {task!r} is unknown: finished tasks are 0..{finished - 1}"
+                f"task {task!r} is unknown: finished tasks are 0..{finished - 1}."
                 if finished
                 else f"task {task!r} is unknown: no task is finished."
             )
@@ -261,7 +306,7 @@ class BaseNetwork(nn.Module):
         return task, task
 
     def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(f"the input must be a tensor, got {type(x).__name__}.")
         if x.dim() == 0 or not len(x):
             raise InputError(f"the input must hold at least one sample, [N, ...]; got shape {list(x.shape)}.")
@@ -278,8 +323,8 @@ class BaseNetwork(nn.Module):
                 layer.derived(task)
 
     @contextmanager
-    def _statistics_kept_on_error(self, x: Tensor) -> Iterator[None]:
-        """An input that some layer refuses must not leave the running statistics of the layers before it moved.
+    def _statistics_kept_on_error(self, x: Tensor) -> Generator[None, None, None]:
+        """Put running statistics back if a layer refuses the input: the layers before it have already moved theirs.
 
         Only an input unlike the last one that went through can be refused, so only then is a copy taken.
         """
@@ -294,9 +339,31 @@ class BaseNetwork(nn.Module):
             raise
 
 
+class _HasUnitDim(Protocol):
+    unit_dim: int
+
+
+class TransferringLayer(Protocol):
+    """A layer that chooses for each segment whether it reads earlier tasks' units (nested) or not (disjoint)."""
+
+    forward_transfer: tuple[bool, ...]
+
+    def renew_live(self, forward_transfer: bool = True) -> None: ...
+
+
+def transferring(layers: Iterable[tuple[str, SegmentedLayer]]) -> dict[str, TransferringLayer]:
+    """Those of ``layers`` that choose, by path."""
+    return {path: cast(TransferringLayer, layer) for path, layer in layers if hasattr(layer, "forward_transfer")}
+
+
 def device_of(network: BaseNetwork) -> torch.device:
-    """Where the network's tensors are."""
+    """The device of the network's tensors."""
     return next(network.buffers()).device
+
+
+def head_of(network: BaseNetwork, task: int) -> EideticLinear:
+    """The head of ``task``, which must have one."""
+    return cast(EideticLinear, network.heads[task])
 
 
 @functools.cache

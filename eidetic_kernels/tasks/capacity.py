@@ -9,7 +9,14 @@ from ..wiring.groups import Group
 
 @dataclass(frozen=True)
 class CapacityRow:
-    """One unit group: ``frozen`` units by task, ``live`` units in training, ``free`` = width - frozen."""
+    """The units of one unit group.
+
+    Args:
+        name: the group's name, the path of its first layer.
+        width: how many units the group may hold.
+        frozen: how many units each finished task owns.
+        live: how many units are in training.
+    """
 
     name: str
     width: int
@@ -18,24 +25,27 @@ class CapacityRow:
 
     @property
     def free(self) -> int:
+        """Units that no finished task owns."""
         return self.width - sum(self.frozen)
 
 
 @dataclass(frozen=True)
 class Capacity:
-    """A row a unit group; prints as a table."""
+    """One row for each unit group; prints as a table."""
 
     rows: tuple[CapacityRow, ...]
 
     @property
     def frozen_share(self) -> float:
-        """Frozen units over all units."""
+        """Frozen units over all units, in [0, 1]."""
         width = sum(row.width for row in self.rows)
         return sum(sum(row.frozen) for row in self.rows) / width if width else 0.0
 
     def forecast(self) -> int | None:
-        """How many more tasks would get new units everywhere if each took as many as the tasks so far did on
-        average; None before the first task is finished, or when tasks took none."""
+        """How many more tasks would get new units in every group, at the average that tasks took so far.
+
+        None before the first task is finished, or when tasks took no units.
+        """
         fits = [
             row.free // max(1, round(sum(row.frozen) / len(row.frozen)))
             for row in self.rows
@@ -45,15 +55,16 @@ class Capacity:
 
     def __str__(self) -> str:
         tasks = max((len(row.frozen) for row in self.rows), default=0)
-        header = ["layer", "width", *[f"task {t}" for t in range(tasks)], "live", "free"]
-        table = [header]
+        table = [["layer", "width", *[f"task {t}" for t in range(tasks)], "live", "free"]]
         for row in self.rows:
-            table.append([row.name, row.width, *row.frozen, row.live, row.free])
-        widths = [max(len(str(cells[i])) for cells in table) for i in range(len(header))]
-        lines = []
+            table.append([row.name, *map(str, (row.width, *row.frozen, row.live, row.free))])
+        widths = [max(map(len, column)) for column in zip(*table)]
+
+        lines: list[str] = []
         for name, *counts in table:
             cells = [f"{name:<{widths[0]}}", *(f"{count:>{w}}" for count, w in zip(counts, widths[1:]))]
             lines.append("  ".join(cells))
+
         forecast = self.forecast()
         used = f"{100 * self.frozen_share:.1f} % of the units are frozen"
         lines.append(used + (f"; about {forecast} more tasks of this size fit." if forecast is not None else "."))
@@ -61,4 +72,5 @@ class Capacity:
 
 
 def capacity_of(groups: tuple[Group, ...]) -> Capacity:
+    """See :meth:`EideticNetwork.capacity`."""
     return Capacity(tuple(CapacityRow(g.name, g.segments.width, g.segments.frozen, g.segments.live) for g in groups))

@@ -1,16 +1,19 @@
-"""Arguments of the network's calls, checked at the door."""
+"""Arguments of a network's calls, checked before anything changes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
+from ..checking import nearest
 from ..errors import CapacityError, InputError
 from ..wiring.groups import Group
 
 
-def choices(forward_transfer: bool | Mapping[str, bool], names: list[str]) -> dict[str, bool]:
-    """Forward transfer for each of ``names``, given for all of them or for some; those not named may transfer."""
+def choices(forward_transfer: bool | Mapping[str, bool], names: Sequence[str]) -> dict[str, bool]:
+    """Forward transfer for each of ``names``, from one choice for all or a choice by name.
+
+    Names that are not given transfer. Raises InputError for an unknown name.
+    """
     check_names(forward_transfer, names, "layer")
     if isinstance(forward_transfer, Mapping):
         return {name: bool(forward_transfer.get(name, True)) for name in names}
@@ -18,16 +21,18 @@ def choices(forward_transfer: bool | Mapping[str, bool], names: list[str]) -> di
 
 
 def cap_units(group: Group, free: int, max_units: int | float | Mapping[str, int | float] | None) -> int:
-    """How many new units a group gets, of ``free`` ones: whole grains, and the multiple it is aligned to."""
+    """How many of ``free`` units a group gives to a new task: whole grains, and a multiple of what it is aligned to.
+
+    Raises:
+        InputError: ``max_units`` is neither a count nor a share.
+        CapacityError: a count by name is larger than ``free``.
+    """
     segments = group.segments
     limit = max_units.get(group.name) if isinstance(max_units, Mapping) else max_units
     if limit is None:
         return free
-    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0:
-        raise InputError(f"max_units must be a count or a share in [0, 1], got {limit!r}.")
+    limit = count_or_share("max_units", limit)
     if isinstance(limit, float):
-        if limit > 1:
-            raise InputError(f"max_units as a float is a share of the width in [0, 1], got {limit}; a count is an int.")
         return segments.fitting(round(limit * segments.width), free, nearest=True)
     if limit > free and isinstance(max_units, Mapping):
         raise CapacityError(
@@ -37,12 +42,24 @@ def cap_units(group: Group, free: int, max_units: int | float | Mapping[str, int
     return segments.fitting(limit, free)
 
 
-def check_classes(num_classes: int) -> None:
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise InputError(f"num_classes must be a positive whole number, got {num_classes!r}.")
+def count_or_share(name: str, value: object) -> int | float:
+    """``value`` as it is, if it is a count of units (an int) or a share of a group's width (a float in [0, 1]).
+
+    Raises InputError.
+    """
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    if isinstance(value, float) and 0 <= value <= 1:
+        return value
+    raise InputError(
+        f"{name} must be a count of units (an int, 0 or more) or a share of the width (a float in [0, 1]); got "
+        f"{value!r}."
+    )
 
 
-def check_names(given: Any, known: list[str], kind: str) -> None:
+def check_names(given: Mapping[str, object] | float | None, known: Sequence[str], kind: str) -> None:
+    """Raise InputError where ``given`` is a mapping with a key that is not among ``known``; ``kind`` says what of."""
     unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else []
     if unknown:
-        raise InputError(f"unknown {kind} {', '.join(map(repr, unknown))}; there are: {', '.join(known)}.")
+        hint = nearest(unknown[0], known)
+        raise InputError(f"unknown {kind} {', '.join(map(repr, unknown))}{hint}; there are: {', '.join(known)}.")

@@ -1,4 +1,4 @@
-"""The life of a task: it begins with fresh live units, and ends frozen."""
+"""The life of a task: it begins with fresh live units and ends with frozen ones (paper, section 3)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from ..errors import CapacityError, InputError, TaskError
+from ..checking import whole_number
+from ..errors import CapacityError, TaskError
 from ..layers.succession import retire
 from ..layout import Segments
 from . import checks
-from .base import BaseNetwork
+from .base import BaseNetwork, head_of, transferring
 from .optimizer_state import check_current
 from .snapshots import live_tensors
 
 
 @dataclass(frozen=True)
 class Beginning:
-    """What the next task gets, checked before anything changes: new units by group, and what each layer may read."""
+    """What the next task gets, checked before anything changes.
+
+    Args:
+        task: the task's index.
+        live: how many new units each unit group gets, in the order of ``network.groups``.
+        transfer: whether each layer's new units may read earlier tasks' units, by path; "head" is the task's head.
+    """
 
     task: int
     live: tuple[int, ...]
@@ -45,18 +52,18 @@ def plan_next(
             + f"the next task is {expected}."
         )
     if num_classes is not None:
-        checks.check_classes(num_classes)
+        whole_number("num_classes", num_classes, 1)
     if optimizer is not None:
         check_current(optimizer, network.parameters())
 
-    choosing = [path for path, layer in network.segmented_layers() if hasattr(layer, "forward_transfer")]
-    transfer = checks.choices(forward_transfer, [*choosing, "head"])
+    transfer = checks.choices(forward_transfer, [*transferring(network.segmented_layers()), "head"])
     freed = [group.segments.live if t == 0 else group.segments.free for group in network.groups]
     if training:
         freed = [group.segments.free - group.segments.live for group in network.groups]
     checks.check_names(max_units, [group.name for group in network.groups], "unit group")
     live = tuple(checks.cap_units(group, free, max_units) for group, free in zip(network.groups, freed))
     _check_disjoint(network, transfer, live)
+
     if training:
         check_finishable(network)
     if not any(live):
@@ -69,19 +76,22 @@ def plan_next(
 
 
 def begin(network: BaseNetwork, plan: Beginning) -> None:
-    """Create the live units of the next task; no task is in training."""
+    """Create the live units of the next task (paper, section 3, step IV). No task may be in training."""
     for group, units in zip(network.groups, plan.live):
         if plan.task == 0:  # the weights at hand (torch's initialisation, or pre-trained ones) are task 0's
             network.cut_group(group, torch.arange(units))
         else:
             group.segments.recycle(units)
-    for path, layer in network.segmented_layers():
-        if path in plan.transfer:
-            if plan.task == 0:
-                layer.forward_transfer = (plan.transfer[path],)
-            else:
-                layer.renew_live(plan.transfer[path])
-        elif plan.task:
+
+    layers = network.segmented_layers()
+    choosing = transferring(layers)
+    for path, layer in layers:
+        if plan.task == 0:
+            if path in choosing:
+                choosing[path].forward_transfer = (plan.transfer[path],)
+        elif path in choosing:
+            choosing[path].renew_live(plan.transfer[path])
+        else:
             layer.renew_live()
     network.current_task = plan.task
     network.head_forward_transfer = plan.transfer["head"]
@@ -92,18 +102,20 @@ def add_head(network: BaseNetwork, num_classes: int) -> None:
     t = network.current_task
     if t is None or len(network.heads) > t:
         raise TaskError("a head can be added once, to a task that is in training.")
-    checks.check_classes(num_classes)
+    whole_number("num_classes", num_classes, 1)
+
     segments = Segments(num_classes, frozen=(0,) * t)
     head = network.make_head(segments, (True,) * t + (network.head_forward_transfer,))
     head.train(network.training)
     if t:  # an optimizer that is kept finds the new head where it held the last one
-        retire(network.heads[-1].weight, head.weight)
-        retire(network.heads[-1].bias, head.bias)
+        last = head_of(network, t - 1)
+        retire(last.weight, head.weight)
+        retire(last.bias, head.bias)
     network.heads.append(head)
 
 
 def freeze(network: BaseNetwork) -> int:
-    """Freeze the task in training: its units, statistics and head become buffers, for ever. Returns the task.
+    """Turn the live units, statistics and head into buffers (Persistence, paper section 3). Returns the task.
 
     Raises TaskError when no task is in training, or when a live tensor is not finite.
     """
@@ -118,41 +130,13 @@ def freeze(network: BaseNetwork) -> int:
     for group in network.groups:
         group.segments.freeze()
     head.segments.freeze()
+
     for _, layer in network.segmented_layers():
         layer.renew_live()
     head.close_live()
 
     task, network.current_task = network.current_task, None
     return task
-
-
-def align(network: BaseNetwork, multiple: int | Mapping[str, int]) -> None:
-    """See :meth:`EideticNetwork.align`."""
-    checks.check_names(multiple, [group.name for group in network.groups], "unit group")
-    given = multiple if isinstance(multiple, Mapping) else {group.name: multiple for group in network.groups}
-    for name, units in given.items():
-        if isinstance(units, bool) or not isinstance(units, int) or units < 1:
-            raise InputError(f"multiple must be a whole number of units, 1 or more; got {units!r} for {name}.")
-    for group in network.groups:
-        if group.name in given:
-            group.segments.align(given[group.name])
-
-
-def widen(network: BaseNetwork, width: int | Mapping[str, int]) -> None:
-    """See :meth:`EideticNetwork.widen`."""
-    checks.check_names(width, [group.name for group in network.groups], "unit group")
-    wanted = [
-        width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width for group in network.groups
-    ]
-    for group, units in zip(network.groups, wanted):
-        if isinstance(units, bool) or not isinstance(units, int):
-            raise InputError(f"a width is a whole number of units; got {units!r} for {group.name}.")
-        if units < group.segments.width:
-            raise CapacityError(
-                f"{group.name} cannot shrink from {group.segments.width} to {units} units; give a larger width."
-            )
-    for group, units in zip(network.groups, wanted):
-        group.segments.widen(-(-units // group.segments.grain) * group.segments.grain)
 
 
 def check_finishable(network: BaseNetwork) -> None:
@@ -166,7 +150,35 @@ def check_finishable(network: BaseNetwork) -> None:
                 )
 
 
-def _check_disjoint(network: BaseNetwork, transfer: dict[str, bool], live: tuple[int, ...]) -> None:
+def align(network: BaseNetwork, multiple: int | Mapping[str, int]) -> None:
+    """See :meth:`EideticNetwork.align`."""
+    checks.check_names(multiple, [group.name for group in network.groups], "unit group")
+    given = multiple if isinstance(multiple, Mapping) else {group.name: multiple for group in network.groups}
+    for name, units in given.items():
+        whole_number(f"multiple for {name}", units, 1, unit="units")
+    for group in network.groups:
+        if group.name in given:
+            group.segments.align(given[group.name])
+
+
+def widen(network: BaseNetwork, width: int | Mapping[str, int]) -> None:
+    """See :meth:`EideticNetwork.widen`."""
+    checks.check_names(width, [group.name for group in network.groups], "unit group")
+    wanted = [
+        width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width for group in network.groups
+    ]
+    for group, units in zip(network.groups, wanted):
+        whole_number(f"width for {group.name}", units, unit="units")
+        if units < group.segments.width:
+            raise CapacityError(
+                f"{group.name} cannot shrink from {group.segments.width} to {units} units; give a larger width."
+            )
+    for group, units in zip(network.groups, wanted):
+        group.segments.widen(-(-units // group.segments.grain) * group.segments.grain)
+
+
+def _check_disjoint(network: BaseNetwork, transfer: Mapping[str, bool], live: tuple[int, ...]) -> None:
+    """Raise CapacityError where a layer may read the new units of its input only, and there are none."""
     units = {group.segments: count for group, count in zip(network.groups, live)}
     for path, sources in [*network.wiring.sources.items(), ("head", network.wiring.features)]:
         counts = [units[s.group] for s in sources if isinstance(s.group, Segments)]

@@ -13,7 +13,7 @@ from ..modes import evaluating, uncompiled
 from ..ops.staircase import read
 from . import routing
 from .base import BaseNetwork
-from .routing import Prediction
+from .routing import Prediction, Router
 
 
 @torch.no_grad()
@@ -21,48 +21,59 @@ def predictions(network: BaseNetwork, x: Tensor, rules: Iterable[str]) -> dict[s
     """See :meth:`EideticNetwork.predictions`."""
     tasks, rules = network.finished_tasks, tuple(rules)
     if tasks == 0:
-        raise RouterError("no task is finished, so there is nothing to route to.")
-    needed = tasks > 1 and any(rule in routing.NEED_ROUTER for rule in rules)
-    if needed and (network.router is None or network.router.tasks != tasks):
-        known = 0 if network.router is None else network.router.tasks
-        raise RouterError(
-            f"the router knows {known} of {tasks} finished tasks: call net.train_router(loaders) with a loader for "
-            "each finished task, or route without one (rule='entropy')."
-        )
+        raise RouterError("no task is finished, so there is nothing to route to: train a task first.")
+    router = _router(network, rules)
+
     with evaluating(network):
-        reads = (network.router.layers, network.router.inputs) if needed else ()
+        reads = (router.layers, router.inputs) if router is not None else ()
         features, read_by_router = routing_features(network, x, *reads)
-        logits = []
+        logits: list[Tensor] = []
         for task in range(tasks):
             with network.running(task):
                 spans = prefix(network.wiring.features, task, tasks - 1)
                 logits.append(network.heads[task](read(features, spans)))
-        learned = network.router(read_by_router, x) if needed else features.new_zeros(len(features), tasks)
+        # With one finished task there is nothing to choose, whatever the rule.
+        learned = features.new_zeros(len(features), tasks) if router is None else router(read_by_router, x)
         return {rule: routing.route(routing.task_scores(rule, logits, learned), logits) for rule in rules}
 
 
 def routing_features(
     network: BaseNetwork, x: Tensor, layers: bool = False, inputs: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """The features of all finished tasks' units [N, units], and what a router reads: those, with ``layers`` what
-    every other unit group computes, and with ``inputs`` the input itself, side by side."""
+    """See :meth:`EideticNetwork.routing_features`."""
     features, captured = _features_and_layers(network, x, layers)
     if inputs:
         captured.append(x.flatten(1).to(features.dtype))
     return features, torch.cat([features, *captured], 1) if captured else features
 
 
+def _router(network: BaseNetwork, rules: tuple[str, ...]) -> Router | None:
+    """The router, if one of the ``rules`` needs it. Raises RouterError where it does not know every finished task."""
+    tasks, router = network.finished_tasks, network.router
+    if tasks == 1 or not any(rule in routing.NEED_ROUTER for rule in rules):
+        return None
+    known = 0 if router is None else router.tasks
+    if known != tasks:
+        raise RouterError(
+            f"the router knows {known} of {tasks} finished tasks: call net.train_router(loaders) with a loader for "
+            "each finished task, or route without one (rule='entropy')."
+        )
+    return router
+
+
 def _features_and_layers(network: BaseNetwork, x: Tensor, layers: bool) -> tuple[Tensor, list[Tensor]]:
+    """The features [N, units] of all finished tasks and, with ``layers``, what every other group computes."""
     last = network.finished_tasks - 1
     if not layers:
         return network.compute_features(x, last), []
-    given = {source.group for source in network.wiring.features}
-    others = [group for group in network.groups if group.segments not in given]
+
+    in_features = {source.group for source in network.wiring.features}
+    others = [group for group in network.groups if group.segments not in in_features]
     with uncompiled(network), routing.capturing(others) as captured:  # compiled code calls no hooks
         features = network.compute_features(x, last)
     if any(len(each) != len(x) for each in captured):
         raise RouterError(
-            "a router cannot read every layer of this network, since some compute on parts of a sample (windows) "
-            "or without samples (parameters): train it on the features alone, train_router(layers=False)."
+            "a router cannot read every layer of this network: some compute on parts of a sample (windows) or without "
+            "samples (parameters). Train it on the features alone, train_router(layers=False)."
         )
     return features, captured

@@ -1,4 +1,4 @@
-"""What is written down when a task is finished, so that it can be shown later that nothing was forgotten (P6)."""
+"""The record of a finished task, against which a certificate checks later that nothing was forgotten (P6)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ Environment = dict[str, str | int]
 class TaskRecord:
     """What is written down when a task is finished.
 
-    units: by unit group, how many units the task kept. fingerprints: by layer, SHA-256 of its frozen tensors.
-    logits: SHA-256 of the logits of the network's probe inputs, None if the network never saw an input.
-    environment: where the logits were computed; bits can be compared on an equal one only.
+    Args:
+        task: the task's index.
+        units: how many units the task kept, by unit group.
+        fingerprints: SHA-256 of each layer's frozen tensors that belong to the task, by layer.
+        logits: SHA-256 of the logits for the network's probe inputs; None if the network never saw an input.
+        environment: where the logits were computed. Their bits can be compared in an equal environment only.
     """
 
     task: int

@@ -1,4 +1,4 @@
-"""The router's own convolutions: what tells tasks apart and is in no unit of the body."""
+"""Convolutions that belong to the router: they tell tasks apart by what no unit of the body holds."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from ..errors import InputError
 class RouterConvolutions(nn.Module):
     """From images [N, C, H, W] to columns [N, channels of the last stage], which the router reads beside the features.
 
-    A stage is two convolutions of 3 x 3 with a ReLU after each, and a maximum over 2 x 2 after the first; over what the
-    last stage computes the maximum is taken. BatchNorm is folded in. Weights and biases are buffers. Stages of 32, 128
-    and 128 channels are 33.9 million multiply-adds an image of 32 x 32.
+    A stage is two 3 x 3 convolutions, each followed by a ReLU, with a 2 x 2 max pooling after the first. The last
+    stage's output is max pooled over the whole image. BatchNorm is folded into weights and biases, which are buffers.
+    Stages of 32, 128 and 128 channels take 33.9 million multiply-adds for an image of 32 x 32.
 
-    channels: those of the images, then those of each stage: (3, 64, 128, 256) are three stages.
+    Args:
+        channels: the image's, then each stage's: (3, 64, 128, 256) are three stages.
     """
 
     def __init__(self, channels: Sequence[int]):
@@ -29,18 +30,19 @@ class RouterConvolutions(nn.Module):
             self.register_buffer(f"bias{number}", torch.empty(writes))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Raises InputError for what :func:`check_images` refuses."""
+        """Columns [N, channels of the last stage]. Raises InputError for what :func:`check_images` refuses."""
         check_images(tuple(images.shape), self.channels)
         # Channels last: measured on a CPU, a convolution of 128 channels takes 0.8 of the time.
-        x = images.to(self.weight0.dtype).contiguous(memory_format=torch.channels_last)
+        dtype = self.get_buffer("weight0").dtype
+        x = images.to(dtype).contiguous(memory_format=torch.channels_last)
         for number in range(len(shapes(self.channels))):
-            x = F.conv2d(x, getattr(self, f"weight{number}"), getattr(self, f"bias{number}"), padding=1)
+            x = F.conv2d(x, self.get_buffer(f"weight{number}"), self.get_buffer(f"bias{number}"), padding=1)
             x = (x if number % 2 else F.max_pool2d(x, 2)).relu()
         return x.amax((2, 3))
 
 
 def shapes(channels: Sequence[int]) -> list[tuple[int, int]]:
-    """(channels read, channels written) of every convolution, in order: two a stage."""
+    """(channels read, channels written) of every convolution in order, two in each stage."""
     return [pair for reads, writes in zip(channels, channels[1:]) for pair in ((reads, writes), (writes, writes))]
 
 
@@ -56,6 +58,6 @@ def check_images(shape: Sequence[int], channels: Sequence[int]) -> None:
     if shape[1] != channels[0] or min(shape[2:]) < smallest:
         raise InputError(
             f"the router's convolutions read images [N, {channels[0]}, H, W] of {smallest} x {smallest} pixels or "
-            f"more, since each of {stages} stages halves them; got {list(shape)}. Train the router with fewer stages, "
-            "or without (convolutions=None)."
+            f"more, since each of {stages} stages halves the image; got {list(shape)}. Train the router with fewer "
+            "stages, or without (convolutions=None)."
         )

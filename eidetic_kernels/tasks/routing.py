@@ -1,8 +1,8 @@
-"""Inference without a task id: the router reads the features once, and the chosen task's head answers."""
+"""Inference without a task id: the router, and the rules by which a sample's task is chosen."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..checking import one_of
+from ..errors import InputError, RouterError
+from ..layers import SegmentedLayer
 from ..wiring.groups import Group
 from .router_convolutions import RouterConvolutions
 
-# How a sample's task is chosen. "learned" is the paper's task classifier; "joint" adds to its log-probability the log-
-# probability of the best class of that task's head. The others need no router and no data: the task whose head is the
-# surest, by the entropy of its softmax (negated), by the log of the sum of its exponentials (the negative free energy,
-# Liu et al., 2020), or by its largest logit.
+# How a sample's task is chosen. "learned" is the paper's task classifier (section 1). "joint" adds to its
+# log-probability the log-probability of the best class of that task's head. The others need neither router nor data.
+# They choose the task whose head is the surest: by the negative entropy of its softmax, by the log of the sum of its
+# exponentials (the negative free energy, Liu et al., 2020), or by its largest logit.
 RULES = ("learned", "joint", "entropy", "energy", "max_logit")
 NEED_ROUTER = ("learned", "joint")
 
@@ -27,10 +29,11 @@ NEED_ROUTER = ("learned", "joint")
 class Prediction:
     """What a routed forward pass says about a batch of N samples.
 
-    task: [N] int64, the task each sample was routed to.
-    label: [N] int64, the class within that task.
-    logits: [N, most classes of any task], that task's head; -inf beyond its classes.
-    router_logits: [N, tasks], the scores by which tasks were chosen (the task classifier's own, for "learned").
+    Args:
+        task: [N] int64, the task each sample was routed to.
+        label: [N] int64, the class within that task.
+        logits: [N, most classes of any task], the logits of that task's head; -inf beyond its classes.
+        router_logits: [N, tasks], the scores by which tasks were chosen (the task classifier's own, for "learned").
     """
 
     task: Tensor
@@ -40,19 +43,20 @@ class Prediction:
 
     @property
     def confidence(self) -> Tensor:
-        """[N] in (0, 1]: the chosen task's share in the softmax of the scores; abstain where it is low."""
+        """[N] in (0, 1]: the softmax of the scores at the chosen task. Abstain where it is low."""
         return self.router_logits.softmax(1).amax(1)
 
 
 class RouterInput(NamedTuple):
     """What a router reads beside the features of the finished tasks.
 
-    layers: whether it also reads what every other unit group computes (see :func:`capturing`).
-    inputs: whether it also reads the network's input, flattened.
-    convolutions: the router's own convolutions over the input. Their columns come before the features; a first map with
-        no more columns than these reads no features.
-    mirrored: whether scores are the mean over the image and its mirror image. Only the convolutions see the mirror
-        image; the body does not.
+    Args:
+        layers: whether it also reads what every other unit group computes (see :func:`capturing`).
+        inputs: whether it also reads the network's input, flattened.
+        convolutions: the router's own convolutions over the input. Their columns come before the features; a first map
+            with no more columns than these reads no features.
+        mirrored: whether scores are the mean over the image and its mirror image. Only the convolutions see the mirror
+            image; the body does not.
     """
 
     layers: bool = False
@@ -163,22 +167,26 @@ class Router(nn.Module):
 
 
 def of_tasks(scores: Tensor, classes: Sequence[int] | None) -> Tensor:
-    """Task scores [N, tasks] from those of all ``classes``, so many a task (None: they are the tasks')."""
+    """Task scores [N, tasks] from class scores [N, all classes], where ``classes`` counts each task's.
+
+    ``classes`` None: the scores are those of tasks already.
+    """
     if classes is None:
         return scores
-    return torch.stack([each.logsumexp(1) for each in scores.split(list(classes), 1)], 1)
+    return torch.stack([each.logsumexp(1) for each in torch.split(scores, list(classes), 1)], 1)
 
 
 @contextmanager
-def capturing(groups: Iterable[Group]) -> Iterator[list[Tensor]]:
-    """Hear what each unit group computes in the forward pass inside: a list that fills with [N, units] a group.
+def capturing(groups: Iterable[Group]) -> Generator[list[Tensor], None, None]:
+    """Capture what each unit group computes in the forward pass inside: a list that fills on leaving.
 
-    The last of a group's layers that runs is heard, through a ReLU; images and tokens by their mean over positions.
+    Each entry is [N, units], after a ReLU; images and tokens are averaged over their positions. Several layers may work
+    on one group: the last one that runs is captured.
     """
     captured: dict[str, Tensor] = {}
 
-    def hook(name: str):
-        def capture(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+    def hook(name: str) -> Callable[[SegmentedLayer, tuple[Tensor, ...], Tensor], None]:
+        def capture(layer: SegmentedLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             units_second = output.relu().movedim(layer.unit_dim, 1)
             captured[name] = units_second if output.dim() == 2 else units_second.flatten(2).mean(2)
 
@@ -194,27 +202,36 @@ def capturing(groups: Iterable[Group]) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def task_scores(rule: str, logits: list[Tensor], router_logits: Tensor | None) -> Tensor:
-    """Scores [N, tasks] by one of ``RULES``, from every task's logits ([N, classes] a task) and the router's.
+def task_scores(rule: str, logits: Sequence[Tensor], router_logits: Tensor | None) -> Tensor:
+    """Scores [N, tasks] by one of ``RULES``.
 
-    Raises InputError for a rule that is none.
+    Args:
+        rule: the rule's name.
+        logits: [N, classes] of each task.
+        router_logits: [N, tasks] of the task classifier; None will do for rules that need none.
+
+    Raises:
+        InputError: an unknown rule.
+        RouterError: the rule needs ``router_logits``, and there are none.
     """
-    if rule == "learned":
-        return router_logits
-    if rule == "joint":
+    one_of("rule", rule, RULES)
+    if rule in NEED_ROUTER:
+        if router_logits is None:
+            raise RouterError(f"the rule {rule!r} needs the router's scores; got none. Use rule='entropy' instead.")
+        if rule == "learned":
+            return router_logits
         best = torch.stack([each.log_softmax(1).amax(1) for each in logits], 1)
         return router_logits.log_softmax(1) + best
+
     if rule == "entropy":
         return torch.stack([(each.softmax(1) * each.log_softmax(1)).sum(1) for each in logits], 1)
     if rule == "energy":
         return torch.stack([each.logsumexp(1) for each in logits], 1)
-    if rule == "max_logit":
-        return torch.stack([each.amax(1) for each in logits], 1)
-    raise InputError(f"a routing rule is one of {', '.join(RULES)}; got {rule!r}.")
+    return torch.stack([each.amax(1) for each in logits], 1)
 
 
-def route(router_logits: Tensor, logits: list[Tensor]) -> Prediction:
-    """Pick each sample's task by the highest score, and that task's logits ([N, classes] a task)."""
+def route(router_logits: Tensor, logits: Sequence[Tensor]) -> Prediction:
+    """Choose each sample's task by the highest score [N, tasks], and answer with that task's logits [N, classes]."""
     task = router_logits.argmax(1)
     chosen = router_logits.new_full((len(task), max(each.shape[1] for each in logits)), -torch.inf)
     for index, each in enumerate(logits):

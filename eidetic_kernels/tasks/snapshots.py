@@ -1,4 +1,4 @@
-"""Copies of everything live, for pruning to be undone and training to be stopped at the last good state."""
+"""Copies of everything live, by which pruning is undone and training goes back to the last good state."""
 
 from __future__ import annotations
 
@@ -18,7 +18,14 @@ from .optimizer_state import adopt, check_current
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A copy of everything live: what pruning and training can change, and what ``restore`` brings back."""
+    """A copy of everything live: what pruning and training can change, and what ``net.restore`` brings back.
+
+    Args:
+        task: the task in training.
+        live: how many live units each unit group has, in the order of ``net.groups``.
+        tensors: live parameters and statistics, by path.
+        optimizer: the optimizer's state for each parameter, by the parameter's path; None if no optimizer was given.
+    """
 
     task: int
     live: tuple[int, ...]
@@ -29,7 +36,7 @@ class Snapshot:
 def take(network: BaseNetwork, optimizer: Optimizer | None) -> Snapshot:
     """See :meth:`EideticNetwork.snapshot`."""
     if network.current_task is None:
-        raise TaskError("no task is in training, so nothing is live.")
+        raise TaskError("no task is in training, so nothing is live: call prepare_for_task first.")
     state = None
     if optimizer is not None:
         names = {id(parameter): name for name, parameter in network.named_parameters()}
@@ -39,19 +46,21 @@ def take(network: BaseNetwork, optimizer: Optimizer | None) -> Snapshot:
             if id(parameter) in names
         }
     tensors = {f"{path}.{name}": tensor.detach().clone() for path, name, _, tensor in all_live(network)}
-    return Snapshot(network.current_task, tuple(g.segments.live for g in network.groups), tensors, state)
+    live = tuple(group.segments.live for group in network.groups)
+    return Snapshot(network.current_task, live, tensors, state)
 
 
 def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | None) -> None:
     """See :meth:`EideticNetwork.restore`."""
     current = network.current_task
-    if snapshot.task != current:
+    if current is None or snapshot.task != current:
         now = "no task" if current is None else f"task {current}"
         raise TaskError(f"the snapshot was taken of task {snapshot.task}, but {now} is in training.")
     if (f"heads.{current}.weight" in snapshot.tensors) != (len(network.heads) > current):
         raise TaskError("the snapshot was taken before the task's head was added; take snapshots after it.")
     if optimizer is not None:
         check_current(optimizer, network.parameters())
+
     for group, live in zip(network.groups, snapshot.live):
         group.segments.recycle(live)
     for path, name, layer, tensor in all_live(network):
@@ -63,6 +72,7 @@ def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | Non
             setattr(layer, name, replace(tensor, saved.clone()))
         else:
             setattr(layer, name, saved.clone())
+
     if optimizer is not None:
         adopt(network, optimizer)
         if snapshot.optimizer is not None:
@@ -73,16 +83,16 @@ def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | Non
 
 
 def live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
-    """A layer's live parameters and statistics by name."""
-    buffers = [(n, b) for n, b in layer.named_buffers(recurse=False) if n not in layer.frozen_names]
+    """(name, tensor) of a layer's live parameters and statistics."""
+    buffers = [(name, buffer) for name, buffer in layer.named_buffers(recurse=False) if name not in layer.frozen_names]
     return [*layer.named_parameters(recurse=False), *buffers]
 
 
 def all_live(network: BaseNetwork) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
-    """(layer's path, tensor's name, layer, tensor) of everything live, the head in training included."""
-    layers = network.segmented_layers()
-    if len(network.heads) > network.current_task:
-        layers.append((f"heads.{network.current_task}", network.live_head))
+    """(layer's path, tensor's name, layer, tensor) of everything live, including the head in training."""
+    layers, current = network.segmented_layers(), network.current_task
+    if current is not None and len(network.heads) > current:
+        layers.append((f"heads.{current}", network.live_head))
     return [(path, name, layer, tensor) for path, layer in layers for name, tensor in live_tensors(layer)]
 
 

@@ -152,7 +152,7 @@ def test_taylor_scores_are_mean_absolute_products(name):
     F.cross_entropy(net(x), y).backward()
     for handle in handles:
         handle.remove()
-    from eidetic_kernels.tasks.pruning import taylor_scores
+    from eidetic_kernels.tasks.importance import taylor_scores
 
     scores = taylor_scores(net, net.groups, [(x, y)], F.cross_entropy)
     for group in net.groups:

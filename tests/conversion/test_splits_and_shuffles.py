@@ -12,6 +12,7 @@ from torch import nn
 
 import eidetic_kernels as ek
 from eidetic_kernels.layers import Shared, Shuffle, Split
+from eidetic_kernels.tasks.importance import taylor_scores
 
 FLAT, IMAGE = (6,), (3, 8, 8)
 
@@ -243,9 +244,9 @@ def test_shuffled_units_are_saved_restored_and_routed(tmp_path):
 def test_taylor_scores_reach_the_parts_of_a_divided_layer():
     x = torch.randn(8, *IMAGE)
     net = ek.convert(gated(), x)
-    untouched = ek.pruning.taylor_scores(net, net.groups, [(x, torch.arange(8) % 4)], F.cross_entropy)
+    untouched = taylor_scores(net, net.groups, [(x, torch.arange(8) % 4)], F.cross_entropy)
     net.body.a[0].built = None  # as if something had been pruned: each part by itself
-    touched = ek.pruning.taylor_scores(net, net.groups, [(x, torch.arange(8) % 4)], F.cross_entropy)
+    touched = taylor_scores(net, net.groups, [(x, torch.arange(8) % 4)], F.cross_entropy)
     for name, scores in untouched.items():
         assert (scores > 0).all()
         torch.testing.assert_close(scores, touched[name])

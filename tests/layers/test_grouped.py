@@ -10,6 +10,8 @@ from small_networks import MLP, Grouped
 from torch import nn
 
 import eidetic_kernels as ek
+from eidetic_kernels.tasks.importance import grain_scores
+from eidetic_kernels.tasks.pruning import GroupPlan
 
 OPTIONS = [
     {},
@@ -131,8 +133,8 @@ def test_pruning_takes_whole_grains(importance):
 
 def test_a_grains_score_is_the_norm_of_its_units():
     scores = torch.tensor([3.0, 0, 0, 2, 2, 0])
-    torch.testing.assert_close(ek.pruning.grain_scores(scores, 3, "l2"), torch.tensor([3.0, 8**0.5]) / 3**0.5)
-    torch.testing.assert_close(ek.pruning.grain_scores(scores, 3, "taylor"), torch.tensor([3.0, 4]) / 3)
+    torch.testing.assert_close(grain_scores(scores, 3, "l2"), torch.tensor([3.0, 8**0.5]) / 3**0.5)
+    torch.testing.assert_close(grain_scores(scores, 3, "taylor"), torch.tensor([3.0, 4]) / 3)
 
 
 def test_tied_units_move_in_grains_that_fit_both_sides():
@@ -159,7 +161,7 @@ def test_a_cap_and_a_width_are_rounded_to_whole_grains():
     net.widen(13)
     assert [group.segments.width for group in net.groups] == [15, 14]
     plan = net.plan_pruning(0.0)
-    broken = ek.pruning.GroupPlan("stem (+1 tied)", 3, torch.tensor([0, 2]))
+    broken = GroupPlan("stem (+1 tied)", 3, torch.tensor([0, 2]))
     with pytest.raises(ek.InputError, match="runs of 3"):
         net.apply_plan(ek.PruningPlan("mine", (broken, plan.groups[1])))
     assert net.groups[0].segments.live == 3

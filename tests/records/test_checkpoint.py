@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from small_networks import MLP, NETWORKS, ConvNet
 
 import eidetic_kernels as ek
+from eidetic_kernels import files
 from eidetic_kernels.records import checkpoint
 from eidetic_kernels.tasks.routing import Router
 
@@ -305,7 +306,7 @@ class TestAtomic:
             raise OSError("no space left on device")
 
         if step == "replace":
-            monkeypatch.setattr(checkpoint.os, "replace", fail)
+            monkeypatch.setattr(files.os, "replace", fail)
         else:
             monkeypatch.setattr(checkpoint, "save_file", fail)
         with pytest.raises(OSError, match="no space"):

@@ -7,7 +7,7 @@ from small_networks import MLP, ConvNet, FlatResidual, Residual
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels.tasks import pruning
+from eidetic_kernels.tasks.importance import scores_of
 
 
 def prepared(net, tasks=0, **prepare):
@@ -88,7 +88,7 @@ class TestScores:
         net = prepared(make().double(), tasks)
         x, y = batch(net, 11)
         data = [(x[:8], y[:8]), (x[8:], y[8:])]  # ragged batches count sample by sample
-        _, scores = pruning.scores_of(net, "taylor", data, F.cross_entropy, None)
+        _, scores = scores_of(net, "taylor", data, F.cross_entropy, None)
         for name, expected in taylor_by_loop(net, data).items():
             assert len(expected) and expected.sum() > 0
             torch.testing.assert_close(scores[name].double(), expected, rtol=1e-5, atol=1e-9)

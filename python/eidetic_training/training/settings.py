@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from eidetic_kernels.checking import one_of
-from eidetic_kernels.tasks.pruning import IMPORTANCES
+from eidetic_kernels.tasks.importance import IMPORTANCES
 
 from .settings_base import Settings, require
 
