@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-class Scope:
-    """``task`` None: everything present (training); k: the prefix of finished task k (recall); LIVE: live units alone.
+class Scope(threading.local):
+    """What the pass in the calling thread runs; passes in other threads have their own.
 
+    ``task`` None: everything present (training); k: the prefix of finished task k (recall); LIVE: live units alone.
     ``full_input_grad``: the network's input asks for a gradient, so backward owes all of it, frozen paths included.
     ``live_only``: passes of the task in training run LIVE, since somebody knows what they read of frozen units.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:  # once in every thread
         self.task: int | None = None
         self.full_input_grad = False
         self.live_only = False
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Scope:
+        return Scope()
+
+    def __reduce__(self) -> tuple[type[Scope], tuple[()]]:
+        return Scope, ()
+
     @contextmanager
-    def running(self, task: int | None, full_input_grad: bool):
+    def running(self, task: int | None, full_input_grad: bool) -> Iterator[None]:
+        """Passes inside run ``task``."""
         before = self.task, self.full_input_grad
         self.task, self.full_input_grad = task, full_input_grad
         try:
@@ -27,7 +37,8 @@ class Scope:
             self.task, self.full_input_grad = before
 
     @contextmanager
-    def running_live(self):
+    def running_live(self) -> Iterator[None]:
+        """Passes of the task in training run live units alone."""
         self.live_only = True
         try:
             yield
