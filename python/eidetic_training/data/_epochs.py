@@ -1,4 +1,4 @@
-"""Counting epochs: every `iter()` of a loader is the next one."""
+"""Loaders that count their epochs: every ``iter()`` is the next one."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from eidetic_kernels.errors import InputError
+from eidetic_kernels.checking import whole_number
 
 
 class Epochs(ABC):
-    """A loader whose batches depend on the number of the epoch; `epoch` is that of the next `iter()`."""
+    """A loader whose batches depend on the epoch's number. ``epoch`` is the number of the next ``iter()``."""
 
     epoch = 0
 
     @abstractmethod
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of epoch `epoch`, leaving the loader's own count of epochs as it is."""
+        """The batches of one epoch; the loader's own count of epochs stays as it is."""
 
     def set_epoch(self, epoch: int) -> None:
-        """The next `iter()` is epoch `epoch` (from 0)."""
-        if epoch < 0:
-            raise InputError(f"epoch is {epoch}, expected 0 or more.")
-        self.epoch = epoch
+        """Let the next ``iter()`` be epoch ``epoch``, counted from 0. Raises InputError for a negative number."""
+        self.epoch = whole_number("epoch", epoch)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, self.epoch = self.epoch, self.epoch + 1

@@ -9,7 +9,7 @@ from eidetic_kernels.errors import InputError
 
 
 def need(module: str, purpose: str, extra: str = "data") -> ModuleType:
-    """Import an optional package, or raise `InputError` that names the extra to install."""
+    """Import an optional package. Raises InputError, which names the extra to install, if it cannot be imported."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

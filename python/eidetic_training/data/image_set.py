@@ -1,19 +1,23 @@
-"""A whole labelled image set as two tensors, and how its pixels become network inputs."""
+"""A whole labelled image set as two tensors, and the normalisation of its pixels."""
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from eidetic_kernels.checking import whole_number
 from eidetic_kernels.errors import InputError
 
 
 def check_labels(labels: Tensor, rows: int, classes: int | None, what: str = "labels") -> None:
-    """Raise `InputError` unless `labels` is int64 `[rows]` with values in `0..classes-1` (`classes` may be
-    unknown: None)."""
+    """Raise InputError unless ``labels`` is int64 [rows], one row or more, with values in 0..classes-1.
+
+    classes: None where it is unknown. what: how messages name the labels.
+    """
     if not isinstance(labels, Tensor):
         raise InputError(
             f"{what} must be a torch.Tensor, got {type(labels).__name__}. Convert with torch.as_tensor(...)."
@@ -22,16 +26,17 @@ def check_labels(labels: Tensor, rows: int, classes: int | None, what: str = "la
         raise InputError(f"{what} have dtype {labels.dtype}, expected torch.int64. Convert with .long().")
     if labels.ndim != 1:
         raise InputError(
-            f"{what} have shape {list(labels.shape)}, expected one class index a row: [{rows}]. "
+            f"{what} have shape {list(labels.shape)}, expected one class index for each row: [{rows}]. "
             "One-hot labels convert with .argmax(1)."
         )
     if labels.shape[0] != rows:
         raise InputError(
-            f"{rows} images but {labels.shape[0]} {what}: expected one label an image. "
+            f"{rows} images but {labels.shape[0]} {what}: expected one label for each image. "
             "Check that both come from the same split."
         )
     if rows == 0:
-        raise InputError("The set is empty (0 rows), expected at least one. Check the split, folder or filter.")
+        raise InputError("the set is empty (0 rows), expected at least one. Check the split, folder or filter.")
+
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or (classes is not None and high >= classes):
         expected = "values of at least 0" if classes is None else f"values in 0..{classes - 1}"
@@ -43,10 +48,12 @@ def check_labels(labels: Tensor, rows: int, classes: int | None, what: str = "la
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """A labelled set of images, whole, as tensors.
+    """A whole labelled set of images as tensors.
 
-    images: `[N, C, H, W]`, uint8 (0..255) or floating point; labels: int64 `[N]` in `0..classes-1`, on the
-    images' device. Raises `InputError` for anything else, and for an empty set.
+    images: [N, C, H, W], uint8 (0..255) or floating point.
+    labels: int64 [N] in 0..classes-1, on the images' device.
+
+    Raises InputError for anything else, and for an empty set.
     """
 
     images: Tensor
@@ -69,8 +76,8 @@ class ImageSet:
                 f"images have dtype {images.dtype}, expected torch.uint8 (0..255) or a floating point type. "
                 "Convert with .to(torch.uint8) or .float()."
             )
-        if self.classes < 1:
-            raise InputError(f"classes is {self.classes}, expected at least 1.")
+
+        whole_number("classes", self.classes, least=1)
         check_labels(self.labels, images.shape[0], self.classes)
         if 0 in images.shape:
             raise InputError(f"images have shape {list(images.shape)}, expected no dimension of size 0.")
@@ -85,10 +92,10 @@ class ImageSet:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
-        return tuple(self.images.shape[1:])
+        return cast(tuple[int, int, int], tuple(self.images.shape[1:]))
 
     def to(self, device: torch.device | str) -> ImageSet:
-        """The same set on `device`; itself when it is there already."""
+        """The same set on ``device``; the set itself if it is there already."""
         if self.images.device == torch.device(device):
             return self
         return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
@@ -102,10 +109,10 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per-channel mean and standard deviation of pixels on the scale 0..1 (float images: on their own scale).
+    """Mean and standard deviation of each channel, of uint8 pixels on the scale 0..1 and of others on their own scale.
 
-    Plain numbers, so that a run folder or a checkpoint can keep them: images seen later must be normalised
-    with the numbers the network was trained with.
+    They are plain numbers, so that a run folder or a checkpoint can keep them: images seen later must be normalised
+    with the numbers that the network was trained with.
     """
 
     mean: tuple[float, ...]
@@ -113,9 +120,9 @@ class Normalisation:
 
     @classmethod
     def of(cls, images: Tensor) -> Normalisation:
-        """Measured on `[N, C, ...]` images, exactly for uint8 (by counting values), in float64 otherwise.
+        """Measured on images [N, C, ...]: exactly for uint8 (by counting values), in float64 otherwise.
 
-        A constant channel gets the deviation 1: it is centred and not blown up.
+        A constant channel gets the deviation 1, so that it is centred and not blown up.
         """
         channels = images.shape[1]
         if images.dtype == torch.uint8:
@@ -128,21 +135,23 @@ class Normalisation:
         else:
             planes = images.transpose(0, 1).reshape(channels, -1).double()
             mean, std = planes.mean(1), planes.std(1, correction=0)
+
         std = torch.where(std > 0, std, 1.0)
         return cls(tuple(mean.tolist()), tuple(std.tolist()))
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 of `images` `[N, C, ...]`, scaled and centred: `(x / 255 - mean) / std` for uint8."""
+        """float32 of images [N, C, ...], centred and scaled: ``(x / 255 - mean) / std`` for uint8."""
         return self.apply(images, 255.0 if images.dtype == torch.uint8 else 1.0)
 
     def apply(self, images: Tensor, full_scale: float) -> Tensor:
-        """As a call, for pixels whose white is `full_scale` whatever their dtype (resampled uint8 images are
-        float by then)."""
+        """As a call, for pixels whose white is ``full_scale``, whatever their dtype: resized uint8 images are float.
+
+        Raises InputError for images with another number of channels.
+        """
         if len(self.mean) != images.shape[1]:
             raise InputError(
-                f"Images have {images.shape[1]} channels, the normalisation was measured on "
-                f"{len(self.mean)}. "
-                "Give images with the channels the network was trained with."
+                f"images have {images.shape[1]} channels, but the normalisation was measured on {len(self.mean)}. "
+                "Give images with the channels that the network was trained with."
             )
         scale, shift = _affine(self, full_scale, images.device, images.ndim)
         return images.to(torch.float32, copy=True).mul_(scale).add_(shift)
@@ -150,9 +159,9 @@ class Normalisation:
 
 @functools.lru_cache(maxsize=64)
 def _affine(norm: Normalisation, full_scale: float, device: torch.device, ndim: int) -> tuple[Tensor, Tensor]:
-    """(scale, shift), float32 `[1, C, 1, ...]`, kept on the device so that a batch copies nothing to it."""
+    """(scale, shift), float32 [1, C, 1, ...], kept on the device so that a batch copies nothing to it."""
     std = torch.tensor(norm.std, dtype=torch.float64)
     scale = 1 / (std * full_scale)
     shift = -torch.tensor(norm.mean, dtype=torch.float64) / std
     shape = (1, -1) + (1,) * (ndim - 2)
-    return tuple(v.float().view(shape).to(device) for v in (scale, shift))
+    return scale.float().view(shape).to(device), shift.float().view(shape).to(device)

@@ -1,6 +1,6 @@
-"""Image sets in Parquet files laid out as on the Hugging Face hub.
+"""Image sets in Parquet files, in the layout of the Hugging Face hub.
 
-A row is an image, a struct of encoded `bytes` and a `path` (or plain binary), and an integer label.
+A row is an image and an integer label. The image is a struct of encoded ``bytes`` and a ``path``, or plain binary.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from eidetic_kernels.checking import one_of, whole_number
 from eidetic_kernels.errors import InputError
 
 from ._extras import need
@@ -28,29 +29,31 @@ _BYTES_WORTH_A_THREAD = 4096
 
 
 def find_files(folder: str | Path, split: str, prefer: Sequence[str] = ()) -> list[Path]:
-    """The Parquet files of `split`, "train" or "test" (validation where there is no test split).
+    """The Parquet files of ``split``: "train", or "test" (validation if there is no test split).
 
-    Goes down into each folder of `prefer` that is there, then looks, in any depth, for `SPLIT.parquet`,
-    `SPLIT-00000-of-00002.parquet` and `SPLIT/*.parquet`. Raises `InputError` when there is none, when a
-    shard is missing, or when several folders hold one.
+    Enters each folder of ``prefer`` that exists. Then it looks, at any depth, for ``SPLIT.parquet``,
+    ``SPLIT-00000-of-00002.parquet`` and ``SPLIT/*.parquet``.
+
+    Raises InputError when there is none, when a shard is missing, or when several folders hold the split.
     """
-    if split not in _SPLIT_NAMES:
-        raise InputError(f"split is {split!r}, expected one of {', '.join(map(repr, _SPLIT_NAMES))}.")
+    one_of("split", split, tuple(_SPLIT_NAMES))
     root = Path(folder)
     if not root.is_dir():
-        raise InputError(f"No folder {str(root)!r}. Give the folder that holds the Parquet files.")
+        raise InputError(f"there is no folder {str(root)!r}: give the folder that holds the Parquet files.")
     for name in prefer:
         if (root / name).is_dir():
             root = root / name
+
     every = sorted(root.rglob("*.parquet"))
     for alias in _SPLIT_NAMES[split]:
         files = [f for f in every if re.fullmatch(rf"{alias}(-.*)?", f.stem) or f.parent.name == alias]
         if files:
             _check_shards(files)
             return files
+
     there = ", ".join(str(f.relative_to(root)) for f in every[:5]) or "no Parquet file at all"
     raise InputError(
-        f"No Parquet file of split {split!r} in {str(root)!r}, which holds {there}. "
+        f"no Parquet file of split {split!r} in {str(root)!r}, which holds {there}. "
         f"Expected {split}.parquet, {split}-00000-of-0000N.parquet or {split}/*.parquet."
     )
 
@@ -58,15 +61,15 @@ def find_files(folder: str | Path, split: str, prefer: Sequence[str] = ()) -> li
 def _check_shards(files: list[Path]) -> None:
     if len({f.parent for f in files}) > 1:
         parents = ", ".join(sorted({str(f.parent) for f in files}))
-        raise InputError(f"Several folders hold this split: {parents}. Give the one that is meant.")
+        raise InputError(f"several folders hold this split: {parents}. Give the one that is meant.")
     shards = [m for f in files if (m := _SHARD.search(f.stem))]
     if not shards:
         return
     there, totals = {int(m[1]) for m in shards}, {int(m[2]) for m in shards}
     if len(totals) > 1 or len(shards) != len(files) or there != set(range(max(totals))):
         raise InputError(
-            f"Expected the {max(totals)} shards of one set, got {', '.join(f.name for f in files)}. "
-            "Download the missing ones, or keep one set a folder."
+            f"expected the {max(totals)} shards of one set; got {', '.join(f.name for f in files)}. "
+            "Download the missing ones, or keep each set in a folder of its own."
         )
 
 
@@ -77,18 +80,22 @@ def read_images(
     channels: int | None = None,
     resolution: int | None = None,
 ) -> tuple[Tensor, Tensor, int | None]:
-    """Decode Parquet files into (images uint8 `[N, C, H, W]`, labels int64 `[N]`, classes or None).
+    """Decode Parquet files into (images uint8 [N, C, H, W], labels int64 [N], number of classes or None).
 
-    Columns left out are found by their type. `channels` is 1 (grey) or 3 (RGB); left out, it is 3 unless
-    every image is grey. With `resolution`, each image is resized so that its shorter side has that many
-    pixels and cut to the central square. `classes` is what the files' own metadata say, if anything. Raises
-    `InputError` for missing columns, images that cannot be decoded, differ in size while no resolution is
-    given, or have no label.
+    The number of classes is what the files' own metadata say, if anything.
+
+    Args:
+        image_column, label_column: left out, they are found by their type.
+        channels: 1 (grey) or 3 (RGB); left out, it is 3 unless every image is grey.
+        resolution: resize each image so that its shorter side has this many pixels, and cut out the central square.
+
+    Raises InputError for missing columns, and for images that cannot be decoded, that have no label, or that differ in
+    size while no resolution is given.
     """
-    need("PIL.Image", "Decoding images")
-    parquet = need("pyarrow.parquet", "Reading Parquet files")
-    if resolution is not None and resolution < 1:
-        raise InputError(f"resolution is {resolution}, expected at least 1 pixel.")
+    need("PIL.Image", "decoding images")
+    parquet = need("pyarrow.parquet", "reading Parquet files")
+    if resolution is not None:
+        whole_number("resolution", resolution, least=1, unit="pixels")
     tables = [_open(parquet, path, image_column, label_column) for path in files]
     rows = sum(table.metadata.num_rows for table, _, _ in tables)
     if rows == 0:
@@ -100,21 +107,14 @@ def read_images(
     with ThreadPoolExecutor() as pool:
         for path, (table, image, label) in zip(files, tables, strict=True):
             for first_row, encoded, some in _rows(path, table, image, label):
-                decoded = _decode_all(encoded, channels, resolution, pool)
-                for row, pixels in enumerate(decoded, first_row):
-                    if isinstance(pixels, Exception):
-                        raise InputError(
-                            f"{path.name}, row {row}: the image cannot be decoded ({pixels}). "
-                            "Download or write the file again, or leave the row out."
-                        ) from pixels
+                decoded = _decodable(path, first_row, _decode_all(encoded, channels, resolution, pool))
                 if images is None:
                     images = np.empty((rows, *decoded[0].shape), dtype=np.uint8)
                 for offset, pixels in enumerate(decoded):
                     if pixels.shape != images.shape[1:]:
                         raise InputError(
-                            f"{path.name}: images differ in size "
-                            f"({_size(images[0])} and {_size(pixels)} pixels), "
-                            "expected one size. Pass resolution=... to resize and centre-crop them."
+                            f"{path.name}: images differ in size ({_size(images[0])} and {_size(pixels)} pixels), "
+                            "expected one size. Pass resolution=... to resize them and cut out the centre."
                         )
                     images[at + offset] = pixels
                 labels[at : at + len(decoded)] = some
@@ -123,7 +123,7 @@ def read_images(
 
 
 def _open(parquet, path: Path, image_column: str | None, label_column: str | None):
-    arrow = need("pyarrow", "Reading Parquet files")
+    arrow = need("pyarrow", "reading Parquet files")
     try:
         table = parquet.ParquetFile(path)
     except (OSError, arrow.ArrowException) as error:
@@ -139,7 +139,7 @@ def _open(parquet, path: Path, image_column: str | None, label_column: str | Non
 
 
 def _is_image_struct(kind) -> bool:
-    types = need("pyarrow", "Reading Parquet files").types
+    types = need("pyarrow", "reading Parquet files").types
     return types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
 
 
@@ -161,7 +161,7 @@ def _choose(path: Path, schema, what: str, found: list[str], wanted: str | None,
 
 
 def _rows(path: Path, table, image: str, label: str) -> Iterator[tuple[int, list[bytes], np.ndarray]]:
-    """(first row, encoded images, labels), a few thousand rows at a time: never a whole file's bytes."""
+    """(first row, encoded images, labels), a few thousand rows at a time, so that memory never holds a whole file."""
     at = 0
     for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[image, label]):
         column, numbers = batch.column(image), batch.column(label)
@@ -180,8 +180,8 @@ def _rows(path: Path, table, image: str, label: str) -> Iterator[tuple[int, list
 
 
 def _all_grey(tables, files: Sequence[Path]) -> bool:
-    """Whether no image has colours; reads the headers only."""
-    image_module = need("PIL.Image", "Decoding images")
+    """Whether no image has colours. Only headers are read."""
+    image_module = need("PIL.Image", "decoding images")
     for path, (table, image, label) in zip(files, tables, strict=True):
         for _, encoded, _ in _rows(path, table, image, label):
             for data in encoded:
@@ -203,9 +203,22 @@ def _decode_all(
     return list(map(_decode, *work) if small else pool.map(_decode, *work))
 
 
+def _decodable(path: Path, first_row: int, decoded: list[np.ndarray | Exception]) -> list[np.ndarray]:
+    """``decoded`` as it is. Raises InputError, which names the row, where an image could not be decoded."""
+    images = []
+    for row, pixels in enumerate(decoded, first_row):
+        if isinstance(pixels, Exception):
+            raise InputError(
+                f"{path.name}, row {row}: the image cannot be decoded ({pixels}). "
+                "Download or write the file again, or leave the row out."
+            ) from pixels
+        images.append(pixels)
+    return images
+
+
 def _decode(data: bytes, mode: str, resolution: int | None) -> np.ndarray | Exception:
-    """uint8 `[C, H, W]`; an image that cannot be decoded comes back as its error, for the caller to name."""
-    image_module = need("PIL.Image", "Decoding images")
+    """uint8 [C, H, W], or the error of an image that cannot be decoded: the caller names its row."""
+    image_module = need("PIL.Image", "decoding images")
     try:
         with image_module.open(io.BytesIO(data)) as picture:
             if picture.mode != mode:
@@ -219,9 +232,9 @@ def _decode(data: bytes, mode: str, resolution: int | None) -> np.ndarray | Exce
 
 
 def decode_file(path: str | Path, grey: bool, resolution: int) -> np.ndarray:
-    """An image file as uint8 `[1 or 3, resolution, resolution]`, resized and cut as a data set's images are.
+    """An image file as uint8 [1 or 3, resolution, resolution], resized and cut as a data set's images are.
 
-    Raises `InputError` when it cannot be read.
+    Raises InputError when it cannot be read.
     """
     try:
         pixels = _decode(Path(path).read_bytes(), "L" if grey else "RGB", resolution)
@@ -233,7 +246,7 @@ def decode_file(path: str | Path, grey: bool, resolution: int) -> np.ndarray:
 
 
 def _fit(picture, resolution: int):
-    """Shorter side to `resolution` (bilinear, area-aware when shrinking), central square."""
+    """Resize the shorter side to ``resolution`` (bilinear, antialiased), then cut out the central square."""
     width, height = picture.size
     scale = resolution / min(width, height)
     size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
@@ -244,7 +257,7 @@ def _fit(picture, resolution: int):
 
 
 def _declared_classes(opened) -> int | None:
-    """The number of classes in the metadata that the hub's own library writes, or None."""
+    """The number of classes in the metadata that the hub's own library writes; None without such metadata."""
     table, _, label = opened
     try:
         features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]

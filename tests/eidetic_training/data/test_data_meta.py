@@ -5,7 +5,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from eidetic_kernels.errors import InputError
-from eidetic_training.data import Augmentation, ImageSet, MetaLoader, TensorLoader, meta_task, permuted
+from eidetic_training.data import Augmentation, ImageSet, MetaLoader, Preparation, TensorLoader, meta_task, permuted
 
 
 def task_data(task, rows):
@@ -137,7 +137,7 @@ def test_augmentation_of_the_tasks_is_applied():
     x = torch.randint(0, 256, (20, 1, 6, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     y = torch.zeros(20, dtype=torch.int64)
     plain = MetaLoader([TensorLoader(x, y, 20)] * 2)
-    changed = MetaLoader([TensorLoader(x, y, 20, augment=Augmentation(flip=True))] * 2)
+    changed = MetaLoader([TensorLoader(x, y, 20, preparation=Preparation(Augmentation(flip=True)))] * 2)
     assert changed.has_augmentation and not plain.has_augmentation
     assert not torch.equal(next(iter(plain))[0], next(iter(changed))[0])
 
@@ -153,7 +153,7 @@ def test_image_sets_share_the_first_ones_normalisation():
 @pytest.mark.parametrize(
     ("loaders", "says"),
     [
-        ([], "No loaders"),
+        ([], "no loaders"),
         ([iter(tensor_loaders([8])[0])], "iterator"),
         ([7], "int"),
         ([torch.zeros(3)], "Tensor"),

@@ -160,7 +160,7 @@ def test_large_images_decode_in_threads_to_the_same_pixels(tmp_path):
 
 def test_bad_files_are_named(tmp_path):
     pixels = pictures(5)
-    with pytest.raises(InputError, match="No folder"):
+    with pytest.raises(InputError, match="there is no folder"):
         load("svhn", "train", tmp_path / "nowhere")
     with pytest.raises(InputError, match="no Parquet file at all"):
         load("svhn", "train", tmp_path)

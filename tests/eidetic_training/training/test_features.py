@@ -8,7 +8,7 @@ from small_networks import MLP
 import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError
 from eidetic_training import TaskSettings, train_task
-from eidetic_training.data import Augmentation, TensorLoader
+from eidetic_training.data import Augmentation, Preparation, TensorLoader
 from eidetic_training.training import features as features_module
 
 SETTINGS = {"max_epochs": 3, "polish_epochs": 1, "max_recovery_epochs": 1, "patience": 5}
@@ -53,7 +53,7 @@ def test_tasks_end_with_the_same_bits_with_and_without(how, monkeypatch):
         assert state_of(net) == state_of(plain) and not notes
         net.certify().check()
     assert len(made) == 4, "of the second and third task"
-    assert all(features.bytes and features.off is None and features._unknown == 0 for features in made)
+    assert all(features.bytes and features.off is None and features._missing == 0 for features in made)
 
 
 def test_shuffled_epochs_learn_as_well():
@@ -68,7 +68,7 @@ def test_shuffled_epochs_learn_as_well():
         (lambda task: [blobs(task)], {}, "does not number"),
         (
             lambda task: TensorLoader(
-                torch.rand(24, 1, 2, 3), torch.arange(24) % 3, 8, augment=Augmentation(flip=True)
+                torch.rand(24, 1, 2, 3), torch.arange(24) % 3, 8, preparation=Preparation(Augmentation(flip=True))
             ),
             {},
             "augmented",

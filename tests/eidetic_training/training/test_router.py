@@ -11,8 +11,7 @@ from torch.nn import functional as F
 import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError, NonFiniteLossError, RouterError, TaskError
 from eidetic_training import RouterSettings, evaluate, train_router, train_task
-from eidetic_training.data import TensorLoader
-from eidetic_training.data.augment import Augmentation
+from eidetic_training.data import Augmentation, Preparation, TensorLoader
 from eidetic_training.training.trained_router import TrainedRouter
 
 SHIFT = 8.0  # a task's inputs lie this far from the next one's
@@ -138,7 +137,10 @@ def test_augmented_inputs_are_computed_anew_every_epoch(monkeypatch):
     for t in range(2):
         net.prepare_for_task(t, 2)
         train_task(net, TensorLoader(image, y, 12), max_epochs=1, keep_at_least=2)
-    loaders = [TensorLoader(image, y, 12, augment=Augmentation(flip=True)), TensorLoader(255 - image, y, 12)]
+    loaders = [
+        TensorLoader(image, y, 12, preparation=Preparation(Augmentation(flip=True))),
+        TensorLoader(255 - image, y, 12),
+    ]
     calls = []
     features = net.compute_features
     monkeypatch.setattr(net, "compute_features", lambda x, task=None: calls.append(len(x)) or features(x, task))
