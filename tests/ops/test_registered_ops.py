@@ -19,7 +19,7 @@ from eidetic_kernels.ops.registration import decoded, encoded
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(deprecated|Deprecat|non-tuple).*", "ignore::UserWarning:torch")
 GEOMETRY = Geometry((2, 1), (1, 0), (1, 1))
-# What torch.compile needs to know that a network's sizes change: see the README.
+# What torch.compile needs to know that a network's sizes change: see docs/backends.md.
 SIZES_CHANGE = {
     "force_parameter_static_shapes": False,
     "allow_unspec_int_on_nn_module": True,
@@ -562,9 +562,9 @@ def test_a_compiled_network_survives_its_tasks():
     assert counts[-1] <= 5 and counts[-1] == counts[2], counts
 
 
-def test_the_readme_names_the_settings_that_were_tested():
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"torch\._dynamo\.config\.(\w+ = \w+)", readme))
+def test_the_page_on_backends_names_the_settings_that_were_tested():
+    page = (Path(__file__).parents[2] / "docs" / "backends.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"torch\._dynamo\.config\.(\w+ = \w+)", page))
     assert named == {f"{name} = {value}" for name, value in SIZES_CHANGE.items()}
 
 
