@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,9 @@ from ..runs.callbacks import Progress, Recorder
 from ..runs.folder import RunFolder
 from ..runs.inputs import Inputs
 from ..runs.report import duration
+from ..training.accuracy import Accuracy
 from ..training.epoch import evaluate
+from ..training.even_share import even_share
 from ..training.events import Callback
 from ..training.optimizers import make_optimizer
 from ..training.router import train_router
@@ -176,20 +177,19 @@ def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], c
     loaders = [task.train_loader(size, config["seed"], find_device(config["device"])) for task in tasks]
     torch.manual_seed((config["seed"] << 16) + len(tasks))
     train_router(network, loaders, seed=config["seed"], callbacks=callbacks, **options)
-    hits = samples = 0
+
+    named = Accuracy()
     oracle, routed = [], []
     for t, task in enumerate(tasks):
-        right = named = total = 0
+        answered = Accuracy()
         for x, y in _test_loader(network, task):
             guess = network.predict(x)
-            named += int((guess.task == t).sum())
-            right += int(((guess.task == t) & (guess.label == y)).sum())
-            total += len(y)
+            named.add(guess.task == t)
+            answered.add((guess.task == t) & (guess.label == y))
         oracle.append(evaluate(network, _test_loader(network, task), t).accuracy)
-        routed.append(right / total)
-        hits, samples = hits + named, samples + total
+        routed.append(answered.value)
     network.save(run.network_path)  # first: a run with a router's record counts as complete
-    run.record_router(hits / samples, oracle, routed)
+    run.record_router(named.value, oracle, routed)
 
 
 def _test_loader(network: EideticNetwork, task: Task) -> TensorLoader:
@@ -199,8 +199,7 @@ def _test_loader(network: EideticNetwork, task: Task) -> TensorLoader:
 def _units(share: float | str | None, network: EideticNetwork, remaining: int) -> dict[str, int] | float | None:
     """The cap on a task's new units: none, a share of the width, or an even share of what is free."""
     if share == "even":
-        segments = {group.name: group.segments for group in network.groups}
-        return {name: math.ceil(s.free / remaining) for name, s in segments.items()}
+        return even_share(network, remaining)
     return share
 
 

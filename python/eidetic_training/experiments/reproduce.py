@@ -12,7 +12,7 @@ from eidetic_kernels.errors import InputError
 
 from ..runs import plots
 from ..runs.folder import RunFolder
-from ..runs.report import Summary, summary
+from ..runs.report import Summary, spread, summary
 from ..runs.tables import read_json
 from . import config as configuration
 from .experiment import run_experiment
@@ -131,9 +131,9 @@ def _tasks_over_time(folder: Path, name: str, runs: Runs) -> list[str]:
             cells = [str(t)]
             for learned in range(tasks):
                 scores = [s.accuracy for run in folders for s in run.tests if (s.learned, s.task) == (learned, t)]
-                cells.append(_spread(scores) if scores else "")
+                cells.append(spread(scores) if scores else "")
             routed = [run.router.routed[t] for run in folders if run.router is not None]
-            cells.append(_spread(routed) if routed else "")
+            cells.append(spread(routed) if routed else "")
             cells.append(f"{statistics.mean(_used(r, t) for r in results):.1%}")
             cells.append(f"{statistics.mean(r.tasks[t].epochs for r in results):.0f}")
             lines.append("| " + " | ".join(cells) + " |")
@@ -312,10 +312,10 @@ def _by_row(runs: Runs) -> list[str]:
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for row, folders in runs.items():
         results = [summary(folder) for folder in folders]
-        cells = [row, str(len(results)), _spread([r.mean_end for r in results]), _by_task(results)]
+        cells = [row, str(len(results)), spread([r.mean_end for r in results]), _by_task(results)]
         cells.append(f"{max((r.forgetting for r in results), key=abs):.2%}")
         routed = [folder.router.routed for folder in folders if folder.router is not None]
-        cells.append(_spread([statistics.mean(each) for each in routed]) if routed else "")
+        cells.append(spread([statistics.mean(each) for each in routed]) if routed else "")
         cells.append(f"{statistics.mean(_used(r) for r in results):.0%}")
         cells.append(f"{statistics.mean(r.epochs for r in results):.0f}")
         cells.append(f"{statistics.mean(r.seconds for r in results):.0f}")
@@ -332,8 +332,3 @@ def _used(result: Summary, task: int | None = None) -> float:
     """The share of all units that ``task`` took, or all tasks together."""
     taken = sum(layer.kept if task is None else layer.units[task] for layer in result.layers)
     return taken / sum(layer.width for layer in result.layers)
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"

@@ -1,11 +1,12 @@
-"""Training steps as a CUDA graph: launched at once where single launches would take longer than what they compute."""
+"""Training steps as a CUDA graph, for steps whose kernels take longer to launch than to run."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,46 +16,54 @@ from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.tasks.base import device_of
 
-from .cuda_graphs import CudaGraphs
+from .cuda_graphs import CudaGraph, CudaGraphs
 from .settings import TaskSettings
 
 Step = Callable[..., None]  # of (rows or None, x, y)
+Shape = tuple[torch.Size, tuple[int, ...], torch.dtype]  # with strides
+Shapes = tuple[Shape | None, ...]  # of a batch
 
-# Ordinary steps of an epoch before its capture, as torch's documentation has it: state of the optimizer, kernels that
-# are compiled or chosen and the libraries' workspaces are there by then.
+# Ordinary steps of an epoch before its capture, as torch's documentation advises: by then the optimizer has its state,
+# kernels are compiled and chosen, and libraries have their workspaces.
 WARM_UPS = 3
 
 
 class CapturedSteps:
-    """Runs the steps of an epoch: some ordinary ones, then one that is captured, replayed for every batch shaped alike.
+    """Runs the steps of an epoch: the first ones as usual, then one is captured and replayed for batches of its shape.
 
-    A replay computes what the step would: the same kernels on the batch, copied to where the captured one lay. A batch
-    of another shape is an ordinary step. A graph lives no longer than its epoch: between epochs parameters change
-    their shape (pruning) and learning rates their value, and the next epoch captures anew.
+    A replay copies the batch to where the captured one was, and runs the same kernels. A batch of another shape is an
+    ordinary step. A graph lives no longer than its epoch: between epochs, parameters change their shape (pruning) and
+    learning rates their value, so the next epoch captures anew.
 
-    A step must do the same for every batch. One that reads the device on the host cannot be captured; ``off`` then says
-    why, and steps are ordinary ones from there on (``required``: InputError). What it decides on the host without
-    reading the device (a counter, Python's random numbers) is decided once an epoch.
+    A step must do the same for every batch. One that makes the host read the device cannot be captured: ``off`` then
+    says why, and all later steps are ordinary ones. What a step decides on the host without reading the device (a
+    counter, Python's random numbers) is decided once an epoch.
+
+    Args:
+        graphs: of the network's device.
+        optimizer: the one that a step steps.
+        required: raise InputError if a step cannot be captured.
     """
 
     def __init__(self, graphs: CudaGraphs, optimizer: Optimizer, required: bool = False):
         self.graphs, self.optimizer, self.required = graphs, optimizer, required
         self.off: str | None = None
-        self._seen: Counter = Counter()
-        self._graph = self._shapes = None
+        self._seen: Counter[Shapes] = Counter()
+        self._graph: CudaGraph | None = None
+        self._shapes: Shapes | None = None
         self._inputs: tuple[Tensor | None, ...] = ()
 
     @contextmanager
     def epoch(self, step: Step) -> Iterator[Step]:
-        """What to call in place of ``step`` while an epoch lasts; the graph and its memory go with the block."""
+        """What to call in place of ``step`` during an epoch. The graph and its memory are freed after the block."""
         self._seen.clear()
         try:
             yield partial(self._run, step)
             if self._graph is None and self.off is None and self._seen:
                 alike, steps = max(self._seen.values()), self._seen.total()
                 self._give_up(
-                    f"{alike} of an epoch's {steps} batches have one shape, of which {WARM_UPS} are needed before one "
-                    "is captured"
+                    f"at most {alike} of an epoch's {steps} batches have the same shape, and {WARM_UPS} ordinary steps "
+                    "of a shape come before it is captured"
                 )
         finally:
             if self._graph is not None:
@@ -79,7 +88,7 @@ class CapturedSteps:
                     step(*batch)
 
     def _try(self, step: Step, batch: tuple[Tensor | None, ...]) -> None:
-        """The last ordinary step, of inputs that are on the device already: whether it waits for the device."""
+        """The last ordinary step, with inputs that are on the device already, watched for waits."""
         self._fill(batch, anew=True)
         with self.graphs.aside(), self.graphs.watch() as waits:
             step(*self._inputs)
@@ -87,6 +96,7 @@ class CapturedSteps:
             self._give_up(f"a step waits for the GPU ({', '.join(dict.fromkeys(waits))})")
 
     def _capture(self, step: Step, batch: tuple[Tensor | None, ...]) -> None:
+        """Capture the step of ``batch`` and run it; if it cannot be captured, run it as usual."""
         self._fill(batch, anew=True)
         state = {parameter: dict(values) for parameter, values in self.optimizer.state.items()}
         try:
@@ -95,7 +105,9 @@ class CapturedSteps:
             if not _same(state, self.optimizer.state):
                 graph.release()
                 raise RuntimeError("the optimizer began new state in it, which every replay would begin anew")
-        except Exception as error:  # whatever a loss or a network does; what has nothing to do with it, the step raises
+        except (
+            Exception
+        ) as error:  # of whatever a loss or a network does; the ordinary step raises what is wrong anyway
             self.optimizer.state.clear()
             self.optimizer.state.update(state)
             self.optimizer.zero_grad(set_to_none=True)
@@ -106,11 +118,12 @@ class CapturedSteps:
             self._graph.replay()  # capturing computes nothing
 
     def _fill(self, batch: tuple[Tensor | None, ...], anew: bool = False) -> None:
+        """Copy ``batch`` to the memory that a graph reads; ``anew`` allocates that first."""
         if anew:
             device = self.graphs.device
             self._inputs = tuple(None if one is None else torch.empty_like(one, device=device) for one in batch)
         for static, one in zip(self._inputs, batch):
-            if static is not None:
+            if static is not None and one is not None:
                 static.copy_(one, non_blocking=True)
 
     def _give_up(self, reason: str) -> None:
@@ -122,32 +135,40 @@ class CapturedSteps:
 def captured_steps(
     network: EideticNetwork, optimizer: Optimizer, settings: TaskSettings
 ) -> tuple[CapturedSteps | None, str | None]:
-    """What captures the steps of the task in training, or why nothing does; (None, None) where it is not wanted or
-    "auto" finds no GPU. Raises InputError where the settings ask for it and it cannot be."""
-    asked, device = settings.cuda_graphs is True, device_of(network)
+    """(what captures the steps of the task in training, None), or (None, why they cannot be captured).
+
+    (None, None) if the settings do not want it, or "auto" finds no GPU. Raises InputError if the settings require it
+    and it cannot be.
+    """
+    required, device = settings.cuda_graphs is True, device_of(network)
     if settings.cuda_graphs is False:
         return None, None
     graphs = graphs_on(device)
-    if graphs is None and not asked:
+    if graphs is None:
+        if required:
+            raise refusal(f"the network is on {device}, not on a CUDA device")
         return None, None
-    reason = f"the network is on {device}, not on a CUDA device" if graphs is None else why_not(network, optimizer)
-    if reason is not None and asked:
+
+    reason = why_not(network, optimizer)
+    if reason is None:
+        return CapturedSteps(graphs, optimizer, required), None
+    if required:
         raise refusal(reason)
-    return (CapturedSteps(graphs, optimizer, asked), None) if reason is None else (None, reason)
+    return None, reason
 
 
 def graphs_on(device: torch.device) -> CudaGraphs | None:
-    """None where there are none."""
+    """CUDA graphs on ``device``; None if it is no CUDA device."""
     return CudaGraphs(device) if device.type == "cuda" else None
 
 
 def why_not(network: EideticNetwork, optimizer: Optimizer) -> str | None:
-    """Why the steps of ``network`` cannot be captured; None: they may be."""
+    """Why the steps of ``network`` cannot be captured; None if nothing is known against it."""
     if any(module._compiled_call_impl is not None for module in network.modules()):
         return "the network is compiled (mode='reduce-overhead' has CUDA graphs of its own)"
     if torch.is_autocast_enabled(device_of(network).type) and torch.is_autocast_cache_enabled():
         return "autocast is on around the whole training and keeps casts of weights: use cache_enabled=False there"
-    if type(optimizer) is torch.optim.SGD:  # which keeps nothing on the host, and has no such argument
+    if type(optimizer) is torch.optim.SGD:  # keeps nothing on the host, and has no argument "capturable"
         return None
     name = type(optimizer).__name__
     for group in optimizer.param_groups:
@@ -159,13 +180,17 @@ def why_not(network: EideticNetwork, optimizer: Optimizer) -> str | None:
 
 
 def refusal(reason: str) -> InputError:
+    """The error for settings that require a graph which cannot be."""
     return InputError(f"steps cannot be captured as a CUDA graph: {reason}. Set cuda_graphs to false or 'auto'.")
 
 
 @contextmanager
 def _capturable(optimizer: Optimizer) -> Iterator[None]:
-    """torch refuses to capture an optimizer's step unless its groups say ``capturable``. For fused kernels the word
-    changes nothing else, so they need not be created with it; outside a capture torch warns of it."""
+    """Let the groups of a fused optimizer say ``capturable`` inside the block.
+
+    Without it, torch refuses to capture a step. It changes nothing else for fused kernels, so users need not create
+    them with it; outside a capture, torch warns about it.
+    """
     lent = [group for group in optimizer.param_groups if group.get("fused") and group.get("capturable") is False]
     for group in lent:
         group["capturable"] = True
@@ -176,12 +201,12 @@ def _capturable(optimizer: Optimizer) -> Iterator[None]:
             group["capturable"] = False
 
 
-def _shapes(batch: tuple[Tensor | None, ...]) -> tuple:
+def _shapes(batch: tuple[Tensor | None, ...]) -> Shapes:
     return tuple(None if one is None else (one.shape, one.stride(), one.dtype) for one in batch)
 
 
-def _same(before: dict, after: dict) -> bool:
-    """Whether an optimizer holds the same tensors, and the same values beside them."""
+def _same(before: Mapping[Tensor, Mapping[str, Any]], after: Mapping[Tensor, Mapping[str, Any]]) -> bool:
+    """Whether two states of an optimizer hold the same tensors, and equal values beside them."""
     if before.keys() != after.keys() or any(before[one].keys() != after[one].keys() for one in after):
         return False
     pairs = [(before[one][name], value) for one, values in after.items() for name, value in values.items()]

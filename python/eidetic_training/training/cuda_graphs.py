@@ -1,4 +1,4 @@
-"""Capturing work on a GPU and launching it again as one CUDA graph: all that is asked of ``torch.cuda`` for it."""
+"""Capture work on a GPU and replay it as one CUDA graph: the only module that needs ``torch.cuda`` for this."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ import torch
 
 
 class CudaGraphs:
-    """CUDA graphs on one GPU. Work is captured on a stream of its own, and warmed up there: what a library makes for a
-    stream at its first call (workspaces, handles) must not be made inside a capture."""
+    """CUDA graphs on one GPU.
+
+    Work is captured on a side stream, and warmed up there: what a library makes for a stream at its first call
+    (workspaces, handles) must not be made inside a capture.
+    """
 
     def __init__(self, device: torch.device):
         self.device = device
@@ -20,7 +23,7 @@ class CudaGraphs:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Work inside runs on the side stream, after all that was issued before it and before all that follows."""
+        """Run the work inside on the side stream, after all work issued before it and before all that follows."""
         current = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(current)
         try:
@@ -31,9 +34,9 @@ class CudaGraphs:
 
     @contextmanager
     def watch(self) -> Iterator[list[str]]:
-        """A list that holds, after the block, where its work made the host wait for the GPU, which no capture can hold.
+        """A list that holds, after the block, where its work made the host wait for the GPU. No capture may wait.
 
-        Looked for in an ordinary step, since a capture that fails leaves torch's allocator in capture mode.
+        An ordinary step is watched, since a capture that fails leaves torch's allocator in capture mode.
         """
         waits: list[str] = []
         before = torch.cuda.get_sync_debug_mode()
@@ -44,6 +47,7 @@ class CudaGraphs:
                 yield waits
             finally:
                 torch.cuda.set_sync_debug_mode(before)
+
         for warning in caught:
             if "called a synchronizing CUDA operation" in str(warning.message):
                 waits.append(f"{warning.filename}:{warning.lineno}")
@@ -51,9 +55,9 @@ class CudaGraphs:
                 warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
 
     def capture(self, work: Callable[[], None]) -> CudaGraph:
-        """``work`` as a graph, not yet run: what it would have computed is in no tensor before the first replay.
+        """``work`` as a graph that has not run: before the first replay, no tensor holds what it computes.
 
-        Raises what stands in the way of capturing it; the current stream and the random numbers are as before.
+        Raises whatever prevents the capture; the current stream and the random numbers are then as before.
         """
         graph, first = torch.cuda.CUDAGraph(), None
         try:
@@ -77,21 +81,22 @@ class CudaGraphs:
 
 
 class CudaGraph:
-    """Captured work, with all the memory that it made inside."""
+    """Captured work, with all memory that was allocated in the capture."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph, device: torch.device):
         self.graph, self.device = graph, device
 
     def replay(self) -> None:
+        """Run the work once more, on the memory it was captured with."""
         self.graph.replay()
 
     def release(self) -> None:
-        """Give its memory back, once the GPU is through with it. Tensors made inside that still live keep theirs."""
+        """Free its memory once the GPU has finished with it. Tensors of the capture that still live keep theirs."""
         torch.cuda.current_stream(self.device).synchronize()
         self.graph.reset()
 
 
 @cache
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all captures: libraries keep a workspace for every stream they have seen."""
+    """One stream for all captures: libraries keep a workspace for every stream that they have seen."""
     return torch.cuda.Stream(device)

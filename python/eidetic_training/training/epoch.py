@@ -1,12 +1,12 @@
-"""One pass over the data: training, and evaluation."""
+"""One pass over the data, to train on it or to evaluate on it."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.base import device_of
 from eidetic_kernels.tasks.snapshots import all_live
 
-if TYPE_CHECKING:
-    from .captured_step import CapturedSteps
+from .accuracy import Accuracy
+from .captured_step import CapturedSteps
+from .features import Numbered
 
 
 class EpochResult(NamedTuple):
@@ -29,11 +30,11 @@ class EpochResult(NamedTuple):
 
 
 class NotFinite(EideticError):
-    """The loss of an epoch, or what it left in the parameters, is NaN or infinite."""
+    """An epoch's loss, or a parameter after it, is NaN or infinite."""
 
 
 class Evaluation(NamedTuple):
-    """Accuracy in [0, 1] of a task, and SHA-256 of its logits batch after batch."""
+    """Accuracy of a task in [0, 1], and the SHA-256 of its logits, batch after batch."""
 
     accuracy: float
     digest: str
@@ -48,20 +49,27 @@ def train_epoch(
     captured: CapturedSteps | None = None,
     autocast: bool = False,
 ) -> EpochResult:
-    """Train the task in training for one epoch over batches (x, y).
+    """Train the task in training for one epoch.
 
-    ``features``: frozen features of the loader's samples, which it then gives with their numbers (``numbered()``,
-    see :class:`~eidetic_training.data.TensorLoader`) where any are read.
-    ``captured``: runs steps as a CUDA graph; not in an epoch that still computes frozen features.
-    ``autocast``: forward passes and the loss are in bfloat16 autocast.
+    Accuracy is that of the training steps themselves, which the paper's stopping rules read. Sums stay on the device
+    until the epoch's end.
 
-    Accuracy is that of the training steps themselves, as the paper's stopping rules read it. Sums stay on the device
-    until the epoch's end. Raises InputError for an empty loader or wrong labels, NotFinite as its name says.
+    Args:
+        loader: batches (x [N, ...], y [N] int64).
+        optimizer: of the network's parameters.
+        loss: mean loss of (logits [N, classes], y [N]).
+        features: cached frozen features of the loader's samples. If any are read, the loader must number its samples
+            (``numbered()``, see :class:`~eidetic_training.data.TensorLoader`).
+        captured: runs steps as a CUDA graph, except in an epoch that still computes frozen features.
+        autocast: run forward passes and the loss in bfloat16 autocast.
+
+    Raises InputError for an empty loader or wrong labels, NotFinite if the loss or a parameter is.
     """
     network.train()
     device = device_of(network)
     classes = network.live_head.out_features
-    samples, losses, correct = 0, torch.zeros((), device=device), torch.zeros((), device=device)
+    # Kept on the device, and changed in place, since a CUDA graph adds to the same memory at every replay.
+    losses, correct = torch.zeros((), device=device), torch.zeros((), device=device)
 
     def step(rows: Tensor | None, x: Tensor, y: Tensor) -> None:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -76,6 +84,7 @@ def train_epoch(
             losses.add_(value.detach() * len(x))
             correct.add_((logits.argmax(1) == y).sum())
 
+    samples = 0
     if captured is None or (features is not None and not features.settled):
         running = nullcontext(step)
     else:
@@ -85,6 +94,7 @@ def train_epoch(
             _check_labels(x, y, classes)
             run(rows, x, y)
             samples += len(x)
+
     if not samples:
         raise InputError("the loader gave no batch: its data set is empty, or drop_last=True dropped all of it.")
     mean = losses.item() / samples
@@ -98,22 +108,25 @@ def train_epoch(
 
 @torch.no_grad()
 def evaluate(network: EideticNetwork, loader: Iterable, task: int | None = None) -> Evaluation:
-    """Recall ``task`` (None: the one in training) on all batches of ``loader``; the network's mode is kept."""
-    device, samples, correct, sha = device_of(network), 0, 0, hashlib.sha256()
+    """Recall ``task`` (None: the one in training) on all batches of ``loader``, in evaluation mode.
+
+    The network's own mode stays as it is. Raises InputError for an empty loader or wrong labels.
+    """
+    device, answered, sha = device_of(network), Accuracy(), hashlib.sha256()
     with evaluating(network):
         for x, y in _pairs(loader):
             logits = network(x.to(device), task=task)
             _check_labels(x, y, logits.shape[1])
-            correct += int((logits.argmax(1) == y.to(device)).sum())
+            answered.add(logits.argmax(1) == y.to(device))
             sha.update(logits.cpu().contiguous().view(torch.uint8).numpy().tobytes())
-            samples += len(x)
-    if not samples:
-        raise InputError("the loader gave no batch, so there is nothing to evaluate.")
-    return Evaluation(correct / samples, sha.hexdigest())
+    return Evaluation(answered.value, sha.hexdigest())
 
 
 def count_classes(loader: Iterable) -> int:
-    """The loader's own ``num_classes``, or one more than the largest label in it."""
+    """The loader's own ``num_classes``, or one more than the largest label in it.
+
+    Raises InputError for an empty loader or wrong labels.
+    """
     known = getattr(loader, "num_classes", None)
     if known is not None:
         return int(known)
@@ -126,29 +139,33 @@ def count_classes(loader: Iterable) -> int:
     return largest + 1
 
 
-def _batches(loader: Iterable, features: FrozenFeatures | None):
-    """(rows, x, y), the rows None where nobody needs them."""
+def _batches(
+    loader: Iterable, features: FrozenFeatures | None
+) -> Iterable[tuple[Tensor, Tensor, Tensor] | tuple[None, Tensor, Tensor]]:
+    """(rows, x, y). The rows are the samples' numbers, or None if nobody needs them."""
     if features is not None and features.reads:
-        return loader.numbered()
+        return cast(Numbered, loader).numbered()
     return ((None, x, y) for x, y in _pairs(loader))
 
 
-def _pairs(loader: Iterable):
+def _pairs(loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches. Raises InputError for what is no pair of tensors."""
     for batch in loader:
         if not isinstance(batch, (tuple, list)) or len(batch) != 2:
             raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave a {type(batch).__name__}.")
         if not all(isinstance(each, Tensor) for each in batch):
             kinds = " and ".join(type(each).__name__ for each in batch)
             raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave {kinds}: use torch.as_tensor.")
-        yield batch
+        yield batch[0], batch[1]
 
 
 def _check_labels(x: Tensor, y: Tensor, classes: int | None) -> None:
-    """``classes`` None: any number of them."""
+    """Raise InputError unless ``y`` holds class indices, below ``classes`` if that is known."""
     if y.dim() != 1 or len(y) != len(x):
         raise InputError(f"labels must be [N] beside inputs [N, ...]; got {list(y.shape)} and {list(x.shape)}.")
     if y.dtype != torch.long:
         raise InputError(f"labels must be class indices of dtype torch.int64, got {y.dtype}: use y.long().")
+
     # On a GPU this would wait for the device at every step; data sets held there are checked when they are made.
     if y.is_cuda and classes is not None or not len(y):
         return

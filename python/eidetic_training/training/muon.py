@@ -9,12 +9,14 @@ from torch import Tensor
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov's momentum, every step made orthogonal, on weights of constant norm (Jordan et al., 2024).
+    """Nesterov momentum whose steps are made orthogonal, on weights of constant norm (Jordan et al., 2024).
 
-    A weight [units, ...] is one matrix, a unit a row, kept at a mean square of 1 a row: BatchNorm after it makes its
-    scale no matter. Hence one learning rate fits layers of any size; fewer steps may want a larger one (0.1 for 130
-    steps of table 7's router, 0.04 for 1,800). As ``torch.optim.Muon``, but in float32: on a CPU
-    without bfloat16 that took 0.025 s a step of six convolutions to 128 channels, instead of 0.35.
+    A weight [units, ...] is a matrix with a row for each unit. Its rows are kept at a mean squared norm of 1, since
+    BatchNorm after the weight makes its scale irrelevant. So one learning rate fits layers of any size. Fewer steps may
+    want a larger one: 0.1 for 130 steps of table 7's router, 0.04 for 1,800.
+
+    Like ``torch.optim.Muon``, but in float32: on a CPU without bfloat16, a step of six convolutions of up to 128
+    channels took 0.025 s instead of 0.35.
     """
 
     def __init__(self, parameters: Iterable[Tensor], lr: float = 0.04, momentum: float = 0.9):
@@ -22,6 +24,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
+        """Move every weight once, by its gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
                 mean = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
@@ -32,8 +35,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Roughly the nearest matrix with orthonormal rows, or columns where these are fewer: its singular values come to
-    lie in about [0.7, 1.2], after five steps of Newton and Schulz with Jordan's coefficients. Zero stays zero."""
+    """Roughly the nearest matrix with orthonormal rows, or columns if these are fewer; zero stays zero.
+
+    Five Newton-Schulz steps with Jordan's coefficients bring the singular values to about [0.7, 1.2].
+    """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / x.norm().clamp_min(1e-7)

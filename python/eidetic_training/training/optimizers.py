@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -19,10 +19,14 @@ FUSED = ("adam", "adamw", "sgd")
 
 
 def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], **arguments: Any) -> torch.optim.Optimizer:
-    """The optimizer ``name`` on its fused kernel where it has one; raises InputError for unknown arguments."""
+    """The optimizer ``name``, one of ``OPTIMIZERS``, with its fused kernel if it has one.
+
+    Raises InputError for arguments that the optimizer does not take.
+    """
+    kind: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[name]  # their base class has no common arguments
     if name in FUSED:
         arguments = {"fused": True, **arguments}
     try:
-        return OPTIMIZERS[name](parameters, **arguments)
+        return kind(parameters, **arguments)
     except (TypeError, ValueError) as error:
         raise InputError(f"optimizer {name}: {error}") from error

@@ -1,8 +1,9 @@
-"""The router's convolutions while they are trained: with BatchNorm, and on images cropped and mirrored at random."""
+"""The router's convolutions in training, with BatchNorm and random crops and mirror images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -12,20 +13,21 @@ from eidetic_kernels.tasks.router_convolutions import RouterConvolutions, check_
 
 from ..data.augment import Augmentation
 
-# Running statistics follow so fast that they are those of the last weights, a few hundred steps being all there are.
+# Training takes a few hundred steps only: running statistics must follow quickly to fit the last weights.
 MOMENTUM = 0.3
 
 
 class TrainedConvolutions(nn.Module):
     """:class:`RouterConvolutions` with a BatchNorm after every convolution, and weights to train.
 
-    BatchNorm has a shift but no factor: what it multiplies by is positive, so that it changes places with the maximum
-    over 2 x 2 and is folded into the convolution before that (the network of Jordan, 2024, has it so).
+    BatchNorm shifts and has no learned scale. It then multiplies by positive numbers only, so it may change places with
+    the maximum over 2 x 2, and folds into the convolution before that (as in the network of Jordan, 2024).
 
-    shape: that of an image, [C, H, W]. stages: channels of each stage. augment: whether images are cropped and
-    mirrored.
+    shape: of an image, [C, H, W].
+    stages: channels of each stage.
+    augment: whether images are cropped and mirrored at random.
 
-    Raises InputError where ``shape`` is no image's, or too small for so many stages.
+    Raises InputError if ``shape`` is no image's, or too small for this number of stages.
     """
 
     def __init__(self, shape: Sequence[int], stages: Sequence[int], augment: bool):
@@ -33,15 +35,17 @@ class TrainedConvolutions(nn.Module):
         self.shape, self.channels = tuple(shape), (shape[0], *stages)
         check_images((1, *shape), self.channels)
         pairs = shapes(self.channels)
-        # Channels last, as the images: a step of table 7's router took 0.95 s of a CPU instead of 1.29.
+
+        # Channels last, as the images: a step of table 7's router took 0.95 s on a CPU instead of 1.29.
         self.weights = nn.ParameterList(
             torch.empty(writes, reads, 3, 3, memory_format=torch.channels_last) for reads, writes in pairs
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(writes, momentum=MOMENTUM) for _, writes in pairs)
-        for weight, norm in zip(self.weights, self.norms):
+        for weight, norm in zip(self.weights, self._norms()):
             nn.init.kaiming_uniform_(weight, nonlinearity="relu")
             norm.weight.requires_grad_(False)
-        # A sixteenth of the image, as is usual where epochs are few: two pixels of CIFAR's 32.
+
+        # A sixteenth of the image, as is usual if epochs are few: two of CIFAR's 32 pixels.
         self.augmentation = Augmentation(flip=True, crop_padding=max(1, min(shape[1:]) // 16)) if augment else None
 
     def forward(self, rows: Tensor) -> Tensor:
@@ -56,15 +60,19 @@ class TrainedConvolutions(nn.Module):
         return x.amax((2, 3))
 
     def shifts(self) -> list[Tensor]:
-        """What is trained beside the weights: the norms' shifts."""
-        return [norm.bias for norm in self.norms]
+        """The norms' shifts, which are trained beside the weights."""
+        return [norm.bias for norm in self._norms()]
 
     @torch.no_grad()
     def folded(self) -> RouterConvolutions:
-        """The same map as in evaluation, BatchNorm folded into weights and biases."""
+        """What evaluation computes, with BatchNorm folded into weights and biases."""
         folded = RouterConvolutions(self.channels).to(self.weights[0])
-        for number, (weight, norm) in enumerate(zip(self.weights, self.norms)):
-            factor = (norm.running_var + norm.eps).rsqrt()
-            getattr(folded, f"weight{number}").copy_(weight * factor[:, None, None, None])
-            getattr(folded, f"bias{number}").copy_(norm.bias - norm.running_mean * factor)
+        for number, (weight, norm) in enumerate(zip(self.weights, self._norms())):
+            mean, variance = norm.get_buffer("running_mean"), norm.get_buffer("running_var")
+            factor = (variance + norm.eps).rsqrt()
+            folded.get_buffer(f"weight{number}").copy_(weight * factor[:, None, None, None])
+            folded.get_buffer(f"bias{number}").copy_(norm.bias - mean * factor)
         return folded
+
+    def _norms(self) -> list[nn.BatchNorm2d]:
+        return [cast(nn.BatchNorm2d, norm) for norm in self.norms]

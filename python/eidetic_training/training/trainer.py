@@ -7,6 +7,7 @@ import inspect
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +24,19 @@ from .events import NOTES, Callback, Event, units_of
 from .features import frozen_features
 from .settings import TaskSettings
 
+Loss = Callable[[Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What training a task came to. train_accuracy is the best training accuracy before pruning, kept the units by
-    unit group, epochs those before pruning and in recovery, history every event."""
+    """The outcome of training a task.
+
+    train_accuracy: the best training accuracy before pruning, in [0, 1].
+    kept: how many units the task keeps, by unit group.
+    epochs: all of them, recovery and polishing included.
+    seconds: from the call to its end.
+    history: every event.
+    """
 
     task: int
     train_accuracy: float
@@ -43,10 +52,10 @@ def train_task(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     settings: TaskSettings | None = None,
-    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
     finish: bool = True,
-    **overrides,
+    **overrides: Any,
 ) -> TaskResult:
     """Train the network's current task on ``loader``, prune it, and finish it.
 
@@ -54,9 +63,9 @@ def train_task(
         loader: batches (x [N, ...], y [N] int64), iterated once an epoch.
         optimizer: any torch optimizer on the network's parameters, or one kept from the task before; the default is
             Adam on its fused kernel. Its state is cut along with pruned parameters.
-        settings: all knobs; single ones may be given by name instead (``search="linear"``).
+        settings: all settings; single ones may be given by name instead (``search="linear"``).
         loss: mean loss of (logits [N, classes], y [N]); by default cross-entropy, labels smoothed as set.
-        callbacks: each is called with every :class:`~eidetic_training.events.Event`.
+        callbacks: each is called with every :class:`~eidetic_training.training.events.Event`.
         finish: freeze the task at the end; False leaves it in training.
 
     Raises:
@@ -66,10 +75,7 @@ def train_task(
         NonFiniteLossError: the loss became NaN or infinite; the network is back at its last good state.
     """
     settings = TaskSettings.given(settings, overrides)
-    if loss is None:
-        loss = functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
-    elif settings.label_smoothing:
-        raise InputError(f"label_smoothing={settings.label_smoothing} is cross-entropy's: smooth labels in your loss.")
+    loss = _loss(loss, settings)
     if network.current_task is None:
         raise TaskError("no task is in training: call net.prepare_for_task(t, num_classes=...) before train_task.")
     if optimizer is not None:
@@ -80,20 +86,35 @@ def train_task(
         optimizer = default_optimizer(network.parameters())
     else:
         network.adopt(optimizer)
+
     run = _TaskRun(network, loader, optimizer, settings, loss, callbacks)
     rates = [group["lr"] for group in optimizer.param_groups]
     try:
         best = run.train()
+        if settings.halve_learning_rate:
+            best = max(best, run.settle())
         if settings.search != "none":
             run.prune(best)
         run.polish()
-    finally:  # halving and annealing are this task's affair
+    finally:  # the next task starts from the learning rates as they were given
         for group, rate in zip(optimizer.param_groups, rates):
             group["lr"] = rate
+
     if finish:
         network.finish_task()
         run.tell("finish")
     return run.result(best)
+
+
+def _loss(given: Loss | None, settings: TaskSettings) -> Loss:
+    if given is None:
+        return functools.partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
+    if settings.label_smoothing:
+        raise InputError(
+            f"label_smoothing={settings.label_smoothing} is for the default loss, cross-entropy, and loss= is given: "
+            "smooth labels in your loss."
+        )
+    return given
 
 
 def _check_optimizer(network: EideticNetwork, optimizer: torch.optim.Optimizer) -> None:
@@ -109,19 +130,30 @@ def _check_optimizer(network: EideticNetwork, optimizer: torch.optim.Optimizer) 
 class _TaskRun:
     """The state of one call: the history, and the last state known to be good."""
 
-    def __init__(self, network, loader, optimizer, settings: TaskSettings, loss, callbacks):
+    def __init__(
+        self,
+        network: EideticNetwork,
+        loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        settings: TaskSettings,
+        loss: Loss,
+        callbacks: Sequence[Callback],
+    ):
         self.network, self.loader, self.optimizer = network, loader, optimizer
         self.settings, self.loss, self.callbacks = settings, loss, callbacks
-        self.task = network.current_task
+        self.task = len(network.heads) - 1  # the one in training, which has the last head
         self.history: list[Event] = []
         self.epochs = self.step = 0
         self.started = time.perf_counter()
         self.good: Snapshot = network.snapshot(optimizer)
         self.generator = torch.Generator().manual_seed(settings.seed)
+
         self.features, no_features = frozen_features(network, loader, settings)
         self.captured, no_graphs = captured_steps(network, optimizer, settings)
         self.note("features", no_features)
         self.note("graphs", no_graphs)
+
+    # ---- the paper's procedure, step by step
 
     def train(self) -> float:
         """Epochs until training accuracy has not improved for ``patience`` of them, or is 1. Returns the best."""
@@ -132,24 +164,27 @@ class _TaskRun:
             best = max(best, accuracy)
             if accuracy == 1 or since >= self.settings.patience:
                 break
-        if self.settings.halve_learning_rate:
-            for group in self.optimizer.param_groups:
-                group["lr"] = group["lr"] / 2
-            best = max(best, self.epoch("settle"))
         return best
+
+    def settle(self) -> float:
+        """One more epoch at half the learning rate. Returns its accuracy."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] / 2
+        return self.epoch("settle")
 
     def prune(self, best: float) -> None:
         """Remove units as long as accuracy recovers to within the tolerance of the best.
 
-        "linear" is the paper's schedule: one share, until it does not recover for the first time. "backoff" begins
-        with a large share and halves it whenever it does not recover, down to ``step``.
+        "linear" is the paper's schedule: it removes the same fraction until accuracy does not recover for the first
+        time. "backoff" begins with a large fraction and halves it whenever accuracy does not recover, down to ``step``.
         """
         settings = self.settings
-        share = settings.step if settings.search == "linear" else settings.first_step
-        while share >= settings.step:
+        fraction = settings.step if settings.search == "linear" else settings.first_step
+        while fraction >= settings.step:
             before = self.good
-            if not self.cut(share):
+            if not self.cut(fraction):
                 return  # no live unit is left to remove
+
             recovered, best = self.recover(best)
             if not recovered:
                 self.network.restore(before, self.optimizer)
@@ -157,23 +192,16 @@ class _TaskRun:
                 self.tell("restore")
                 if settings.search == "linear":
                     return
-                share /= 2
+                fraction /= 2
 
-    def polish(self) -> None:
-        """Train what is left at a falling learning rate. The last epoch's weights stay: accuracy rises to the end."""
-        for _ in annealed(self.optimizer, self.settings.polish_epochs):
-            self.epoch("polish")
-
-    def cut(self, share: float) -> int:
+    def cut(self, fraction: float) -> int:
+        """Score the live units and remove the least important ones. Returns how many were removed."""
         settings = self.settings
-        data = None
-        if settings.importance in ("taylor", "hybrid"):
-            data = self.loader
         plan = self.network.prune(
-            share,
+            fraction,
             settings.importance,
             of=settings.of,
-            data=data,
+            data=self.loader if settings.importance in ("taylor", "hybrid") else None,
             loss=self.loss,
             keep_at_least=settings.keep_at_least,
             generator=self.generator,
@@ -185,19 +213,32 @@ class _TaskRun:
         return plan.removed
 
     def recover(self, best: float) -> tuple[bool, float]:
+        """Train until accuracy is within the tolerance of the best. Returns whether it is, and the best by then."""
         for _ in range(self.settings.max_recovery_epochs):
             accuracy = self.epoch("recover")
             enough = accuracy >= best * (1 - self.settings.tolerance)
             best = max(best, accuracy)
             if enough:
                 return True, best
+
         # An epoch's own accuracy is an average over its steps, the first of them on a damaged network and all of them
         # under dropout. Before a step is undone for good, backoff looks at what the network has become.
         if self.settings.search == "backoff":
             return evaluate(self.network, self.loader).accuracy >= best * (1 - self.settings.tolerance), best
         return False, best
 
+    def polish(self) -> None:
+        """Train what is left at a falling learning rate. The last epoch's weights stay: accuracy rises to the end."""
+        for _ in annealed(self.optimizer, self.settings.polish_epochs):
+            self.epoch("polish")
+
+    # ---- what every step is made of
+
     def epoch(self, phase: str) -> float:
+        """Train for one epoch, and keep its end as the last good state. Returns training accuracy.
+
+        On an error the network is back at the state before the epoch.
+        """
         self.epochs += 1
         try:
             result = train_epoch(
@@ -220,6 +261,7 @@ class _TaskRun:
         except InputError:
             self.network.restore(self.good, self.optimizer)
             raise
+
         self.good = self.network.snapshot(self.optimizer)
         self.tell(phase, result.loss, result.accuracy)
         if self.features is not None and self.features.off is not None:
@@ -231,13 +273,14 @@ class _TaskRun:
         return result.accuracy
 
     def note(self, about: str, reason: str | None) -> None:
-        """Say why frozen "features" are not kept, or why there are no CUDA "graphs"."""
+        """Report why frozen "features" are not cached, or why there are no CUDA "graphs"; None reports nothing."""
         if reason is not None:
             self.tell(about, note=f"{NOTES[about]}: {reason}.")
 
     def tell(
         self, phase: str, loss: float | None = None, accuracy: float | None = None, note: str | None = None
     ) -> None:
+        """Add an event to the history, and report it to every callback."""
         seconds = time.perf_counter() - self.started
         units = units_of(self.network)
         event = Event(seconds, self.task, phase, self.epochs, self.step, loss, accuracy, *units, note)
@@ -246,6 +289,7 @@ class _TaskRun:
             callback(event)
 
     def result(self, best: float) -> TaskResult:
+        """The outcome so far; ``best`` is the best training accuracy before pruning."""
         kept = {group.name: group.segments.size(self.task) for group in self.network.groups}
         seconds = time.perf_counter() - self.started
         return TaskResult(self.task, best, kept, self.epochs, seconds, tuple(self.history))

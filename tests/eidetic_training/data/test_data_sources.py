@@ -199,7 +199,7 @@ def test_bad_files_are_named(tmp_path):
         load("svhn", "train", tmp_path)
     for name in ("a", "b"):
         write(tmp_path / "two" / name / "train.parquet", pixels, [0] * 5)
-    with pytest.raises(InputError, match="Several folders"):
+    with pytest.raises(InputError, match="several folders"):
         load("svhn", "train", tmp_path / "two")
 
 
@@ -220,7 +220,7 @@ def test_bad_requests_are_refused(arguments, options):
 
 
 class Hub(types.ModuleType):
-    """Stands in for huggingface_hub: `files` maps (revision, path in the repository) to (pixels, labels)."""
+    """Stands in for huggingface_hub: ``files`` maps (revision, path in the repository) to (pixels, labels)."""
 
     def __init__(self, root, files):
         super().__init__("huggingface_hub")

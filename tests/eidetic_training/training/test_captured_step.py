@@ -301,7 +301,7 @@ def test_epochs_with_too_few_batches_of_one_shape_are_said(sizes):
     ordinary, _, _ = trained(network(), OPTIMIZERS["sgd"], False, 1, batches(net, sizes))
     captured, graphs, steps = trained(net, OPTIMIZERS["sgd"], True, 1, batches(net, sizes))
     assert captured == ordinary and not graphs.captures
-    assert f"of an epoch's {len(sizes)} batches have one shape" in steps.off
+    assert f"of an epoch's {len(sizes)} batches have the same shape" in steps.off
 
 
 REFUSED = {

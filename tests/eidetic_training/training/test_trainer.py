@@ -903,5 +903,5 @@ def test_label_smoothing_is_cross_entropys():
 
     assert trained(label_smoothing=0.2) == trained(loss=smooth)
     assert trained(label_smoothing=0.2) != trained()
-    with pytest.raises(InputError, match="label_smoothing=0.2 is cross-entropy's: smooth labels in your loss"):
+    with pytest.raises(InputError, match="label_smoothing=0.2 is for the default loss.*: smooth labels in your loss"):
         trained(label_smoothing=0.2, loss=smooth)
