@@ -29,13 +29,3 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)
         yield
-
-
-@contextmanager
-def uncompiled(network: nn.Module) -> Iterator[None]:
-    """Let ``network`` run as Python although ``network.compile()`` was called."""
-    compiled, network._compiled_call_impl = network._compiled_call_impl, None
-    try:
-        yield
-    finally:
-        network._compiled_call_impl = compiled

@@ -19,7 +19,6 @@ from .tasks.capacity import Capacity, capacity_of
 from .tasks.pruning import PruningPlan
 from .tasks.routing import Prediction
 from .tasks.snapshots import Snapshot
-from .tasks.transaction import atomic
 
 
 class EideticNetwork(BaseNetwork):
@@ -66,7 +65,7 @@ class EideticNetwork(BaseNetwork):
             CapacityError: a count over what is free, or a disjoint layer with no free units to read.
         """
         plan = lifecycle.plan_next(self, t, num_classes, forward_transfer, max_units, optimizer)
-        with atomic(self, optimizer):
+        with self.changing(optimizer):
             if self.current_task is not None:
                 self.finish_task()
             lifecycle.begin(self, plan)
@@ -77,7 +76,7 @@ class EideticNetwork(BaseNetwork):
 
     def add_head(self, num_classes: int) -> None:
         """Create the head of the task in training, where ``prepare_for_task`` was not told its classes."""
-        with atomic(self):
+        with self.changing():
             lifecycle.add_head(self, num_classes)
 
     def finish_task(self) -> None:
@@ -85,7 +84,7 @@ class EideticNetwork(BaseNetwork):
 
         Raises TaskError when no task is in training, or when a live tensor is not finite.
         """
-        with atomic(self):
+        with self.changing():
             task = lifecycle.freeze(self)
             self.records.append(certificate.record(self, task))
 
@@ -96,7 +95,7 @@ class EideticNetwork(BaseNetwork):
         segments keep to them wherever units allow: a group narrower than ``multiple`` is left alone, and the last
         remainder of a width that is no multiple can be taken as it is. 1 takes it back; a saved network knows it.
         """
-        with atomic(self):
+        with self.changing():
             lifecycle.align(self, multiple)
 
     def widen(self, width: int | Mapping[str, int]) -> None:
@@ -104,7 +103,7 @@ class EideticNetwork(BaseNetwork):
 
         Where units come in grains (a grouped convolution reads them), it is rounded up to whole ones.
         """
-        with atomic(self):
+        with self.changing():
             lifecycle.widen(self, width)
 
     # ---- answers without a task id
@@ -163,7 +162,7 @@ class EideticNetwork(BaseNetwork):
 
         Parameters are replaced by smaller ones; ``optimizer`` follows, its state cut along with them.
         """
-        with atomic(self, optimizer):
+        with self.changing(optimizer):
             pruning.apply(self, plan, optimizer)
 
     def prune(
@@ -190,7 +189,7 @@ class EideticNetwork(BaseNetwork):
         for a snapshot of another task.
         """
         live = [tensor for _, _, _, tensor in snapshots.all_live(self)] if self.current_task is not None else []
-        with atomic(self, optimizer, *live):
+        with self.changing(optimizer, *live):
             snapshots.restore(self, snapshot, optimizer)
 
     def adopt(self, optimizer: Optimizer) -> None:
@@ -199,7 +198,7 @@ class EideticNetwork(BaseNetwork):
         Of parameters it never held only the head's are added, since a head is made after many an optimizer. Raises
         StaleOptimizerError when it holds nothing of this network.
         """
-        with atomic(self, optimizer):
+        with self.changing(optimizer):
             optimizer_state.adopt(self, optimizer)
 
     # ---- training: the driver is imported when it is called

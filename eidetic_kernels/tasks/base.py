@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol, cast
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 # What torch itself uses, in its optimizers.
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage]
+from torch.optim import Optimizer
 
 from ..errors import ConversionError, InputError, TaskError
 from ..layers import (
@@ -29,7 +30,7 @@ from ..wiring import tracing
 from ..wiring.groups import Group, Wiring
 from .record import TaskRecord
 from .routing import Router
-from .transaction import atomic
+from .transaction import OneThread, atomic
 
 
 class BaseNetwork(nn.Module):
@@ -49,6 +50,8 @@ class BaseNetwork(nn.Module):
     rebuilt_by: str | None = None
     # Inputs [PROBES, *input_shape] whose logits the certificates compare; None before the network has seen an input.
     probe: Tensor | None
+    # What the network was constructed with: positional arguments, and those given by name.
+    constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
     def __new__(cls, *args: Any, **kwargs: Any):
         network = super().__new__(cls)
@@ -65,6 +68,7 @@ class BaseNetwork(nn.Module):
         self.head_forward_transfer = True
         self.input_shape: tuple[int, ...] | None = None
         self._scope = Scope()
+        self._one_thread = OneThread()
         self._wiring: Wiring | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -163,17 +167,21 @@ class BaseNetwork(nn.Module):
             task: whose head answers; None is the task in training.
 
         Raises:
-            TaskError: the task is unknown, or it is finished and the network is in training mode.
+            TaskError: the task is unknown, or it is finished and the network is in training mode; or another thread
+                trains the network at this moment. In evaluation mode any number of threads may call.
             InputError: an input that the network cannot take.
         """
-        task, scope = self._resolve(task)
-        features = self.compute_features(x, scope)
-        with self._scope.running(scope, features.requires_grad and x.requires_grad):
-            return self.heads[task](features)
+        with self._one_thread.held() if self.training else nullcontext():
+            task, scope = self._resolve(task)
+            features = self.compute_features(x, scope)
+            with self._scope.running(scope, features.requires_grad and x.requires_grad):
+                return self.heads[task](features)
 
     @_disable_dynamo(recursive=False)
-    def compute_features(self, x: Tensor, task: int | None = None) -> Tensor:
+    def compute_features(self, x: Tensor, task: int | None = None, compiled: bool = True) -> Tensor:
         """What ``forward`` returns, from all units present (``task`` None) or from the prefix of finished ``task``.
+
+        ``compiled=False``: as Python, also where the network was compiled (``net.compile()``).
 
         Returns features [N, columns]. Raises TaskError for a task that is not finished, InputError for an input that
         the network cannot take.
@@ -189,7 +197,7 @@ class BaseNetwork(nn.Module):
             )
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
-            features = super().__call__(x)
+            features = super().__call__(x) if compiled else self._call_impl(x)
         columns = sum(source.columns(task) for source in wiring.features)
         if features.dim() != 2 or features.shape[1] != columns:
             raise InputError(
@@ -198,6 +206,12 @@ class BaseNetwork(nn.Module):
             )
         self.input_shape = tuple(x.shape[1:])
         return features
+
+    @contextmanager
+    def changing(self, optimizer: Optimizer | None = None, *written: Tensor) -> Generator[None, None, None]:
+        """For calls that change structure: one thread at a time, all or nothing; see :func:`~.transaction.atomic`."""
+        with self._one_thread.held(), atomic(self, optimizer, *written):
+            yield
 
     def running(self, task: int | None) -> AbstractContextManager[None]:
         """Layers called inside run the prefix of finished task ``task``; for heads called apart from the body."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import RouterError
 from ..layout import prefix
-from ..modes import evaluating, uncompiled
+from ..modes import evaluating
 from ..ops.staircase import read
 from . import routing
 from .base import BaseNetwork
@@ -69,8 +69,8 @@ def _features_and_layers(network: BaseNetwork, x: Tensor, layers: bool) -> tuple
 
     in_features = {source.group for source in network.wiring.features}
     others = [group for group in network.groups if group.segments not in in_features]
-    with uncompiled(network), routing.capturing(others) as captured:  # compiled code calls no hooks
-        features = network.compute_features(x, last)
+    with routing.capturing(others) as captured:
+        features = network.compute_features(x, last, compiled=False)  # compiled code calls no hooks
     if any(len(each) != len(x) for each in captured):
         raise RouterError(
             "a router cannot read every layer of this network: some compute on parts of a sample (windows) or without "

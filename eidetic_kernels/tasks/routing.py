@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -181,12 +182,15 @@ def capturing(groups: Iterable[Group]) -> Generator[list[Tensor], None, None]:
     """Capture what each unit group computes in the forward pass inside: a list that fills on leaving.
 
     Each entry is [N, units], after a ReLU; images and tokens are averaged over their positions. Several layers may work
-    on one group: the last one that runs is captured.
+    on one group: the last one that runs is captured. Passes in other threads are not captured.
     """
     captured: dict[str, Tensor] = {}
+    thread = threading.get_ident()
 
     def hook(name: str) -> Callable[[SegmentedLayer, tuple[Tensor, ...], Tensor], None]:
         def capture(layer: SegmentedLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            if threading.get_ident() != thread:
+                return
             units_second = output.relu().movedim(layer.unit_dim, 1)
             captured[name] = units_second if output.dim() == 2 else units_second.flatten(2).mean(2)
 

@@ -7,18 +7,46 @@ user and a lack of memory included.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..errors import TaskError
 from ..layers import SegmentedLayer
 
 
+class OneThread:
+    """Training passes and changes of structure are one thread's at a time; recall is anybody's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> OneThread:
+        return OneThread()
+
+    def __reduce__(self) -> tuple[type[OneThread], tuple[()]]:
+        return OneThread, ()
+
+    @contextmanager
+    def held(self) -> Generator[None, None, None]:
+        """Raise TaskError where another thread is inside."""
+        if not self._lock.acquire(blocking=False):
+            raise TaskError(
+                "another thread trains or changes this network at this moment. Training is one thread's; any number "
+                "of threads may recall and predict in evaluation mode (net.eval())."
+            )
+        try:
+            yield
+        finally:
+            self._lock.release()
+
+
 @contextmanager
-def atomic(network: nn.Module, optimizer: Optimizer | None = None, *written: Tensor) -> Iterator[None]:
+def atomic(network: nn.Module, optimizer: Optimizer | None = None, *written: Tensor) -> Generator[None, None, None]:
     """Put ``network`` and ``optimizer`` back to what they are now if anything is raised inside, and raise it again.
 
     ``written``: tensors that are written in place inside; their values are copied first. All others must be replaced.
@@ -40,7 +68,7 @@ class _State:
         self.gradients: list[tuple[nn.Parameter, Tensor | None]] = []
         for module in network.modules():
             self._note(module)
-            for parameter in module._parameters.values():
+            for parameter in module._parameters.values():  # pyright: ignore[reportPrivateUsage]
                 if parameter is not None:
                     self._note(parameter)
                     self.gradients.append((parameter, parameter.grad))
@@ -63,7 +91,10 @@ class _State:
             vars(each).update(attributes)
         for container, content in self.containers:
             container.clear()
-            container.extend(content) if isinstance(container, list) else container.update(content)
+            if isinstance(container, list):
+                cast("list[Any]", container).extend(content)
+            else:
+                container.update(content)
         for parameter, gradient in self.gradients:
             parameter.grad = gradient
         for tensor, value in self.values:
