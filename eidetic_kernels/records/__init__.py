@@ -1,1 +1,1 @@
-"""What is written down: certificates, checkpoints, and the environment they were made in."""
+"""What is written down of a network: certificates, checkpoints, and the environment they were made in."""

@@ -1,10 +1,11 @@
-"""Saving and loading: one safetensors file, the structure as JSON in its header, no pickle."""
+"""Saving and loading: one safetensors file with the network's structure as JSON in its header, and no pickle."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ from torch import nn
 
 from ..errors import CheckpointError, EideticError
 from ..files import replacing
-from ..layers import SegmentedLayer, StaircaseLayer
+from ..layers import StaircaseLayer
 from ..layout import Segments
-from ..tasks.base import BaseNetwork
+from ..tasks.base import BaseNetwork, TransferringLayer, head_of, transferring
 from ..tasks.routing import Router
 from ..version import __version__
 from ..wiring.groups import Group
@@ -25,29 +26,41 @@ from . import certificate
 
 FORMAT = 1
 
+# Modules that were moved, by their old names. Saved files name a class by its module, so old names must be understood
+# for ever.
+_MOVED = {
+    "eidetic_kernels.convert": "eidetic_kernels.conversion.convert",
+    "eidetic_kernels.published_networks": "eidetic_kernels.published.networks",
+}
+
 
 def save(network: BaseNetwork, path: str | Path) -> None:
-    """Write ``network`` to ``path``; a reader sees the old file or the new one, never half of one."""
+    """See :meth:`EideticNetwork.save`. A reader sees the old file or the new one, never half of one."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     header = json.dumps(_structure(network))
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
 
 
-def load(cls: type, path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:
-    """Read what :func:`save` wrote. A ``network`` that is given serves as the architecture and is not changed."""
+def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:
+    """See :meth:`EideticNetwork.load`. A ``network`` that is given serves as the architecture and is not changed."""
     path = Path(path)
     header, tensors = _read(path)
     fresh = _construct(cls, header, path) if network is None else copy.deepcopy(network)
     fresh.as_architecture()
     if fresh.current_task is not None or fresh.finished_tasks:
-        raise CheckpointError("load needs a fresh network, one that has not begun a task; construct a new one.")
+        raise CheckpointError(
+            f"load needs a fresh network, one that has not begun a task; got one with {fresh.finished_tasks} finished "
+            f"tasks and task {fresh.current_task} in training. Construct a new one."
+        )
+
     expected = {group.name: group.built_width for group in fresh.groups}
     saved = {entry["name"]: entry["built_width"] for entry in header["groups"]}
     if expected != saved:
         raise CheckpointError(
             f"{path} holds another architecture: its unit groups and widths are {saved}, the network's {expected}."
         )
+
     try:
         fresh.to(getattr(torch, header["dtype"]))
         _build(fresh, header, tensors)
@@ -58,7 +71,9 @@ def load(cls: type, path: str | Path, network: BaseNetwork | None = None) -> Bas
 
 
 def _structure(network: BaseNetwork) -> dict[str, Any]:
+    """What the header says: everything of a network but its tensors."""
     args, kwargs = network.constructor_arguments
+    heads = [head_of(network, task) for task in range(len(network.heads))]
     return {
         "format": FORMAT,
         "version": __version__,
@@ -80,41 +95,36 @@ def _structure(network: BaseNetwork) -> dict[str, Any]:
             for group in network.groups
         ],
         "forward_transfer": {
-            path: layer.forward_transfer for group in network.groups for path, layer in _choosing(group)
+            path: layer.forward_transfer for group in network.groups for path, layer in _choosing(group).items()
         },
-        "heads": [{"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in network.heads],
+        "heads": [{"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in heads],
         **({"router_tasks": None} if network.router is None else network.router.header()),
         "records": [certificate.to_json(entry) for entry in network.records],
     }
 
 
 def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-    """Give a fresh ``network`` the saved structure, its tensors allocated but not yet filled."""
+    """Give a fresh ``network`` the saved structure. Its tensors are allocated, but not filled yet."""
     transfer = header["forward_transfer"]
     for group, saved in zip(network.groups, header["groups"], strict=True):
         group.segments.widen(saved["width"])
         group.segments.assign(tuple(saved["frozen"]), saved["live"])
         group.segments.align(saved.get("multiple", 1))
     for group in network.groups:
-        for path, layer in _choosing(group):
+        for path, layer in _choosing(group).items():
             layer.forward_transfer = tuple(transfer[path])
     for group in network.groups:
-        for path, layer in group.producers.items():
+        choosing = _choosing(group)
+        for path, layer in [*group.producers.items(), *group.norms.items()]:
             layer.allocate_frozen()
-            layer.renew_live(transfer[path][-1])
-        for path, layer in group.norms.items():
-            layer.allocate_frozen()
-            layer.renew_live(*transfer.get(path, ())[-1:])
+            if path in choosing:
+                choosing[path].renew_live(transfer[path][-1])
+            else:
+                layer.renew_live()
+
     network.current_task = header["current_task"]
     for task, saved in enumerate(header["heads"]):
-        segments = Segments(saved["classes"], frozen=(0,) * task)
-        head = network.make_head(segments, (*(True,) * task, saved["forward_transfer"][task]))
-        if task != network.current_task:
-            segments.assign((*(0,) * task, saved["classes"]), 0)
-            head.forward_transfer = tuple(saved["forward_transfer"])
-            head.close_live()
-        head.allocate_frozen()
-        network.heads.append(head)
+        _build_head(network, task, saved)
     network.head_forward_transfer = header["head_forward_transfer"]
     network.input_shape = None if header["input_shape"] is None else tuple(header["input_shape"])
     if header["router_tasks"] is not None:
@@ -125,13 +135,26 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
     network.records = [certificate.from_json(entry) for entry in header["records"]]
 
 
+def _build_head(network: BaseNetwork, task: int, saved: dict[str, Any]) -> None:
+    """Add the head of ``task``, which has no frozen rows while the task is in training, and no live ones afterwards."""
+    segments = Segments(saved["classes"], frozen=(0,) * task)
+    head = network.make_head(segments, (*(True,) * task, saved["forward_transfer"][task]))
+    if task != network.current_task:
+        segments.assign((*(0,) * task, saved["classes"]), 0)
+        head.forward_transfer = tuple(saved["forward_transfer"])
+        head.close_live()
+    head.allocate_frozen()
+    network.heads.append(head)
+
+
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Header and tensors of a file. Raises CheckpointError where it is damaged, or no such file."""
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
-            # Copies: a mapped file could change, or be unaligned, under the network.
+            # Clones, since a mapped file could change under the network, and its tensors may be unaligned.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         intact = metadata["sha256"] == _content(metadata["eidetic"], tensors)
         header = json.loads(metadata["eidetic"])
@@ -150,6 +173,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> BaseNetwork:
+    """A fresh network of the saved class (or of ``cls``, if it has a forward), built with the saved arguments."""
     if _is_abstract(cls):
         name = _present_name(header["class"])
         found = next((each for each in _subclasses(BaseNetwork) if _class_name(each) == name), None)
@@ -182,43 +206,36 @@ def _content(header: str, tensors: dict[str, torch.Tensor]) -> str:
 
 
 def _json_or_none(value: Any) -> Any:
+    """``value`` as JSON reads it back; None where JSON cannot hold it."""
     try:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError):
         return None
 
 
-def _subclasses(cls: type):
+def _subclasses(cls: type[BaseNetwork]) -> Iterator[type[BaseNetwork]]:
     for each in cls.__subclasses__():
         yield each
         yield from _subclasses(each)
 
 
-def _choosing(group: Group) -> list[tuple[str, SegmentedLayer]]:
-    """The layers on ``group`` that choose, segment by segment, between nested and disjoint reading."""
-    layers = [*group.producers.items(), *group.norms.items()]
-    return [(path, layer) for path, layer in layers if hasattr(layer, "forward_transfer")]
+def _choosing(group: Group) -> dict[str, TransferringLayer]:
+    """The layers on ``group`` that choose, segment by segment, between nested and disjoint reading, by path."""
+    return transferring([*group.producers.items(), *group.norms.items()])
 
 
 def _first_layer(network: BaseNetwork) -> StaircaseLayer:
     return next(iter(network.groups[0].producers.values()))
 
 
-# Where classes lay that earlier versions saved: files name them so for ever.
-_MOVED = {
-    "eidetic_kernels.convert": "eidetic_kernels.conversion.convert",
-    "eidetic_kernels.published_networks": "eidetic_kernels.published.networks",
-}
-
-
 def _present_name(saved: str) -> str:
-    """Today's name of the class that a file names, which may have been written before the class moved."""
+    """Today's name of a saved class, whose module may have been moved since."""
     module, _, name = saved.partition(":")
     return f"{_MOVED.get(module, module)}:{name}"
 
 
 def _is_abstract(cls: type[BaseNetwork]) -> bool:
-    """Whether ``cls`` has no forward, so that it is not the class that was saved."""
+    """Whether ``cls`` has no forward of its own, so that the file must name the class."""
     return cls.forward is nn.Module.forward
 
 

@@ -1,9 +1,10 @@
-"""What the bits of a network's answers depend on beside the network: the machine, the versions and torch's settings."""
+"""The environment that the bits of a network's answers depend on: machine, versions and torch's settings."""
 
 from __future__ import annotations
 
 import os
 import platform
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..tasks.record import Environment
 
 
 def environment(like: Tensor) -> Environment:
-    """Where and how tensors like this one are computed with. Settings go by the names by which they are set."""
+    """The environment in which tensors like this one are computed. Settings are named as users set them."""
     device = like.device.type
     processor = torch.cuda.get_device_name(like.device) if like.is_cuda else torch.backends.cpu.get_cpu_capability()
     return {
@@ -28,15 +29,18 @@ def environment(like: Tensor) -> Environment:
 
 
 def differences(recorded: Environment, here: Environment) -> str:
-    """In words, what is not as it was: "threads 4 (here 1)"; empty where all is."""
+    """What changed since, in words: "threads 4 (here 1)". Empty where nothing did."""
     keys = dict.fromkeys([*recorded, *here])
     changed = [key for key in keys if recorded.get(key) != here.get(key)]
     return ", ".join(f"{key} {recorded.get(key, 'unknown')} (here {here.get(key, 'unknown')})" for key in changed)
 
 
 def _cuda_settings() -> Environment:
-    """Read by the names of torch 2.9 and later alone: the older ones (allow_tf32, float32_matmul_precision) set these
-    too, and raise when they are read after these were set."""
+    """Settings of computations on a GPU, read by the names of torch 2.9 and later.
+
+    The older names (allow_tf32, float32_matmul_precision) set these too, and raise when they are read after these
+    were set.
+    """
     matmul, cudnn, attention = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cuda
     kinds = {
         "flash": attention.flash_sdp_enabled(),
@@ -64,12 +68,14 @@ def _cuda_settings() -> Environment:
 
 
 def _cpu_settings() -> Environment:
+    """Settings of computations on a CPU."""
+    mkldnn = cast(Any, torch.backends.mkldnn)  # its attributes are made when torch is loaded; the stubs lack them
     return {
-        "torch.backends.mkldnn.matmul.fp32_precision": _precision(torch.backends.mkldnn.matmul),
-        "torch.backends.mkldnn.conv.fp32_precision": _precision(torch.backends.mkldnn.conv),
+        "torch.backends.mkldnn.matmul.fp32_precision": _precision(mkldnn.matmul),
+        "torch.backends.mkldnn.conv.fp32_precision": _precision(mkldnn.conv),
     }
 
 
-def _precision(of) -> str:
-    """ "none" says that nobody asked for less than float32."""
+def _precision(of: Any) -> str:
+    """The precision of float32 products. "none" says that nobody asked for less than float32."""
     return "ieee" if of.fp32_precision == "none" else of.fp32_precision

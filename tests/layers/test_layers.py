@@ -530,4 +530,4 @@ def test_layers_of_a_network_live_with_it():
     raising(InputError, "is part of a network and expects [N, 4], got [2, 3, 4]", net.fc, torch.zeros(2, 3, 4))
     used = Net()
     used.fc.prune([0])
-    raising(TaskError, "already has a life of its own", lambda: used.wiring)
+    raising(TaskError, "was already pruned, frozen or added to a network", lambda: used.wiring)

@@ -127,6 +127,6 @@ def test_training_beside_kept_features_is_the_same(name, backend, device):
             optimizer.zero_grad()
             each.backward()
             optimizer.step()
-    assert features.off is None and features.bytes and features._proven and not features._unknown
+    assert features.off is None and features.bytes and features._verified and not features._missing
     for (path, ours), (_, theirs) in zip(net.state_dict().items(), plain.state_dict().items()):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5, msg=path)

@@ -121,7 +121,7 @@ class Training:
     @property
     def runs_live(self):
         """Whether passes run live units alone by now."""
-        return self.features is not None and self.features.off is None and self.features._proven
+        return self.features is not None and self.features.off is None and self.features._verified
 
 
 def remembering(net, option):
@@ -339,7 +339,7 @@ def test_frozen_features_on_every_backend(make, backend):
                 loss = loss_of(net, x, y)
             loss.backward()
             optimizer.step()
-        assert features.off is None and features._proven
+        assert features.off is None and features._verified
         for event in ("training", "poison"):
             for task, answer in enumerate(answers):
                 assert_same_bits(f"task {task} after {event}", recall(net, x, task), answer)

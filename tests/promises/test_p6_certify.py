@@ -193,7 +193,7 @@ def test_a_task_finished_before_any_input_was_seen_is_noted_and_its_tensors_stil
     net.prepare_for_task(0, 3)
     net.finish_task()
     certificate = net.certify()
-    assert certificate.ok and any("task 0: no input had been seen" in note for note in certificate.notes)
+    assert certificate.ok and any("task 0: the network had seen no input" in note for note in certificate.notes)
     flip(net.body[0].frozen_weight, 0)
     assert not net.certify().ok
 

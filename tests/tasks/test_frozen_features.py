@@ -238,7 +238,7 @@ def test_finished_tasks_keep_their_bits(name, how):
     features = ek.FrozenFeatures(net, SAMPLES)
     with features.batch(torch.arange(SAMPLES)):
         net.train()(x)
-    assert all(kept.isfinite().all() for kept in features._kept.values())
+    assert all(kept.isfinite().all() for kept in features._cache.values())
     net.restore(before)
     optimizer = torch.optim.AdamW(net.parameters(), 0.1, weight_decay=0.5)
     train(net, keep=True, optimizer=optimizer)
@@ -423,7 +423,7 @@ def test_what_does_not_fit_is_refused():
         for _ in range(2):
             with features.batch(torch.arange(16)):
                 net(x)
-    with pytest.raises(InputError, match="asks for a gradient"), features.batch(torch.arange(16)):
+    with pytest.raises(InputError, match="requires grad"), features.batch(torch.arange(16)):
         net(x.clone().requires_grad_())
     assert net(x).shape == (16, 3), "an ordinary pass again"
     net.finish_task()
