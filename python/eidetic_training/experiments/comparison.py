@@ -22,7 +22,9 @@ from ..devices import find_device
 from ..methods import METHODS, Conditions, Method
 from ..runs import metrics
 from ..runs.folder import environment
+from ..runs.report import spread
 from ..runs.tables import read_json, write_json
+from ..training.accuracy import Accuracy
 
 EVALUATION_BATCH = 500
 AT_ONCE = ("joint",)  # learns all tasks together, so there is no accuracy "when learned"
@@ -197,11 +199,10 @@ def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence
 @torch.no_grad()
 def accuracy(method: Method, task: Task, number: int, device: torch.device | None = None) -> float:
     """Test accuracy, in [0, 1], of a learned task, the task being named; ``device`` is the method's."""
-    right = seen = 0
+    counted = Accuracy()
     for x, y in task.test_loader(EVALUATION_BATCH, device):
-        right += int((method.logits(x, number).argmax(1) == y).sum())
-        seen += len(y)
-    return right / seen
+        counted.add(method.logits(x, number).argmax(1) == y)
+    return counted.value
 
 
 def table(comparison: Comparison) -> str:
@@ -214,15 +215,15 @@ def table(comparison: Comparison) -> str:
     ]
     for name in sorted(comparison.methods, key=lambda m: -statistics.mean(r.accuracy for r in comparison.of(m))):
         results = comparison.of(name)
-        cells = [name, _spread([r.accuracy for r in results])]
+        cells = [name, spread([r.accuracy for r in results])]
         if name in AT_ONCE:
             cells += ["", "", ""]
         else:
-            cells.append(_spread([metrics.forgetting(r.matrix) for r in results]))
-            cells.append(_spread([metrics.backward_transfer(r.matrix) for r in results]))
+            cells.append(spread([metrics.forgetting(r.matrix) for r in results]))
+            cells.append(spread([metrics.backward_transfer(r.matrix) for r in results]))
             known = [r for r in results if r.seed in alone]
             gains = [metrics.forward_transfer(r.matrix, [row[t] for t, row in enumerate(alone[r.seed])]) for r in known]
-            cells.append(_spread(gains) if gains else "")
+            cells.append(spread(gains) if gains else "")
         used = [r.used for r in results if r.used is not None]
         cells.append(f"{statistics.mean(used):.0%}" if used else "")
         cells.append(f"{statistics.mean(r.numbers for r in results) / 1e6:.2f} M")
@@ -230,8 +231,3 @@ def table(comparison: Comparison) -> str:
         cells.append(f"{statistics.mean(r.seconds for r in results):.0f}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{100 * statistics.mean(values):.2f}"
-    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"

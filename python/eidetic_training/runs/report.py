@@ -1,5 +1,6 @@
 """What a run came to: accuracy when learned and at the end, forgetting, capacity, epochs, time, router."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -200,6 +201,12 @@ def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int]) -> str:
 
 def percent(share: float) -> str:
     return f"{share:.2%}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """The mean in percent, and the standard deviation where there are two values or more: "98.31 ± 0.09"."""
+    mean = f"{100 * statistics.mean(values):.2f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.2f}"
 
 
 def _difference(value: float) -> str:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError
-from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.routing import NEED_ROUTER, RULES
 
 from ..data import Task
 from eidetic_kernels.tasks.base import device_of
+from ..training.epoch import evaluate
 from .report import aligned, percent
 
 BATCH = 500
@@ -83,25 +83,17 @@ def routing_report(network: EideticNetwork, tasks: Sequence[Task], rules: Sequen
     oracle, kept = [], {rule: ([], [], []) for rule in rules}
     truth = []
     for t, task in enumerate(tasks):
-        right = seen = 0
+        oracle.append(evaluate(network, task.test_loader(BATCH, device), t).accuracy)
         for x, y in task.test_loader(BATCH, device):
             answers = network.predictions(x, rules)
-            right += int((_alone(network, x, t) == y).sum())
-            seen += len(y)
             truth.append(torch.full((len(y),), t))
             for rule, answer in answers.items():
                 chosen, correct, sure = kept[rule]
                 chosen.append(answer.task.cpu())
                 correct.append(((answer.task == t) & (answer.label == y)).cpu())
                 sure.append(answer.confidence.cpu())
-        oracle.append(right / seen)
     true = torch.cat(truth)
     return RoutingReport(tuple(oracle), tuple(_result(rule, true, *map(torch.cat, kept[rule])) for rule in rules))
-
-
-def _alone(network: EideticNetwork, x: Tensor, task: int) -> Tensor:
-    with evaluating(network):
-        return network(x, task=task).argmax(1)
 
 
 def _result(rule: str, true: Tensor, chosen: Tensor, correct: Tensor, sure: Tensor) -> RuleResult:
