@@ -1,12 +1,12 @@
 """One pre-trained model, fine-tuned for one task after another, each of them kept for ever.
 
     python docs/examples/fine_tune_many.py          # half a minute on two CPU cores, no download
-    python docs/examples/fine_tune_many.py --prune  # first take away the units that the model can spare, with its data
+    python docs/examples/fine_tune_many.py --prune  # first prune the units that the model can spare, with its data
 
-The pre-trained model is any plain torch module; here a small convolutional network that has learned the digits 0 to 3.
-It becomes task 0 of an eidetic network without any training (or pruned, with data). Two downstream tasks, the digits 4
-to 6 and 7 to 9, then train new units in its body on top of its features. At the end all three answer as when they were
-learned, bit for bit, and one of them leaves as a plain torch module.
+The pre-trained model can be any plain torch module. Here it is a small convolutional network that has learned the
+digits 0 to 3. It becomes task 0 of an eidetic network without any training, or pruned with its data. Two downstream
+tasks, the digits 4 to 6 and 7 to 9, then train new units in its body, which read its features. At the end all three
+tasks give the same bits as when they were learned, and one of them is extracted as a plain torch module.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_training import evaluate
 from eidetic_training.data import ImageSet, split_classes
-from eidetic_training.training.epoch import evaluate
 
 
 def pretrained(task, epochs):
-    """Stands for the model you have: plain torch, trained before, of no interest how."""
+    """Stands for the model you have: a plain torch module that was trained earlier."""
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(16, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(), nn.MaxPool2d(2),
@@ -57,7 +57,7 @@ def run(epochs=5, samples=None, prune=False, out=None, say=print):
 
     example = next(iter(tasks[0].test_loader(1)))[0]
     net = ek.convert(model, example)
-    if prune:  # as far as accuracy allows, with a few epochs of recovery after each step
+    if prune:  # as far as training accuracy allows, with a few epochs of recovery after each step
         net.train_task(tasks[0].train_loader(64), torch.optim.AdamW(net.parameters(), 2e-3), max_epochs=1)
     else:
         net.finish_task()  # task 0 is the model as it is, for ever
@@ -78,7 +78,7 @@ def run(epochs=5, samples=None, prune=False, out=None, say=print):
     net.certify().check()  # raises ForgettingError unless every task is what it was
     say(str(net.certify()))
 
-    plain = net.extract(1)  # plain torch: to pickle, torch.export or send elsewhere as ONNX
+    plain = net.extract(1)  # plain torch: pickle it, or export it by torch.export or torch.onnx
     weights = sum(each.numel() for each in plain.parameters())
     say(f"task 1 extracted: {weights:,} parameters, {accuracy(plain, tasks[1]):.1%}")
     if out is not None:
@@ -94,10 +94,10 @@ def _some(images, count):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=5, help="at most so many a task, before pruning")
-    parser.add_argument("--samples", type=int, help="about so many training images a task (default: all)")
-    parser.add_argument("--prune", action="store_true", help="take away the units that task 0 can spare, with its data")
-    parser.add_argument("--out", type=Path, help="file for task 1 as a plain torch module")
+    parser.add_argument("--epochs", type=int, default=5, help="the most epochs a task trains before pruning")
+    parser.add_argument("--samples", type=int, help="training images of each task, about (default: all)")
+    parser.add_argument("--prune", action="store_true", help="prune the units that task 0 can spare, with its data")
+    parser.add_argument("--out", type=Path, help="write task 1 to this file as a plain torch module")
     run(**vars(parser.parse_args()))
 
 
