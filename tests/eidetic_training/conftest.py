@@ -1,10 +1,13 @@
-"""A made-up run, small enough to know every number of it by heart."""
+"""A made-up run, small enough to know all its numbers."""
 
 import pytest
 
 from eidetic_kernels.tasks.capacity import Capacity, CapacityRow
+from eidetic_training import models
 from eidetic_training.runs.folder import RunFolder
+from eidetic_training.runs.inputs import Inputs
 
+CONFIG = {"seed": 0, "model": {"name": "mlp", "width": 20}}
 WIDTH = 30  # of both layers together: "first" has 20 units, "second" 10
 KEPT = ((5, 3), (4, 0), (6, 2))  # by task: units kept in the first and the second layer
 LEARNED = (0.9, 0.75, 0.8)
@@ -12,13 +15,22 @@ ROUTER_SECONDS = 5.0
 
 
 def capacity_after(task):
-    """What a network's `capacity()` says once `task` is finished."""
+    """What a network's ``capacity()`` says once `task` is finished."""
     return Capacity(
         tuple(
             CapacityRow(name, width, frozen=tuple(kept[layer] for kept in KEPT[: task + 1]), live=0)
             for layer, (name, width) in enumerate((("first", 20), ("second", 10)))
         )
     )
+
+
+def network_after(task):
+    """An untrained network of the configuration, 4 of its 20 units frozen for each task up to ``task``."""
+    network = models.build("mlp", (1, 2, 2), width=20)
+    for t in range(task + 1):
+        network.prepare_for_task(t, 2, max_units=4)
+        network.finish_task()
+    return network
 
 
 def record_task(run, task):
@@ -51,7 +63,7 @@ def record_task(run, task):
         run.record_test(learned=task, task=earlier, accuracy=LEARNED[earlier])
     run.record_capacity(task, capacity_after(task))
     run.record_digest(task, f"{task:064x}")
-    run.checkpoint_path(task).write_bytes(b"network")
+    network_after(task).save(run.checkpoint_path(task))
 
 
 def record_router(run):
@@ -73,12 +85,13 @@ def record_router(run):
 @pytest.fixture
 def new_run(tmp_path):
     """A run that has recorded nothing."""
-    return RunFolder.create(tmp_path / "run", {"seed": 0})
+    return RunFolder.create(tmp_path / "run", CONFIG)
 
 
 @pytest.fixture
 def made_up_run(new_run):
     """Three tasks and the router."""
+    new_run.record_inputs(Inputs((1, 2, 2), (0.5,), (0.5,), ((0, 1),) * len(KEPT)))
     for task in range(len(KEPT)):
         record_task(new_run, task)
     record_router(new_run)

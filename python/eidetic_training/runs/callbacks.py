@@ -1,10 +1,11 @@
-"""Listeners to training: the progress bar, the run folder's metrics, TensorBoard."""
+"""Callbacks for training: the progress bar, the run folder's metrics, TensorBoard."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
+from typing import TextIO
 
 from tqdm import tqdm
 
@@ -15,10 +16,13 @@ from .folder import RunFolder
 
 
 class Progress:
-    """A bar of tasks with accuracy, units kept and time left; where there is no terminal, a line a task. What events
-    note is said once."""
+    """A progress bar of tasks with accuracy, units kept and time left; without a terminal, a line for each task.
 
-    def __init__(self, tasks: int, done: int = 0, file=None):
+    Notes of events ("frozen features are computed at every step, because ...") are printed once each. ``tasks``: how
+    many there are. ``done``: how many of them are finished already. ``file``: where to print; standard error if None.
+    """
+
+    def __init__(self, tasks: int, done: int = 0, file: TextIO | None = None):
         self.file = file or sys.stderr
         self.said: set[str] = set()
         self.bar = tqdm(
@@ -34,30 +38,34 @@ class Progress:
         if event.note is not None and event.note not in self.said:
             self.said.add(event.note)
             self.say(event.note)
+
         units = f"{event.frozen_units + event.live_units:,}/{event.width:,} units"
         accuracy = "" if event.train_accuracy is None else f"train {event.train_accuracy:.2%}, "
-        self.bar.set_description_str(f"task {event.task} {event.phase}" if event.phase != "router" else "router", False)
+        doing = "router" if event.phase == "router" else f"task {event.task} {event.phase}"
+        self.bar.set_description_str(doing, refresh=False)
         self.bar.set_postfix_str(f"epoch {event.epoch}, {accuracy}{units}")
 
     def task_done(self, line: str) -> None:
-        """Advance by a task and leave ``line`` standing above the bar."""
+        """Advance by one task and print ``line`` above the bar."""
         self.say(line)
         self.bar.update(1)
 
     def say(self, line: str) -> None:
+        """Print ``line`` above the bar."""
         self.bar.clear()
         print(line, file=self.file, flush=True)
         self.bar.refresh()
 
     def close(self) -> None:
+        """Leave the bar as it stands."""
         self.bar.close()
 
 
 class Recorder:
-    """Writes every event to the run folder's metrics.csv, on the clock of the whole run."""
+    """Writes every event to the run folder's metrics.csv, with the seconds since the whole run began."""
 
     def __init__(self, run: RunFolder, started: float | None = None):
-        """``started``: when the run's clock began or went on, by time.perf_counter(); now if left out."""
+        """``started``: the reading of time.perf_counter() when the run was begun or continued; None is now."""
         self.run = run
         self.began = (time.perf_counter() if started is None else started) - run.seconds
 
@@ -70,7 +78,7 @@ class Recorder:
 
 
 class TensorBoard:
-    """Writes events as TensorBoard scalars to ``folder``; needs the extra ``tensorboard``."""
+    """Writes events as TensorBoard scalars to ``folder``. Raises InputError without the extra ``tensorboard``."""
 
     def __init__(self, folder: str | Path):
         try:
@@ -78,15 +86,20 @@ class TensorBoard:
         except ImportError as error:
             raise InputError('TensorBoard is not installed: pip install "eidetic-kernels[tensorboard]".') from error
         self.make_writer, self.folder = SummaryWriter, str(folder)
-        self.writer = None
+        self.writer: SummaryWriter | None = None
         self.count = 0
 
     def __call__(self, event: Event) -> None:
-        if self.writer is None:  # it makes its folder at once, which would be in a new run's way
+        # Made at the first event: a writer makes its folder at once, and a new run's folder must be empty.
+        if self.writer is None:
             self.writer = self.make_writer(self.folder)
         self.count += 1
-        scalars = {"train/loss": event.loss, "train/accuracy": event.train_accuracy, "units/live": event.live_units,
-                   "units/frozen": event.frozen_units}
+        scalars = {
+            "train/loss": event.loss,
+            "train/accuracy": event.train_accuracy,
+            "units/live": event.live_units,
+            "units/frozen": event.frozen_units,
+        }
         for name, value in scalars.items():
             if value is not None:
                 self.writer.add_scalar(name, value, self.count)

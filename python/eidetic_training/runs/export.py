@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.errors import InputError
+from eidetic_kernels.checking import one_of
+from eidetic_kernels.files import replacing
 from eidetic_kernels.modes import evaluating
 
 from ..data._extras import need
@@ -21,7 +21,11 @@ EXAMPLES, SEED = 8, 20250213
 
 
 class Exported(NamedTuple):
-    """What was written: the file, how far its logits lie from the network's, and the largest of those."""
+    """What was written.
+
+    path: the file. difference: the largest distance between its logits and the network's. largest: the network's
+    largest logit, by magnitude. parameters: how many numbers the exported network has.
+    """
 
     path: Path
     difference: float
@@ -34,30 +38,28 @@ def export_task(
 ) -> Exported:
     """Write finished task ``task`` to ``path``: inputs [N, *shape], any N, to logits [N, classes].
 
-    format: "torch" (a program of ``torch.export``, to be read by ``torch.export.load``) or "onnx" (needs the extra
-    ``export``). The file is read again and its logits compared with the network's, for eight made-up inputs and for one
-    of them. A file that is there is replaced once the new one is whole.
+    The file is read again and its logits are compared with the network's, for a batch of eight random inputs and for
+    one of them. An existing file is replaced once the new one is complete.
+
+    Args:
+        shape: of one input, without the batch dimension.
+        format: "torch" (for ``torch.export.load``) or "onnx" (needs the extra ``export``).
 
     Raises TaskError for a task that is not finished, InputError for an unknown format or a missing package.
     """
-    if format not in WRITERS:
-        raise InputError(f"format is {format!r}; there are: {', '.join(WRITERS)}.")
-    write, read = WRITERS[format]
+    write, read = WRITERS[one_of("format", format, list(WRITERS))]
     plain, path = network.extract(task), Path(path)
     like = next(plain.parameters())
     x = torch.randn(EXAMPLES, *shape, generator=torch.Generator().manual_seed(SEED)).to(like.device, like.dtype)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+
+    with replacing(path) as temporary:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the exporters' own code
+            warnings.simplefilter("ignore")  # the exporters warn about their own code
             write(plain, x, temporary)
             run = read(temporary)
         with torch.no_grad(), evaluating(network):
             pairs = [(run(batch), network(batch, task=task)) for batch in (x, x[:1])]
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+
     difference = max((given - expected).abs().max().item() for given, expected in pairs)
     largest = max(expected.abs().max().item() for _, expected in pairs)
     return Exported(path, difference, largest, sum(each.numel() for each in plain.parameters()))
@@ -65,7 +67,7 @@ def export_task(
 
 def _write_torch(plain: nn.Module, x: Tensor, path: Path) -> None:
     program = torch.export.export(plain, (x,), dynamic_shapes=({0: torch.export.Dim("samples")},))
-    with open(path, "wb") as file:  # by name it insists on the suffix .pt2
+    with open(path, "wb") as file:  # given a name, torch.export.save insists on the suffix .pt2
         torch.export.save(program, file)
 
 
@@ -78,20 +80,26 @@ def _write_onnx(plain: nn.Module, x: Tensor, path: Path) -> None:
     for package in ("onnx", "onnxscript"):
         need(package, "ONNX export", extra="export")
     program = torch.onnx.export(
-        plain, (x,), dynamo=True, dynamic_shapes=({0: "samples"},), input_names=["input"], output_names=["logits"],
+        plain,
+        (x,),
+        dynamo=True,
+        dynamic_shapes=({0: "samples"},),
+        input_names=["input"],
+        output_names=["logits"],
         verbose=False,
     )
+    assert program is not None  # it is None with dynamo=False alone
     program.save(path)
 
 
 def _read_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """With onnxruntime where it is installed; else by the definitions of ONNX's operators, slowly."""
+    """Run it with onnxruntime if that is installed, otherwise with ONNX's reference evaluator, which is slow."""
     try:
-        from onnxruntime import InferenceSession
+        from onnxruntime import InferenceSession  # pyright: ignore[reportMissingImports]  it is optional
 
         session = InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     except ImportError:
-        from onnx.reference import ReferenceEvaluator
+        from onnx.reference import ReferenceEvaluator  # pyright: ignore[reportMissingImports]  the extra "export"
 
         session = ReferenceEvaluator(str(path))
 

@@ -1,16 +1,18 @@
-"""The run folder: what a run leaves behind, and the one place that knows its files.
+"""The run folder: the files that a run leaves behind. No other module knows their names and formats.
 
-    inputs.json            what the network expects at its input (`inputs.Inputs`)
-    config.json            {"config": the complete configuration, "environment": versions, threads and commit}
-    metrics.csv            a row an epoch and a row an event (`Metric`)
-    tests.csv              test accuracy of every finished task after each task learned (`TaskScore`)
-    capacity.csv           units that a task kept in each layer (`CapacityEntry`)
-    digests.json           {"0": SHA-256 of task 0's test logits when it was learned, ...}
-    network.safetensors    the latest network
-    checkpoints/           task_00.safetensors, ...: the network after each task
-    router.json            {"accuracy", "oracle", "routed"}, once the router is trained
-    figures/               what `plots.all_figures` draws
+inputs.json            what the network expects at its input (``inputs.Inputs``)
+config.json            {"config": the complete configuration, "environment": versions, threads and commit}
+metrics.csv            a row for each epoch and each event (``Metric``)
+tests.csv              test accuracy of every finished task after each task learned (``TaskScore``)
+capacity.csv           units that a task kept in each layer (``CapacityEntry``)
+digests.json           {"0": SHA-256 of task 0's test logits when it was learned, ...}
+network.safetensors    the latest network
+checkpoints/           task_00.safetensors, ...: the network after each task
+router.json            {"accuracy", "oracle", "routed"}, once the router is trained
+figures/               what ``plots.all_figures`` draws
 """
+
+from __future__ import annotations
 
 import json
 import platform
@@ -24,21 +26,21 @@ import numpy
 import torch
 
 import eidetic_kernels
-from eidetic_kernels.tasks.capacity import Capacity
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.tasks.capacity import Capacity
 from eidetic_kernels.version import __version__
 
 from .inputs import Inputs
 from .tables import Table, read_json, write_json
 
-# Phases whose rows stand for an epoch of training a task. The others are events ("prune", "restore",
-# "finish") or belong to no task ("router").
+# Phases whose rows are epochs of training a task. The others are events ("prune", "restore", "finish"), or epochs that
+# belong to no task ("router").
 EPOCH_PHASES = ("train", "settle", "recover", "polish")
 PHASES = (*EPOCH_PHASES, "prune", "restore", "finish", "router")
 
 
 class Metric(NamedTuple):
-    """One row of metrics.csv. `seconds` counts from the run's start; units are totals over all groups."""
+    """One row of metrics.csv. ``seconds`` counts from the run's start; units are totals over all unit groups."""
 
     seconds: float
     task: int
@@ -53,7 +55,7 @@ class Metric(NamedTuple):
 
 
 class TaskScore(NamedTuple):
-    """One row of tests.csv: `accuracy`, in [0, 1], of task `task` after task `learned` was learned."""
+    """One row of tests.csv: ``accuracy``, in [0, 1], of task ``task`` after task ``learned`` was learned."""
 
     learned: int
     task: int
@@ -61,7 +63,7 @@ class TaskScore(NamedTuple):
 
 
 class CapacityEntry(NamedTuple):
-    """One row of capacity.csv: of the `width` units of a layer (a unit group), task `task` kept `units`."""
+    """One row of capacity.csv: task ``task`` kept ``units`` of the ``width`` units of a layer (a unit group)."""
 
     task: int
     layer: str
@@ -70,10 +72,10 @@ class CapacityEntry(NamedTuple):
 
 
 class RouterScore(NamedTuple):
-    """What router.json holds, all in [0, 1].
+    """What router.json holds; all numbers lie in [0, 1].
 
-    `accuracy` is how often the router named the right task; `oracle` and `routed` are every task's test
-    accuracy with the task given and with the task named by the router.
+    accuracy: how often the router named the right task. oracle: test accuracy of every task if the task is given.
+    routed: the same if the router names the task.
     """
 
     accuracy: float
@@ -82,9 +84,9 @@ class RouterScore(NamedTuple):
 
 
 class RunFolder:
-    """An existing run folder. Raises `InputError` when `path` is none; `RunFolder.create` makes one."""
+    """An existing run folder; :meth:`create` makes a new one. Raises InputError if ``path`` is no run folder."""
 
-    def __init__(self, path: str | PathLike) -> None:
+    def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(path)
         if not self._config_path.is_file():
             raise InputError(f"{self.path} is not a run folder: no config.json there. Start a run first")
@@ -93,15 +95,18 @@ class RunFolder:
         self._capacity = Table(self.path / "capacity.csv", CapacityEntry)
 
     @classmethod
-    def create(cls, path: str | PathLike, config: Mapping[str, Any]) -> "RunFolder":
-        """Begin a run, or continue the one in `path` when its configuration is the same.
+    def create(cls, path: str | PathLike[str], config: Mapping[str, Any]) -> RunFolder:
+        """Begin a run, or continue the one in ``path`` if its configuration is the same.
 
-        `config` is made of what JSON knows; what it leaves empty or off need not have been known when the run began.
-        Raises `InputError` when the folder holds a run of another configuration (the message names every key that
-        differs) or anything that is not a run.
+        ``config`` is made of what JSON knows. A run of an earlier version can be continued: a key that it did not know
+        counts as equal if its value is empty or off (None, False or {}).
+
+        Raises InputError if the folder holds a run of another configuration (the message names every key that differs)
+        or anything that is not a run.
         """
         path = Path(path)
         config = _as_json(config)
+
         if (path / "config.json").is_file():
             run = cls(path)
             differences = [
@@ -115,13 +120,14 @@ class RunFolder:
                     "Choose another folder, or give the same configuration to continue"
                 )
             return run
+
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder. Choose a folder that is new or empty")
         (path / "checkpoints").mkdir(parents=True)
         write_json(path / "config.json", {"config": config, "environment": environment()})
         return cls(path)
 
-    # ---- where things are
+    # ---- paths
 
     @property
     def network_path(self) -> Path:
@@ -129,12 +135,12 @@ class RunFolder:
         return self.path / "network.safetensors"
 
     def checkpoint_path(self, task: int) -> Path:
-        """The network after task `task`."""
+        """The network after task ``task``."""
         return self.path / "checkpoints" / f"task_{task:02d}.safetensors"
 
     @property
     def figures_path(self) -> Path:
-        """The folder of the figures; need not exist."""
+        """The folder of the figures; it need not exist."""
         return self.path / "figures"
 
     # ---- what was recorded
@@ -146,7 +152,7 @@ class RunFolder:
 
     @property
     def environment(self) -> dict[str, Any]:
-        """What the run was started with: see `environment()`."""
+        """The environment in which the run was started; see :func:`environment`."""
         return read_json(self._config_path)["environment"]
 
     @property
@@ -172,7 +178,7 @@ class RunFolder:
 
     @property
     def inputs(self) -> Inputs:
-        """What the network expects at its input. Raises `InputError` before the run has begun."""
+        """What the network expects at its input. Raises InputError before the run has begun."""
         path = self.path / "inputs.json"
         if not path.exists():
             raise InputError(f"{self.path} has no inputs.json: the run has not begun a task")
@@ -186,16 +192,16 @@ class RunFolder:
 
     @property
     def seconds(self) -> float:
-        """Where the clock of metrics.csv stands, so that a continued run goes on from there."""
+        """Seconds of the last row of metrics.csv: a continued run counts on from there."""
         rows = self.metrics
         return rows[-1].seconds if rows else 0.0
 
     # ---- recording
 
     def append_metric(self, **row: Any) -> None:
-        """Add a row to metrics.csv; the arguments are the fields of `Metric`. None is an unknown float.
+        """Add a row to metrics.csv; the arguments are the fields of :class:`Metric`. None stands for an unknown float.
 
-        Raises `InputError` for a missing or unknown field or phase.
+        Raises InputError for a missing or unknown field, and for an unknown phase.
         """
         wrong = set(row) ^ set(Metric._fields)
         if wrong:
@@ -208,7 +214,7 @@ class RunFolder:
         self._metrics.append(Metric(**row))
 
     def record_test(self, learned: int, task: int, accuracy: float) -> None:
-        """Record test accuracy of task `task` after task `learned`. Raises `InputError` outside [0, 1]."""
+        """Record test accuracy of task ``task`` after task ``learned``. Raises InputError outside [0, 1]."""
         if not (0 <= task <= learned and 0 <= accuracy <= 1):
             raise InputError(
                 f"given learned={learned}, task={task}, accuracy={accuracy}; "
@@ -217,7 +223,7 @@ class RunFolder:
         self._tests.append(TaskScore(learned, task, float(accuracy)))
 
     def record_capacity(self, task: int, capacity: Capacity) -> None:
-        """Record what task `task` kept, from a network's `capacity()` after the task was finished."""
+        """Record the units that task ``task`` kept, from a network's ``capacity()`` after the task was finished."""
         for row in capacity.rows:
             self._capacity.append(CapacityEntry(task, row.name, row.width, row.frozen[task]))
 
@@ -226,7 +232,7 @@ class RunFolder:
         write_json(self.path / "inputs.json", inputs.to_json())
 
     def record_digest(self, task: int, digest: str) -> None:
-        """Record the digest of a finished task's logits. Raises `InputError` when another one is there."""
+        """Record the digest of a finished task's logits. Raises InputError if another one was recorded before."""
         digests = self.digests
         if digests.get(task, digest) != digest:
             raise InputError(
@@ -237,22 +243,24 @@ class RunFolder:
         write_json(self.path / "digests.json", {str(key): digests[key] for key in sorted(digests)})
 
     def record_router(self, accuracy: float, oracle: Sequence[float], routed: Sequence[float]) -> None:
-        """Write router.json: see `RouterScore`."""
+        """Write router.json; see :class:`RouterScore`."""
         score = RouterScore(float(accuracy), [float(x) for x in oracle], [float(x) for x in routed])
         write_json(self.path / "router.json", score._asdict())
 
     def truncate_after(self, task: int) -> None:
-        """Make the records those of a run that has just finished task `task` (-1: that has not begun).
+        """Make the records those of a run that has just finished task ``task`` (-1: of a run that has not begun).
 
-        Drops every row, digest and checkpoint of later tasks, and what the router left. network.safetensors
-        stays: it holds the last state saved, which is the caller's to load or to replace.
+        Drops every row, digest and checkpoint of later tasks, and the router's records. network.safetensors stays as it
+        is: the caller loads or replaces it.
         """
         self._metrics.keep(lambda row: row.task <= task and row.phase != "router")
         self._tests.keep(lambda row: row.learned <= task)
         self._capacity.keep(lambda row: row.task <= task)
+
         kept = {str(key): digest for key, digest in self.digests.items() if key <= task}
         if (self.path / "digests.json").exists():
             write_json(self.path / "digests.json", kept)
+
         (self.path / "router.json").unlink(missing_ok=True)
         for checkpoint in (self.path / "checkpoints").glob("task_*.safetensors"):
             if int(checkpoint.stem.removeprefix("task_")) > task:
@@ -263,13 +271,13 @@ class RunFolder:
         return self.path / "config.json"
 
 
-def open_run(run: RunFolder | str | PathLike) -> RunFolder:
+def open_run(run: RunFolder | str | PathLike[str]) -> RunFolder:
     """The run folder itself, or the one at a path."""
     return run if isinstance(run, RunFolder) else RunFolder(run)
 
 
 def environment() -> dict[str, Any]:
-    """What results depend on beside the configuration: versions, threads, device, and the commit if known."""
+    """What results depend on apart from the configuration: versions, threads, GPU, and the commit if it is known."""
     return {
         "eidetic_kernels": __version__,
         "python": platform.python_version(),
@@ -282,7 +290,7 @@ def environment() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this package runs from; None when it is installed or git is not there."""
+    """The commit of the checkout that this package runs from; None if it is installed, or without git."""
     root = Path(eidetic_kernels.__file__).parents[1]
     if not (root / ".git").exists():
         return None
@@ -304,7 +312,9 @@ def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(config), allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise InputError(f"the configuration must be made of what JSON knows: {error}") from error
+        raise InputError(
+            f"the configuration must be made of what JSON knows (text, numbers, lists, tables): {error}"
+        ) from error
 
 
 _MISSING = object()

@@ -1,4 +1,4 @@
-"""What a trained network expects at its input, kept with a run so that new images can be classified."""
+"""What a trained network expects at its input. A run keeps it, so that new images can be classified."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from ..data.parquet import decode_file
 
 @dataclass(frozen=True)
 class Inputs:
-    """shape (channels, height, width); mean and std a channel, of pixels in [0, 1]; for each task, the data set's
-    label of each of its classes."""
+    """The network's inputs and labels.
+
+    shape: (channels, height, width). mean, std: of each channel, for pixels in [0, 1]. labels: for each task, the data
+    set's label of each of its classes.
+    """
 
     shape: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -28,23 +31,33 @@ class Inputs:
 
     @classmethod
     def of(cls, tasks: Sequence[Task]) -> Inputs:
+        """The inputs of a sequence of tasks, whose images all have one shape and one normalisation."""
         first = tasks[0]
         labels = tuple(tuple(int(label) for label in task.labels or range(task.num_classes)) for task in tasks)
-        return cls(tuple(first.train.shape), tuple(first.normalisation.mean), tuple(first.normalisation.std), labels)
+        return cls(_image(first.train.shape), tuple(first.normalisation.mean), tuple(first.normalisation.std), labels)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Inputs:
-        return cls(
-            tuple(values["shape"]), tuple(values["mean"]), tuple(values["std"]), tuple(map(tuple, values["labels"]))
-        )
+        """What :meth:`to_json` wrote."""
+        labels = tuple(map(tuple, values["labels"]))
+        return cls(_image(values["shape"]), tuple(values["mean"]), tuple(values["std"]), labels)
 
     def to_json(self) -> dict[str, Any]:
+        """All fields, as JSON knows them."""
         return asdict(self)
 
     def read_image(self, path: Path) -> Tensor:
-        """The image file as the network takes it, float32 [C, H, W]: shorter side resized, centre cut out."""
+        """An image file as the network takes it, float32 [C, H, W]: the shorter side resized, the centre cut out.
+
+        Raises InputError for a network whose inputs are not square, and for a file that is no image.
+        """
         channels, height, width = self.shape
         if height != width:
             raise InputError(f"image files can be read for square inputs only; this network takes {height}x{width}.")
         pixels = torch.from_numpy(decode_file(path, grey=channels == 1, resolution=height).copy())
         return Normalisation(self.mean, self.std)(pixels.unsqueeze(0))[0]
+
+
+def _image(shape: Sequence[int]) -> tuple[int, int, int]:
+    channels, height, width = shape
+    return channels, height, width

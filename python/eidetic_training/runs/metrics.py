@@ -1,6 +1,6 @@
-"""The field's measures, from the task-by-task matrix of test accuracies.
+"""The field's measures of continual learning, from the task-by-task matrix of test accuracies.
 
-``matrix[l][t]`` is the accuracy, in [0, 1], of task t after task l was learned; defined for t <= l.
+``matrix[l][t]`` is the accuracy, in [0, 1], of task t after task l was learned; it is defined for t <= l.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ def average_accuracy(matrix: Matrix) -> float:
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """Mean over all tasks but the last of (accuracy at the end - accuracy when learned); negative: forgetting
-    (Lopez-Paz and Ranzato, 2017). 0 for a single task."""
+    """Mean, over all tasks but the last, of accuracy at the end less accuracy when learned (Lopez-Paz and Ranzato,
+    2017). Negative if tasks were forgotten; 0 for a single task."""
     last = matrix[-1]
     return _mean([last[t] - matrix[t][t] for t in range(len(last) - 1)])
 
 
 def forgetting(matrix: Matrix) -> float:
-    """Mean over all tasks but the last of (best accuracy it ever had before the end - accuracy at the end)
-    (Chaudhry et al., 2018). 0 for a single task."""
+    """Mean, over all tasks but the last, of the best accuracy before the end less accuracy at the end (Chaudhry et al.,
+    2018). 0 for a single task."""
     last = matrix[-1]
     tasks = range(len(last) - 1)
     return _mean([max(matrix[learned][t] for learned in range(t, len(last) - 1)) - last[t] for t in tasks])
 
 
 def forward_transfer(matrix: Matrix, alone: Sequence[float]) -> float:
-    """Mean over all tasks but the first of (accuracy when learned - accuracy of a network trained on it ``alone``).
+    """Mean, over all tasks but the first, of accuracy when learned less accuracy of a network trained on it ``alone``.
 
-    Positive where earlier tasks helped, negative where keeping them cost something (intransigence, Chaudhry et al.,
-    2018). A head that has seen no data says nothing, so the accuracy before learning is not used here.
+    Positive if earlier tasks helped, negative if keeping them cost accuracy (intransigence, Chaudhry et al., 2018).
+    Accuracy before learning is not used here: a head that has seen no data says nothing.
     """
     return _mean([matrix[t][t] - alone[t] for t in range(1, len(matrix))])
 

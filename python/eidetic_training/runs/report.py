@@ -1,4 +1,6 @@
-"""What a run came to: accuracy when learned and at the end, forgetting, capacity, epochs, time, router."""
+"""The results of a run: accuracy when learned and at the end, forgetting, capacity, epochs, time, router."""
+
+from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
@@ -20,19 +22,19 @@ class TaskSummary:
     end: float
     """Accuracy measured last."""
     epochs: int
-    """Epochs of training it, those that settle and those that recover from pruning included."""
+    """Epochs of training it, pruning's recovery epochs included."""
     seconds: float
-    """From the end of the task before it (the start of the run) to its own last row."""
+    """From the end of the task before it (or the start of the run) to its own last row."""
 
     @property
     def forgetting(self) -> float:
-        """`learned - end`, exactly: 0 means not one answer was lost on balance."""
+        """``learned - end``; exactly 0 if the task gives as many right answers as when it was learned."""
         return self.learned - self.end
 
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """Units of one layer (one unit group) by the task that keeps them."""
+    """Units of one layer (one unit group); ``units`` has the number that each task keeps."""
 
     name: str
     width: int
@@ -51,14 +53,14 @@ class LayerSummary:
 
 @dataclass(frozen=True)
 class Summary:
-    """A run in numbers; `router` is None until the router is trained."""
+    """A run in numbers; ``router`` is None until the router is trained."""
 
     tasks: tuple[TaskSummary, ...]
     layers: tuple[LayerSummary, ...]
     router: RouterScore | None
     router_epochs: int
     seconds: float
-    """Of the whole run, the router included."""
+    """Time of the whole run, the router included."""
 
     @property
     def mean_learned(self) -> float:
@@ -72,24 +74,27 @@ class Summary:
 
     @property
     def forgetting(self) -> float:
-        """The largest forgetting of any task, by magnitude: exactly 0 when every task kept its accuracy."""
+        """The largest forgetting of any task, by magnitude: exactly 0 if every task kept its accuracy."""
         return max((task.forgetting for task in self.tasks), key=abs)
 
     @property
     def epochs(self) -> int:
-        """Epochs of all tasks together, the router's not included."""
+        """Epochs of all tasks together, without the router's."""
         return sum(task.epochs for task in self.tasks)
 
 
-def summary(run: RunFolder | str | PathLike) -> Summary:
-    """The numbers of a run, finished or not. Raises `InputError` before the first task is finished."""
+def summary(run: RunFolder | str | PathLike[str]) -> Summary:
+    """The numbers of a run, finished or not. Raises InputError before the first task is finished."""
     run = open_run(run)
     tests = run.tests
     learned = {row.task: row.accuracy for row in tests if row.learned == row.task}
     end = {row.task: row.accuracy for row in sorted(tests, key=lambda row: row.learned)}
     if not learned:
         raise InputError(f"{run.path} has no finished task yet: nothing to report")
-    epochs, seconds, router_epochs, clock = {}, {}, 0, 0.0
+
+    epochs: dict[int, int] = {}
+    seconds: dict[int, float] = {}
+    router_epochs, clock = 0, 0.0
     for row in run.metrics:
         if row.phase == "router":
             router_epochs += 1
@@ -97,6 +102,7 @@ def summary(run: RunFolder | str | PathLike) -> Summary:
             epochs[row.task] = epochs.get(row.task, 0) + (row.phase in EPOCH_PHASES)
             seconds[row.task] = seconds.get(row.task, 0.0) + row.seconds - clock
         clock = row.seconds
+
     return Summary(
         tasks=tuple(
             TaskSummary(task, learned[task], end[task], epochs.get(task, 0), seconds.get(task, 0.0))
@@ -109,7 +115,7 @@ def summary(run: RunFolder | str | PathLike) -> Summary:
     )
 
 
-def layers(run: RunFolder | str | PathLike) -> tuple[LayerSummary, ...]:
+def layers(run: RunFolder | str | PathLike[str]) -> tuple[LayerSummary, ...]:
     """Capacity by layer and task, in the order recorded; a widened layer has its latest width."""
     rows = open_run(run).capacity
     tasks = 1 + max((row.task for row in rows), default=-1)
@@ -120,8 +126,11 @@ def layers(run: RunFolder | str | PathLike) -> tuple[LayerSummary, ...]:
     return tuple(LayerSummary(name, width[name], tuple(units[name])) for name in width)
 
 
-def table(run: RunFolder | str | PathLike) -> str:
-    """The summary as text: one table of tasks, one of capacity by layer and task."""
+def table(run: RunFolder | str | PathLike[str]) -> str:
+    """The summary as text: a table of tasks, the router's accuracy, and a table of capacity by layer and task.
+
+    Raises InputError before the first task is finished.
+    """
     run = open_run(run)
     result = summary(run)
     parts = [_tasks(result)]
@@ -137,7 +146,7 @@ def table(run: RunFolder | str | PathLike) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "41.2 s", "3 min 07 s", "2 h 05 min"."""
+    """Seconds as text: "41.2 s", "3 min 07 s", "2 h 05 min"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -147,7 +156,6 @@ def duration(seconds: float) -> str:
 
 
 def _tasks(result: Summary) -> str:
-    router = result.router
     rows = [["task", "learned", "at the end", "forgotten", "epochs", "time"]]
     for task in result.tasks:
         rows.append(
@@ -170,6 +178,8 @@ def _tasks(result: Summary) -> str:
             duration(_mean([task.seconds for task in result.tasks])),
         ]
     )
+
+    router = result.router
     if router is not None:
         rows[0].append("routed")
         for task, row in zip(result.tasks, rows[1:-1]):
@@ -188,7 +198,7 @@ def _capacity(result: Sequence[LayerSummary]) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int]) -> str:
-    """Columns of text, the first one flush left, the others flush right; a rule after each row in `rules`."""
+    """A table as text: the first column flush left, the others flush right, a rule after each row in ``rules``."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = []
     for index, row in enumerate(rows):
@@ -200,6 +210,7 @@ def aligned(rows: Sequence[Sequence[str]], rules: Sequence[int]) -> str:
 
 
 def percent(share: float) -> str:
+    """A number in [0, 1] as text: "97.25%"."""
     return f"{share:.2%}"
 
 
@@ -210,7 +221,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def _difference(value: float) -> str:
-    """A difference of accuracies; "0" stands for exactly nothing, and nothing else is shown as "0"."""
+    """A difference of accuracies as text; "0" means exactly zero, and a small difference is never shown as "0"."""
     if value == 0:
         return "0"
     return f"{value:+.2%}" if abs(value) >= 5e-5 else f"{100 * value:+.1e}%"

@@ -1,4 +1,4 @@
-"""How well tasks are told apart: every routing rule beside the oracle, confusion between tasks, and abstention."""
+"""How well tasks are told apart: every routing rule beside the oracle, confusion between tasks, and abstaining."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.tasks.base import device_of
 from eidetic_kernels.tasks.routing import NEED_ROUTER, RULES
 
 from ..data import Task
-from eidetic_kernels.tasks.base import device_of
 from ..training.epoch import evaluate
 from .report import aligned, percent
 
@@ -23,11 +23,11 @@ COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.5)
 
 @dataclass(frozen=True)
 class RuleResult:
-    """One rule over all tasks' test samples. All shares lie in [0, 1].
+    """One rule on all tasks' test samples. All numbers lie in [0, 1].
 
-    confusion: [tasks, tasks], row: the true task, column: the share of its samples that were routed there.
-    correct: accuracy of each task, the rule naming the task.
-    selective: accuracy over the most confident share of all samples, for each of ``COVERAGES``: what abstaining gains.
+    confusion: float32 [tasks, tasks]; row t has the fractions of task t's samples that were routed to each task.
+    correct: accuracy of each task if the rule names the task.
+    selective: accuracy on the most confident fraction of all samples, for each of ``COVERAGES``: what abstaining gains.
     """
 
     rule: str
@@ -37,17 +37,18 @@ class RuleResult:
 
     @property
     def named(self) -> float:
-        """Mean over tasks of the share of samples whose task was named rightly."""
+        """Mean, over tasks, of the fraction of samples whose task was named rightly."""
         return float(self.confusion.diagonal().mean())
 
     @property
     def accuracy(self) -> float:
+        """Mean accuracy over tasks."""
         return sum(self.correct) / len(self.correct)
 
 
 @dataclass(frozen=True)
 class RoutingReport:
-    """``oracle``: accuracy of each task when the task is given. Prints as tables."""
+    """Every rule's result, and ``oracle``: accuracy of each task if the task is given. Prints as tables."""
 
     oracle: tuple[float, ...]
     rules: tuple[RuleResult, ...]
@@ -57,9 +58,11 @@ class RoutingReport:
         rows = [["", "task named", "accuracy", *(f"task {t}" for t in tasks)]]
         rows.append(["oracle", "", percent(sum(self.oracle) / len(self.oracle)), *map(percent, self.oracle)])
         rows += [[r.rule, percent(r.named), percent(r.accuracy), *map(percent, r.correct)] for r in self.rules]
+
         best = max(self.rules, key=lambda r: r.accuracy)
         confusion = [[f"routed by {best.rule} to", *(f"task {t}" for t in tasks)]]
         confusion += [[f"of task {t}", *map(percent, best.confusion[t].tolist())] for t in tasks]
+
         abstain = [["accuracy when answering", *map(percent, COVERAGES)]]
         abstain += [[r.rule, *map(percent, r.selective)] for r in self.rules]
         return "\n\n".join(aligned(table, rules=(0,)) for table in (rows, confusion, abstain))
@@ -67,18 +70,20 @@ class RoutingReport:
 
 @torch.no_grad()
 def routing_report(network: EideticNetwork, tasks: Sequence[Task], rules: Sequence[str] | None = None) -> RoutingReport:
-    """Try ``rules`` (all that the network can) on the test sets of its finished tasks.
+    """Try ``rules`` on the test sets of the network's finished tasks; None is every rule that the network can use.
 
-    All rules together take one pass of the body a batch, and the oracle another.
+    For each batch, all rules together take one pass of the body, and the oracle takes another.
 
-    Raises InputError when tasks and finished tasks differ in number.
+    Raises InputError if the number of tasks differs from the number of finished tasks.
     """
     count = network.finished_tasks
     if len(tasks) != count:
         raise InputError(f"{len(tasks)} tasks were given for {count} finished ones; expected the test set of each.")
+
     if rules is None:
         routed = network.router is not None and network.router.tasks == count
         rules = [rule for rule in RULES if routed or rule not in NEED_ROUTER]
+
     device = device_of(network)
     oracle, kept = [], {rule: ([], [], []) for rule in rules}
     truth = []
@@ -92,6 +97,7 @@ def routing_report(network: EideticNetwork, tasks: Sequence[Task], rules: Sequen
                 chosen.append(answer.task.cpu())
                 correct.append(((answer.task == t) & (answer.label == y)).cpu())
                 sure.append(answer.confidence.cpu())
+
     true = torch.cat(truth)
     return RoutingReport(tuple(oracle), tuple(_result(rule, true, *map(torch.cat, kept[rule])) for rule in rules))
 

@@ -1,29 +1,32 @@
-"""Small files that survive a killed process: typed CSV tables that grow, JSON replaced in one move."""
+"""Small files that survive a killed process: typed CSV tables that grow, and JSON files that are replaced whole."""
+
+from __future__ import annotations
 
 import csv
 import io
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_type_hints
+from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.files import replacing
 
-Row = TypeVar("Row", bound=tuple)  # a NamedTuple
+Row = TypeVar("Row", bound=tuple[Any, ...])  # a NamedTuple
 
 
 class Table(Generic[Row]):
     """A CSV file whose columns are the fields of a NamedTuple of int, float and str.
 
-    Floats are written so that they read back as the same bits; None among them is written empty and reads
-    back as NaN. Every append reaches the operating system before it returns. A last line without its end,
-    which a killed process may leave, is no row: reading ignores it and the next append removes it.
+    Floats read back as the same bits. A float that is None is written empty and reads back as NaN. Every append
+    reaches the operating system before it returns. A killed process may leave a last line without its end: reading
+    ignores it, and the next append removes it.
     """
 
     def __init__(self, path: Path, row_type: type[Row]) -> None:
         self.path = path
         self.row_type = row_type
+        self._columns: list[str] = list(cast(Any, row_type)._fields)  # which every NamedTuple has
         self._types = get_type_hints(row_type)
 
     def append(self, row: Row) -> None:
@@ -35,21 +38,20 @@ class Table(Generic[Row]):
             file.write(self._lines([row], header=keep == 0))
 
     def read(self) -> list[Row]:
-        """All complete rows; none when the file does not exist yet. Raises `InputError` naming a bad line."""
+        """All complete rows; none if the file does not exist yet. Raises InputError, which names a damaged line."""
         if not self.path.exists():
             return []
         text = self.path.read_bytes()[: _complete_bytes(self.path)].decode()
         lines = list(csv.reader(io.StringIO(text)))
         if not lines:
             return []
-        columns = list(self.row_type._fields)
-        if lines[0] != columns:
-            given, expected = ",".join(lines[0]), ",".join(columns)
+        if lines[0] != self._columns:
+            given, expected = ",".join(lines[0]), ",".join(self._columns)
             raise InputError(f"{self.path} has the columns {given}; expected {expected}")
         return [self._parse(line, number) for number, line in enumerate(lines[1:], start=2)]
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drop every row that is not `wanted`, in one move."""
+        """Drop every row that is not ``wanted``; the file is the old one or the new one, never a part of either."""
         if self.path.exists():
             write_bytes(self.path, self._lines(filter(wanted, self.read()), header=True))
 
@@ -63,20 +65,18 @@ class Table(Generic[Row]):
             raise InputError(f"{self.path}, line {number} is damaged ({','.join(line)}): {error}") from error
         return self.row_type(**values)
 
-    def _lines(self, rows, header: bool) -> bytes:
+    def _lines(self, rows: Iterable[Row], header: bool) -> bytes:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         if header:
-            writer.writerow(self.row_type._fields)
+            writer.writerow(self._columns)
         for row in rows:
-            writer.writerow(
-                "" if value is None else kind(value) for kind, value in zip(self._types.values(), row)
-            )
+            writer.writerow("" if value is None else kind(value) for kind, value in zip(self._types.values(), row))
         return text.getvalue().encode()
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds. Raises `InputError` when it is damaged."""
+    """What a JSON file holds. Raises InputError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -89,10 +89,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file by way of a temporary one beside it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    """Write a whole file; it is the old one or the new one, never a part of either."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _complete_bytes(path: Path) -> int:

@@ -11,9 +11,10 @@ from tiny_runs import make_config, write_data
 from eidetic_kernels.errors import InputError
 from eidetic_training.experiments import comparison as comparison_module
 from eidetic_training.experiments.comparison import Comparison, Result, accuracy, compare, make_method, table
+from eidetic_training.experiments.comparison_figure import comparison as comparison_figure
 from eidetic_training.experiments.experiment import make_tasks
 from eidetic_training.methods import METHODS
-from eidetic_training.runs import plots
+from eidetic_training.runs.style import STRONG
 
 MATRIX = [[0.75], [0.5, 1.0]]
 
@@ -263,15 +264,29 @@ def test_the_table_has_means_and_deviations_best_first(tmp_path):
     ]
 
 
-def test_the_figure_has_a_line_a_method(tmp_path):
+@pytest.fixture
+def drawn(tmp_path):
     pytest.importorskip("matplotlib")
     compared = Comparison(tmp_path, {})
     compared.add(result("sequential", 0))
     compared.add(result("sequential", 1, [[0.25], [0.5, 0.5]]))
     compared.add(result("joint", 0, [[0.6, 0.8]]))
-    average, first = plots.comparison(compared).axes
-    assert [line.get_label() for line in average.lines] == ["sequential", "joint"]
+    compared.add(result("eidetic", 0, [[0.9], [0.9, 0.9]]))
+    return comparison_figure(compared).axes
+
+
+def test_the_figure_has_a_line_a_method(drawn):
+    average, first = drawn
+    assert [line.get_label() for line in average.lines] == ["sequential", "joint", "eidetic"]
     assert list(average.lines[0].get_ydata()) == [0.5, 0.625]
     assert list(average.lines[0].get_xdata()) == [1, 2]
     assert list(average.lines[1].get_ydata()) == pytest.approx([0.7, 0.7])
-    assert [list(line.get_ydata()) for line in first.lines] == [[0.5, 0.5]]
+    assert [list(line.get_ydata()) for line in first.lines] == [[0.5, 0.5], [0.9, 0.9]]
+
+
+def test_our_line_alone_has_a_colour_and_every_line_has_its_name_at_its_end(drawn):
+    for axes in drawn:
+        strong = [line.get_label() for line in axes.lines if line.get_color() == STRONG]
+        assert strong == ["eidetic"]
+        names = {text.get_text(): text.get_color() for text in axes.texts if text.arrow_patch is not None}
+        assert names == {line.get_label(): line.get_color() for line in axes.lines}

@@ -43,7 +43,7 @@ def test_an_event_without_loss_becomes_a_row_too(new_run):
 @pytest.fixture
 def clock(monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("eidetic_training.callbacks.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("eidetic_training.runs.callbacks.time.perf_counter", lambda: now[0])
     return now
 
 

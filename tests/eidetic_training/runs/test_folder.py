@@ -9,6 +9,7 @@ from eidetic_kernels.errors import InputError
 from eidetic_training.runs import folder as runs
 from eidetic_training.runs.folder import CapacityEntry, Metric, RouterScore, RunFolder, TaskScore
 
+CONFIG = {"seed": 0, "model": {"name": "mlp", "width": 20}}  # of the fixtures' runs
 ROW = {
     "seconds": 0.1 + 0.2,
     "task": 0,
@@ -60,7 +61,7 @@ def test_everything_recorded_reads_back(made_up_run):
     ]
     assert run.digests == {task: f"{task:064x}" for task in range(3)}
     assert run.router == RouterScore(0.875, [0.9, 0.75, 0.8], [0.8, 0.7, 0.75])
-    assert run.config == {"seed": 0}
+    assert run.config == CONFIG
 
 
 def test_a_new_run_has_recorded_nothing(new_run):
@@ -94,7 +95,7 @@ def test_the_environment_names_versions_and_no_place(new_run):
 
 
 def test_the_same_configuration_continues(made_up_run):
-    again = RunFolder.create(made_up_run.path, {"seed": 0})
+    again = RunFolder.create(made_up_run.path, CONFIG)
     assert len(again.metrics) == len(made_up_run.metrics) > 0
 
 

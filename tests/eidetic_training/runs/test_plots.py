@@ -1,6 +1,7 @@
 """Figures of the made-up run: what is drawn, where it is written, and that no display is asked for."""
 
 import builtins
+import shutil
 import sys
 
 import numpy as np
@@ -36,8 +37,15 @@ def test_accuracy_over_time_draws_a_curve_for_every_task(made_up_run):
     np.testing.assert_allclose(lines[0].get_ydata(), [0.9, 0.9, 0.9])
     np.testing.assert_allclose(lines[2].get_xdata(), [30])
     assert lines[0].get_color() == data_lines(training)[0].get_color()
-    assert testing.get_xlabel() == "time (seconds)"
+    assert testing.get_xlabel().startswith("time (seconds)")
     assert testing.get_ylabel() == "accuracy"
+
+
+def test_what_lines_and_bands_are_is_written_on_the_figure(made_up_run):
+    training, testing = plots.accuracy_over_time(made_up_run).axes
+    (note,) = [text.get_text() for text in training.texts]
+    assert f"moving average over {plots.WINDOW} epochs" in note and "band: one standard deviation" in note
+    assert all(axes.get_title(loc="left") for axes in (training, testing))
 
 
 def test_the_band_is_one_standard_deviation_and_stays_an_accuracy():
@@ -80,7 +88,7 @@ def test_capacity_draws_a_bar_for_every_layer_and_task(made_up_run):
     np.testing.assert_allclose(widths, [[5 / 20, 3 / 10], [4 / 20, 0], [6 / 20, 2 / 10], [5 / 20, 5 / 10]])
     starts = [[bar.get_x() for bar in group] for group in axes.containers]
     np.testing.assert_allclose(starts, [[0, 0], [0.25, 0.3], [0.45, 0.3], [0.75, 0.5]])
-    assert [text.get_text() for text in axes.texts] == ["15 of 20", "5 of 10"]
+    assert [text.get_text() for text in axes.texts][:2] == ["15 of 20", "5 of 10"]
 
 
 def test_the_matrix_shows_every_score_and_nothing_before_a_task_was_learned(made_up_run):
@@ -88,7 +96,8 @@ def test_the_matrix_shows_every_score_and_nothing_before_a_task_was_learned(made
     axes = figure.axes[0]
     shown = np.ma.filled(axes.images[0].get_array(), np.nan)
     np.testing.assert_array_equal(shown, [[0.9, np.nan, np.nan], [0.9, 0.75, np.nan], [0.9, 0.75, 0.8]])
-    assert [text.get_text() for text in axes.texts] == ["90.0", "90.0", "75.0", "90.0", "75.0", "80.0"]
+    assert [text.get_text() for text in axes.texts][:6] == ["90.0", "90.0", "75.0", "90.0", "75.0", "80.0"]
+    assert axes.get_title(loc="left") == "Test accuracy (%) after each task"
 
 
 @pytest.mark.parametrize(("last", "unit"), [(119, "seconds"), (600, "minutes"), (10_000, "hours")])
@@ -124,6 +133,12 @@ def test_a_task_in_training_can_be_drawn(made_up_run):
     made_up_run.truncate_after(1)
     made_up_run.append_metric(**made_up_run.metrics[0]._replace(seconds=21.0, task=2)._asdict())
     assert all(path.is_file() for path in plots.all_figures(made_up_run))
+
+
+def test_without_checkpoints_the_staircase_is_left_out(made_up_run):
+    shutil.rmtree(made_up_run.path / "checkpoints")  # as a sweep does once a trial is over
+    names = [path.stem for path in plots.all_figures(made_up_run)]
+    assert names == [name for name in plots.FIGURES if name != "staircase"]
 
 
 @pytest.mark.parametrize("name", plots.FIGURES)

@@ -1,0 +1,23 @@
+"""The networks of a run, read back from its folder."""
+
+from __future__ import annotations
+
+from os import PathLike
+
+from eidetic_kernels import EideticNetwork
+
+from .. import models
+from .folder import RunFolder, open_run
+
+
+def load_network(run: RunFolder | str | PathLike[str], learned: int | None = None) -> EideticNetwork:
+    """The latest network of a run folder, or the one after task ``learned``, on the CPU.
+
+    Raises InputError before the run has begun a task, CheckpointError for a file that is missing or damaged.
+    """
+    run = open_run(run)
+    path = run.network_path if learned is None else run.checkpoint_path(learned)
+    model = run.config["model"]
+    arguments = {key: value for key, value in model.items() if key != "name"}
+    fresh = models.build(model["name"], run.inputs.shape, **arguments)
+    return EideticNetwork.load(path, network=fresh)
