@@ -1,38 +1,45 @@
 """Parameters that are replaced, never resized: who succeeds whom, and what of the old one was kept.
 
 Resizing ``.data`` under a live autograd graph breaks the next backward, so pruning makes new parameters. The old
-one remembers its successor; an optimizer that still holds it is stale (see :mod:`.optimizers`).
+one remembers its successor. An optimizer that still holds it is stale (see :mod:`eidetic_kernels.tasks`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+# The rows and columns that were kept; None means all of them.
+Kept: TypeAlias = "tuple[Tensor | None, Tensor | None]"
+
+# The attribute of a retired parameter that holds its Succession.
+_RECORD = "eidetic_succession"
+
 
 class Succession(NamedTuple):
-    """What became of a retired parameter: its successor, and the rows and columns that were kept (None: all).
+    """What became of a retired parameter.
 
-    ``cut`` is None when nothing of it lives on (a fresh segment, a restored snapshot).
+    ``successor`` stands in its place (None: nothing does). ``cut`` says which of its rows and columns the successor
+    has; it is None when the successor has none of them (a fresh segment, a restored snapshot).
     """
 
-    successor: nn.Parameter
-    cut: tuple[Tensor | None, Tensor | None] | None
+    successor: nn.Parameter | None
+    cut: Kept | None
 
 
-def retire(old: nn.Parameter | None, new: nn.Parameter | None, cut=None) -> None:
+def retire(old: nn.Parameter | None, new: nn.Parameter | None, cut: Kept | None = None) -> None:
     """Record that ``new`` stands where ``old`` stood."""
     if old is not None and old is not new:
-        old.eidetic_succession = Succession(new, cut)
+        setattr(old, _RECORD, Succession(new, cut))
         old.grad = None
 
 
 def succession(parameter: nn.Parameter) -> Succession | None:
     """The record left by :func:`retire`; None while the parameter is in use."""
-    return getattr(parameter, "eidetic_succession", None)
+    return getattr(parameter, _RECORD, None)
 
 
 def select(tensor: Tensor, rows: Tensor | None, columns: Tensor | None = None) -> Tensor:
@@ -45,9 +52,9 @@ def select(tensor: Tensor, rows: Tensor | None, columns: Tensor | None = None) -
 
 
 def joined(weights: Sequence[nn.Parameter]) -> Tensor:
-    """``torch.cat(weights)``, by which a product has the bits that it has by one parameter.
+    """``torch.cat(weights)``, such that a product with it has the bits of a product with one parameter.
 
-    torch chooses how to multiply tokens by whether the weight requires a gradient, also where none is recorded.
+    torch chooses how to multiply tokens by whether the weight requires a gradient, even where none is recorded.
     """
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.cat(list(weights))
@@ -65,13 +72,16 @@ def replace(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
     return _succeed(parameter, values.detach(), None)
 
 
-def _succeed(old: nn.Parameter, values: Tensor, kept: tuple[Tensor | None, Tensor | None] | None) -> nn.Parameter:
-    # Without a gradient an optimizer passes an empty parameter by; some divide by its number of elements.
+def _succeed(old: nn.Parameter, values: Tensor, kept: Kept | None) -> nn.Parameter:
+    # An optimizer skips a parameter without gradient. Some divide by an empty one's number of elements.
     trainable = bool(values.numel()) and (old.requires_grad or not old.numel())
     new = nn.Parameter(values, requires_grad=trainable)
+    if hasattr(old, "eidetic_watch"):  # what watches over the optimizers of the old one
+        new.eidetic_watch = old.eidetic_watch
     retire(old, new, kept)
     return new
 
 
-def empty_like(parameter: nn.Parameter, *shape: int) -> Tensor:
-    return torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
+def empty_like(tensor: Tensor, *shape: int) -> Tensor:
+    """An uninitialised tensor of ``shape``, of the dtype and on the device of ``tensor``."""
+    return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)

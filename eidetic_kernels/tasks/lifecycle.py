@@ -15,7 +15,7 @@ from ..layers.succession import retire
 from ..layout import Segments
 from . import checks
 from .base import BaseNetwork, head_of, transferring
-from .optimizer_state import check_current
+from .optimizer_state import HeadWatch, check_current, watch_head
 from .snapshots import live_tensors
 
 
@@ -112,6 +112,7 @@ def add_head(network: BaseNetwork, num_classes: int) -> None:
         retire(last.weight, head.weight)
         retire(last.bias, head.bias)
     network.heads.append(head)
+    watch_head(network)
 
 
 def freeze(network: BaseNetwork) -> int:
@@ -140,7 +141,10 @@ def freeze(network: BaseNetwork) -> int:
 
 
 def check_finishable(network: BaseNetwork) -> None:
-    """Raise TaskError where a live tensor is not finite."""
+    """Raise TaskError where a live tensor is not finite, StaleOptimizerError where optimizers left the head out."""
+    watch: HeadWatch | None = getattr(network.live_head.weight, HeadWatch.name, None)
+    if watch is not None and watch.untrained:
+        raise watch.error()
     for path, layer in [*network.segmented_layers(), ("the head", network.live_head)]:
         for name, tensor in live_tensors(layer):
             if not torch.isfinite(tensor).all():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from ..errors import StaleOptimizerError
+from ..layers import EideticLinear
 from ..layers.succession import select, succession
 from .base import BaseNetwork
 
@@ -109,10 +111,63 @@ def _reset(name: str, found: str) -> None:
     )
 
 
+class HeadWatch:
+    """Whether any optimizer that steps holds the head in training.
+
+    The head is made by ``prepare_for_task``, so an optimizer made before it does not hold it and would leave it
+    untrained without a word. Several optimizers may share a network: one of them must hold the head.
+    """
+
+    name = "eidetic_watch"  # the attribute by which live parameters know it
+
+    def __init__(self, head: EideticLinear):
+        self._head, self._held, self._missed = weakref.ref(head), False, 0
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        return type(None), ()  # a network that is unpickled is not watched until its next task
+
+    def is_of(self, parameter: nn.Parameter) -> bool:
+        """Whether ``parameter`` is the head's weight."""
+        head = self._head()
+        return head is not None and parameter is head.weight
+
+    @property
+    def untrained(self) -> bool:
+        """Whether optimizers stepped while the head had a gradient, and none of them held it."""
+        return self._missed > 0 and not self._held
+
+    def note_step(self, held: bool) -> None:
+        """An optimizer of the body's parameters steps. Raises StaleOptimizerError when the head was left out twice."""
+        head = self._head()
+        self._held = self._held or held
+        if not self._held and head is not None and head.weight.grad is not None:
+            self._missed += 1
+            if self._missed > 1:  # with several optimizers the one that holds the head may step second
+                raise self.error()
+
+    def error(self) -> StaleOptimizerError:
+        return StaleOptimizerError(
+            "no optimizer that stepped holds the head of the task in training, so the head would stay untrained: it "
+            "was made after the optimizer. Create the optimizer from net.parameters() after prepare_for_task, or call "
+            "net.adopt(optimizer), which adds the head."
+        )
+
+
+def watch_head(network: BaseNetwork) -> None:
+    """From now on, optimizers of the live parameters must not leave the head out."""
+    watch = HeadWatch(network.live_head)
+    for parameter in network.parameters():
+        setattr(parameter, HeadWatch.name, watch)
+
+
 def _refuse_stale(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise StaleOptimizerError before a step of an optimizer that holds a parameter no network uses."""
+    """Raise StaleOptimizerError before a step that holds a parameter no network uses, or leaves a head out."""
+    watches: dict[HeadWatch, bool] = {}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            watch: HeadWatch | None = getattr(parameter, HeadWatch.name, None)
+            if watch is not None:
+                watches[watch] = watches.get(watch, False) or watch.is_of(parameter)
             if succession(parameter) is not None:
                 raise StaleOptimizerError(
                     f"this {type(optimizer).__name__} holds a parameter (now replaced, shape "
@@ -120,6 +175,8 @@ def _refuse_stale(optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str,
                     "since: its step would train nothing. Pass optimizer=... to net.prune, net.restore and "
                     "net.prepare_for_task, or create a new one from net.parameters()."
                 )
+    for watch, held in watches.items():
+        watch.note_step(held)
 
 
 register_optimizer_step_pre_hook(_refuse_stale)

@@ -1,11 +1,14 @@
 """Any torch optimizer keeps in step: its state is cut with its parameters, successors take their parents' places."""
 
+import copy
+import pickle
 import warnings
 
 import pytest
 import torch
-from life import batch, digest, learn, loss_of, train
+from life import CLASSES, batch, digest, learn, loss_of, train
 from small_networks import MLP, NETWORKS, ConvNet
+from torch.nn import functional as F
 
 import eidetic_kernels as ek
 
@@ -391,3 +394,66 @@ def test_lbfgs_goes_on_training_after_units_went(event):
     before = [parameter.detach().clone() for parameter in net.parameters()]
     optimizer.step(closure)
     assert all(not torch.equal(old, new) for old, new in zip(before, net.parameters()))
+
+
+class TestTheHeadIsLeftOut:
+    """An optimizer made before ``prepare_for_task`` does not hold the head that it makes."""
+
+    def loop(self, net, *optimizers, steps=3):
+        x, y = batch(net)
+        for _ in range(steps):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            F.cross_entropy(net(x), y).backward()
+            for optimizer in optimizers:
+                optimizer.step()
+
+    def test_it_is_told_at_the_second_step(self):
+        net = MLP((7, 6))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        net.prepare_for_task(0, CLASSES, max_units=7)
+        self.loop(net, optimizer, steps=1)
+        with pytest.raises(ek.StaleOptimizerError, match="head .* would stay untrained.*net.adopt"):
+            self.loop(net, optimizer, steps=1)
+
+    def test_after_a_single_step_the_task_is_not_finished(self):
+        net = MLP((7, 6))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        net.prepare_for_task(0, CLASSES)
+        self.loop(net, optimizer, steps=1)
+        with pytest.raises(ek.StaleOptimizerError, match="would stay untrained"):
+            net.finish_task()
+        assert net.current_task == 0
+
+    def test_adopt_mends_it(self):
+        net = MLP((7, 6))
+        optimizer = torch.optim.SGD(net.parameters(), 0.1)
+        net.prepare_for_task(0, CLASSES)
+        net.adopt(optimizer)
+        before = net.live_head.weight.detach().clone()
+        self.loop(net, optimizer)
+        assert not torch.equal(before, net.live_head.weight)
+        net.finish_task()
+
+    def test_one_of_several_optimizers_may_hold_it(self):
+        net = MLP((7, 6))
+        net.prepare_for_task(0, CLASSES)
+        head = set(net.live_head.parameters())
+        body = torch.optim.SGD([p for p in net.parameters() if p not in head], 0.1)
+        self.loop(net, body, torch.optim.AdamW(head, 0.01))
+        net.prune(0.5, optimizer=body)  # columns of the head go: its parameter is another from now on
+        net.finish_task()
+
+    def test_a_head_that_is_held_fixed_is_no_mistake(self):
+        net = MLP((7, 6))
+        net.prepare_for_task(0, CLASSES)
+        net.live_head.requires_grad_(False)
+        self.loop(net, torch.optim.SGD([p for p in net.parameters() if p.requires_grad], 0.1))
+        net.finish_task()
+
+    def test_copies_and_pickles_are_as_they_were(self):
+        net = MLP((7, 6))
+        net.prepare_for_task(0, CLASSES)
+        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            self.loop(other, torch.optim.SGD(other.parameters(), 0.1))
+            other.finish_task()
