@@ -3,8 +3,8 @@
     make bench                                        each alone (pytest-benchmark)
     python bench/bench_batch_norm.py [threads ...]    ratios: medians of alternating runs, as a table
 
-With nothing frozen, torch is `torch.native_batch_norm` and a ReLU in place, forward, and their backward functions. With
-half of the channels frozen it is the package's own torch implementation, which normalises the live half.
+With nothing frozen, torch is ``torch.native_batch_norm`` and an in-place ReLU forward, and their backward functions.
+With half of the channels frozen, it is what the package's torch implementation does, which normalises the live half.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from time import perf_counter
 
 import pytest
 import torch
+from networks import SMOKE
 
 from eidetic_kernels.backends import cpu, extensions
 
@@ -25,7 +26,9 @@ SHAPES = {
     "[128, 128, 16, 16]": ((128, 128, 16, 16), torch.contiguous_format),
     "[128, 128, 16, 16] channels_last": ((128, 128, 16, 16), torch.channels_last),
 }
-FROZEN = {"none frozen": 0, "half frozen": 2}  # of the channels, one in so many
+if SMOKE:
+    SHAPES = {name: ((2, 8, *[3] * (len(shape) - 2)), layout) for name, (shape, layout) in SHAPES.items()}
+FROZEN = {"none frozen": 0, "half frozen": 2}  # one channel in this many is frozen
 MOMENTUM, EPS = 0.1, 1e-5
 
 
@@ -85,7 +88,7 @@ class Compiled:
 
 
 class Native(Compiled):
-    """torch's own: BatchNorm and ReLU, and for frozen channels a multiply-add and zeros beside them."""
+    """torch's own BatchNorm and ReLU; for frozen channels a multiply-add forward and zeros backward."""
 
     def forward(self):
         frozen = len(self.scale)
@@ -130,7 +133,7 @@ def test_batch_norm_relu(benchmark, implementation, shape, frozen, what):
 
 
 def compare(shape, memory_format, one_in, what, rounds=15):
-    """(torch's milliseconds, ours over torch's): medians of alternating runs."""
+    """(torch's milliseconds, our time over torch's), medians of alternating runs."""
     contestants = [kind(shape, memory_format, one_in) for kind in (Native, Compiled)]
     for contestant in contestants:
         getattr(contestant, what)()

@@ -1,4 +1,4 @@
-"""Every op by itself, forward and backward, over (frozen, live) states of a layer; on each device there is."""
+"""Every op by itself, forward and backward, in every (frozen, live) state of a layer, on every device there is."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def segments(width: int, state: tuple[int, int]) -> Segments:
 
 
 def layer_in(layer, state, width):
-    """``layer`` alone, with ``state`` of its units, reading a layer in the same state."""
+    """``layer`` with its units in ``state``, and the segments of the layer that it reads, in the same state."""
     output, before = segments(width, state), segments(width, state)
     for size in output.frozen:
         layer.prune(list(range(size)))
@@ -45,7 +45,7 @@ def convolution_with_norm(state, kernel=3):
 
 
 def convolution_then_norm(state, kernel=3):
-    """What :func:`convolution_with_norm` is, as two layers."""
+    """The same as :func:`convolution_with_norm`, as two layers."""
     layer, x = convolution(state, kernel)
     norm, _ = layer_in(EideticBatchNorm2d(CHANNELS, activation="relu"), state, CHANNELS)
     both = torch.nn.Sequential(layer, norm)
@@ -92,7 +92,7 @@ def test_op(benchmark, op, state, part, device):
     layer, x = layer.to(device).train(), x.to(device)
     x = (x * 1).requires_grad_() if part == "backward" else x
     for module in layer.modules():
-        module.owned = True  # as in a network: the gradient of frozen columns is not owed
+        module.owned = True  # as in a network, where frozen columns need no gradient
     y = layer(x)
     assert y.isfinite().all() and y.shape[1] == layer.segments.total
     if part == "forward":

@@ -1,10 +1,10 @@
-"""A training step of every network in every state, forward, backward and whole, beside the dense network's.
+"""Training steps of every network in every state (forward, backward and whole) beside the dense network's.
 
     make bench                                       all of it
     make bench ARGS="-k mlp --benchmark-json=FILE"   one network, kept for bench/compare.py
 
-``dense`` has no state: compare each row with it. Ratios that noise cannot bend come from bench/training_step.py, which
-lets the alternatives take turns.
+``dense`` has no state: compare each row with it. For ratios that noise does not distort use bench/training_step.py, in
+which the alternatives take turns.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Two result files of the same benchmarks side by side: what became faster or slower, and by how much.
+"""Compares two result files of the same benchmarks: what became faster or slower, and by how much.
 
     python bench/compare.py BEFORE.json AFTER.json [--fail-above 1.1]
 
-Takes pytest-benchmark's JSON (make bench ARGS=--benchmark-json=FILE) and that of bench/training_step.py. With
-``--fail-above`` the exit status is 1 when anything took more than that many times its former time.
+Reads pytest-benchmark's JSON (make bench ARGS=--benchmark-json=FILE) and the JSON of bench/training_step.py. With
+``--fail-above 1.1`` the exit status is 1 if anything took more than 1.1 times its former time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 
 def times(path: Path) -> dict[str, float]:
-    """Seconds by name, of either kind of file."""
+    """Seconds by benchmark name, from either kind of file."""
     found = json.loads(path.read_text())
     if "benchmarks" in found:
         return {bench["fullname"]: bench["stats"]["median"] for bench in found["benchmarks"]}
@@ -29,7 +29,7 @@ def times(path: Path) -> dict[str, float]:
 
 
 def compared(before: dict[str, float], after: dict[str, float]) -> list[tuple[str, float, float, float]]:
-    """(name, before, after, after / before) of all that both have, the greatest change for the worse first."""
+    """(name, before, after, after / before) of every benchmark in both, the greatest slowdown first."""
     rows = [(name, before[name], after[name], after[name] / before[name]) for name in before if name in after]
     return sorted(rows, key=lambda row: -row[3])
 

@@ -1,4 +1,4 @@
-"""Puts this folder's modules within reach of its benchmarks."""
+"""Lets the benchmarks import this folder's modules."""
 
 import sys
 from pathlib import Path

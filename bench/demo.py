@@ -1,4 +1,4 @@
-"""Run the demo in an empty folder and write its report, with the machine it ran on, to bench/results/demo.md.
+"""Run the demo in an empty folder and write its report and the machine to bench/results/demo.md.
 
 python bench/demo.py
 """
@@ -30,7 +30,7 @@ def main() -> None:
             "",
             f"`python bench/demo.py` (what `make demo` runs); {about}",
             "",
-            f"Wall time {seconds:.0f} s, data loading, evaluation after every task, router and proof included.",
+            f"Wall time {seconds:.0f} s, with data loading, evaluation after every task, router and final check.",
             "",
             "```",
             table,

@@ -1,10 +1,10 @@
-"""Should live units see frozen features dropped out? Measured once, to decide what EideticDropout does.
+"""Should live units see frozen features dropped out? This was measured once, to decide what EideticDropout does.
 
     python bench/dropout.py [--seeds 3] [--tasks 5]
 
 "live only" is EideticDropout: frozen units are never dropped, so they behave the same in training and evaluation (P5).
-"all" drops every unit, as plain torch.nn.Dropout would. Both recall bit for bit; the question is accuracy. No pruning:
-each task gets a tenth of the width, so that the comparison is of dropout alone.
+"all" drops every unit, as plain torch.nn.Dropout would. Both recall bit for bit; the question is accuracy. Nothing is
+pruned: each task gets a tenth of the width, so that only dropout differs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ RATES = (0.2, 0.5)
 
 
 def accuracy(rate: float, everything: bool, seed: int, count: int) -> float:
-    """Mean test accuracy of the tasks after the first, the ones that have frozen features to read."""
+    """Mean test accuracy of the tasks after the first one, which have frozen features to read."""
     torch.manual_seed(seed)
     tasks = permuted("digits", count, seed)
     net = models.MLP(784, 1000, dropout=rate)

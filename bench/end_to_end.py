@@ -1,12 +1,12 @@
-"""Ten tasks of permuted MNIST from start to end: the published implementation, our linear search, our backoff.
+"""Ten tasks of permuted MNIST from start to end, by the published implementation, our linear search and our backoff.
 
     python bench/end_to_end.py --published CHECKOUT [--tasks 10] [--width 2000] [--out bench/results/end_to_end]
 
 Equal settings: the 5,000 built-in digits (4,000 to train on), an MLP of two hidden layers, batch 128, a new Adam at
 1e-3 for each task (its default kernel for the published implementation, the fused one for ours: each its own default),
-patience 3, tolerance 1 %, at most 4 recovery epochs. `linear` is the paper's search, 5 % of the width a step, and
-nothing else; `backoff` is our default, and `even shares` the same where no task may train more than its part of the
-units that are free (the demo). What is finished is kept in OUT.json, so a run that is cut short continues.
+patience 3, tolerance 1 %, at most 4 recovery epochs. `linear` is the paper's search alone, 5 % of the width a step;
+`backoff` is our default; `even shares` is backoff in which no task may train more than an even share of the free units
+(as in the demo). Finished runs are kept in OUT.json, so an interrupted benchmark continues.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ EPOCHS = 2 if SMOKE else 500  # the published implementation has no bound
 
 
 class Accuracy:
-    """Running accuracy, as the published implementation asks for it (torchmetrics' interface)."""
+    """Running accuracy with torchmetrics' interface, which the published implementation expects."""
 
     def __init__(self):
         self.reset()
@@ -49,9 +49,9 @@ class Accuracy:
 
 
 def ours(tasks: list, width: int, settings: TaskSettings, even: bool = False) -> dict:
-    """Learn ``tasks``; wall time of training alone, accuracies right after each task and at the end, units kept.
+    """Learn ``tasks``. Returns seconds of training alone, accuracies after each task and at the end, and units kept.
 
-    ``even``: no task may train more than an even share of the units that are free.
+    ``even``: no task may train more than an even share of the free units.
     """
     torch.manual_seed(0)
     net = models.build("mlp", tasks[0].train.shape, width=width)
@@ -73,7 +73,7 @@ def ours(tasks: list, width: int, settings: TaskSettings, even: bool = False) ->
 
 
 def published(tasks: list, width: int, checkout: Path) -> dict:
-    """The same with the published implementation."""
+    """As :func:`ours`, with the published implementation."""
     networks = published_package(checkout)
     torch.manual_seed(0)
     shape, classes = tasks[0].train.shape, [task.num_classes for task in tasks]
@@ -86,7 +86,7 @@ def published(tasks: list, width: int, checkout: Path) -> dict:
         return train_one_epoch(*arguments)
 
     net.train_one_epoch = counted
-    net.test_all = lambda *arguments, **named: None  # its own test passes, which would count as training time
+    net.test_all = lambda *arguments, **named: None  # its own test passes would count as training time
     for t, task in enumerate(tasks):
         net.prepare_for_task(t)
         optimizer = torch.optim.Adam(net.parameters(), RATE)
@@ -119,7 +119,7 @@ def _published_accuracy(net: nn.Module, task, t: int) -> float:
 
 
 def _published_use(net: nn.Module) -> float:
-    """The share of hidden units that a task owns or that the last task did not prune."""
+    """The fraction of hidden units that a task owns or that the last task did not prune."""
     kept = total = 0
     for block in net.blocks:
         layer = block[0]

@@ -1,9 +1,9 @@
-"""What only a GPU can tell: the ops of every backend beside the machine's own limits, promises, and ten tasks.
+"""Measurements on a GPU: the ops of every backend beside the machine's own limits, promises, and ten tasks.
 
     python bench/gpu.py [--only ROW ...] [--out bench/results/gpu/gpu]
 
-bench/gpu.sh runs it row by row. Every record is kept in OUT.json, and OUT.md written from it, as soon as it is there; a
-row that is measured again replaces its older self. EIDETIC_BENCH_SMOKE=1: tiny sizes on a CPU, to see that it runs.
+bench/gpu.sh runs it row by row. Every record is written to OUT.json and OUT.md as soon as it is there; a row that is
+measured again replaces its older one. EIDETIC_BENCH_SMOKE=1 runs it at tiny sizes on a CPU, to see that it works.
 
     promises  every finished task recalled bit for bit, with each backend, while later tasks are learned
     product   the staircase product beside cuBLAS on one dense product of as many (useful) multiply-adds
@@ -73,23 +73,23 @@ CALLS = 20
 # In the interpreter, which a dry run uses, half precision is wrong.
 PRECISIONS = ("float32",) if DRY else ("bfloat16", "float32 tf32", "float32")
 FORMATS = ("rows", "NCHW", "NHWC")
-WRONG = 0.02  # relative RMS difference from the torch backend at which a time is not worth having
+WRONG = 0.02  # relative RMS difference from the torch backend; an implementation that is further off is not timed
 
 
 # ---- measuring
 
 
 def alternate(runs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Median seconds of one call of each of `runs`."""
+    """Median seconds of one call of each run."""
     for run in runs.values():
-        run()  # what is compiled or chosen at the first call
+        run()  # the first call compiles and chooses algorithms
     calls = {name: max(1, min(CALLS, int(TURN / _seconds(run, 1)))) for name, run in runs.items()}
     times = [{name: _seconds(run, calls[name]) for name, run in runs.items()} for _ in range(ROUNDS)]
     return {name: statistics.median(turn[name] for turn in times) for name in runs}
 
 
 def _seconds(run: Callable[[], object], calls: int) -> float:
-    """Of one call, the mean of so many."""
+    """Seconds of one call, a mean over ``calls``."""
     if DEVICE.type == "cpu":
         started = time.perf_counter()
         run()
@@ -105,7 +105,7 @@ def _seconds(run: Callable[[], object], calls: int) -> float:
 
 
 def copy_rate() -> float:
-    """Bytes a second of copying, read and written ones both counted: the memory's limit."""
+    """Bytes a second of copying, read and written bytes both counted: the memory's limit."""
     a = torch.randn(2**8 if DRY else 2**28, device=DEVICE)
     b = torch.empty_like(a)
     return 2 * a.numel() * a.element_size() / alternate({"copy": lambda: b.copy_(a)})["copy"]
@@ -113,7 +113,7 @@ def copy_rate() -> float:
 
 @contextmanager
 def precision(name: str) -> Iterator[torch.dtype]:
-    """The dtype of `name`, with torch's setting for float32 products as it says."""
+    """Gives the dtype that ``name`` begins with; meanwhile float32 products use TF32 if ``name`` says so."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high" if "tf32" in name else "highest")
     try:
@@ -122,18 +122,19 @@ def precision(name: str) -> Iterator[torch.dtype]:
         torch.set_float32_matmul_precision(before)
 
 
-def twins(op: str) -> list[str]:
-    """The backends that have `op` and can run here, torch first."""
+def implementations(op: str) -> list[str]:
+    """The backends that implement ``op`` and can run here, torch first."""
     names = ["torch", *backends.IMPLEMENTATIONS[op]]
     return [name for name in names if DEVICE.type in backends.devices(name) and backends.why_missing(name) is None]
 
 
 def runnable(op: str, call: Callable[[], Tensor]) -> tuple[dict[str, Callable], list[dict]]:
-    """`call` with each backend that takes it and agrees with torch, and records of those that do not."""
+    """``call`` with each backend that takes it, and a record of each one that declines. Raises AssertionError for a
+    backend that disagrees with torch."""
     with backends.using("torch"):
         expected = call().float()
     runs, others = {}, []
-    for name in twins(op):
+    for name in implementations(op):
         try:
             with backends.using(name):
                 error = ((call().float() - expected).norm() / expected.norm().clamp_min(1e-30)).item()
@@ -155,7 +156,7 @@ def runnable(op: str, call: Callable[[], Tensor]) -> tuple[dict[str, Callable], 
 
 
 def segments(width: int, state: tuple[int, int], ragged: bool = False) -> Segments:
-    """`state` is (frozen, live) in percent; sizes are multiples of 16, or made odd."""
+    """``state`` is (frozen, live) in percent; sizes are multiples of 16, or odd if ``ragged``."""
     frozen, live = (share * width // 100 for share in state)
     size = frozen // SEGMENTS // 16 * 16 - ragged * (frozen > 0)
     live = max(0, live // 16 * 16 - ragged)
@@ -384,7 +385,7 @@ def measure_graphs() -> Iterator[dict]:
     def epoch(net, batches, optimizer, captured):
         return lambda: train_epoch(net, batches, optimizer, F.cross_entropy, None, captured)
 
-    settings = TaskSettings(cuda_graphs="auto")  # a CPU, which a dry run has, knows no graphs
+    settings = TaskSettings(cuda_graphs="auto")  # a dry run's CPU has no graphs
     for model in ("mlp", "convnet"):
         batch = SUBJECTS[model].data(DEVICE)
         for state in ((0, 100), (90, 10)):
@@ -430,7 +431,7 @@ def check_promises() -> Iterator[dict]:
 
 
 def _blobs() -> Images:
-    """Ten kinds of 28 x 28 images that a small network can tell apart: the check needs no data set."""
+    """Ten kinds of 28 x 28 images that a small network can tell apart, so that the check needs no data set."""
     generator = torch.Generator().manual_seed(0)
     kinds = torch.rand(10, 1, 28, 28, generator=generator)
     side = 4 if DRY else 28
@@ -478,7 +479,7 @@ def _mnist() -> Path | None:
 
 
 def _tiny_images(folder: Path) -> Path:
-    """A Parquet set of a few images, so that the row can be tried without the data."""
+    """A Parquet data set of a few images, so that the row runs without the real data."""
     import io
 
     import numpy as np
@@ -532,7 +533,7 @@ def machine() -> dict:
 
 
 def table(results: dict) -> str:
-    """All records; those of a row share its columns."""
+    """All records in Markdown, a table for each row."""
     lines = ["# On a GPU", "", f"`bench/gpu.sh`; {__doc__.split('    promises')[0].splitlines()[0]}", ""]
     lines += [f"- {name}: {value}" for name, value in results["machine"].items()]
     for row, held in results["rows"].items():
@@ -556,7 +557,7 @@ def _cell(value) -> str:
 
 
 def run_row(name: str, results: dict, out: Path) -> bool:
-    """Measures one row, keeping every record at once; whether it came to its end."""
+    """Measure one row and write every record at once. Returns whether the row came to its end."""
     started = time.perf_counter()
     held = results["rows"][name] = {"records": [], "seconds": 0.0, "state": "cut short"}
 

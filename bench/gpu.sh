@@ -1,30 +1,32 @@
 #!/usr/bin/env bash
 # On a machine with an NVIDIA GPU: builds, tests every backend on the device, checks the promises, measures.
 #
-#   bench/gpu.sh             unattended, under nine minutes, no network; first whether it is right, then how fast
-#   bench/gpu.sh --dry-run   every measuring function at tiny sizes on a CPU, nothing built or tested
+#   bench/gpu.sh             unattended, under nine minutes, no network; first checks correctness, then measures speed
+#   bench/gpu.sh --dry-run   runs every measuring function at tiny sizes on a CPU; builds and tests nothing
 #
-# Writes to bench/results/gpu/, or to the folder that OUT names, as it goes along: steps.md (what was run, how it ended,
-# tests that are cut short by what had passed and failed), log.txt (all output), gpu.json and gpu.md (what was measured).
-# Python needs torch, pytest and, to build, setuptools, pybind11 and ninja; nvcc compiles for this GPU alone. PYTHON names
-# the interpreter, LIMIT the seconds in all.
+# Results are written to bench/results/gpu/, or to the folder that OUT names, as soon as they are there: steps.md (each
+# step and how it ended; for tests that are cut short, how many had passed and failed), log.txt (all output), gpu.json
+# and gpu.md (the measurements). Python needs torch and pytest, and to build also setuptools, pybind11 and ninja; nvcc
+# compiles for this GPU alone. PYTHON names the interpreter. LIMIT is the time for all steps in seconds; a dry run has
+# none unless it is given.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 OUT="${OUT:-bench/results/gpu}"
 PYTHON="${PYTHON:-python3}"
+if [[ ${1:-} == --dry-run ]]; then LIMIT="${LIMIT:-1000000}"; fi
 LIMIT="${LIMIT:-530}"
 export PYTHONPATH="$PWD:$PWD/python" PYTHONUNBUFFERED=1
-# torch refuses cuBLAS without it under use_deterministic_algorithms, which tests switch on to poison unwritten memory;
-# set for all steps, so that what is timed is what was tested.
+# Tests switch on use_deterministic_algorithms to poison unwritten memory; torch then refuses cuBLAS without this
+# setting. It is set for all steps, so that the timed configuration is the tested one.
 export CUBLAS_WORKSPACE_CONFIG=:4096:8
 mkdir -p "$OUT"
 rm -f "$OUT"/{steps.md,log.txt,gpu.json,gpu.md}
 printf '| step | | seconds |\n|---|---|---|\n' >"$OUT/steps.md"
 failed=0
 
-# step NAME SECONDS COMMAND...: runs it for so long at most, or for what is left of all the time. Then it is interrupted
-# as Ctrl-C does it, upon which pytest still says what failed.
+# step NAME SECONDS COMMAND...: runs the command for at most SECONDS, or for the time that is left. Then it is interrupted
+# as by Ctrl-C, so that pytest still prints what failed.
 step() {
   local name=$1 seconds=$2 began=$SECONDS status result counts lines
   shift 2
@@ -54,7 +56,7 @@ measure() { step "measure $1" "$2" "$PYTHON" bench/gpu.py --only "$1" --out "$OU
 
 if [[ ${1:-} == --dry-run ]]; then
   export EIDETIC_BENCH_SMOKE=1 TRITON_INTERPRET=1 CUDA_VISIBLE_DEVICES=
-  step "measure" 300 "$PYTHON" bench/gpu.py --out "$OUT/gpu"
+  step "measure" "$LIMIT" "$PYTHON" bench/gpu.py --out "$OUT/gpu"
   cat "$OUT/steps.md"
   exit $failed
 elif (($#)); then

@@ -1,4 +1,4 @@
-"""What every GPU kernel takes of a multiprocessor, as compiled here: no GPU needed.
+"""Registers, shared memory and spills of every GPU kernel, as compiled here; no GPU is needed.
 
     python bench/kernel_resources.py [--out bench/results/kernel_resources.md]
 
@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT / "tests" / "support")]
 
 
 def triton_rows() -> list[str]:
-    """One row a launch and kernel: warps, then registers / spilled bytes / shared KiB for each target."""
-    # Here, since the process that compiles imports this file and must not meet Triton before it is set up.
+    """A row for each launch and kernel: warps, then registers / spilled bytes / shared KiB for each target."""
+    # Imported here: the process that compiles imports this file, and must set Triton up before it imports it.
     from ahead_of_time import PRODUCTS, TARGETS, Compiler
     from launches import LAUNCHES
 
@@ -45,7 +45,7 @@ def triton_rows() -> list[str]:
 
 
 def cuda_rows() -> list[str]:
-    """One row a CUDA C++ kernel, from ptxas; instances that differ in a type alone are one row, with their range."""
+    """A row for each CUDA C++ kernel, from ptxas; instances that differ only in types share a row."""
     if shutil.which("nvcc") is None:
         return []
     found: dict[str, list[tuple[int, int, int]]] = {}

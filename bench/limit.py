@@ -1,7 +1,8 @@
-"""What a training step cannot do without: its multiply-adds and its bytes, counted from the staircase.
+"""The least that a training step must do: its multiply-adds and its bytes, counted from the staircase.
 
-A step's limit is the larger of its multiply-adds at the machine's product rate and its bytes at the machine's copy
-rate, both measured beside it (:mod:`timing`). The dense network's limit is the same count with nothing frozen.
+A step's limit is the larger of two times: its multiply-adds at the machine's product rate, and its bytes at the
+machine's copy rate; both rates are measured in the same run (:mod:`timing`). The dense network's limit is the same
+count with nothing frozen.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ ADAM_TRAFFIC = 7  # read parameter, gradient and two moments; write parameter an
 
 @dataclass
 class Work:
-    """Multiply-adds and bytes, forward and backward (with the optimizer's step) apart."""
+    """Multiply-adds and bytes of the forward pass, and of the backward pass with the optimizer's step."""
 
     forward: int = 0
     backward: int = 0
@@ -28,7 +29,7 @@ class Work:
     backward_bytes: int = 0
 
     def seconds(self, product_rate: float, copy_rate: float, direction: str = "full") -> float:
-        """The least time a machine of these rates could take."""
+        """The least seconds that a machine of these rates needs; ``direction``: "forward", "backward" or "full"."""
         forward, backward = direction != "backward", direction != "forward"
         products = forward * self.forward + backward * self.backward
         moved = forward * self.forward_bytes + backward * self.backward_bytes
@@ -65,7 +66,7 @@ def _count_product(total: Work, layer: StaircaseLayer, inputs: tuple[Tensor, ...
     read = FLOAT * (live.rows * positions + live.columns * x.shape[0] * x.shape[2:].numel() + live_weights)
     written = FLOAT * trainable * x.shape[0] * x.shape[2:].numel()
     total.backward_bytes += read + written + ADAM_TRAFFIC * FLOAT * live_weights
-    if layer.norm is not None:  # a part, whose own forward does not run
+    if layer.norm is not None:  # it is part of the layer, so its own forward does not run
         _count_norm(total, layer.norm, inputs, y)
 
 

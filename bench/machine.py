@@ -1,4 +1,4 @@
-"""What a figure was measured on, to be written beside it."""
+"""The machine and versions of a measurement, to be written beside its numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a step needs at its worst moment, beside what is held between steps."""
+"""How much memory a step needs at its peak, in addition to what is held between steps."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """The most that ``step`` holds at once of what it allocates itself, in bytes: activations, gradients, workspaces.
+    """The peak, in bytes, of what ``step`` itself allocates: activations, gradients, workspaces.
 
-    On a GPU of what torch allocates there; on a CPU of what torch does, libraries' own workspaces not counted.
+    Only torch's allocations are counted, not workspaces that libraries allocate on a CPU.
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize()

@@ -1,6 +1,6 @@
-"""The networks that are timed, in every (frozen, live) state, and the dense networks they replace.
+"""The networks that are timed, in every (frozen, live) state, and the dense networks that they replace.
 
-A state is two percentages of each layer's width: frozen units, spread over ``SEGMENTS`` finished tasks, and live ones.
+A state is two percentages of each layer's width: frozen units, spread over ``SEGMENTS`` finished tasks, and live units.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ SUBJECTS = {
     "resnet50": Subject("resnet50", (3, 32, 32), 32),
 }
 
-# EIDETIC_BENCH_SMOKE=1 runs everything at sizes that prove nothing but that it still runs.
+# EIDETIC_BENCH_SMOKE=1 runs everything at tiny sizes, only to see that it still runs.
 SMOKE = os.environ.get("EIDETIC_BENCH_SMOKE", "0") != "0"
 if SMOKE:
     SUBJECTS = {
@@ -73,7 +73,7 @@ def eidetic(subject: Subject, frozen: int, live: int, segments: int = SEGMENTS) 
 def dense(subject: Subject) -> PlainNetwork:
     """The plain torch.nn network that the eidetic one replaces: the same forward, the same weights, and a linear head.
 
-    Its layers stand in ``body`` under the eidetic network's names.
+    Its layers have the eidetic network's names, in ``body``.
     """
     torch.manual_seed(0)
     plain = PlainNetwork(subject.build())
@@ -82,7 +82,7 @@ def dense(subject: Subject) -> PlainNetwork:
 
 
 def state_bytes(net: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, int]:
-    """Bytes of what training holds between steps: parameters, buffers, gradients, optimizer state."""
+    """Bytes that training holds between steps, by kind: parameters, buffers, gradients, optimizer state."""
     parameters = list(net.parameters())
     held = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
     kinds = {

@@ -25,7 +25,7 @@ def step_of(
     optimizer: torch.optim.Optimizer | None,
     around: Callable[[], AbstractContextManager] = nullcontext,
 ) -> Callable[[], None]:
-    """One training step as a function of nothing, its forward pass inside ``around()``."""
+    """One training step as a function without arguments; its forward pass runs inside ``around()``."""
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
@@ -38,10 +38,10 @@ def step_of(
 
 
 def masked(subject: Subject, frozen: int, live: int) -> nn.Module:
-    """The dense network at full width with the same structure as masks (torch.nn.utils.prune).
+    """The dense network at full width, with the eidetic network's structure as masks (torch.nn.utils.prune).
 
-    What is neither frozen nor live is masked away; frozen rows are trained like the rest, since a mask cannot stop
-    that: this peer pays for masks only, not for freezing.
+    Units that are neither frozen nor live are masked. Frozen rows are trained like the others, since a mask cannot
+    prevent that: this peer pays for masks only, not for freezing.
     """
     plain, net = dense(subject), eidetic(subject, frozen, live)
     modules = dict(plain.body.named_modules())
@@ -56,10 +56,10 @@ def masked(subject: Subject, frozen: int, live: int) -> nn.Module:
 
 
 class Published(nn.Module):
-    """The published MLP after ``SEGMENTS`` pruned tasks, in training: its current task's logits.
+    """The published MLP after ``SEGMENTS`` pruned tasks, in training; it returns its current task's logits.
 
-    ``checkout`` is a folder with the package ``eideticnet_training``. It logs to a service that is replaced by
-    nothing here, so its figures hold without that cost.
+    ``checkout`` is a folder with the package ``eideticnet_training``. That package logs to a service, which is replaced
+    by a stub here: its times do not include logging.
     """
 
     def __init__(self, checkout: Path, subject: Subject, frozen: int, live: int):
@@ -77,7 +77,7 @@ class Published(nn.Module):
         self.net.train()
 
     def _leave(self, share: float) -> None:
-        """Prune until ``share`` of each layer's units are present."""
+        """Prune until the fraction ``share`` of each layer's units is left."""
         if share < 1:
             self.net._bridge_prune(1 - share, pruning_type=2)
 
@@ -86,13 +86,13 @@ class Published(nn.Module):
 
 
 def published_package(checkout: Path) -> types.ModuleType:
-    """The published ``eideticnet_training.networks``, with the packages it logs and draws with replaced by nothing."""
+    """The published ``eideticnet_training.networks``; what it logs and draws with is replaced by stubs."""
     if not (checkout / "eideticnet_training").is_dir():
         raise SystemExit(f"{checkout} is no checkout of the published implementation: it has no eideticnet_training/.")
     sys.path.insert(0, str(checkout))
     for name in ("wandb", "torchmetrics", "datasets"):
         sys.modules.setdefault(name, _Nothing(name))
-    # The package's own __init__ imports its data sets and all that they need: only its networks are wanted.
+    # The package's own __init__ imports its data sets and all their dependencies; only its networks are needed.
     package = types.ModuleType("eideticnet_training")
     package.__path__ = [str(checkout / "eideticnet_training")]
     sys.modules.setdefault("eideticnet_training", package)
@@ -100,7 +100,7 @@ def published_package(checkout: Path) -> types.ModuleType:
 
 
 class _Nothing(types.ModuleType):
-    """A module whose every name is a function of anything that returns None."""
+    """A module in which every name is a function that takes anything and returns None."""
 
     def __getattr__(self, name: str):
         if name.startswith("__"):

@@ -1,10 +1,10 @@
-"""The same tasks with each importance and both searches: units kept, accuracy, epochs, time.
+"""The same tasks learned with each importance and both searches: units kept, accuracy, epochs, time.
 
     python bench/pruning.py [--tasks 3] [--width 2000] [--out bench/results/pruning.md]
 
 Every combination learns the first tasks of permuted MNIST on the 5,000 built-in digits with equal settings: those of
-the demo, but for the floor of units a task keeps, which is taken away so that the searches end where they end.
-Finished combinations are kept in a JSON file beside the table, so a run that is cut short continues.
+the demo, except that without the demo's lower bound on a task's units the searches end where they end.
+Finished combinations are kept in a JSON file beside the table, so an interrupted benchmark continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from eidetic_training.training.optimizers import make_optimizer
 
 
 def measure(search: str, importance: str, tasks: list, width: int, floor: float) -> dict:
-    """Learn ``tasks`` and say what came of it."""
+    """Learn ``tasks``. Returns accuracy and units kept of each, and epochs and seconds in all."""
     demo = config.load("demo")
     settings = TaskSettings.of_dict(
         {**demo["task"], "search": search, "importance": importance, "keep_at_least": floor}

@@ -1,4 +1,4 @@
-"""Which models that people have convert, and hold every promise: docs/models.md, from a line of JSON a model.
+"""Which well-known models convert and keep every promise; writes docs/models.md from a line of JSON for each model.
 
     python bench/sweep_models.py            models not yet in bench/results/models.jsonl, then the page
     python bench/sweep_models.py --fresh    all of them
@@ -7,9 +7,9 @@
 Each model is built with random weights and 8 classes, converted, and taken through tests/support/conversions.py: the
 same bits in evaluation, the original untouched, two tasks learned by AdamW with decay after pruning and a third begun,
 both recalled bit for bit with NaN in everything live, both extracted and compared. Inputs smaller than the models' own
-keep it short; ``--step`` adds a training step compared with the plain module's in float64. A line is written as soon
-as a model is done, so a sweep that is cut short goes on where it was. Some of timm's models are taken too where it is
-installed (pip install --no-deps timm).
+keep it short; ``--step`` also compares a training step with the plain module's, in float64. A line is written as soon
+as a model is done, so an interrupted sweep continues. If timm is installed (pip install --no-deps timm), some of its
+models are tried too.
 """
 
 import argparse
@@ -122,7 +122,7 @@ def examine(source, name, build, step):
             warnings.simplefilter("ignore")
             net = take_through(model.train(), x, double=step)
         line |= {"outcome": "passes", "groups": len(net.groups), "cycle_seconds": round(time.perf_counter() - start, 1)}
-    except Exception as error:  # a sweep reports and goes on
+    except Exception as error:  # reported in the model's line; the sweep continues
         refused = isinstance(error, ek.ConversionError)
         kind = "" if refused else f"{type(error).__name__}: "
         why = kind + re.sub(r'(?<=File ")[^"]*site-packages/| at 0x[0-9a-f]+', "", (str(error) or "?").splitlines()[0])
@@ -131,7 +131,7 @@ def examine(source, name, build, step):
 
 
 def recorded():
-    """The lines so far by (package, model), the last word counting."""
+    """The lines so far by (package, model); of several lines for a model, the last one counts."""
     if not RESULTS.exists():
         return {}
     lines = [json.loads(line) for line in RESULTS.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""A training step, a forward and a recall beside the dense network's, in every state, with the limit of each.
+"""Training step, forward pass and recall beside the dense network's, in every state, with the limit of each.
 
     python bench/training_step.py [--only mlp ...] [--published CHECKOUT] [--compiled] [--rounds 15] [--out PATH]
 
@@ -32,7 +32,7 @@ KEPT_BATCHES = 4
 def measure(
     subject: Subject, state: tuple[int, int], rounds: int, published: Path | None, compiled: bool, limits
 ) -> dict:
-    """One row: milliseconds of every alternative, and what was asked of the machine."""
+    """One row: milliseconds of every alternative, the limits, and the bytes that are held and at the peak."""
     x, y = subject.data()
     nets = {"dense": dense(subject), "eidetic": eidetic(subject, *state), "masked": masked(subject, *state)}
     if compiled:  # the optimizer's step stays as it is
@@ -64,13 +64,13 @@ def measure(
 
 
 def _peak(net, optimizer, step: Callable[[], None]) -> int:
-    """Bytes at a step's worst moment: what is held, and what the step adds to it, its gradients among it."""
+    """Bytes at a step's peak: what is held, and what the step adds to it, gradients included."""
     optimizer.zero_grad(set_to_none=True)
     return sum(state_bytes(net, optimizer).values()) + peak_bytes(step)
 
 
 def kept_step(subject: Subject, state: tuple[int, int], x, y) -> Callable[[], None]:
-    """A step of a network whose frozen features are known, for batches of other samples in turn."""
+    """A step of a network with frozen features cached, for a different batch at each call."""
     net = eidetic(subject, *state)
     batches = torch.randperm(KEPT_BATCHES * len(x)).split(len(x))
     features = FrozenFeatures(net, KEPT_BATCHES * len(x))

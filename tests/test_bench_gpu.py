@@ -1,4 +1,4 @@
-"""bench/gpu.sh at sizes that measure nothing and without a GPU, so that it cannot rot before it meets one."""
+"""bench/gpu.sh runs without a GPU, at sizes that measure nothing. No test depends on how fast the machine is."""
 
 import importlib
 import json
@@ -59,24 +59,46 @@ case "$*" in
 esac
 """
 SLOW = """
-import time
+import pathlib, time
 def test_right(): pass
 def test_wrong(): assert 6 * 9 == 42
-def test_slow(): time.sleep(100)
+def test_slow():
+    pathlib.Path({begun!r}).touch()
+    time.sleep(1000)
+"""
+# Stands for coreutils' timeout: interrupts a command in its slow test, however long it took to get there, and then lets
+# the time for all steps run out.
+TIMEOUT = """#!{python}
+import pathlib, signal, subprocess, sys, time
+assert sys.argv[1] == "--signal=INT"
+process = subprocess.Popen(sys.argv[4:])
+while process.poll() is None and not pathlib.Path({begun!r}).exists():
+    time.sleep(0.05)
+if process.poll() is None:
+    process.send_signal(signal.SIGINT)
+    process.wait()
+    time.sleep({limit})
+    sys.exit(124)
+sys.exit(process.returncode)
 """
 
 
 def test_what_is_right_comes_first_and_tests_cut_short_say_how_far_they_came(tmp_path):
-    """With a Python that pretends to have a GPU, and time for half a test."""
+    """With a Python that pretends to have a GPU, and tests that are interrupted."""
     python, calls, tests = tmp_path / "python", tmp_path / "calls", tmp_path / "test_slow.py"
+    timeout, begun, limit = tmp_path / "bin" / "timeout", str(tmp_path / "begun"), 12
+    timeout.parent.mkdir()
+    timeout.write_text(TIMEOUT.format(python=sys.executable, begun=begun, limit=limit))
     python.write_text(PRETENDED.format(calls=calls, python=sys.executable, tests=tests))
-    python.chmod(0o755)
-    tests.write_text(SLOW)
-    done = run(tmp_path, PYTHON=str(python), LIMIT="8")
+    for program in (timeout, python):
+        program.chmod(0o755)
+    tests.write_text(SLOW.format(begun=begun))
+    path = f"{timeout.parent}{os.pathsep}{os.environ['PATH']}"
+    done = run(tmp_path, PYTHON=str(python), LIMIT=str(limit), PATH=path)
     assert done.returncode == 1, done.stderr
     _, _, build, backends, promises, kernels, *rest = (tmp_path / "steps.md").read_text().splitlines()
     assert build.startswith("| build for sm_90 | passed |") and backends.startswith("| backends, each")
-    assert re.match(r"\| promises' tests on the device \| cut short after \d s: 1 failed, 1 passed \|", promises)
+    assert re.match(r"\| promises' tests on the device \| cut short after \d+ s: 1 failed, 1 passed \|", promises)
     assert kernels == "| kernel tests on the device | not run: time is up | 0 |"
     assert all(re.match(r"\| (measure|compute-sanitizer|promises)", row) for row in rest) and len(rest) >= 8
     assert "assert (6 * 9) == 42" in (tmp_path / "log.txt").read_text()
@@ -112,7 +134,7 @@ def test_a_row_that_fails_keeps_what_it_measured(gpu, monkeypatch, tmp_path, cap
 
 
 def test_a_kernel_that_computes_something_else_is_not_timed(gpu, monkeypatch):
-    monkeypatch.setattr(gpu, "twins", lambda op: ["torch", "cpu"])
+    monkeypatch.setattr(gpu, "implementations", lambda op: ["torch", "cpu"])
     answers = iter([torch.ones(3), torch.ones(3), torch.full((3,), 1.1)])
     monkeypatch.setattr(gpu.backends, "using", lambda name: gpu.precision("float32"))
     with pytest.raises(AssertionError, match="with cpu differs from torch by 0.1"):

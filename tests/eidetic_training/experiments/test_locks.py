@@ -21,7 +21,8 @@ def holder(tmp_path):
     here, there = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path / "lock", there))
     process.start()
-    assert here.poll(60) and here.recv() is True
+    there.close()  # its own end stays open: if it dies, recv() raises
+    assert here.recv() is True
     yield process
     process.kill()
     process.join()
