@@ -23,6 +23,8 @@ from ..layers import (
     HeadedAttention,
     SegmentedLayer,
 )
+from ..layers.relative_attention import RelativePositionalMultiHeadAttention
+from ..layers.window_attention import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from ..wiring import rules
 from ..wiring.diagnostics import Place, at_node
 
@@ -130,7 +132,7 @@ def _attention(old: nn.MultiheadAttention, where: Place) -> EideticMultiheadAtte
     return new
 
 
-def _window_attention(old: nn.Module, where: Place) -> EideticWindowAttention:
+def _window_attention(old: ShiftedWindowAttention, where: Place) -> EideticWindowAttention:
     new = EideticWindowAttention(
         old.qkv.in_features,
         old.window_size,
@@ -146,11 +148,11 @@ def _window_attention(old: nn.Module, where: Place) -> EideticWindowAttention:
     return new
 
 
-def _window_attention_v2(old: nn.Module, where: Place) -> EideticWindowAttentionV2:
+def _window_attention_v2(old: ShiftedWindowAttentionV2, where: Place) -> EideticWindowAttentionV2:
     return EideticWindowAttentionV2(old, **_factory(old.qkv))
 
 
-def _relative_attention(old: nn.Module, where: Place) -> EideticRelativeAttention:
+def _relative_attention(old: RelativePositionalMultiHeadAttention, where: Place) -> EideticRelativeAttention:
     factory = _factory(old.to_qkv)
     new = EideticRelativeAttention(old.to_qkv.in_features, old.head_dim, old.max_seq_len, **factory)
     new.adopt_relative(old)

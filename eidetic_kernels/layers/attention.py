@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,12 +17,12 @@ from .linear import EideticLinear
 from .scope import Scope
 from .succession import joined
 
+# The names of the layers that make queries, keys and values.
 PROJECTIONS = ("query", "key", "value")
 
-
-# The outputs, like the queries, of one segment's queries, keys and values [*, heads, T, head_dim], the index of its
-# first head, and whether it is live.
-Attend = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
+# Attention within one segment. Given its queries, keys and values [*, heads, T, head_dim], the index of its first head,
+# and whether it is live, this returns the heads' outputs, shaped like the queries.
+Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, bool], Tensor]
 
 
 def by_segment(
@@ -39,7 +40,7 @@ def by_segment(
             heads = [x.narrow(-3, first, size) for x in (q, k, v)]
             if not live:
                 heads = [_apart(x if full_input_grad else x.detach()) for x in heads]
-            parts.append(attend(*heads, first, live))
+            parts.append(attend(heads[0], heads[1], heads[2], first, live))
     return torch.cat(parts, -3) if len(parts) > 1 else parts[0] if parts else q
 
 
@@ -47,50 +48,52 @@ def _apart(x: Tensor) -> Tensor:
     return canonical(x.flatten(0, -2)).view(x.shape)
 
 
+class Biases(NamedTuple):
+    """Which of an attention's layers add a bias. ``key`` has one only if ``projections`` have."""
+
+    projections: bool
+    output: bool
+    key: bool = True
+
+
 class HeadedAttention(nn.Module):
     """Abstract. ``query``, ``key``, ``value`` [heads * head_dim, columns] make heads, ``out_proj`` reads them.
 
     A head's query, key and value rows are ``head_dim`` units of one group that live, are pruned and frozen together
-    (its grain). Heads never mix: each segment's are computed by themselves, so a frozen head's bits depend on nothing
-    beside it, and what ``out_proj``'s segments read keeps Resistance.
+    (its grain). Heads never mix: each segment's heads are computed by themselves, so a frozen head's bits depend on
+    nothing beside it, and what ``out_proj``'s segments read keeps Resistance.
     """
 
     def __init__(
-        self,
-        columns: int,
-        num_heads: int,
-        head_dim: int,
-        dropout: float,
-        bias: bool,
-        out_bias: bool,
-        key_bias: bool = True,
-        **factory,
+        self, columns: int, num_heads: int, head_dim: int, dropout: float, biases: Biases, device=None, dtype=None
     ):
         super().__init__()
         self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, dropout
-        units = num_heads * head_dim
-        self.query = EideticLinear(columns, units, bias, **factory)
-        self.key = EideticLinear(columns, units, bias and key_bias, **factory)
-        self.value = EideticLinear(columns, units, bias, **factory)
-        self.out_proj = EideticLinear(units, columns, out_bias, **factory)
+        units, bias = num_heads * head_dim, biases.projections
+        self.query = EideticLinear(columns, units, bias, device=device, dtype=dtype)
+        self.key = EideticLinear(columns, units, bias and biases.key, device=device, dtype=dtype)
+        self.value = EideticLinear(columns, units, bias, device=device, dtype=dtype)
+        self.out_proj = EideticLinear(units, columns, biases.output, device=device, dtype=dtype)
 
-    def projections(self) -> tuple[EideticLinear, ...]:
+    def projections(self) -> tuple[EideticLinear, EideticLinear, EideticLinear]:
         return self.query, self.key, self.value
 
     def adopt(self, weight: Tensor, bias: Tensor | None, out_proj: nn.Linear) -> None:
         """Take over a plain module's packed projections: ``weight`` [3 * units, columns], ``bias`` [3 * units]."""
-        learning = [weight.requires_grad, bias is not None and bias.requires_grad]
-        biases = bias.detach().chunk(3) if bias is not None else (None,) * 3
-        for layer, rows, its_bias in zip(self.projections(), weight.detach().chunk(3), biases):
-            layer.weight = nn.Parameter(rows.clone(), learning[0])
-            if layer.bias is not None:
-                layer.bias = nn.Parameter(its_bias.clone(), learning[1])
-        self.out_proj.weight = out_proj.weight
+        for layer, rows in zip(self.projections(), weight.detach().chunk(3)):
+            layer.weight = nn.Parameter(rows.clone(), weight.requires_grad)
+        if bias is not None:
+            for layer, rows in zip(self.projections(), bias.detach().chunk(3)):
+                if layer.bias is not None:
+                    layer.bias = nn.Parameter(rows.clone(), bias.requires_grad)
+
+        # torch declares these as tensors; they are parameters.
+        self.out_proj.weight = cast(nn.Parameter, out_proj.weight)
         if out_proj.bias is not None:
-            self.out_proj.bias = out_proj.bias
+            self.out_proj.bias = cast(nn.Parameter, out_proj.bias)
 
     def whole(self) -> bool:
-        """Whether nothing was frozen or pruned yet, and nobody watches the layers inside: the plain module's case."""
+        """Whether the plain module's computation may run: nothing was frozen or pruned, no layer inside has hooks."""
         layers = (*self.projections(), self.out_proj)
         segments = self.query.segments
         return (
@@ -112,21 +115,25 @@ class HeadedAttention(nn.Module):
     def attended(self, q: Tensor, k: Tensor, v: Tensor, attend: Attend) -> Tensor:
         """The heads' outputs [*, T, units], of queries [*, T, units] and keys and values [*, S, units]."""
         full_input_grad = self.query.scope.full_input_grad or (not self.query.owned and q.requires_grad)
-        heads = [x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(-3, -2) for x in (q, k, v)]
-        y = by_segment(*heads, self.query.segments, self.query.scope.task, full_input_grad, attend)
+        q, k, v = (x.unflatten(-1, (x.shape[-1] // self.head_dim, self.head_dim)).transpose(-3, -2) for x in (q, k, v))
+        y = by_segment(q, k, v, self.query.segments, self.query.scope.task, full_input_grad, attend)
         return y.transpose(-3, -2).flatten(-2)
 
 
 class EideticMultiheadAttention(HeadedAttention):
-    """Stands for :class:`torch.nn.MultiheadAttention`: the same arguments, initialisation and numbers, no masks.
+    """Drop-in for :class:`torch.nn.MultiheadAttention`: the same arguments, initialisation and numbers, no masks.
 
     ``forward(query, key, value)``, [N, T, embed_dim] each (or [T, N, embed_dim] without ``batch_first``), returns
-    (output, None): attention weights of several tasks' heads would mean nothing, and are not given. Dropout of
+    (output, None). Attention weights are not given: those of several tasks' heads would mean nothing. Dropout of
     attention weights leaves frozen heads alone.
 
-    As long as nothing is frozen or pruned torch's own function computes it, with torch's bits (its fast path for
-    inference included, whose bits are not those of its path for training).
+    As long as nothing is frozen or pruned, torch's own function computes it, with torch's bits. That includes its fast
+    path for inference, whose bits are not those of its path for training.
+
+    Raises InputError when ``num_heads`` does not divide ``embed_dim``, for a mask, and for inputs of another shape.
     """
+
+    _plain: nn.MultiheadAttention
 
     def __init__(
         self,
@@ -140,12 +147,14 @@ class EideticMultiheadAttention(HeadedAttention):
     ):
         if embed_dim % num_heads:
             raise InputError(f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}.")
-        factory = {"device": device, "dtype": dtype}
-        super().__init__(embed_dim, num_heads, embed_dim // num_heads, dropout, bias, bias, **factory)
+        super().__init__(embed_dim, num_heads, embed_dim // num_heads, dropout, Biases(bias, bias), device, dtype)
         self.embed_dim, self.batch_first = embed_dim, batch_first
-        plain = nn.MultiheadAttention(embed_dim, num_heads, dropout, bias, batch_first=batch_first, **factory)
+
+        plain = nn.MultiheadAttention(
+            embed_dim, num_heads, dropout, bias, batch_first=batch_first, device=device, dtype=dtype
+        )
         self.adopt(plain.in_proj_weight, plain.in_proj_bias, plain.out_proj)
-        self.__dict__["_plain"] = plain.to("meta")  # no module of this one: its parameters are not the network's
+        self.__dict__["_plain"] = plain.to("meta")  # not registered: its parameters are not the network's
 
     def forward(
         self,
@@ -164,6 +173,7 @@ class EideticMultiheadAttention(HeadedAttention):
             raise InputError(f"queries, keys and values are [N, T, C], a batch; got {list(query.shape)}.")
         if self.whole() and query.shape[-1] == self.embed_dim:
             return self._as_torch(query, key, value, need_weights), None
+
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         y = self.out_proj(self.attended(self.query(query), self.key(key), self.value(value), self._attend))
@@ -176,8 +186,8 @@ class EideticMultiheadAttention(HeadedAttention):
     def _as_torch(self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool) -> Tensor:
         self._plain.train(self.training)
         weight, bias = self.packed()
-        tensors = {"in_proj_weight": weight, "out_proj.weight": self.out_proj.weight}
-        if bias is not None:
+        tensors: dict[str, Tensor] = {"in_proj_weight": weight, "out_proj.weight": self.out_proj.weight}
+        if bias is not None and self.out_proj.bias is not None:
             tensors |= {"in_proj_bias": bias, "out_proj.bias": self.out_proj.bias}
         return functional_call(self._plain, tensors, (query, key, value), {"need_weights": need_weights})[0]
 
@@ -188,7 +198,7 @@ class EideticMultiheadAttention(HeadedAttention):
 class EideticScaledDotProduct(nn.Module):
     """Stands for a call of ``F.scaled_dot_product_attention`` on heads [N, heads, T, head_dim]: segment by segment.
 
-    ``dropout``: of the live heads' attention weights, in training.
+    ``dropout`` is that of the live heads' attention weights, in training.
     """
 
     unit_dim = -3
@@ -209,7 +219,8 @@ class EideticScaledDotProduct(nn.Module):
             return F.scaled_dot_product_attention(q, k, v, None, dropout, is_causal, scale=scale)
 
         (source,) = self.sources
-        return by_segment(q, k, v, source.group, self.scope.task, self.scope.full_input_grad, attend)
+        segments = cast(Segments, source.group)  # heads are made by layers, never by the network's input
+        return by_segment(q, k, v, segments, self.scope.task, self.scope.full_input_grad, attend)
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}"

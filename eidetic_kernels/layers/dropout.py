@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol, cast, runtime_checkable
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,7 @@ from .scope import Scope
 
 class _Dropping(nn.Module):
     """Abstract. Drops live units only, so what frozen units read and produce is the same in training and evaluation
-    (P5). Not wired, or with nothing frozen, it is torch's. Subclasses say how: ``_drop``."""
+    (P5). As long as it is not wired or nothing is frozen, it drops as torch does. Subclasses say how: ``_drop``."""
 
     unit_dim = 1  # or -1: see SegmentedLayer
 
@@ -37,9 +39,11 @@ class _Dropping(nn.Module):
         dim, live = self.unit_dim, trainable(self.sources)
         if not self.sources or live == (Span(0, x.shape[dim]),):
             return self._drop(x)
+
         if self.scope.task == LIVE:  # piece by piece, so that random numbers fall where they fall in a whole batch
             pieces = x.split([stop - start for start, stop in live], dim) if live else ()
             return concatenate_like([self._drop(piece) for piece in pieces], x, dim) if pieces else x
+
         parts, end = [], 0
         for start, stop in live:
             parts += [x.narrow(dim, end, start - end), self._drop(x.narrow(dim, start, stop - start))]
@@ -53,10 +57,12 @@ class _Dropping(nn.Module):
 class EideticDropout(_Dropping):
     """Drops live units only, so what frozen units read and produce is the same in training and evaluation (P5).
 
-    Live units see frozen features undropped: measured, that is also the more accurate (bench/results/dropout.md).
+    Live units see frozen features undropped. This was measured to be the more accurate choice, too
+    (bench/results/dropout.md).
 
-    Takes the place of :class:`torch.nn.Dropout` (elements) or, with ``channels=True``, of Dropout1d/2d/3d (whole
-    channels) when a network's unit groups are found. Not wired, or with nothing frozen, it is torch's dropout.
+    When a network's unit groups are found, this takes the place of :class:`torch.nn.Dropout` (elements) or, with
+    ``channels=True``, of Dropout1d/2d/3d (whole channels). As long as it is not wired or nothing is frozen, it is
+    torch's dropout.
     """
 
     def __init__(self, p: float = 0.5, channels: bool = False):
@@ -72,10 +78,10 @@ class EideticDropout(_Dropping):
 
 
 class EideticStochasticDepth(_Dropping):
-    """Drops a residual branch, of single samples (``mode="row"``) or of the whole batch (``"batch"``): its live units.
+    """Drops the live units of a residual branch, for single samples (``mode="row"``) or the whole batch (``"batch"``).
 
-    Takes the place of ``torchvision.ops.StochasticDepth`` and of timm's ``DropPath``, whose random numbers it shares.
-    ``scaled``: what is kept is divided by the share that is, so that the mean stays.
+    Takes the place of ``torchvision.ops.StochasticDepth`` and of timm's ``DropPath``, and draws the same random
+    numbers. ``scaled``: what is kept is divided by the probability of being kept, so that the mean stays.
     """
 
     def __init__(self, p: float, mode: str = "row", scaled: bool = True):
@@ -92,15 +98,37 @@ class EideticStochasticDepth(_Dropping):
         return f"p={self.p}, mode={self.mode}, scaled={self.scaled}"
 
 
+class _Dropout(Protocol):
+    """What torch's dropouts have in common."""
+
+    p: float
+
+
+@runtime_checkable
+class _StochasticDepth(Protocol):
+    """torchvision's StochasticDepth, by its attributes: torchvision need not be installed."""
+
+    p: float
+    mode: str
+
+
+@runtime_checkable
+class _DropPath(Protocol):
+    """timm's DropPath, likewise."""
+
+    drop_prob: float
+    scale_by_keep: bool
+
+
 def aware_of_segments(module: nn.Module) -> nn.Module:
-    """What stands for a dropout or stochastic depth in a wired network: itself, if it is of this package."""
+    """What replaces a dropout or stochastic depth in a wired network; a module of this package stays itself."""
     if hasattr(module, "wire"):
         return module
-    if hasattr(module, "mode"):
+    if isinstance(module, _StochasticDepth):
         aware = EideticStochasticDepth(module.p, module.mode)
-    elif hasattr(module, "drop_prob"):
+    elif isinstance(module, _DropPath):
         aware = EideticStochasticDepth(module.drop_prob, "row", module.scale_by_keep)
     else:
-        aware = EideticDropout(module.p, channels=not isinstance(module, nn.Dropout))
+        aware = EideticDropout(cast("_Dropout", module).p, channels=not isinstance(module, nn.Dropout))
     aware.train(module.training)
     return aware

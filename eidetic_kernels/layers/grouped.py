@@ -1,4 +1,4 @@
-"""EideticGroupedConv2d: a convolution of groups of channels, each by itself, whose channels belong to tasks."""
+"""EideticGroupedConv2d: a grouped convolution whose channels belong to tasks."""
 
 from __future__ import annotations
 
@@ -20,21 +20,23 @@ from .succession import cut, empty_like, replace
 
 
 class EideticGroupedConv2d(SegmentedLayer):
-    """Stands for :class:`torch.nn.Conv2d` with ``groups > 1`` and ``in_channels = out_channels``: the same
+    """Drop-in for :class:`torch.nn.Conv2d` with ``groups > 1`` and ``in_channels = out_channels``: the same
     initialisation and names, ``weight`` [L, channels // groups, kh, kw] and ``bias`` [L] of the live channels.
 
     A group's output channels are made of its own input channels alone, so they belong to the same units: like
     BatchNorm this layer follows its input's unit group. A group of channels (a *grain*) belongs to one task as a
-    whole: it lives, is pruned, frozen and recycled as one, and resistance holds of itself.
+    whole. It is pruned, frozen and recycled as one, so Resistance needs nothing else.
 
     Args:
         channels: channels of input and output as long as nothing is pruned.
-        groups: how many of them are convolved by themselves; ``channels`` is a multiple of it.
+        groups: the number of groups, each convolved by itself; ``channels`` is a multiple of it.
         kernel_size, stride, padding, dilation, bias, padding_mode, device, dtype: as in torch.
 
     Raises InputError when ``groups`` does not divide ``channels``, and for an input of another shape.
     """
 
+    frozen_weight: Tensor
+    frozen_bias: Tensor | None
     frozen_names = ("frozen_weight", "frozen_bias")
 
     def __init__(
@@ -53,15 +55,11 @@ class EideticGroupedConv2d(SegmentedLayer):
         if groups < 1 or channels % groups:
             raise InputError(f"groups must divide the channels; {groups} groups of {channels} channels were asked for.")
         super().__init__(channels, channels // groups or 1)
-        self.channels, self.groups, self.kernel_size, self.padding, self.padding_mode = (
-            channels,
-            groups,
-            _pair(kernel_size),
-            padding,
-            padding_mode,
-        )
+        self.channels, self.groups, self.kernel_size = channels, groups, _pair(kernel_size)
+        self.padding, self.padding_mode = padding, padding_mode
         self.geometry, self._pads = window(self.kernel_size, _pair(stride), padding, _pair(dilation), padding_mode)
         self.reads = self.segments.grain  # input channels of each output channel
+
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(channels, self.reads, *self.kernel_size, **factory))
         self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
@@ -70,7 +68,7 @@ class EideticGroupedConv2d(SegmentedLayer):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise the live channels as torch does: uniform in +-1/sqrt(fan in), the fan being a group's pixels."""
+        """Initialise the live channels as torch does: uniform in +-1/sqrt(fan in), that of one group."""
         if self.weight.numel():
             nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
             if self.bias is not None:
@@ -85,6 +83,7 @@ class EideticGroupedConv2d(SegmentedLayer):
         full_input_grad = self.scope.full_input_grad or (not self.owned and x.requires_grad)
         if self._pads is not None:
             x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])
+
         parts = []
         for segment in range(self.segments.tasks if task is None else task + 1):
             units = slice(self.segments.start(segment), self.segments.stop(segment))
@@ -118,7 +117,7 @@ class EideticGroupedConv2d(SegmentedLayer):
 
     def freeze_live(self) -> None:
         self.frozen_weight = torch.cat([self.frozen_weight, self.weight.detach()])
-        if self.bias is not None:
+        if self.bias is not None and self.frozen_bias is not None:
             self.frozen_bias = torch.cat([self.frozen_bias, self.bias.detach()])
 
     def allocate_frozen(self) -> None:
@@ -143,7 +142,7 @@ class EideticGroupedConv2d(SegmentedLayer):
 
 
 class EideticDepthwiseConv2d(EideticGroupedConv2d):
-    """Stands for :class:`torch.nn.Conv2d` with ``groups = in_channels = out_channels``: a group a channel.
+    """Drop-in for :class:`torch.nn.Conv2d` with ``groups = in_channels = out_channels``: each channel is a group.
 
     Args:
         channels: channels of input and output as long as nothing is pruned.

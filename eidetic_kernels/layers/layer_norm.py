@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -20,13 +21,14 @@ from .succession import cut, empty_like, replace
 class EideticLayerNorm(SegmentedLayer):
     """Drop-in for :class:`torch.nn.LayerNorm` over the units of the last dimension.
 
-    *Prefix LayerNorm*: a unit of segment s is normalised with mean and variance over the units that segment s may
-    see, all earlier ones and its own (nested) or its own alone (disjoint), ``forward_transfer`` saying which, and with
-    its own scale and shift. So a frozen unit's output never depends on a later unit, in value or in statistics, and
-    with one segment this is LayerNorm. Like BatchNorm it follows its input's units: one output, whoever reads it.
+    *Prefix LayerNorm*: a unit of segment s is normalised with the mean and variance over the units that segment s may
+    see, and with its own scale and shift. ``forward_transfer`` says for each segment which units these are: all earlier
+    ones and its own (nested), or its own alone (disjoint). So a frozen unit's output never depends on a later unit, in
+    value or in statistics, and with one segment this is LayerNorm. Like BatchNorm it follows its input's units: one
+    output, whoever reads it.
 
-    What a later segment reads of an earlier one is therefore what the earlier task learned with. The alternative,
-    normalising the whole prefix anew for each segment that reads, needs a copy of the activations a segment; it learns
+    A later segment therefore reads of an earlier one what the earlier task learned with. The alternative normalises the
+    whole prefix anew for each segment that reads. That needs a copy of the activations for each segment, and it learns
     no better (bench/results/transformers.md).
 
     Args:
@@ -38,6 +40,10 @@ class EideticLayerNorm(SegmentedLayer):
     Raises InputError for an input of another shape.
     """
 
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+    frozen_weight: Tensor | None
+    frozen_bias: Tensor | None
     frozen_names = ("frozen_weight", "frozen_bias")
 
     def __init__(
@@ -62,6 +68,7 @@ class EideticLayerNorm(SegmentedLayer):
         self.channels_first = channels_first
         self.unit_dim = 1 if channels_first else -1
         self.forward_transfer: tuple[bool, ...] = (True,)
+
         factory = {"device": device, "dtype": dtype}
         self.weight = nn.Parameter(torch.empty(shape, **factory)) if elementwise_affine else None
         self.bias = nn.Parameter(torch.empty(shape, **factory)) if elementwise_affine and bias else None
@@ -86,7 +93,8 @@ class EideticLayerNorm(SegmentedLayer):
         if segment == self.segments.tasks:
             return self.weight, self.bias
         rows = slice(self.segments.start(segment), self.segments.stop(segment))
-        return tuple(None if t is None else t[rows] for t in (self.frozen_weight, self.frozen_bias))
+        scale, shift = self.frozen_weight, self.frozen_bias
+        return None if scale is None else scale[rows], None if shift is None else shift[rows]
 
     def part(self, units: Tensor) -> EideticLayerNorm:
         """A fresh layer for some of this fresh layer's units, with their parameters."""
@@ -132,14 +140,14 @@ class EideticLayerNorm(SegmentedLayer):
 class LayerNormParts(Parts):
     """LayerNorm over concatenated groups: scale and shift belong to each group's part, the statistics run over all.
 
-    A segment reads disjoint where any of the parts was told so.
+    A segment reads disjoint where ``forward_transfer`` of any part says so.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return _normalised(x, list(self))
+        return _normalised(x, cast("list[EideticLayerNorm]", list(self)))  # torch does not say what a ModuleList holds
 
 
-def _normalised(x: Tensor, parts: list[EideticLayerNorm]) -> Tensor:
+def _normalised(x: Tensor, parts: Sequence[EideticLayerNorm]) -> Tensor:
     """``x`` [*, C] (or [N, C, *]), the concatenation of the parts' units, normalised segment by segment."""
     first = parts[0]
     task = first.scope.task
@@ -150,30 +158,42 @@ def _normalised(x: Tensor, parts: list[EideticLayerNorm]) -> Tensor:
         form = f"[N, {sum(widths)}, *]" if first.unit_dim == 1 else f"[*, {sum(widths)}]"
         raise InputError(f"{first} expects an input of shape {form}, got {list(x.movedim(-1, first.unit_dim).shape)}.")
     full_input_grad = first.scope.full_input_grad or (not first.owned and x.requires_grad)
+
     tasks = first.segments.tasks
     pieces: list[list[Tensor]] = [[] for _ in parts]
     for segment in range((tasks if task is None else task) + 1):
         sizes = [part.segments.size(segment) for part in parts]
         if not sum(sizes):
             continue
-        own, offset = [], 0
-        for part, width in zip(parts, widths):
-            own.append(Span(offset + part.segments.start(segment), offset + part.segments.stop(segment)))
-            offset += width
-        own = tuple(span for span in own if span.start < span.stop)
+        own = _own(parts, widths, segment)
         seen = reads(sources, segment, all(part.forward_transfer[segment] for part in parts), task)
-        live = segment == tasks
-        affine = [_joined(tensors) for tensors in zip(*(part.affine_of(segment) for part in parts))]
-        y = _segment(_seen(x, seen, own, live, full_input_grad), positions(seen, own), *affine, first.eps)
-        for piece, values in zip(pieces, y.split(sizes, -1)):
-            piece.append(values)
-    values = [value for piece in pieces for value in piece]
-    y = torch.cat(values, -1) if len(values) > 1 else values[0] if values else x.narrow(-1, 0, 0)
+        scales, shifts = zip(*(part.affine_of(segment) for part in parts))
+        values = _seen(x, seen, own, segment == tasks, full_input_grad)
+        y = _segment(values, positions(seen, own), _joined(scales), _joined(shifts), first.eps)
+        for piece, of_part in zip(pieces, y.split(sizes, -1)):
+            piece.append(of_part)
+
+    # Each part's segments lie side by side, in order.
+    columns = [values for piece in pieces for values in piece]
+    y = torch.cat(columns, -1) if len(columns) > 1 else columns[0] if columns else x.narrow(-1, 0, 0)
     return y.movedim(-1, first.unit_dim)
 
 
+def _own(parts: Sequence[EideticLayerNorm], widths: Sequence[int], segment: int) -> tuple[Span, ...]:
+    """The columns of a segment's own units, in the concatenation of the parts' units."""
+    own, offset = [], 0
+    for part, width in zip(parts, widths):
+        own.append(Span(offset + part.segments.start(segment), offset + part.segments.stop(segment)))
+        offset += width
+    return tuple(span for span in own if span.start < span.stop)
+
+
 def _seen(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], live: bool, full_input_grad: bool) -> Tensor:
-    """What a segment sees of ``x``: a frozen one in memory of its own, a live one with gradient for live units only."""
+    """What a segment sees of ``x``.
+
+    A frozen segment sees it in memory of its own, without gradient unless ``full_input_grad``. A live one sees it with
+    gradient for the live units only.
+    """
     if not live:
         return canonical(read(x if full_input_grad else x.detach(), seen, -1).flatten(0, -2)).view(*x.shape[:-1], -1)
     if full_input_grad or positions(seen, own) == (Span(0, sum(stop - start for start, stop in seen)),):
@@ -186,7 +206,7 @@ def _seen(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], live: bool, 
     return torch.cat(parts, -1)
 
 
-def _cut_by(start: int, stop: int, own: tuple[Span, ...]):
+def _cut_by(start: int, stop: int, own: tuple[Span, ...]) -> Iterator[tuple[int, int, bool]]:
     """The pieces (from, to, inside ``own``) of [start, stop)."""
     for a, b in own:
         if start <= a and b <= stop:
@@ -209,6 +229,8 @@ def _segment(x: Tensor, own: tuple[Span, ...], weight: Tensor | None, bias: Tens
 
 
 def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
-    if tensors[0] is None:
+    """One tensor of several parts' scales or shifts; None where the parts have none."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    if not given:
         return None
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+    return given[0] if len(given) == 1 else torch.cat(given)

@@ -20,19 +20,23 @@ class EideticParameter(SegmentedLayer):
     Args:
         values: the tensor to begin with; kept as it is (not copied) if it is a Parameter.
         dim: which dimension holds the units. None: found from what it is combined with, when the network is wired.
-        shared: how many neighbouring units share a slice (the units of a head, where there is one slice a head).
+        shared: how many neighbouring units share a slice (the units of a head, where each head has one slice).
 
     ``weight`` [L / shared, *other dimensions] are the live units' slices, ``frozen_weight`` [F / shared, *] the frozen
-    ones. Fresh units are drawn from a normal distribution with the mean and spread of ``values`` (buffer ``fresh``).
+    ones. Fresh units are drawn from a normal distribution with the mean and standard deviation of ``values`` (buffer
+    ``fresh``). Raises InputError for ``values`` without a dimension that could hold units.
     """
 
+    frozen_weight: Tensor
+    fresh: Tensor
     frozen_names = ("frozen_weight",)
 
     def __init__(self, values: Tensor, dim: int | None = -1, shared: int = 1):
         if not values.dim() or not values.numel():
             raise InputError(f"a tensor of shape {list(values.shape)} has no dimension that could hold units.")
         super().__init__(values.shape[-1 if dim is None else dim] * shared, shared)
-        self.shape, self.dim, self.shared = tuple(values.shape), None, shared
+        self.shape, self.shared = tuple(values.shape), shared
+        self.dim: int | None = None
         self.weight = values if isinstance(values, nn.Parameter) else nn.Parameter(values)
         self.register_buffer("frozen_weight", values.new_empty(0), persistent=False)
         spread, mean = torch.std_mean(values.detach(), correction=0)
@@ -41,7 +45,10 @@ class EideticParameter(SegmentedLayer):
             self.orient(dim)
 
     def orient(self, dim: int) -> None:
-        """Say which dimension holds the units, where that was left open."""
+        """Say which dimension holds the units, where that was left open.
+
+        Raises InputError when another dimension was given before.
+        """
         dim = dim % len(self.shape) - len(self.shape)
         if self.dim is not None:
             if self.dim != dim:
@@ -53,6 +60,8 @@ class EideticParameter(SegmentedLayer):
         self.frozen_weight = empty_like(self.weight, 0, *self.weight.shape[1:])
 
     def forward(self) -> Tensor:
+        if self.dim is None:
+            raise InputError(f"{self} does not know which dimension holds its units: give dim, or call orient(dim).")
         task = self.scope.task
         if task is not None:
             units = self.frozen_weight[: self.segments.present(task) // self.shared]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
 
@@ -13,24 +16,32 @@ from .succession import cut, empty_like, replace
 class EideticPositionNetwork(SegmentedLayer):
     """Position biases [positions, heads] of Swin's second version (Liu et al., 2022): 16 * sigmoid(W relu(A c + a)).
 
-    The coordinates ``c`` [positions, 2] never change, so what the network says of a finished task's heads are numbers:
-    they are what is frozen, ``frozen_weight`` [F heads, positions]. ``weight`` [live heads, hidden] has a row a live
-    head; ``hidden_weight`` and ``hidden_bias``, which the live heads share, belong to the task in training alone, and
-    start afresh with the next.
+    The coordinates ``c`` [positions, 2] never change, so the biases of a finished task's heads are plain numbers. These
+    are frozen, as ``frozen_weight`` [F heads, positions]. ``weight`` [live heads, hidden] has a row for each live head.
+    ``hidden_weight`` and ``hidden_bias``, which the live heads share, belong to the task in training alone, and are
+    initialised anew for the next.
 
     Args:
         coordinates: [positions, 2].
         network: the plain one, Linear(2, hidden), an activation, Linear(hidden, heads) without bias.
         shared: how many units a head has.
+
+    Raises InputError for a network of other layers.
     """
 
+    coordinates: Tensor
+    frozen_weight: Tensor
     frozen_names = ("frozen_weight",)
 
     def __init__(self, coordinates: Tensor, network: nn.Sequential, shared: int):
-        first, _, last = network
+        first, last = network[0], network[-1]
+        if len(network) != 3 or not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear):
+            raise InputError(f"the network of position biases must be Linear, activation, Linear; got {network}.")
         super().__init__(last.out_features * shared, shared)
         self.shared = shared
-        self.hidden_weight, self.hidden_bias, self.weight = first.weight, first.bias, last.weight
+        # torch declares these as tensors; they are parameters.
+        self.hidden_weight, self.hidden_bias = cast(nn.Parameter, first.weight), cast(nn.Parameter, first.bias)
+        self.weight = cast(nn.Parameter, last.weight)
         self.register_buffer("coordinates", coordinates, persistent=False)
         self.register_buffer("frozen_weight", last.weight.new_empty(0, len(coordinates)), persistent=False)
 
@@ -45,7 +56,7 @@ class EideticPositionNetwork(SegmentedLayer):
         return 16 * torch.sigmoid(F.linear(hidden, self.weight))
 
     def reset_parameters(self) -> None:
-        """Initialise what is live as torch does: uniform in +-1/sqrt(fan in)."""
+        """Initialise what is live as torch does: uniform in +-1/sqrt(columns)."""
         hidden = len(self.hidden_bias)
         for parameter, columns in ((self.hidden_weight, 2), (self.hidden_bias, 2), (self.weight, hidden)):
             if parameter.numel():

@@ -12,8 +12,8 @@ from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
 
 ONE_SLOPE = (
-    "a PReLU with one slope for units that are concatenated, or read apart, would become several with a slope each: "
-    "give every unit its own slope (num_parameters), or use one PReLU for each of them."
+    "a PReLU with one slope for units that are concatenated, or read in parts, would become several with a slope each: "
+    "give every unit its own slope (num_parameters), or use one PReLU for each part."
 )
 
 
@@ -25,13 +25,14 @@ class EideticPReLU(SegmentedLayer):
     Args:
         num_parameters: 1, one slope for all of a task's units; or the number of units, a slope for each.
         init, device, dtype: as in torch.
-        num_features: how many units it is given, where they share a slope. None: a network finds out.
+        num_features: how many units it is given, where they share a slope. None: found when a network is wired.
 
     ``weight`` [1] or [L] are the live units' slopes (none where there is no live unit), ``frozen_weight`` [F] the
-    frozen units'. Units lie in dimension 1 of [N, C, *]; in a network, where they do. Raises InputError for an input of
-    another shape.
+    frozen units'. Units lie in dimension 1 of [N, C, *], or in the last where a network's units do. Raises InputError
+    for an input of another shape.
     """
 
+    frozen_weight: Tensor
     frozen_names = ("frozen_weight",)
 
     def __init__(
@@ -56,6 +57,7 @@ class EideticPReLU(SegmentedLayer):
         if x.dim() < 2 or x.shape[self.unit_dim] != present:
             hint = "" if self.sized else " Say how many units share the slope: num_features=."
             raise InputError(f"{self} expects {present} units in dimension {self.unit_dim}, got {list(x.shape)}.{hint}")
+
         if task is None and not self.segments.frozen_total:
             slopes = self.weight
         elif task is None:

@@ -1,4 +1,4 @@
-"""What cuts an image's channels apart or shuffles them, for networks in which channels come and go."""
+"""Splits and shuffles of units, for networks whose units are pruned and recycled."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from .scope import Scope
 class Split(nn.Module):
     """Stands for ``chunk``, ``split`` or a slice of dimension ``unit_dim`` (1 or -1), into pieces of ``sizes`` units.
 
-    Wired, each piece is some of the groups that lie side by side in its input, as many units as they have by now.
+    Once wired, each piece consists of some of the groups that lie side by side in the input, with the units that these
+    have by now.
     """
 
     def __init__(self, sizes: Sequence[int], unit_dim: int = 1):
@@ -25,7 +26,7 @@ class Split(nn.Module):
         self.scope = Scope()
 
     def wire(self, sources: tuple[Source, ...], pieces: tuple[tuple[int, ...], ...], scope: Scope) -> None:
-        """Learn what lies side by side in the input, and which of these make each piece."""
+        """Learn which groups lie side by side in the input, and the numbers of those that make each piece."""
         self.sources, self.pieces, self.scope = sources, pieces, scope
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -42,14 +43,18 @@ class Split(nn.Module):
 
 
 class Shuffle(nn.Module):
-    """Stands for :class:`torch.nn.ChannelShuffle`. Wired, it leaves its input alone: groups stay side by side, and
-    who reads them knows in which order they came (see :meth:`.StaircaseLayer.reorder`)."""
+    """Stands for :class:`torch.nn.ChannelShuffle`.
+
+    Once wired, it leaves its input alone: groups stay side by side, and the layers that read them know in which order
+    the plain module would have put their units (see :meth:`.StaircaseLayer.reorder`).
+    """
 
     def __init__(self, groups: int):
         super().__init__()
         self.groups, self.wired = groups, False
 
     def wire(self) -> None:
+        """From now on, leave the input alone."""
         self.wired = True
 
     def forward(self, x: Tensor) -> Tensor:

@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .attention import HeadedAttention
+from .attention import Biases, HeadedAttention
 from .parameter import EideticParameter
 from .window_attention import relative_positions
 
 
+class RelativePositionalMultiHeadAttention(Protocol):
+    """torchvision's module, by its attributes: torchvision need not be installed."""
+
+    to_qkv: nn.Linear
+    merge: nn.Linear
+    relative_position_bias_table: nn.Parameter
+    head_dim: int
+    max_seq_len: int
+
+
 class EideticRelativeAttention(HeadedAttention):
-    """Stands for torchvision's ``RelativePositionalMultiHeadAttention`` (MaxViT, Tu et al., 2022).
+    """Drop-in for torchvision's ``RelativePositionalMultiHeadAttention`` (MaxViT, Tu et al., 2022).
 
     [N, G, P, C] in and out: P tokens, a square of positions, attend to each other in each of G parts. Each head has its
-    own column of the table of relative position biases, which lives and is frozen with it.
+    own column of the table of relative position biases, which is pruned and frozen with it.
 
     Args:
         feat_dim, head_dim, max_seq_len: as in torchvision.
+
+    Raises InputError when ``head_dim`` does not divide ``feat_dim``, and for an input of another shape.
     """
+
+    positions: Tensor
 
     def __init__(self, feat_dim: int, head_dim: int, max_seq_len: int, device=None, dtype=None):
         if feat_dim % head_dim:
             raise InputError(f"feat_dim must be a multiple of head_dim; got {feat_dim} and {head_dim}.")
-        factory = {"device": device, "dtype": dtype}
-        super().__init__(feat_dim, feat_dim // head_dim, head_dim, 0.0, True, True, **factory)
+        super().__init__(feat_dim, feat_dim // head_dim, head_dim, 0.0, Biases(True, True), device, dtype)
         self.feat_dim, self.max_seq_len, self.scale = feat_dim, max_seq_len, feat_dim**-0.5
         side = math.isqrt(max_seq_len)
-        table = torch.empty((2 * side - 1) ** 2, self.num_heads, **factory)
+        table = torch.empty((2 * side - 1) ** 2, self.num_heads, device=device, dtype=dtype)
         self.position_bias = EideticParameter(nn.init.trunc_normal_(table, std=0.02), 1, head_dim)
         self.register_buffer("positions", relative_positions(side, side).to(device), persistent=False)
 
@@ -50,7 +64,7 @@ class EideticRelativeAttention(HeadedAttention):
 
         return self.out_proj(self.attended(q, k, v, attend))
 
-    def adopt_relative(self, old: nn.Module) -> None:
+    def adopt_relative(self, old: RelativePositionalMultiHeadAttention) -> None:
         """Take over the parameters of torchvision's module."""
         self.adopt(old.to_qkv.weight, old.to_qkv.bias, old.merge)
         self.position_bias = EideticParameter(old.relative_position_bias_table, 1, self.head_dim)

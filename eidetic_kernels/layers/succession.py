@@ -18,6 +18,9 @@ Kept: TypeAlias = "tuple[Tensor | None, Tensor | None]"
 # The attribute of a retired parameter that holds its Succession.
 _RECORD = "eidetic_succession"
 
+# The attribute of a parameter in use that holds what watches over its optimizers.
+_WATCH = "eidetic_watch"
+
 
 class Succession(NamedTuple):
     """What became of a retired parameter.
@@ -76,8 +79,9 @@ def _succeed(old: nn.Parameter, values: Tensor, kept: Kept | None) -> nn.Paramet
     # An optimizer skips a parameter without gradient. Some divide by an empty one's number of elements.
     trainable = bool(values.numel()) and (old.requires_grad or not old.numel())
     new = nn.Parameter(values, requires_grad=trainable)
-    if hasattr(old, "eidetic_watch"):  # what watches over the optimizers of the old one
-        new.eidetic_watch = old.eidetic_watch
+    watch = getattr(old, _WATCH, None)
+    if watch is not None:
+        setattr(new, _WATCH, watch)
     retire(old, new, kept)
     return new
 

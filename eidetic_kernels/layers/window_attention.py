@@ -4,29 +4,56 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .attention import HeadedAttention
+from .attention import Biases, HeadedAttention
 from .dropout import EideticDropout
 from .parameter import EideticParameter
 from .position_network import EideticPositionNetwork
 from .segmented import SegmentedLayer
 
 
-class EideticWindowAttention(HeadedAttention):
-    """Stands for torchvision's ``ShiftedWindowAttention`` (Swin, Liu et al., 2021): [N, H, W, C] in and out.
+class ShiftedWindowAttention(Protocol):
+    """torchvision's module, by its attributes: torchvision need not be installed."""
 
-    The image is cut into windows, shifted cyclically by ``shift_size`` beforehand; tokens attend to those of their
-    window that were its neighbours before the shift. Windows are made of positions, so no unit notices. Each head has
-    its own column of the table of relative position biases, which lives and is frozen with it.
+    window_size: Sequence[int]
+    shift_size: Sequence[int]
+    num_heads: int
+    attention_dropout: float
+    dropout: float
+    qkv: nn.Linear
+    proj: nn.Linear
+    relative_position_bias_table: nn.Parameter
+
+
+class ShiftedWindowAttentionV2(ShiftedWindowAttention, Protocol):
+    """torchvision's module of Swin's second version, likewise."""
+
+    relative_coords_table: Tensor
+    cpb_mlp: nn.Sequential
+    logit_scale: nn.Parameter
+
+
+class EideticWindowAttention(HeadedAttention):
+    """Drop-in for torchvision's ``ShiftedWindowAttention`` (Swin, Liu et al., 2021): [N, H, W, C] in and out.
+
+    The image is shifted cyclically by ``shift_size`` and cut into windows. A token attends to the tokens of its window
+    that were near it before the shift. Windows are made of positions, so units stay apart. Each head has its own column
+    of the table of relative position biases, which is pruned and frozen with it.
 
     Args:
         dim, window_size, shift_size, num_heads, qkv_bias, proj_bias, attention_dropout, dropout: as in torchvision.
+        key_bias: whether keys have a bias, where ``qkv_bias`` is set.
+
+    Raises InputError when ``num_heads`` does not divide ``dim``, and for an input that is no image.
     """
+
+    positions: Tensor
 
     def __init__(
         self,
@@ -45,11 +72,13 @@ class EideticWindowAttention(HeadedAttention):
     ):
         if dim % num_heads:
             raise InputError(f"dim must be a multiple of num_heads; got {dim} and {num_heads}.")
-        factory = {"device": device, "dtype": dtype}
-        super().__init__(dim, num_heads, dim // num_heads, attention_dropout, qkv_bias, proj_bias, key_bias, **factory)
-        self.dim, self.window_size, self.shift_size = dim, tuple(window_size), tuple(shift_size)
-        height, width = self.window_size
-        table = torch.empty((2 * height - 1) * (2 * width - 1), num_heads, **factory)
+        biases = Biases(qkv_bias, proj_bias, key_bias)
+        super().__init__(dim, num_heads, dim // num_heads, attention_dropout, biases, device, dtype)
+        self.dim = dim
+        (height, width), (down, across) = window_size, shift_size
+        self.window_size, self.shift_size = (height, width), (down, across)
+
+        table = torch.empty((2 * height - 1) * (2 * width - 1), num_heads, device=device, dtype=dtype)
         self.position_bias: SegmentedLayer = EideticParameter(nn.init.trunc_normal_(table, std=0.02), 1, self.head_dim)
         self.drop = EideticDropout(dropout)
         self.register_buffer("positions", relative_positions(height, width).to(device), persistent=False)
@@ -58,21 +87,15 @@ class EideticWindowAttention(HeadedAttention):
         if x.dim() != 4:
             raise InputError(f"{self} expects an image [N, H, W, C], got {list(x.shape)}.")
         n, height, width, _ = x.shape
-        window = self.window_size
-        x = F.pad(x, (0, 0, 0, -width % window[1], 0, -height % window[0]))
-        padded = x.shape[1:3]
-        shift = [0 if side >= whole else by for side, whole, by in zip(window, padded, self.shift_size)]
-        if any(shift):
-            x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
-        grid = padded[0] // window[0], padded[1] // window[1]
-        x = x.reshape(n, grid[0], window[0], grid[1], window[1], -1).transpose(2, 3)
-        x = x.reshape(n * grid[0] * grid[1], window[0] * window[1], -1)
+        windows = Windows.of(height, width, self.window_size, self.shift_size)
+        x = windows.cut(x)
+
         if self.whole() and x.shape[-1] == self.dim:
             q, k, v = F.linear(x, *self.packed()).chunk(3, -1)  # one product, as torchvision has it: its bits
         else:
             q, k, v = (layer(x) for layer in self.projections())
         bias = self.position_bias()[self.positions].movedim(-1, 0)
-        mask = _neighbours(padded, window, shift, x) if any(shift) else None
+        mask = windows.mask(x) if windows.shifted else None
 
         def attend(q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
             weights = self.similarity(q, k, first)
@@ -83,16 +106,13 @@ class EideticWindowAttention(HeadedAttention):
             return weights.matmul(v)
 
         x = self.drop(self.out_proj(self.attended(q, k, v, attend)))
-        x = x.view(n, *grid, *window, -1).transpose(2, 3).reshape(n, *padded, -1)
-        if any(shift):
-            x = torch.roll(x, shift, (1, 2))
-        return x[:, :height, :width].contiguous()
+        return windows.joined(x, n)[:, :height, :width].contiguous()
 
     def similarity(self, q: Tensor, k: Tensor, first: int) -> Tensor:
         """[*, heads, T, T] of heads [*, heads, T, head_dim], ``first`` being the number of the first one."""
         return (q * self.head_dim**-0.5).matmul(k.transpose(-2, -1))
 
-    def adopt_window(self, old: nn.Module) -> None:
+    def adopt_window(self, old: ShiftedWindowAttention) -> None:
         """Take over the parameters of torchvision's module."""
         self.adopt(old.qkv.weight, old.qkv.bias, old.proj)
         self.position_bias = EideticParameter(old.relative_position_bias_table, 1, self.head_dim)
@@ -102,15 +122,16 @@ class EideticWindowAttention(HeadedAttention):
 
 
 class EideticWindowAttentionV2(EideticWindowAttention):
-    """Stands for torchvision's ``ShiftedWindowAttentionV2`` (Liu et al., 2022): similarity is the cosine times a scale
-    of each head's own, and a small network makes the position biases (:class:`.EideticPositionNetwork`). Keys have no
-    bias: torchvision sets it to zero in each pass.
+    """Drop-in for torchvision's ``ShiftedWindowAttentionV2`` (Liu et al., 2022).
+
+    Similarity is the cosine times a scale that each head has of its own, and a small network makes the position biases
+    (:class:`.EideticPositionNetwork`). Keys have no bias: torchvision sets it to zero in each pass.
 
     Args:
         old: torchvision's module, whose parameters are taken over.
     """
 
-    def __init__(self, old: nn.Module, device=None, dtype=None):
+    def __init__(self, old: ShiftedWindowAttentionV2, device=None, dtype=None):
         super().__init__(
             old.qkv.in_features,
             old.window_size,
@@ -134,23 +155,63 @@ class EideticWindowAttentionV2(EideticWindowAttention):
         return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale[first : first + q.shape[1]]
 
 
+class Windows(NamedTuple):
+    """How an image [N, H, W, C] is cut into windows: their ``size`` and ``grid``, and the cyclic ``shift`` before it.
+
+    The image is padded at the bottom and on the right to whole windows.
+    """
+
+    size: tuple[int, int]
+    grid: tuple[int, int]
+    shift: tuple[int, int]
+    padding: tuple[int, int]
+
+    @classmethod
+    def of(cls, height: int, width: int, size: tuple[int, int], shift: tuple[int, int]) -> Windows:
+        """The windows of an image of this height and width; one window alone is not shifted."""
+        below, right = -height % size[0], -width % size[1]
+        padded = height + below, width + right
+        down, across = (0 if side >= whole else by for side, whole, by in zip(size, padded, shift))
+        return cls(size, (padded[0] // size[0], padded[1] // size[1]), (down, across), (below, right))
+
+    @property
+    def shifted(self) -> bool:
+        return any(self.shift)
+
+    def cut(self, x: Tensor) -> Tensor:
+        """The tokens [N * windows, tokens, C] of an image [N, H, W, C]."""
+        (rows, columns), (height, width), (down, across) = self.grid, self.size, self.shift
+        x = F.pad(x, (0, 0, 0, self.padding[1], 0, self.padding[0]))
+        if self.shifted:
+            x = torch.roll(x, (-down, -across), (1, 2))
+        samples = x.shape[0]
+        x = x.reshape(samples, rows, height, columns, width, -1).transpose(2, 3)
+        return x.reshape(samples * rows * columns, height * width, -1)
+
+    def joined(self, x: Tensor, samples: int) -> Tensor:
+        """The padded images [N, H, W, C] of tokens [N * windows, tokens, C], shifted back."""
+        (rows, columns), (height, width) = self.grid, self.size
+        x = x.view(samples, rows, columns, height, width, -1).transpose(2, 3)
+        x = x.reshape(samples, rows * height, columns * width, -1)
+        return torch.roll(x, self.shift, (1, 2)) if self.shifted else x
+
+    def mask(self, like: Tensor) -> Tensor:
+        """[windows, tokens, tokens]: 0 where two tokens of a window lay side by side before the shift, else -100."""
+        (rows, columns), (height, width) = self.grid, self.size
+        regions = like.new_zeros(rows * height, columns * width)
+        edges = [((0, -side), (-side, -by), (-by, None)) for side, by in zip(self.size, self.shift)]
+        number = 0
+        for top, bottom in edges[0]:
+            for left, right in edges[1]:
+                regions[top:bottom, left:right] = number
+                number += 1
+        regions = regions.view(rows, height, columns, width).transpose(1, 2).reshape(rows * columns, -1)
+        return (regions.unsqueeze(1) != regions.unsqueeze(2)).to(like.dtype) * -100.0
+
+
 def relative_positions(height: int, width: int) -> Tensor:
     """For each pair of a window's tokens, which row of the table of biases is theirs: [tokens, tokens]."""
     rows, columns = torch.arange(height * width) // width, torch.arange(height * width) % width
     down = rows[:, None] - rows[None, :] + height - 1
     across = columns[:, None] - columns[None, :] + width - 1
     return down * (2 * width - 1) + across
-
-
-def _neighbours(padded: Sequence[int], window: Sequence[int], shift: Sequence[int], like: Tensor) -> Tensor:
-    """[windows, tokens, tokens]: 0 where two tokens of a shifted window lay side by side before, else -100."""
-    regions = like.new_zeros(*padded)
-    edges = [((0, -side), (-side, -by), (-by, None)) for side, by in zip(window, shift)]
-    number = 0
-    for top, bottom in edges[0]:
-        for left, right in edges[1]:
-            regions[top:bottom, left:right] = number
-            number += 1
-    grid = padded[0] // window[0], padded[1] // window[1]
-    regions = regions.view(grid[0], window[0], grid[1], window[1]).transpose(1, 2).reshape(grid[0] * grid[1], -1)
-    return (regions.unsqueeze(1) != regions.unsqueeze(2)).to(like.dtype) * -100.0

@@ -463,7 +463,7 @@ REFUSED = {
         lambda: Plain(
             lambda s, x: s.fc(pooled(s.g(torch.cat([s.a(x), s.b(x)], 1)))), a=nn.Conv2d(3, 3, 1), b=nn.Conv2d(3, 3, 1),
             g=nn.Conv2d(6, 6, 1, groups=3), fc=nn.Linear(6, 4),
-        ), IMAGE, "node 'g'.*groups of 2 channels, and the 3 units that 'body.a' makes are no whole number",
+        ), IMAGE, "node 'g'.*groups of 2 channels, and the 3 units that 'body.a' makes are not a multiple",
     ),
     "depthwise convolution of the input": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Flatten(), nn.Linear(108, 4)), IMAGE,
