@@ -1,4 +1,4 @@
-"""Tiny networks whose layers own their norms, and a task's life on any device: for tests of every backend."""
+"""Tiny networks whose layers own their norms, and training a task on any device, for tests of every backend."""
 
 import torch
 from life import batch
@@ -8,7 +8,7 @@ import eidetic_kernels as ek
 
 
 class Small(ek.EideticNetwork):
-    """A layer with its own norm, and a layer and a norm apart."""
+    """A layer that owns its norm, and a layer beside a separate norm."""
 
     example = (4,)
 
@@ -22,7 +22,7 @@ class Small(ek.EideticNetwork):
 
 
 class Images(ek.EideticNetwork):
-    """A convolution with its norm, and one that adds a residual."""
+    """A convolution that owns its norm, and one that adds a residual."""
 
     example = (2, 3, 3)
 

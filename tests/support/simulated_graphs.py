@@ -1,17 +1,17 @@
-"""CUDA graphs as the driver uses them (eidetic_training.cuda_graphs), simulated on CPU tensors.
+"""CUDA graphs as the driver uses them (eidetic_training.training.cuda_graphs), simulated on CPU tensors.
 
-True to the device in what a captured region may do and what it leaves behind:
+The simulation has the device's rules for a captured region:
 
-- It computes nothing. Whatever it changed in place is put back when the capture ends, the random generator too, and all
-  that it made holds rubbish until the first replay.
-- A replay runs the recorded ops on the memory they were recorded with: tensors made inside the capture keep theirs as
-  long as the graph does; any other must still be there, or the replay raises.
-- Reading a value, or a shape that depends on values, on the host raises. So does a tensor of a
-  list: copying it to the device waits.
+- It computes nothing. When the capture ends, everything it changed in place is restored, the random generator too. All
+  tensors that it made hold garbage until the first replay.
+- A replay runs the recorded ops on the memory they were recorded with. Tensors made inside the capture keep theirs as
+  long as the graph lives. Any other memory must still be allocated, or the replay raises.
+- Reading a value, or a shape that depends on values, on the host raises. So does making a tensor of a list, since
+  copying it to the device waits.
 - torch's optimizers refuse to be captured unless their groups say ``capturable``.
 
-The ops are those that reach torch's dispatcher, this package's own among them. Host reads that pass it by (numpy,
-``tolist``) are not seen, nor which tensors lie on the host, and streams do not exist.
+It sees the ops that reach torch's dispatcher, this package's own among them. It does not see host reads that bypass
+the dispatcher (numpy, ``tolist``) or which tensors are on the host, and it has no streams.
 """
 
 from contextlib import contextmanager, nullcontext
@@ -44,7 +44,7 @@ class CaptureError(RuntimeError):
 
 
 class SimulatedGraphs:
-    """In place of CudaGraphs; ``captures`` holds every graph made, ``failed`` counts those that were not."""
+    """In place of CudaGraphs. ``captures`` holds every graph made, ``failed`` counts the captures that failed."""
 
     def __init__(self, device="cpu"):
         self.device = torch.device(device)
@@ -80,7 +80,7 @@ class SimulatedGraphs:
 
 
 class SimulatedGraph:
-    """The recorded ops; ``replays`` counts, ``ops`` and ``shapes`` say what was recorded, also once it is released."""
+    """The recorded ops. ``ops`` is how many were recorded, ``replays`` how often they ran; both outlive the release."""
 
     def __init__(self, recorder):
         self.calls = recorder.calls
@@ -108,7 +108,7 @@ class _Call:
         self.leaves = [x.detach() if isinstance(x, torch.Tensor) else x for x in self.leaves]
         given = {_key(x) for x in leaves if isinstance(x, torch.Tensor)}
         unwritten = func.overloadpacket in UNWRITTEN
-        self.results = [  # None: a view of what was given, or that itself; or nothing is written to it
+        self.results = [  # None for an input, a view of one, or memory that the op does not write
             x.detach() if isinstance(x, torch.Tensor) and _key(x) not in given and not unwritten else None
             for x in tree_flatten(results)[0]
         ]
@@ -122,7 +122,7 @@ class _Call:
 
 
 class _Outside:
-    """A tensor that was there before the capture, whose memory the graph does not own."""
+    """A tensor from before the capture. The graph does not own its memory."""
 
     def __init__(self, tensor):
         self.storage = StorageWeakRef(tensor.untyped_storage())
@@ -131,7 +131,7 @@ class _Outside:
     def tensor(self, func):
         storage = torch.UntypedStorage._new_with_weak_ptr(self.storage.cdata)
         if storage is None:
-            raise AssertionError(f"the graph's {func} reads or writes memory that was given back since")
+            raise AssertionError(f"the graph's {func} reads or writes memory that was freed since")
         dtype, offset, shape, stride = self.like
         return torch.empty(0, dtype=dtype).set_(storage, offset, shape, stride)
 
@@ -169,7 +169,7 @@ class _Recorder(TorchDispatchMode):
 
 
 class _Watching(TorchDispatchMode):
-    """An ordinary step, whose host reads are written down."""
+    """Records the host reads of an ordinary step."""
 
     def __init__(self, waits):
         super().__init__()
@@ -182,7 +182,7 @@ class _Watching(TorchDispatchMode):
 
 
 def _host_read(func, args):
-    """What the op would need of the device on the host, or bring from there; None: nothing."""
+    """What the op would copy between host and device; None: nothing."""
     packet = func.overloadpacket
     if packet in HOST_READS:
         return str(packet)
@@ -194,7 +194,7 @@ def _host_read(func, args):
 
 
 def _written(func, args, kwargs):
-    """Tensors that the op's schema says it changes."""
+    """The tensors that the op changes, by its schema."""
     for position, argument in enumerate(func._schema.arguments):
         if argument.alias_info is None or not argument.alias_info.is_write:
             continue

@@ -1,4 +1,4 @@
-"""Methods under small conditions: a few blobs a task, a small network, a few epochs."""
+"""Methods under small conditions: a few blobs for each task, a small network, a few epochs."""
 
 import torch
 from blobs import CLASSES, blobs
@@ -19,7 +19,7 @@ def batches(task, samples=48, size=16):
 
 
 def clashing(task):
-    """Inputs that all tasks share, and labels of each task's own drawing: features for one are useless for another."""
+    """Inputs that all tasks share, and labels drawn for each task: features for one task are useless for another."""
     generator = torch.Generator().manual_seed(task)
     x = torch.randn(32, 6, generator=torch.Generator().manual_seed(77))
     y = torch.randint(0, 3, (32,), generator=generator)
@@ -52,5 +52,5 @@ def accuracy(method, task, data=batches):
 
 
 def body_bits(network):
-    """SHA-256 of each of a plain network's shared tensors, statistics excepted."""
+    """SHA-256 of each parameter of a plain network's body."""
     return {name: bits(p) for name, p in network.body_parameters()}

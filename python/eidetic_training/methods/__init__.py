@@ -1,4 +1,4 @@
-"""Eidetic Learning and the methods it is compared with, under equal conditions."""
+"""Eidetic Learning and the methods that it is compared with, under equal conditions."""
 
 from __future__ import annotations
 

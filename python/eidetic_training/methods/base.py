@@ -1,4 +1,4 @@
-"""What every continual learning method offers, so that all can be compared under equal conditions."""
+"""The interface of every continual learning method, so that all can be compared under equal conditions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,14 @@ from ..training.optimizers import make_optimizer
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is equal for all methods: the network, the optimizer, the epochs, the seed.
+    """What is equal for all methods.
 
-    network: makes a fresh network of the compared architecture; methods that do not prune use its plain twin.
+    network: makes a fresh network of the compared architecture. Methods without segments use its plain version.
     epochs: passes over a task's data. A method that trains in stages (prune and retrain) divides them.
-    polish: at the end of each stage, so many of its epochs let the learning rate fall to zero.
+    optimizer: its name, one of :data:`eidetic_training.training.optimizers.OPTIMIZERS`.
+    lr: its learning rate.
+    seed: of weights and the order of random draws.
+    polish: how many epochs, at the end of each stage, let the learning rate fall to zero.
     """
 
     network: Callable[[], EideticNetwork]
@@ -35,21 +38,24 @@ class Conditions:
     polish: int = 0
 
     def schedule(self, optimizer: torch.optim.Optimizer, epochs: int | None = None) -> Iterator[int]:
-        """Counts ``epochs`` (all there are, if None), setting the learning rates of each."""
+        """Count ``epochs`` (all that there are, if None), and set the learning rates of each."""
         epochs = self.epochs if epochs is None else epochs
         last = min(self.polish, epochs)
         yield from range(epochs - last)
         for done in annealed(optimizer, last):
             yield epochs - last + done
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter], **arguments: Any) -> torch.optim.Optimizer:
+    def make_optimizer(
+        self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], **arguments: Any
+    ) -> torch.optim.Optimizer:
+        """A new optimizer for ``parameters``, or for groups of them with their own arguments."""
         return make_optimizer(self.optimizer, parameters, **{"lr": self.lr, **arguments})
 
 
 class Method(ABC):
-    """Learns tasks in order and answers for any of them; the task is named when it is asked (task-incremental).
+    """Abstract. Learns tasks in order, and answers for any of them if told which task is meant (task-incremental).
 
-    A subclass says in its docstring which paper it follows, and what of it is left out.
+    A subclass says in its docstring which paper it follows, and what it leaves out.
     """
 
     def __init__(self, conditions: Conditions):
@@ -58,7 +64,7 @@ class Method(ABC):
         torch.manual_seed(conditions.seed)
 
     def learn(self, loader: Iterable, num_classes: int) -> None:
-        """Learn the next task from batches (x, y)."""
+        """Learn the next task from batches (x [N, ...], y [N] int64)."""
         torch.manual_seed((self.conditions.seed << 16) + self.tasks)
         self._learn(self.tasks, loader, num_classes)
         self.tasks += 1
@@ -72,30 +78,30 @@ class Method(ABC):
 
     @abstractmethod
     def stored_numbers(self) -> float:
-        """How many float32 numbers are kept to answer for all tasks; a mask bit counts a thirty-second."""
+        """How many float32 numbers are kept to answer for all tasks; a mask bit counts as 1/32."""
 
     def units_used(self) -> float | None:
-        """The share of the network's units that learned tasks own; None where tasks own no units."""
+        """The fraction of the network's units that learned tasks own; None for a method whose tasks own no units."""
         return None
 
     def learn_all(self, loaders: Sequence[Iterable], classes: Sequence[int]) -> None:
-        """Learn all tasks; a method that wants them at once (joint training) overrides this."""
+        """Learn all tasks. A method that needs them at once (joint training) overrides this."""
         for loader, num_classes in zip(loaders, classes, strict=True):
             self.learn(loader, num_classes)
 
 
 class Hooks:
-    """What a method adds to ordinary training; every step calls them in this order. Override what is needed."""
+    """What a method adds to ordinary training. Every step calls them in this order; override what is needed."""
 
     def penalty(self) -> Tensor | float:
         """Added to the loss."""
         return 0.0
 
     def after_backward(self) -> None:
-        """Gradients are there; the optimizer has not moved yet."""
+        """Called when gradients are computed and the optimizer has not stepped yet."""
 
     def after_step(self) -> None:
-        """The optimizer has moved."""
+        """Called when the optimizer has stepped."""
 
 
 def fit(
@@ -105,14 +111,16 @@ def fit(
     schedule: Iterable[int],
     hooks: Hooks | None = None,
 ) -> None:
-    """Ordinary training of ``answer``, a function from x to logits, by cross-entropy, in the epochs of
-    ``schedule`` (Conditions.schedule, or a range).
+    """Ordinary training by cross-entropy.
 
-    Raises InputError for an empty loader, NonFiniteLossError when the loss stops being finite.
+    answer: from x to logits [N, classes].
+    schedule: the epochs, from :meth:`Conditions.schedule` or a range.
+
+    Raises InputError for an empty loader, NonFiniteLossError when the loss is no longer finite.
     """
     hooks = hooks or Hooks()
     for epoch in schedule:
-        total, batches = 0.0, 0
+        total: Tensor | None = None
         for x, y in loader:
             optimizer.zero_grad(set_to_none=True)
             loss = F.cross_entropy(answer(x), y) + hooks.penalty()
@@ -120,8 +128,13 @@ def fit(
             hooks.after_backward()
             optimizer.step()
             hooks.after_step()
-            total, batches = total + loss.detach(), batches + 1
-        if not batches:
+            total = loss.detach() if total is None else total + loss.detach()
+        if total is None:
             raise InputError("the loader gave no batch: its data set is empty, or drop_last=True dropped all of it.")
         if not torch.isfinite(total):
             raise NonFiniteLossError(f"the loss became NaN or infinite in epoch {epoch}: lower the learning rate.")
+
+
+def gradient(parameter: Tensor) -> Tensor:
+    """The gradient that a backward pass left; zeros if it left none."""
+    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from eidetic_kernels import EideticNetwork
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.pruning import GroupPlan, PruningPlan
 
+from ..training.epoch import evaluate
 from .base import Conditions, Hooks, fit
 from .segmented import Segmented
 
 
 class CLNP(Segmented):
-    """Train with a penalty on activity, then keep the units that are active, as few as ``tolerance`` allows.
+    """Train with a penalty on activity, then keep the active units, as few as ``tolerance`` allows.
 
-    The paper's method is the same staircase: active units are frozen, nothing leads from free units into them, free
-    ones are trained for the next task. What differs from Eidetic Learning is how units are chosen: an L1 penalty on
-    activations (``sparsity``), one pass, no recovery, and per layer a threshold on mean activity, here the
-    largest for which training accuracy falls by at most ``tolerance`` (the paper's m %), layer after layer.
+    The paper's method has the same staircase: active units are frozen, nothing leads from free units into them, and
+    free ones are trained for the next task. It differs from Eidetic Learning in how units are chosen: an L1 penalty on
+    activations (``sparsity``), one pass without recovery, and a threshold on mean activity for each layer. Here the
+    threshold is the largest for which training accuracy falls by at most ``tolerance`` (the paper's m %), one layer
+    after another.
     """
 
     def __init__(
@@ -45,7 +50,8 @@ class CLNP(Segmented):
         for number in range(len(net.groups)):
             order = activity[number].argsort(descending=True)
             enough, few = len(order), 0
-            while enough - few > max(1, len(order) // 100):  # bisection: accuracy falls with every unit, nearly
+            # Bisection, to 1 % of the units: accuracy falls with nearly every unit that goes.
+            while enough - few > max(1, len(order) // 100):
                 middle = (enough + few) // 2
                 before = net.snapshot()
                 self._cut(number, order[:middle])
@@ -55,14 +61,16 @@ class CLNP(Segmented):
             self._cut(number, order[:enough])
 
     def _cut(self, number: int, kept: Tensor) -> None:
+        """Keep only the live units ``kept`` of a group."""
         group = self.network.groups[number]
         keep = kept.sort().values.cpu()
         self.network.apply_plan(PruningPlan("activity", (GroupPlan(group.name, group.segments.live, keep),)))
 
     @torch.no_grad()
     def mean_activity(self, loader: Iterable) -> list[Tensor]:
-        """Mean |activation| of every live unit over ``loader``, a tensor [live] a unit group."""
-        sums, samples = None, 0
+        """Mean |activation| of every live unit over ``loader``: a tensor [live] for each unit group."""
+        sums: list[Tensor] | None = None
+        samples = 0
         with evaluating(self.network):
             for x, _ in loader:
                 with _Activity(self.network) as activity:
@@ -70,58 +78,56 @@ class CLNP(Segmented):
                 means = activity.means()
                 sums = [m * len(x) for m in means] if sums is None else [s + m * len(x) for s, m in zip(sums, means)]
                 samples += len(x)
-        return [s / samples for s in sums]
+        return [s / samples for s in sums or ()]
 
-    @torch.no_grad()
     def accuracy(self, loader: Iterable) -> float:
         """Training accuracy in evaluation mode."""
-        right = samples = 0
-        with evaluating(self.network):
-            for x, y in loader:
-                right += int((self.network(x).argmax(1) == y).sum())
-                samples += len(x)
-        return right / samples
+        return evaluate(self.network, loader).accuracy
 
 
 class _Activity:
-    """Records, in every forward pass, what follows each unit group: the ReLU of its last layer's live units.
+    """Captures what each unit group's live units compute in every forward pass, through a ReLU.
 
-    The last is the one that runs last; norms that are part of a layer run in that layer's pass.
+    That is the output of the group's layer that runs last. Norms that are part of a layer run in that layer's pass.
     """
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: EideticNetwork):
         self.net = net
+        self.handles: list[RemovableHandle] = []
         self._captured: dict[int, Tensor] = {}
 
     def __enter__(self) -> _Activity:
-        self.handles = []
         for number, group in enumerate(self.net.groups):
             frozen = group.segments.frozen_total
             for layer in group.layers:
-                hook = layer.register_forward_hook(
-                    lambda module, inputs, y, n=number, f=frozen: self._captured.__setitem__(n, y[:, f:])
-                )
-                self.handles.append(hook)
+                self.handles.append(layer.register_forward_hook(partial(self._capture, number, frozen)))
         return self
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         for handle in self.handles:
             handle.remove()
+        self.handles.clear()
+
+    def _capture(self, number: int, frozen: int, layer: nn.Module, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+        self._captured[number] = y[:, frozen:]
 
     @property
     def live(self) -> dict[int, Tensor]:
-        """By the group's number, [N, live, *]."""
+        """Activations [N, live, *] of the latest pass, by the group's number."""
         return {number: F.relu(y) for number, y in self._captured.items()}
 
     def total(self) -> Tensor:
-        """The L1 norm of live activations, a mean over samples and positions."""
-        return sum(a.sum(1).mean() for a in self.live.values())
+        """The L1 norm of live activations, averaged over samples and positions, summed over groups."""
+        return sum((a.sum(1).mean() for a in self.live.values()), torch.zeros(()))
 
     def means(self) -> list[Tensor]:
+        """Mean activation [live] of each group, in their order."""
         return [a.mean((0, *range(2, a.dim()))) for _, a in sorted(self.live.items())]
 
 
 class _Sparse(Hooks):
+    """The penalty on activity."""
+
     def __init__(self, activity: _Activity, strength: float):
         self.activity, self.strength = activity, strength
 

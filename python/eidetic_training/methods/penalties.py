@@ -1,4 +1,4 @@
-"""Methods that pull important weights back: elastic weight consolidation and synaptic intelligence."""
+"""Methods that penalise moves of important weights: elastic weight consolidation and synaptic intelligence."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Conditions, Hooks
+from .base import Conditions, Hooks, gradient
 from .simple import Shared
 
 
@@ -22,15 +22,15 @@ class _Quadratic(Hooks):
         method = self.method
         if not method.importance:
             return 0.0
-        terms = (
+        terms = [
             (method.importance[name] * (p - method.anchor[name]).square()).sum()
             for name, p in method.network.body_parameters()
-        )
+        ]
         return method.strength / 2 * sum(terms)
 
 
 class Penalised(Shared):
-    """Abstract. Weights are pulled towards ``anchor`` as strongly as their ``importance`` says."""
+    """Abstract. A quadratic penalty pulls each weight towards its ``anchor``, by its ``importance``."""
 
     strength: float
 
@@ -50,9 +50,12 @@ class Penalised(Shared):
 class EWC(Penalised):
     """Elastic weight consolidation (Kirkpatrick et al., 2017).
 
-    After each task the diagonal of the Fisher information at its solution, expected over the model's own predictions
-    (labels drawn from its output), becomes importance. The paper keeps one quadratic a task; their sum is one quadratic
-    again, so the sum of importances and their weighted mean anchor are kept instead: the same penalty up to a constant.
+    After each task, importance grows by the diagonal of the Fisher information at the task's solution, expected over
+    the model's own predictions (labels are drawn from its output). The paper keeps one quadratic for each task. Their
+    sum is one quadratic again, so only the sum of importances and the weighted mean of anchors are kept: the same
+    penalty up to a constant.
+
+    strength: of the penalty. samples: how many of a task's samples estimate the Fisher information.
     """
 
     def __init__(self, conditions: Conditions, strength: float = 1000.0, samples: int = 1000):
@@ -63,14 +66,14 @@ class EWC(Penalised):
         fisher = self.fisher(task, loader)
         for name, p in self.network.body_parameters():
             total = self.importance.get(name, 0) + fisher[name]
-            share = torch.where(total > 0, fisher[name] / total, 1)
-            self.anchor[name] = torch.lerp(self.anchor.get(name, p.detach()), p.detach(), share)
+            weight = torch.where(total > 0, fisher[name] / total, 1)
+            self.anchor[name] = torch.lerp(self.anchor.get(name, p.detach()), p.detach(), weight)
             self.importance[name] = total
 
     def fisher(self, task: int, loader: Iterable) -> dict[str, Tensor]:
-        """Mean over samples of the squared gradient of log p(label | x), labels drawn from the model.
+        """Mean over samples of the squared gradient of log p(label | x), by the parameter's name.
 
-        Per-sample gradients come from torch.func, in evaluation mode.
+        Labels are drawn from the model. torch.func computes gradients sample by sample, in evaluation mode.
         """
         network = self.network.eval()
         body = {name: p.detach() for name, p in network.body_parameters()}
@@ -83,11 +86,11 @@ class EWC(Penalised):
 
         gradients = torch.func.vmap(torch.func.grad(log_likelihood), in_dims=(None, 0, 0))
         for x, _ in loader:
-            for part in x[: self.samples - seen].split(16):  # a gradient a sample takes memory
+            for part in x[: self.samples - seen].split(16):  # each sample's gradient takes memory
                 with torch.no_grad():
                     labels = torch.multinomial(network(part, task).softmax(1), 1)[:, 0]
                 for name, g in gradients(body, part, labels).items():
-                    total[name] += g.detach().square().sum(0)  # heads ask for gradients
+                    total[name] += g.detach().square().sum(0)  # detached: heads require gradients
                 seen += len(part)
             if seen >= self.samples:
                 break
@@ -97,9 +100,9 @@ class EWC(Penalised):
 class SynapticIntelligence(Penalised):
     """Synaptic intelligence (Zenke, Poole and Ganguli, 2017).
 
-    While a task is learned, every weight collects how much its moves lowered the loss (-gradient * move); at the end
-    that, over the square of the whole way (plus ``damping``), is added to its importance. ``strength`` is twice the
-    paper's c.
+    While a task is learned, every weight sums up how much its moves lowered the loss (-gradient * move). At the end,
+    this sum over the squared distance from start to end (plus ``damping``) is added to the weight's importance.
+    ``strength`` is twice the paper's c.
     """
 
     def __init__(self, conditions: Conditions, strength: float = 0.2, damping: float = 1e-3):
@@ -112,15 +115,17 @@ class SynapticIntelligence(Penalised):
         return self._path
 
     def after_task(self, task: int, loader: Iterable) -> None:
+        path = self._path
+        assert path is not None, "hooks() made it before training"
         for name, p in self.network.body_parameters():
-            way = p.detach() - self._path.start[name]
-            gained = self._path.contribution[name].clamp_min(0) / (way.square() + self.damping)
+            way = p.detach() - path.start[name]
+            gained = path.contribution[name].clamp_min(0) / (way.square() + self.damping)
             self.importance[name] = self.importance.get(name, torch.zeros_like(p)) + gained
             self.anchor[name] = p.detach().clone()
 
 
 class _Path(_Quadratic):
-    """Collects each weight's contribution to lowering the task's own loss; the penalty's gradient is not the task's."""
+    """Sums up how much each weight lowered the task's own loss, that is, without the penalty's part of the gradient."""
 
     def __init__(self, method: SynapticIntelligence):
         super().__init__(method)
@@ -132,12 +137,12 @@ class _Path(_Quadratic):
     def after_backward(self) -> None:
         method = self.method
         for name, p in method.network.body_parameters():
-            gradient = p.grad
+            own = gradient(p)
             if method.importance:
-                gradient = gradient - method.strength * method.importance[name] * (p.detach() - method.anchor[name])
-            self._before[name] = p.detach().clone(), gradient.clone()
+                own = own - method.strength * method.importance[name] * (p.detach() - method.anchor[name])
+            self._before[name] = p.detach().clone(), own.clone()
 
     def after_step(self) -> None:
         for name, p in self.method.network.body_parameters():
-            before, gradient = self._before[name]
-            self.contribution[name] -= gradient * (p.detach() - before)
+            before, own = self._before[name]
+            self.contribution[name] -= own * (p.detach() - before)

@@ -1,4 +1,4 @@
-"""Piggyback (Mallya, Davis and Lazebnik, 2018): a fixed network, and learned binary masks for every later task."""
+"""Piggyback (Mallya, Davis and Lazebnik, 2018): a fixed network, and a learned binary mask for every later task."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from .base import Conditions, Method, fit
-from .networks import NormStatistics, PlainNetwork, count, norms
+from .networks import NormStatistics, PlainNetwork, count, norms, products
 
 
 class Piggyback(Method):
-    """The first task trains the network; every later one learns which of its weights to use, and a head.
+    """The first task trains the network. Every later one learns which of its weights to use, and a head.
 
-    A weight is used where its real-valued score exceeds ``threshold``; gradients pass the threshold as if it were not
-    there. Scores start at ``start`` as in the paper (0.01 and 0.005). The paper's network is pre-trained on ImageNet;
-    here it is the first task's. BatchNorm: scale and shift stay the first task's, statistics are each task's own.
+    A weight is used if its real-valued score exceeds ``threshold``. Gradients pass the threshold as if it were not
+    there. Scores start at ``start``; both are the paper's (0.005 and 0.01). ``mask_lr`` is the scores' learning rate.
+
+    The paper's network is pre-trained on ImageNet; here it is the first task's. BatchNorm's scale and shift stay the
+    first task's, and each task has its own statistics.
     """
 
     def __init__(self, conditions: Conditions, threshold: float = 0.005, start: float = 0.01, mask_lr: float = 1e-3):
@@ -24,29 +26,36 @@ class Piggyback(Method):
         self.threshold, self.start, self.mask_lr = threshold, start, mask_lr
         self.network = PlainNetwork(conditions.network())
         self.statistics = NormStatistics(self.network)
-        self.layers = [m for m in self.network.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        self.layers = products(self.network)
         self.masks: dict[int, list[Tensor]] = {}
 
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
         head = self.network.add_head(num_classes)
         self.network.train()
-        conditions = self.conditions
         if task == 0:
-            optimizer = conditions.make_optimizer(self.network.parameters())
-            fit(lambda x: self.network(x, 0), loader, optimizer, conditions.schedule(optimizer))
-            for _, p in self.network.body_parameters():
-                p.requires_grad_(False)
-            self.masks[0] = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers]
+            self._train_network(loader)
         else:
-            for layer in norms(self.network):
-                layer.reset_running_stats()
-            scores = [torch.full_like(layer.weight, self.start).requires_grad_() for layer in self.layers]
-            groups = [{"params": scores, "lr": self.mask_lr}, {"params": list(head.parameters())}]
-            optimizer = conditions.make_optimizer(groups)
-            schedule = conditions.schedule(optimizer)
-            fit(lambda x: self._masked(x, task, self._chosen(scores)), loader, optimizer, schedule)
-            self.masks[task] = [(score > self.threshold).detach() for score in scores]
+            self._train_mask(task, loader, head)
         self.statistics.keep(task)
+
+    def _train_network(self, loader: Iterable) -> None:
+        conditions = self.conditions
+        optimizer = conditions.make_optimizer(self.network.parameters())
+        fit(lambda x: self.network(x, 0), loader, optimizer, conditions.schedule(optimizer))
+        for _, p in self.network.body_parameters():
+            p.requires_grad_(False)
+        self.masks[0] = [torch.ones_like(layer.weight, dtype=torch.bool) for layer in self.layers]
+
+    def _train_mask(self, task: int, loader: Iterable, head: nn.Linear) -> None:
+        conditions = self.conditions
+        for layer in norms(self.network):
+            layer.reset_running_stats()
+        scores = [torch.full_like(layer.weight, self.start).requires_grad_() for layer in self.layers]
+        groups = [{"params": scores, "lr": self.mask_lr}, {"params": list(head.parameters())}]
+        optimizer = conditions.make_optimizer(groups)
+        schedule = conditions.schedule(optimizer)
+        fit(lambda x: self._masked(x, task, self._chosen(scores)), loader, optimizer, schedule)
+        self.masks[task] = [(score > self.threshold).detach() for score in scores]
 
     def _chosen(self, scores: list[Tensor]) -> list[Tensor]:
         return [_Step.apply(score, self.threshold) for score in scores]
@@ -76,5 +85,5 @@ class _Step(torch.autograd.Function):
         return (score > threshold).to(score.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient, None

@@ -1,23 +1,24 @@
-"""Methods that live on the staircase: Eidetic Learning itself, and what shares its freezing."""
+"""Methods on an eidetic network: Eidetic Learning itself, and what freezes units as it does."""
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from eidetic_kernels.modes import evaluating
 
+from ..training.even_share import even_share
 from ..training.settings import TaskSettings
 from ..training.trainer import train_task
 from .base import Conditions, Method
 
 
 class Segmented(Method):
-    """Abstract. An eidetic network; ``tasks``, where known beforehand, shares the free units evenly among them."""
+    """Abstract. Trains an eidetic network. ``tasks``: how many will come, if known; they then share units evenly."""
 
     def __init__(self, conditions: Conditions, tasks: int | None = None):
         super().__init__(conditions)
@@ -27,15 +28,15 @@ class Segmented(Method):
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
         units = None
         if self.expected is not None:
-            left = max(1, self.expected - task)
-            units = {group.name: math.ceil(group.segments.free / left) for group in self.network.groups}
+            units = even_share(self.network, max(1, self.expected - task))
         self.network.prepare_for_task(task, num_classes, max_units=units)
         self._train(task, loader)
         if self.network.current_task is not None:
             self.network.finish_task()
 
     @abstractmethod
-    def _train(self, task: int, loader: Iterable) -> None: ...
+    def _train(self, task: int, loader: Iterable) -> None:
+        """Train and prune the task that was just prepared."""
 
     @torch.no_grad()
     def logits(self, x: Tensor, task: int) -> Tensor:
@@ -52,10 +53,13 @@ class Segmented(Method):
 
 
 class Eidetic(Segmented):
-    """Eidetic Learning (Dronen and Balestriero, 2025). ``settings`` are the training procedure's. Epochs before
-    pruning and at a falling learning rate are the compared ones at most; recovery from pruning adds its own."""
+    """Eidetic Learning (Dronen and Balestriero, 2025). ``settings`` are those of :class:`TaskSettings`.
 
-    def __init__(self, conditions: Conditions, tasks: int | None = None, **settings):
+    Epochs before pruning, together with those at a falling learning rate, are at most those of the conditions.
+    Recovery from pruning adds its own.
+    """
+
+    def __init__(self, conditions: Conditions, tasks: int | None = None, **settings: Any):
         super().__init__(conditions, tasks)
         epochs = max(1, conditions.epochs - conditions.polish)
         self.settings = TaskSettings.of_dict({"polish_epochs": conditions.polish, **settings, "max_epochs": epochs})

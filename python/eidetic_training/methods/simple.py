@@ -1,18 +1,19 @@
-"""The bounds: a network for every task, one network trained on one task after another, one trained on all at once."""
+"""Bounds: a network for every task, one network trained on one task after another, one trained on all at once."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from .base import Conditions, Hooks, Method, fit
-from .networks import NormStatistics, PlainNetwork, count, norms
+from .networks import NormStatistics, PlainNetwork, count, count_statistics, norms
 
 
 class SingleTask(Method):
-    """A network of its own for every task: the upper bound of what a task can reach, at the price of all of them."""
+    """A separate network for every task: an upper bound on what a task can reach, at the cost of a network each."""
 
     def __init__(self, conditions: Conditions):
         super().__init__(conditions)
@@ -31,12 +32,11 @@ class SingleTask(Method):
         return self.networks[task](x, 0)
 
     def stored_numbers(self) -> float:
-        statistics = (2 * layer.num_features for network in self.networks for layer in norms(network))
-        return sum(count(network.parameters()) for network in self.networks) + sum(statistics)
+        return sum(count(network.parameters()) + count_statistics(network) for network in self.networks)
 
 
 class Shared(Method):
-    """Abstract. One plain network whose body all tasks train, a head for each; BatchNorm statistics by task."""
+    """Abstract. All tasks train the body of one plain network; heads and BatchNorm statistics are each task's own."""
 
     per_task_statistics = True
 
@@ -49,21 +49,21 @@ class Shared(Method):
         self.network.add_head(num_classes)
         self.network.train()
         hooks = self.hooks(task)
-        trained = [p for _, p in self.network.body_parameters()] + list(self.network.task_heads[task].parameters())
-        optimizer = self.conditions.make_optimizer(trained)
+        optimizer = self.conditions.make_optimizer(self.network.parameters_of(task))
         fit(lambda x: self.answer(x, task), loader, optimizer, self.conditions.schedule(optimizer), hooks)
         self.statistics.keep(task)
         self.after_task(task, loader)
 
     def answer(self, x: Tensor, task: int) -> Tensor:
+        """Logits [N, classes] of ``task``, in the network's mode."""
         return self.network(x, task)
 
     def hooks(self, task: int) -> Hooks:
-        """What this task's training adds."""
+        """What training ``task`` adds to ordinary training."""
         return Hooks()
 
     def after_task(self, task: int, loader: Iterable) -> None:
-        """What is remembered of a task just learned."""
+        """Called when a task is learned: keep what later tasks need of it."""
 
     @torch.no_grad()
     def logits(self, x: Tensor, task: int) -> Tensor:
@@ -77,18 +77,19 @@ class Shared(Method):
 
 
 class Sequential(Shared):
-    """Plain training, one task after another, nothing done against forgetting: the lower bound.
+    """Plain training of one task after another, with nothing against forgetting: the lower bound.
 
-    Everything but the heads is shared, BatchNorm's statistics included, as ordinary fine-tuning does.
+    Everything but the heads is shared, BatchNorm's statistics included, as in ordinary fine-tuning.
     """
 
     per_task_statistics = False
 
 
 class Joint(Shared):
-    """All tasks at once, a batch of each in turn: what a network that may keep all data can reach.
+    """All tasks at once, a batch of each in turn: what a network can reach that may keep all data.
 
     Its epochs are passes over all tasks' data. BatchNorm's statistics are each task's own, measured after training.
+    It learns with :meth:`learn_all` only; ``learn`` raises NotImplementedError.
     """
 
     def learn_all(self, loaders: Sequence[Iterable], classes: Sequence[int]) -> None:
@@ -99,18 +100,18 @@ class Joint(Shared):
         optimizer = self.conditions.make_optimizer(self.network.parameters())
         for _ in self.conditions.schedule(optimizer):
             for task, batch in _in_turn(loaders):
-                fit(lambda x, t=task: self.network(x, t), [batch], optimizer, range(1))
+                fit(partial(self.network, task=task), [batch], optimizer, range(1))
         for task, loader in enumerate(loaders):
             _measure_statistics(self.network, loader)
             self.statistics.keep(task)
         self.tasks = len(loaders)
 
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
-        raise NotImplementedError("joint training wants all tasks at once: call learn_all.")
+        raise NotImplementedError("joint training needs all tasks at once: call learn_all instead of learn.")
 
 
-def _in_turn(loaders: Sequence[Iterable]) -> Iterable[tuple[int, tuple[Tensor, Tensor]]]:
-    """(task, batch), one batch of each loader after another, until all are spent."""
+def _in_turn(loaders: Sequence[Iterable]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
+    """(task, batch): one batch of each loader in turn, until all are at their end."""
     open_loaders = {task: iter(loader) for task, loader in enumerate(loaders)}
     while open_loaders:
         for task in list(open_loaders):
@@ -123,12 +124,12 @@ def _in_turn(loaders: Sequence[Iterable]) -> Iterable[tuple[int, tuple[Tensor, T
 
 @torch.no_grad()
 def _measure_statistics(network: PlainNetwork, loader: Iterable) -> None:
-    """BatchNorm's statistics over ``loader``, as the plain average of its batches'."""
-    layers = NormStatistics(network).layers
+    """Set BatchNorm's statistics to those of ``loader``: the plain average of its batches'."""
+    layers = norms(network)
     momenta = [layer.momentum for layer in layers]
     for layer in layers:
         layer.reset_running_stats()
-        layer.momentum = None  # torch's word for the average over all batches
+        layer.momentum = None  # makes torch average over all batches
     network.train()
     for x, _ in loader:
         network.features(x)

@@ -6,13 +6,14 @@ import eidetic_kernels as ek
 
 
 class ConvNet(ek.EideticNetwork):
-    """Blocks of 3x3 convolution, BatchNorm, ReLU and dropout, in stages `width` times 1, 4, 8 and 32 wide.
+    """Blocks of 3x3 convolution, BatchNorm, ReLU and dropout, in stages that are 1, 4, 8 and 32 times ``width`` wide.
 
-    The first stage is one block, each of the others `num_layers`. A 2x2 max pooling follows the first block
-    of every stage but the second, so an image needs 8 pixels a side. Each convolution owns its BatchNorm, which
+    The first stage has one block, each of the others ``num_layers``. A 2x2 max pooling follows the first block of every
+    stage but the second, so the sides of an image need 8 pixels or more. Each convolution owns its BatchNorm, which
     applies the ReLU in the same pass; dropout before the ReLU, as in the paper, would give the same numbers.
 
-    Input `[N, in_channels, H, W]`; features `[N, 32 * width]`, each the maximum of a channel over the image.
+    Input [N, in_channels, H, W], floating point. Features [N, 32 * width], each the maximum of a channel over the
+    image.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 32, num_layers: int = 2, dropout: float = 0.0) -> None:

@@ -6,12 +6,12 @@ import eidetic_kernels as ek
 
 
 class MLP(ek.EideticNetwork):
-    """`depth` hidden layers of `width` units: linear, BatchNorm, ReLU and, when asked for, dropout.
+    """``depth`` hidden layers of ``width`` units: linear, BatchNorm, ReLU and, with ``dropout`` above 0, dropout.
 
     Each linear layer owns its BatchNorm, which applies the ReLU in the same pass. The linear layers have no bias,
     since BatchNorm's shift follows. The paper's network has two hidden layers of 2,000 units.
 
-    Input `[N, ...]` of `in_features` numbers a sample, flattened; features `[N, width]`.
+    Input [N, ...], floating point, ``in_features`` numbers in each sample; it is flattened. Features [N, width].
     """
 
     def __init__(self, in_features: int = 784, width: int = 2000, depth: int = 2, dropout: float = 0.0) -> None:

@@ -8,20 +8,21 @@ import eidetic_kernels as ek
 
 
 class ResNet(ek.EideticNetwork):
-    """Four stages of residual blocks, `blocks[i]` in stage i, `width * 2**i` units wide (four times that at a
-    bottleneck's end).
+    """Four stages of residual blocks. Stage i has ``blocks[i]`` of them, ``width * 2**i`` units wide.
 
-    `small=True` begins with a 3x3 convolution of stride 1, for images around 32 pixels; `small=False` with
-    the 7x7 convolution of stride 2 and the max pooling made for 224 pixels.
+    Skips are identities, and 1x1 convolutions with BatchNorm where the shape changes. All blocks of a stage then add to
+    the same units, which are kept or pruned together. Each convolution owns its BatchNorm, which applies the ReLU in
+    the same pass; a block's last BatchNorm adds the skip before that.
 
-    Skips are identities, and 1x1 convolutions with BatchNorm where the shape changes. All blocks of a stage
-    then add to the same units, which are kept or pruned together. `skip_convolution=True` puts the 1x1
-    convolution on every block, as the paper does: each block's units are then kept or pruned by themselves.
+    Input [N, in_channels, H, W], floating point. Features [N, 8 * width], or [N, 32 * width] with bottlenecks.
 
-    Each convolution owns its BatchNorm, which applies the ReLU in the same pass; a block's last one adds the skip
-    before it.
-
-    Input `[N, in_channels, H, W]`; features `[N, 8 * width]`, `[N, 32 * width]` with bottlenecks.
+    Args:
+        blocks: how many each stage has.
+        bottleneck: blocks of a 1x1, a 3x3 and a 1x1 convolution, the last one four times as wide, instead of two 3x3.
+        small: begin with a 3x3 convolution of stride 1, for images around 32 pixels. False begins with a 7x7
+            convolution of stride 2 and a max pooling, for images around 224 pixels.
+        skip_convolution: put the 1x1 convolution on every block, as the paper does (section 6.1). Each block's units
+            are then kept or pruned on their own.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ResNet(ek.EideticNetwork):
                 _conv(in_channels, width, kernel=7, stride=2),
                 nn.MaxPool2d(kernel_size=3, stride=2, padding=1),
             )
+
         stages, channels = [], width
         for index, count in enumerate(blocks):
             middle = width * 2**index
@@ -63,27 +65,27 @@ class ResNet(ek.EideticNetwork):
 
 
 def resnet18(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
-    """ResNet-18: features `[N, 8 * width]`. Arguments as `ResNet`."""
+    """ResNet-18. Features [N, 8 * width]; arguments as :class:`ResNet`."""
     return ResNet([2, 2, 2, 2], False, in_channels, width, small, skip_convolution)
 
 
 def resnet34(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
-    """ResNet-34: features `[N, 8 * width]`. Arguments as `ResNet`."""
+    """ResNet-34. Features [N, 8 * width]; arguments as :class:`ResNet`."""
     return ResNet([3, 4, 6, 3], False, in_channels, width, small, skip_convolution)
 
 
 def resnet50(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
-    """ResNet-50: features `[N, 32 * width]`. Arguments as `ResNet`."""
+    """ResNet-50. Features [N, 32 * width]; arguments as :class:`ResNet`."""
     return ResNet([3, 4, 6, 3], True, in_channels, width, small, skip_convolution)
 
 
 def resnet101(in_channels: int = 3, small: bool = True, width: int = 64, skip_convolution: bool = False) -> ResNet:
-    """ResNet-101: features `[N, 32 * width]`. Arguments as `ResNet`."""
+    """ResNet-101. Features [N, 32 * width]; arguments as :class:`ResNet`."""
     return ResNet([3, 4, 23, 3], True, in_channels, width, small, skip_convolution)
 
 
 class _Residual(nn.Module):
-    """Convolutions, the last of which adds the skip, which reads the same input, before its ReLU."""
+    """Convolutions and a skip that read the same input. The last convolution adds the skip before its ReLU."""
 
     def __init__(self, layers: list[ek.EideticConv2d], skip: nn.Module) -> None:
         super().__init__()
@@ -102,7 +104,7 @@ def _basic(in_channels: int, out_channels: int, stride: int) -> list[ek.EideticC
 
 
 def _bottleneck(in_channels: int, middle: int, out_channels: int, stride: int) -> list[ek.EideticConv2d]:
-    # The stride is the 3x3 convolution's, as in everyone's ResNet-50 since torch's.
+    # The 3x3 convolution has the stride, as in torchvision's ResNet-50.
     return [
         _conv(in_channels, middle, kernel=1),
         _conv(middle, middle, kernel=3, stride=stride),

@@ -18,7 +18,9 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 FUSED = ("adam", "adamw", "sgd")
 
 
-def make_optimizer(name: str, parameters: Iterable[torch.nn.Parameter], **arguments: Any) -> torch.optim.Optimizer:
+def make_optimizer(
+    name: str, parameters: Iterable[torch.nn.Parameter] | Iterable[dict[str, Any]], **arguments: Any
+) -> torch.optim.Optimizer:
     """The optimizer ``name``, one of ``OPTIMIZERS``, with its fused kernel if it has one.
 
     Raises InputError for arguments that the optimizer does not take.

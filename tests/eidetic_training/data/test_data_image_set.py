@@ -1,4 +1,4 @@
-"""Image sets are checked at the door; normalisation equals the textbook formula."""
+"""Image sets are checked when they are made; normalisation equals the textbook formula."""
 
 import pytest
 import torch

@@ -8,7 +8,7 @@ from eidetic_training.data import Augmentation, Normalisation, Preparation, Tens
 
 
 def numbered(rows):
-    """Row i holds i, so that a batch says which rows it is made of."""
+    """Row i holds i, so that a batch shows its rows."""
     return torch.arange(rows, dtype=torch.float32).view(-1, 1), torch.arange(rows) % 3
 
 

@@ -77,7 +77,7 @@ def test_labels_that_are_no_classes_are_refused(labels, message):
 
 
 def test_labels_of_data_sets_are_checked_before_the_first_batch():
-    """Batches of a GPU's are not, which would wait for it."""
+    """Labels on a GPU are checked once, since a check for each batch would wait for the GPU."""
     bad = TensorLoader(torch.zeros(6, 1), torch.tensor([0, 1, 2, 0, 1, 2]), 3)
     with pytest.raises(InputError, match=r"Task 1's labels lie in 0\.\.2, expected 0\.\.1"):
         MetaLoader([*tensor_loaders([6]), bad], classes=(2, 2))

@@ -12,7 +12,7 @@ from eidetic_training.methods.clnp import _Activity
 
 
 def in_training(method):
-    """The method's network with a task in training, as `learn` has it, not yet pruned."""
+    """The method's network with a task in training, as in ``learn``, not yet pruned."""
     torch.manual_seed(0)
     method.network.prepare_for_task(method.tasks, 3)
     return method.network
@@ -51,7 +51,7 @@ def test_the_penalty_is_the_l1_norm_of_live_activations():
 
 @pytest.mark.parametrize("skip_convolution", [False, True])
 def test_norms_that_are_part_of_a_layer_and_residuals_are_heard(skip_convolution):
-    """Of a residual stage's units the last block's output, of skip convolutions' their block's."""
+    """It measures a residual stage's units at the last block's output, those of skip convolutions at their block's."""
     options = {"width": 3, "skip_convolution": skip_convolution}
     net = in_training(CLNP(conditions(lambda: models.build("resnet18", (1, 8, 8), **options)))).eval()
     x, outputs = torch.randn(5, 1, 8, 8), {}

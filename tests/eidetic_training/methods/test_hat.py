@@ -55,7 +55,7 @@ def test_gates_steepen_within_every_epoch():
 
 @pytest.mark.parametrize("batch", [0, 2, 4])
 def test_compensated_gradients_do_not_depend_on_the_annealing(batch):
-    """d gate / d e is replaced by s_max times the derivative at steepness 1: what the paper's section 2.5 is for."""
+    """d gate / d e is replaced by s_max times the derivative at steepness 1 (section 2.5 of HAT's paper)."""
     method = learned(HAT(conditions(epochs=1)))
     hooks = _Attention(method, 0, batches=5)
     hooks.batch = batch
@@ -135,7 +135,7 @@ def test_convolutions_flattened_into_a_layer_work():
 
 @pytest.mark.parametrize("network", [Residual, FlatResidual])
 def test_networks_that_are_no_chain_are_refused(network):
-    with pytest.raises(InputError, match="HAT here takes chains"):
+    with pytest.raises(InputError, match="HAT takes chains"):
         HAT(conditions(network))
 
 

@@ -14,7 +14,7 @@ def shared(method):
 
 
 def moved(method, by, seed=0):
-    """Every shared weight somewhere else."""
+    """Moves every shared weight."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, p in method.network.body_parameters():
@@ -96,7 +96,7 @@ def test_strength_0_is_plain_training(kind):
 
 
 def bowl(method):
-    """A quadratic of the shared weights, the task's own loss."""
+    """The task's own loss: a quadratic of the shared weights."""
     return sum((0.5 * (p - 0.3).square()).sum() for _, p in method.network.body_parameters())
 
 

@@ -1,4 +1,4 @@
-"""The plain twin that methods without segments train computes what the eidetic network computes."""
+"""The plain network that methods without segments train computes what the eidetic network computes."""
 
 import pytest
 import torch
@@ -13,7 +13,8 @@ from eidetic_kernels.errors import InputError
 from eidetic_kernels.layers import EideticStochasticDepth
 from eidetic_training import models
 from eidetic_training.methods import METHODS, Conditions
-from eidetic_training.methods.networks import NormStatistics, PlainNetwork, count, plain
+from eidetic_training.methods.networks import NormStatistics, PlainNetwork, count
+from eidetic_training.methods.plain_layers import plain
 
 SHAPES = {"mlp": (1, 5, 5), "convnet": (2, 8, 8), "resnet18": (3, 8, 8)}
 NAMES = [name for name in NETWORKS if name != "grouped"]
@@ -30,22 +31,22 @@ def built(name):
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", [*NAMES, *SHAPES])
-def test_the_twin_has_the_same_features_and_no_layer_of_ours(name, training):
+def test_the_plain_network_has_the_same_features_and_no_layer_of_ours(name, training):
     net, shape = built(name)
-    twin = PlainNetwork(built(name)[0])
+    plain_one = PlainNetwork(built(name)[0])
     net.prepare_for_task(0, 3)
-    for module in (*net.modules(), *twin.modules()):
+    for module in (*net.modules(), *plain_one.modules()):
         if isinstance(module, nn.modules.batchnorm._BatchNorm) or hasattr(module, "running_mean"):
             module.momentum = 0.3
-    assert not any(type(m).__module__.startswith("eidetic_kernels") for m in twin.modules())
-    net.train(training), twin.train(training)
+    assert not any(type(m).__module__.startswith("eidetic_kernels") for m in plain_one.modules())
+    net.train(training), plain_one.train(training)
     x = torch.randn(6, *shape)
     for _ in range(2):  # the second pass has the first one's statistics
         torch.manual_seed(1)
         expected = net.compute_features(x)
         torch.manual_seed(1)
-        features = twin.features(x)
-        assert features.shape == (6, twin.columns)
+        features = plain_one.features(x)
+        assert features.shape == (6, plain_one.columns)
         if not training or name in SHAPES:  # dropout draws other numbers
             torch.testing.assert_close(features, expected)
 
@@ -53,7 +54,7 @@ def test_the_twin_has_the_same_features_and_no_layer_of_ours(name, training):
 class WithAttributes(ek.EideticNetwork):
     def __init__(self):
         super().__init__()
-        self.features = ek.EideticLinear(6, 5)  # a name that the twin uses itself
+        self.features = ek.EideticLinear(6, 5)  # a name that the plain network uses itself
         self.factor = 3.0
 
     def forward(self, x):
@@ -64,34 +65,36 @@ def test_attributes_and_any_layer_s_name_come_along():
     torch.manual_seed(0)
     net = WithAttributes()
     torch.manual_seed(0)
-    twin = PlainNetwork(WithAttributes())
+    plain_one = PlainNetwork(WithAttributes())
     x = torch.randn(4, 6)
     expected = 3 * F.relu(F.linear(x, net.features.weight, net.features.bias))
-    torch.testing.assert_close(twin.features(x), expected)
+    torch.testing.assert_close(plain_one.features(x), expected)
 
 
 def test_the_body_s_parameters_are_all_but_the_heads():
-    twin = PlainNetwork(built("mlp-without-norm")[0])
-    twin.add_head(3)
-    names = [name for name, _ in twin.body_parameters()]
-    assert names == [name for name, _ in twin.named_parameters() if not name.startswith("task_heads")]
-    assert count(p for _, p in twin.body_parameters()) == 6 * 10 + 10 + 10 * 8 + 8
+    plain_one = PlainNetwork(built("mlp-without-norm")[0])
+    plain_one.add_head(3)
+    names = [name for name, _ in plain_one.body_parameters()]
+    assert names == [name for name, _ in plain_one.named_parameters() if not name.startswith("task_heads")]
+    assert count(p for _, p in plain_one.body_parameters()) == 6 * 10 + 10 + 10 * 8 + 8
 
 
 def test_the_latest_head_answers_when_none_is_named():
-    twin = PlainNetwork(built("mlp-without-norm")[0])
-    first, second = twin.add_head(3), twin.add_head(3)
-    twin.eval()
+    plain_one = PlainNetwork(built("mlp-without-norm")[0])
+    first, second = plain_one.add_head(3), plain_one.add_head(3)
+    plain_one.eval()
     x = torch.randn(4, 6)
-    assert torch.equal(twin(x), second(twin.features(x))) and torch.equal(twin(x, 0), first(twin.features(x)))
+    assert torch.equal(plain_one(x), second(plain_one.features(x))) and torch.equal(
+        plain_one(x, 0), first(plain_one.features(x))
+    )
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_the_twin_and_its_heads_are_where_the_network_is(name):
+def test_the_plain_network_and_its_heads_are_where_the_network_is(name):
     net = built(name)[0].to("meta")
-    twin = PlainNetwork(net)
-    twin.add_head(3)
-    assert all(each.is_meta for each in (*twin.parameters(), *twin.buffers()))
+    plain_one = PlainNetwork(net)
+    plain_one.add_head(3)
+    assert all(each.is_meta for each in (*plain_one.parameters(), *plain_one.buffers()))
 
 
 def test_ties_are_told():
@@ -99,10 +102,10 @@ def test_ties_are_told():
     assert not PlainNetwork(built("conv")[0]).tied
 
 
-def test_what_has_no_twin_is_refused():
-    with pytest.raises(InputError, match="EideticGroupedConv2d has no plain twin here"):
+def test_what_has_no_plain_version_is_refused():
+    with pytest.raises(InputError, match="EideticGroupedConv2d has no plain version here"):
         PlainNetwork(NETWORKS["grouped"]())
-    with pytest.raises(InputError, match="EideticStochasticDepth has no plain twin here"):
+    with pytest.raises(InputError, match="EideticStochasticDepth has no plain version here"):
         plain(nn.Sequential(ek.EideticLinear(3, 3), EideticStochasticDepth(0.1)))
 
 
@@ -130,19 +133,19 @@ def test_norms_add_the_residual_and_activate_as_torch_s_functions_do(kind, activ
         "convolution": lambda: ek.EideticConv2d(4, 6, 3, 2, 1, norm=norm),
     }
     layer = kinds[kind]().train(training)
-    twin = plain(layer)
-    assert twin.state_dict().keys() == layer.state_dict().keys()
-    assert not any(type(module).__module__.startswith("eidetic_kernels") for module in twin.modules())
+    plain_one = plain(layer)
+    assert plain_one.state_dict().keys() == layer.state_dict().keys()
+    assert not any(type(module).__module__.startswith("eidetic_kernels") for module in plain_one.modules())
     reference = (nn.BatchNorm2d if images else nn.BatchNorm1d)(6, momentum=0.3).train(training)
     reference.load_state_dict(norm.state_dict())
     x = torch.randn(8, 6 if kind == "norm alone" else 4, *(5, 5) * images)
-    y = layer_of(kind, twin, x)
+    y = layer_of(kind, plain_one, x)
     for residual in (None, torch.randn_like(y)) if images else (None,):
         expected = reference(y) if residual is None else reference(y) + residual
         expected = ACTIVATIONS[activation](expected)
-        found = twin(x) if residual is None else twin(x, residual=residual.clone())
+        found = plain_one(x) if residual is None else plain_one(x, residual=residual.clone())
         assert_same_bits("forward", found, expected)
-        weights = [twin.get_parameter(name) for name in ("weight", "bias")]
+        weights = [plain_one.get_parameter(name) for name in ("weight", "bias")]
         if kind != "norm alone":
             found, expected = (
                 torch.autograd.grad(z.square().sum(), weights, retain_graph=True) for z in (found, expected)
@@ -151,11 +154,11 @@ def test_norms_add_the_residual_and_activate_as_torch_s_functions_do(kind, activ
                 assert_same_bits(name, mine, theirs)
 
 
-def layer_of(kind, twin, x):
-    """The product that ``twin`` normalises, by torch's function."""
+def layer_of(kind, plain_one, x):
+    """The product that ``plain_one`` normalises, by torch's function."""
     if kind == "linear":
-        return F.linear(x, twin.weight, twin.bias)
-    return x if kind == "norm alone" else F.conv2d(x, twin.weight, twin.bias, 2, 1)
+        return F.linear(x, plain_one.weight, plain_one.bias)
+    return x if kind == "norm alone" else F.conv2d(x, plain_one.weight, plain_one.bias, 2, 1)
 
 
 class Calls(TorchDispatchMode):
@@ -184,11 +187,11 @@ class Block(nn.Module):
         return self.relu(out)
 
 
-def test_a_residual_block_s_twin_runs_what_people_write_in_torch_and_nothing_else():
-    twin = PlainNetwork(models.resnet18(1, width=4)).body.blocks[0]
+def test_a_residual_block_s_plain_version_runs_what_people_write_in_torch_and_nothing_else():
+    plain_one = PlainNetwork(models.resnet18(1, width=4)).body.blocks[0]
     block = Block(4)
     runs = []
-    for module in (twin, block):
+    for module in (plain_one, block):
         with Calls() as calls:
             module(torch.randn(2, 4, 8, 8)).sum().backward()
         runs.append([name for name in calls.names if "detach" not in name and "randn" not in name])
@@ -197,13 +200,13 @@ def test_a_residual_block_s_twin_runs_what_people_write_in_torch_and_nothing_els
 
 @pytest.mark.parametrize("network", ["resnet18", "convnet", "mlp"])
 def test_every_method_trains_networks_whose_layers_own_their_norms(network):
-    """Twice, and answers for both tasks with finite logits; HAT refuses what is no chain."""
+    """Two tasks, with finite logits for both; HAT refuses a network that is no chain."""
     shape = (1, 8, 8)
     under = Conditions(lambda: models.build(network, shape, width=4), epochs=3)
     x, y = torch.randn(12, *shape), torch.arange(12) % 3
     for name, kind in METHODS.items():
         if name == "hat" and network == "resnet18":
-            with pytest.raises(InputError, match="HAT here takes chains"):
+            with pytest.raises(InputError, match="HAT takes chains"):
                 kind(under)
             continue
         options = {"tasks": 2} if name in ("eidetic", "clnp", "packnet") else {}
@@ -216,11 +219,11 @@ def test_every_method_trains_networks_whose_layers_own_their_norms(network):
 
 
 def test_statistics_are_kept_by_task():
-    twin = PlainNetwork(built("mlp")[0])
-    kept = NormStatistics(twin)
-    twin.train()
+    plain_one = PlainNetwork(built("mlp")[0])
+    kept = NormStatistics(plain_one)
+    plain_one.train()
     for task in range(2):
-        twin.features(torch.randn(8, 25) + 3 * task)
+        plain_one.features(torch.randn(8, 25) + 3 * task)
         kept.keep(task)
     means = [layer.running_mean.clone() for layer in kept.layers]
     kept.use(0)

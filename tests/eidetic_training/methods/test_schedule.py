@@ -1,4 +1,4 @@
-"""The epochs that end a task at a falling learning rate: the same for every method."""
+"""Every method ends a task with the same epochs at a falling learning rate."""
 
 import pytest
 from small_methods import CLASSES, batches, conditions, learned
@@ -19,7 +19,7 @@ def rates():
 
 
 def phases(rates, of):
-    """The rates in order, as shares of ``of``, a number an epoch."""
+    """The rates in order, as fractions of ``of``, one for each epoch."""
     return [rates[i] / of for i in range(0, len(rates), len(batches(0)))]
 
 

@@ -1,4 +1,4 @@
-"""The bounds: one network a task, one for all tasks in turn, one on all at once."""
+"""The bounds: a network for each task, one for all tasks in turn, one on all at once."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_sequential_shares_the_statistics_too():
 
 
 class Counted:
-    """Batches that are counted as they are given."""
+    """Counts the batches that it gives."""
 
     def __init__(self, data):
         self.data, self.given = data, []

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from eidetic_training import models
 from eidetic_training.methods import Superposition
-from eidetic_training.methods.networks import count
+from eidetic_training.methods.networks import count, products
 
 
 def test_contexts_are_signs_and_follow_from_seed_task_and_layer():
@@ -28,7 +28,7 @@ def test_undoing_a_task_s_context_gives_the_plain_network():
     method = learned(Superposition(conditions()), 2)
     x = batches(1)[0][0]
     found = method.logits(x, 1)
-    layers = method._layers()
+    layers = products(method.network)
     with torch.no_grad():
         body = [layer for layer in layers if layer not in list(method.network.task_heads)]
         assert len(body) == 2
@@ -42,7 +42,7 @@ def test_a_convolution_s_context_multiplies_channels():
     method = learned(Superposition(conditions(lambda: ConvNet(dropout=0.0), epochs=1, seed=1)), 2, images)
     x = images(1)[0][0]
     found = method.logits(x, 1)
-    conv = method._layers()[0]
+    conv = products(method.network)[0]
     conv._forward_pre_hooks.clear()
     signs = method.signs(0, 1, 2)
     assert -1 in signs
@@ -59,7 +59,7 @@ def test_a_residual_is_passed_on_as_it_is():
         for residual in ((x,), ()):
             named = {} if residual else {"residual": x}
             found = block.last.train()(y, *residual, **named)
-            (number,) = [n for n, layer in enumerate(method._layers()) if layer is block.last]
+            (number,) = [n for n, layer in enumerate(products(method.network)) if layer is block.last]
             signed = y * method.signs(number, 0, 3).view(1, 3, 1, 1)
             expected = F.batch_norm(F.conv2d(signed, block.last.weight, padding=1), None, None, training=True) + x
             torch.testing.assert_close(found, F.relu(expected))

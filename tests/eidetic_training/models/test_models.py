@@ -206,12 +206,12 @@ def test_layers_draw_as_torch_s_do_and_norms_and_activations_nothing(variant):
     torch.manual_seed(0)
     for module in net.modules():
         if isinstance(module, ek.EideticLinear):
-            twin = nn.Linear(module.in_features, module.out_features, bias=False)
+            torch_s = nn.Linear(module.in_features, module.out_features, bias=False)
         elif isinstance(module, ek.EideticConv2d):
-            twin = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, bias=False)
+            torch_s = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size, bias=False)
         else:
             continue
-        assert torch.equal(module.weight, twin.weight)
+        assert torch.equal(module.weight, torch_s.weight)
     assert torch.equal(torch.rand(1), after)
 
 
@@ -285,10 +285,10 @@ def test_constructor_arguments_survive_json():
     ("name", "shape", "options", "message"),
     [
         ("resnet19", (3, 32, 32), {}, "unknown model 'resnet19'.*resnet18"),
-        ("mlp", (1, 28, 28), {"widht": 3}, "takes no widht; it takes: in_features, width"),
-        ("mlp", (), {}, "expected one sample's shape"),
+        ("mlp", (1, 28, 28), {"widht": 3}, r"takes no widht \(did you mean 'width'\?\); it takes: in_features, width"),
+        ("mlp", (), {}, "example_shape must be one sample's shape"),
         ("convnet", (784,), {}, "needs images"),
-        ("convnet", (3, 7, 8), {}, "8 pixels a side"),
+        ("convnet", (3, 7, 8), {}, "a side must have 8 pixels or more"),
         ("resnet18", (32, 32), {}, "needs images"),
     ],
 )

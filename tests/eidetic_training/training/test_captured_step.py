@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs, on a simulation of them that computes on the CPU: the same bits, or ordinary steps aloud."""
+"""Steps as CUDA graphs, simulated on the CPU: the same bits, or ordinary steps and an event that says why."""
 
 import itertools
 from collections import Counter
@@ -40,7 +40,7 @@ def batches(net, sizes=(ALIKE,) * 5 + (RAGGED,) + (ALIKE,) * 2, classes=CLASSES)
 
 
 def in_training(make, how="nested", tasks=1):
-    """A network that finished so many tasks, pruned, and trains the next."""
+    """A network that finished ``tasks`` tasks, pruned, and trains the next."""
     torch.manual_seed(0)
     net = make()
     for task in range(tasks):
@@ -50,7 +50,7 @@ def in_training(make, how="nested", tasks=1):
 
 
 def trained(net, make_optimizer, captured, epochs=2, data=None, loss=F.cross_entropy, autocast=False):
-    """All that so many epochs leave and report, and the graphs there were (None: captured was False)."""
+    """What the epochs leave and report, and the graphs of the run (None: captured was False)."""
     optimizer = make_optimizer(net.parameters())
     graphs = SimulatedGraphs() if captured else None
     steps = CapturedSteps(graphs, optimizer) if captured else None
@@ -109,7 +109,7 @@ def test_a_graph_lives_as_long_as_its_epoch():
 
 
 def test_an_optimizer_is_lent_the_word_that_torch_asks_for():
-    """torch warns of it outside captures, and it must not go into a saved state."""
+    """torch warns about it outside captures, and it must not get into a saved state."""
     net = network()
     optimizer = ek.default_optimizer(net.parameters())
     seen = []
@@ -141,7 +141,7 @@ def numbered(task, **options):
 
 
 def lived(tasks, loaders=numbered, make=OPTIMIZERS["adam"], loss=None, **settings):
-    """Tasks with dropout and pruning: the network, and what events said but for their time."""
+    """Tasks with dropout and pruning: the network, and its events without their times."""
     torch.manual_seed(0)
     net, told = MLP((20, 12), dropout=0.1), []
     memory = Memory(net, sizes=(7,))
@@ -210,7 +210,7 @@ def reads(logits, y):
 
 
 class ReadsAt:
-    """One that does at one call of it alone, which the steps before do not show."""
+    """A loss that reads its value in one call only, which the steps before do not show."""
 
     def __init__(self, call):
         self.calls, self.call = itertools.count(1), call
@@ -266,7 +266,7 @@ def test_batch_norm_with_a_cumulative_average_reads_its_count():
 
 
 class Late:
-    """A loss with a parameter of its own from one of its calls on."""
+    """A loss that has its own parameter from one of its calls on."""
 
     def __init__(self, call):
         self.extra, self.calls, self.call = nn.Parameter(torch.ones(3)), itertools.count(1), call
@@ -278,7 +278,7 @@ class Late:
 
 @pytest.mark.parametrize("name", ["adam", "sgd"])
 def test_state_that_an_optimizer_begins_in_the_captured_step_is_begun_outside(name):
-    """It would begin anew at every replay."""
+    """Such state would begin anew at every replay."""
 
     def run(captured):
         loss, net = Late(WARM_UPS + 1), network()
@@ -396,5 +396,5 @@ def test_a_graph_does_not_keep_memory_that_was_there_before_it():
     graph = SimulatedGraphs().capture(lambda: x.add_(y[0]))
     graph.replay()
     y.clear()
-    with pytest.raises(AssertionError, match="memory that was given back"):
+    with pytest.raises(AssertionError, match="memory that was freed"):
         graph.replay()

@@ -1,4 +1,4 @@
-"""Steps as CUDA graphs: how torch.cuda is asked, seen without a GPU; and on one, the bits of ordinary steps."""
+"""Steps as CUDA graphs: the calls to torch.cuda, recorded without a GPU; and on a GPU, the bits of ordinary steps."""
 
 import inspect
 import warnings
@@ -34,7 +34,7 @@ class Stream:
 
 
 class Graph:
-    """A capture that CUDA breaks off says so when it ends, in an error of its own."""
+    """A capture that CUDA aborts raises another error when it ends."""
 
     def __init__(self, log):
         self.log, self.broken = log, False
@@ -67,7 +67,7 @@ class Generator:
 
 @pytest.fixture
 def cuda(monkeypatch):
-    """torch.cuda's streams, graphs and generator written down; torch.cuda.graph itself is torch's."""
+    """Records calls of torch.cuda's streams, graphs and generator; torch.cuda.graph itself is torch's."""
     log = []
     main = Stream("main", log)
     current = [main]

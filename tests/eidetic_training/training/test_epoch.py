@@ -33,7 +33,7 @@ def finished():
 
 
 def test_loss_and_accuracy_are_means_over_samples_not_batches():
-    """At learning rate 0 every batch meets the same weights, so the sums can be had batch by batch."""
+    """At learning rate 0 every batch meets the same weights, so the sums can be computed batch by batch."""
     net = network()
     batches = [(X[:30], Y[:30]), (X[30:36], Y[30:36])]
     net.train()
@@ -64,7 +64,7 @@ def test_autocast_is_the_plain_loop_in_bfloat16_and_weights_stay_in_their_own_dt
 
 
 def test_an_epoch_is_one_step_a_batch():
-    """The plain loop everybody writes gives the same bits."""
+    """A plain training loop gives the same bits."""
     ours, theirs = network(), network()
     optimizer = torch.optim.Adam(ours.parameters(), 0.01)
     train_epoch(ours, loader(), optimizer, F.cross_entropy)
@@ -219,7 +219,7 @@ def test_training_needs_a_head():
 
 
 def test_evaluate_under_autocast_in_bfloat16():
-    """numpy knows no bfloat16; the digest is of the bytes."""
+    """numpy has no bfloat16, so the digest is of the bytes."""
     net = network()
     data = list(loader(0))  # in one order
     train_epoch(net, data, torch.optim.SGD(net.parameters(), 0.1), F.cross_entropy)

@@ -1,4 +1,4 @@
-"""Frozen features in training: the same weights with and without, and a word where they cannot be."""
+"""Frozen features in training: the same weights with and without, and an event if they cannot be cached."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ class Flat(MLP):
 
 
 def learned(tasks, loaders=numbered, nested=True, **settings):
-    """A network that learned so many tasks with the same settings, and the notes of its events."""
+    """A network that learned ``tasks`` tasks with the same settings, and the notes of its events."""
     torch.manual_seed(0)
     net, notes = Flat((40, 30)), []
     for task in range(tasks):
@@ -92,7 +92,7 @@ def test_what_stands_in_the_way_is_said_once_a_task(loaders, settings, why):
 
 def test_disjoint_tasks_read_nothing_frozen_and_need_no_numbers(monkeypatch):
     ran = []
-    monkeypatch.setattr(ek.FrozenFeatures, "_runs_live", lambda self: ran.append(1) or True)
+    monkeypatch.setattr(ek.FrozenFeatures, "_can_run_live", lambda self: ran.append(1) or True)
     plain, _ = learned(2, lambda task: [blobs(task)], frozen_features=False, nested=False)
     assert not ran
     net, notes = learned(2, lambda task: [blobs(task)], nested=False)

@@ -38,7 +38,7 @@ def learned(tasks=3):
 
 
 def optimizers_of(monkeypatch, make):
-    """Let ``make`` choose the optimizer of every router that is trained; a list that fills with these."""
+    """Let ``make`` choose the optimizer of every router in training; returns a list that fills with the routers."""
     trained = []
     monkeypatch.setattr(TrainedRouter, "optimizers", lambda router: trained.append(router) or [make(router)])
     return trained
@@ -432,7 +432,7 @@ def test_kinds_of_router_can_follow_one_another(options):
 
 
 def by_hand(net, x, t):
-    """(columns, shape of the features): the features, and the ReLU of every other group's last layer's units."""
+    """The features, and for every other group the ReLU of its last layer's units: [N, columns]."""
     net.eval()
     seen = {}
     layers = {group.name: group.layers[-1] for group in net.groups}

@@ -23,8 +23,9 @@ QUICK = {"max_epochs": 2, "polish_epochs": 6, "batch_size": 32, "lr": 1e-2}
 
 
 def anywhere(shape, task, samples, seed):
-    """Images [samples, 1, 8, 8] of noise and of a shape, a list of (row, column), moved around at random: over all of
-    them every pixel is as bright as any other."""
+    """Images [samples, 1, 8, 8] of noise and of a shape, a list of (row, column), at a random place.
+
+    On average every pixel is as bright as any other."""
     generator = torch.Generator().manual_seed(10 * seed + task)
     images = torch.randn(samples, 1, SIDE, SIDE, generator=generator) * 0.2
     for image in images:
@@ -34,7 +35,7 @@ def anywhere(shape, task, samples, seed):
 
 
 def bars(task, samples=SAMPLES, seed=0):
-    """A bar of four pixels, lying in task 0, upright in task 1."""
+    """A bar of four pixels: horizontal in task 0, vertical in task 1."""
     along = [(0, step) for step in range(4)]
     return anywhere(along if task == 0 else [(y, x) for x, y in along], task, samples, seed)
 
@@ -61,7 +62,7 @@ def learned(make=bars):
 
 
 def named(net, make=bars):
-    """The share of fresh images whose task the router names."""
+    """The fraction of fresh images whose task the router names."""
     return sum((net.predict(make(t, seed=7)).task == t).double().mean().item() for t in range(2)) / 2
 
 
@@ -94,7 +95,7 @@ def test_they_learn_what_no_map_of_pixels_or_features_tells_apart(fresh, tmp_pat
 
 @pytest.mark.parametrize("augment", [False, True])
 def test_mirrored_images_are_one_task_s_where_augmented(augment):
-    """A hook and its mirror image are told apart, but not by what has seen each as the other."""
+    """A hook and its mirror image are told apart, but not by a router that saw each as the other."""
     net, loaders = learned(hooks)
     train_router(net, loaders, convolutions=(8, 16), alone=True, augment=augment, **QUICK)
     assert named(net, hooks) < 0.65 if augment else named(net, hooks) > 0.95
@@ -249,7 +250,7 @@ def test_nan_in_the_images_leaves_the_old_router(fresh):
 
 
 def test_what_they_compute_is_as_small_as_it_is_said():
-    """Table 7's: multiply-adds of an image, counted by hand."""
+    """The multiply-adds of an image by table 7's router, counted by hand."""
     convolutions = TrainedConvolutions((3, 32, 32), (32, 128, 128), augment=True).folded()
     counted = 0
     sides = (32, 16, 16, 8, 8, 4)

@@ -24,7 +24,7 @@ EPOCHS = ("train", "settle", "recover", "polish")
 
 
 class Script:
-    """Plays accuracies one an epoch, each epoch really trained. `states` holds everything after each epoch."""
+    """Reports the script's accuracies, one for each epoch, which really trains. ``states`` has the state after each."""
 
     def __init__(self, *accuracies, forever=None):
         self.accuracies = itertools.chain(accuracies, itertools.repeat(forever) if forever is not None else ())
@@ -41,7 +41,7 @@ class Script:
 
 @pytest.fixture
 def play(monkeypatch):
-    """play(0.5, 0.6, ...) lays down what the coming epochs report; more of them than that fail the test."""
+    """play(0.5, 0.6, ...) sets what the coming epochs report; one epoch more fails the test."""
 
     def play(*accuracies, forever=None):
         script = Script(*accuracies, forever=forever)
@@ -71,7 +71,7 @@ def phases(result):
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_training_stops_exactly_after_patience_epochs_without_a_better_accuracy(play, patience):
-    """0.7 is the best, an equal one is not better, and the count began anew when it came."""
+    """0.7 is the best; an equal accuracy is no better, and the count began anew with the best."""
     script = play(0.5, 0.7, *[0.7, 0.6, 0.65][:patience])
     result = run(network(), search="none", patience=patience)
     assert len(script.states) == result.epochs == 2 + patience
@@ -196,7 +196,7 @@ def test_backoff_goes_down_to_the_step_itself_and_no_further(play, monkeypatch, 
 
 
 def test_a_failure_after_a_success_goes_back_to_the_success(play):
-    """Not to the state before it, and not to the one that failed: here an epoch of recovery apart."""
+    """Not to the state before it, and not to the failed one: here these are one recovery epoch apart."""
     script = play(1.0, 0.5, 1.0, 0.5, 0.5)
     net = network((40, 24))
     optimizer = adam(net)
@@ -361,7 +361,7 @@ def test_random_importance_follows_its_seed():
 
 
 def test_taylor_looks_at_the_loader_given(play):
-    """The importance needs data: an epoch's worth of batches beside those trained on, once a step."""
+    """The importance needs data: once a step, another epoch's worth of batches."""
     play(1.0, 0.0)
     passes = []
 
@@ -428,7 +428,7 @@ def test_adafactor_survives_layers_without_live_units():
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_caller_s_learning_rate_is_put_back(fails):
-    """Else an optimizer that is kept would be slower with every task."""
+    """Otherwise an optimizer that is kept would learn more slowly with every task."""
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
     settings = {"max_epochs": 2, "halve_learning_rate": True, "search": "none"}
@@ -604,7 +604,7 @@ def test_a_foreign_optimizer_is_refused():
 
 
 def test_the_optimizer_of_a_finished_task_s_head_alone_is_refused():
-    """What it held is frozen now and has no successor in the body."""
+    """The parameters it held are frozen now and have no successor in the body."""
     net = network()
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(3))], 0.1)
     with pytest.raises(StaleOptimizerError):
@@ -613,7 +613,7 @@ def test_the_optimizer_of_a_finished_task_s_head_alone_is_refused():
 
 @pytest.mark.parametrize("wrong", [lambda x, y: (x, y - 1), lambda x, y: (x, F.one_hot(y).float())])
 def test_wrong_labels_leave_no_head_behind(wrong):
-    """Where the classes are read off the loader, the corrected loader must be taken."""
+    """If the number of classes is read off the loader, the corrected loader must be used."""
     net = MLP((20, 12))
     net.prepare_for_task(0)
     before = state_of(net)
@@ -669,7 +669,7 @@ class BreaksAt:
 
 
 def good_states(net, optimizer):
-    """A callback's list of what was there after every epoch."""
+    """A callback that lists the state after every epoch."""
     states = [state_of(net, optimizer)]
     return states, lambda event: states.append(state_of(net, optimizer)) if event.phase in EPOCHS else None
 
@@ -745,7 +745,7 @@ def test_statistics_that_overflow_are_caught_though_the_loss_is_finite():
 
 
 class Turns:
-    """Good batches until the given epoch, in which the second batch is a wrong one."""
+    """Good batches until the given epoch, whose second batch is wrong."""
 
     def __init__(self, epoch, wrong):
         self.epoch, self.wrong, self.passes = epoch, wrong, 0
