@@ -6,6 +6,7 @@ from conversions import load_torchvision
 from torch import nn
 
 import eidetic_kernels as ek
+from eidetic_kernels.layers import EideticPositionNetwork
 
 OPTIONS = [{}, {"bias": False}, {"batch_first": True}, {"dropout": 0.3}]
 
@@ -150,3 +151,8 @@ def test_wrong_arguments():
         ek.EideticParameter(torch.tensor(1.0))
     with pytest.raises(ek.InputError, match="holds its units in dimension -1, not -2"):
         ek.EideticParameter(torch.randn(2, 3)).orient(0)
+    with pytest.raises(ek.InputError, match="does not know which dimension holds its units: give dim, or call orient"):
+        ek.EideticParameter(torch.randn(2, 3), None)()
+    network = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
+    with pytest.raises(ek.InputError, match="must be Linear, activation, Linear; got"):
+        EideticPositionNetwork(torch.randn(9, 2), network, 4)

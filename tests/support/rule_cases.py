@@ -2,7 +2,7 @@
 
 ``case_of(key)`` gives a function of two tensors of units, (module, x, y), with the layers it needs and the form of the
 units; or the text of the refusal. What is found in whole models only is in ``WHOLE``. What has no entry here has no
-case, and tests/kernels/test_rules.py fails.
+case, and tests/wiring/rules/test_rules.py fails.
 """
 
 import operator

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import fx
 
-from ...layers import EideticScaledDotProduct, HeadedAttention
-from ..values import Constant, Heads, Units, Value
+from ...layers import EideticMultiheadAttention, EideticScaledDotProduct, HeadedAttention
+from ..values import Constant, Heads, Input, Units, Value
 from .elementwise import casts, passes, ties
 from .numbers import attribute, measures
 from .registry import rule_of
@@ -29,8 +29,10 @@ def attends(step: Step) -> Value:
         if user.target is not operator.getitem or (user.args[1] != 0 and user.users):
             step.refuse("only the attention's output ([0]) can be used, not its weights, which mix heads of all tasks.")
 
-    made = step.builder.produce(f"{step.path}.out_proj", _projected(step, arguments, 3), step.where())
     query = step.of(arguments[0])
+    if isinstance(query, Input) and not step.module_as(EideticMultiheadAttention).batch_first:
+        step.refuse("its queries are the network's input, whose samples come first: use batch_first=True.")
+    made = step.builder.produce(f"{step.path}.out_proj", _projected(step, arguments, 3), step.where())
     return replace(made, batch=query.batch if isinstance(query, Units) else 0), None
 
 

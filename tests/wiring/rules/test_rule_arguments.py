@@ -255,6 +255,33 @@ def test_numbers_of_units_of_heads():
         ek.convert(module(lambda q: 1 / q.size(1)), torch.randn(3, *TOKENS))
 
 
+def test_an_attribute_of_heads_is_not_a_number():
+    """``q.mT`` is a tensor of heads, too: as a number it would escape their pruning."""
+
+    def attention(s, x, y):
+        q, k, v = (layer(x).view(x.size(0), 6, 4, 2).transpose(1, 2) for layer in (s.q, s.k, s.v))
+        return x + s.o(F.scaled_dot_product_attention(q * q.mT.mean(), k, v).transpose(1, 2).flatten(2))
+
+    module = Case(attention, TOKENS, dict.fromkeys("qkvo", lambda: nn.Linear(8, 8))).module()
+    with pytest.raises(ek.ConversionError, match="what 'mT' does to units is not known"):
+        ek.convert(module, torch.randn(2, *TOKENS))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_attention_over_the_networks_input(batch_first):
+    def attention(s, x):
+        x = x if batch_first else x.transpose(0, 1)
+        return s.h(s.a(x, x, x)[0].mean(1 if batch_first else 0))
+
+    module = Plain(attention, a=nn.MultiheadAttention(6, 2, batch_first=batch_first), h=nn.Linear(6, 4))
+    x = torch.randn(3, 5, 6)
+    if batch_first:
+        pruned_alike(module, x)
+    else:
+        with pytest.raises(ek.ConversionError, match="whose samples come first: use batch_first=True"):
+            ek.convert(module, x)
+
+
 COUNTED_IN_SHAPES = {
     "a gate": lambda s, x: x * x.mean((2, 3)).view(x.size(0), x.size(1), 1, 1),
     "a gate, unpacked": lambda s, x: gate(x),
@@ -550,7 +577,7 @@ def test_timms_norm_and_activation_are_the_modules_own():
     assert isinstance(net.body.get_submodule("1.act"), nn.LeakyReLU)
 
 
-def test_graphs_of_functions_need_no_example():
+def test_a_network_of_functions_is_wired_without_an_example():
     """A network of one's own is wired without sizes: what needs them says so."""
 
     class Own(ek.EideticNetwork):
