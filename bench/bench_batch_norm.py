@@ -18,6 +18,7 @@ import torch
 from networks import SMOKE
 
 from eidetic_kernels.backends import cpu, extensions
+from eidetic_kernels.backends.arguments import AppliedNorm, Norm, NormGradients
 
 SHAPES = {
     "[256, 2000]": ((256, 2000), torch.contiguous_format),
@@ -48,39 +49,15 @@ class Compiled:
         self.saved = self.forward()
 
     def forward(self):
-        return cpu.segmented_batch_norm_forward(
-            self.x,
-            None,
-            self.weight,
-            self.bias,
-            self.mean,
-            self.var,
-            self.scale,
-            self.shift,
-            True,
-            MOMENTUM,
-            EPS,
-            "relu",
-        )
+        statistics, affine = (self.mean, self.var), (self.scale, self.shift)
+        norm = Norm(self.weight, self.bias, *statistics, *affine, True, MOMENTUM, EPS, "relu")
+        return cpu.segmented_batch_norm_forward(self.x, None, norm)
 
     def backward(self):
         _, mean, rstd = self.saved
-        return cpu.segmented_batch_norm_backward(
-            self.dy,
-            self.x,
-            None,
-            self.weight,
-            self.bias,
-            mean,
-            rstd,
-            self.scale,
-            self.shift,
-            True,
-            "relu",
-            False,
-            True,
-            False,
-        )
+        norm = AppliedNorm(self.weight, self.bias, mean, rstd, self.scale, self.shift, True, "relu")
+        wanted = NormGradients(full_input_grad=False, x=True, residual=False)
+        return cpu.segmented_batch_norm_backward(self.dy, self.x, None, norm, wanted)
 
     def full(self):
         self.saved = self.forward()

@@ -46,6 +46,8 @@ from eidetic_kernels.errors import BackendError
 from eidetic_kernels.layout import Segments, Source, Staircase, staircase
 from eidetic_kernels.ops import (
     Geometry,
+    Norm,
+    Weights,
     segmented_batch_norm,
     staircase_conv2d_norm,
     staircase_linear,
@@ -178,11 +180,11 @@ def tensors(structure: Staircase, dtype: torch.dtype) -> tuple[Tensor, Tensor, T
     return x, weight, torch.randn(count, device=DEVICE, dtype=dtype) * scale
 
 
-def norm_arguments(frozen: int, live: int) -> tuple[Tensor, ...]:
-    """weight, bias, running_mean, running_var, frozen_scale, frozen_shift."""
+def norm_of(frozen: int, live: int) -> Norm:
     weight, var = (torch.rand(live, device=DEVICE) + 0.5 for _ in range(2))
     bias, mean = (torch.randn(live, device=DEVICE) for _ in range(2))
-    return weight, bias, mean, var, torch.rand(frozen, device=DEVICE) + 0.5, torch.randn(frozen, device=DEVICE)
+    affine = torch.rand(frozen, device=DEVICE) + 0.5, torch.randn(frozen, device=DEVICE)
+    return Norm(weight, bias, mean, var, *affine, True, 0.1, 1e-5, "relu")
 
 
 # ---- rows
@@ -200,9 +202,8 @@ def measure_product() -> Iterator[dict]:
 def _product(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, int], ragged: bool) -> Iterator[dict]:
     structure = stairs(width, state, ragged)
     x, weight, frozen_weight = tensors(structure, dtype)
-    runs, others = runnable(
-        "staircase_linear", lambda: staircase_linear(x, weight, None, frozen_weight, None, structure)
-    )
+    weights = Weights(weight, None, frozen_weight, None)
+    runs, others = runnable("staircase_linear", lambda: staircase_linear(x, weights, structure))
     useful = structure.multiply_adds()
     rows = max(16, round(useful / width / 16) * 16)
     dense_x, dense = (torch.randn(n, width, device=DEVICE, dtype=dtype) for n in (BATCH, rows))
@@ -240,16 +241,17 @@ def _norm(dtype: torch.dtype, layout: str, shape: tuple[int, ...], share: float,
     x = torch.randn(shape, device=DEVICE, dtype=dtype)
     if layout == "NHWC":
         x = x.to(memory_format=torch.channels_last)
-    arguments = norm_arguments(frozen, channels - frozen)
+    norm = norm_of(frozen, channels - frozen)
     live = 1 - frozen / channels
-    dense = norm_arguments(0, channels)[:4]
+    dense = norm_of(0, channels)
     bytes_of_x = x.numel() * x.element_size()
 
     def forward():
-        return segmented_batch_norm(x, *arguments, True, 0.1, 1e-5, "relu")
+        return segmented_batch_norm(x, norm)
 
     def unfused():
-        return F.relu_(F.batch_norm(x, dense[2], dense[3], dense[0], dense[1], True, 0.1, 1e-5))
+        statistics = dense.running_mean, dense.running_var
+        return F.relu_(F.batch_norm(x, *statistics, dense.weight, dense.bias, True, dense.momentum, dense.eps))
 
     about = {"dtype": str(dtype)[6:], "layout": layout, "shape": shape, "frozen": share}
     # Statistics come before values, so live channels are read twice, both ways; frozen gradients are written as zeros.
@@ -262,9 +264,9 @@ def _norm(dtype: torch.dtype, layout: str, shape: tuple[int, ...], share: float,
     x.requires_grad_()
     dy = torch.randn_like(x)
     moved = bytes_of_x * (1 + 4 * live)
-    for tensor in (*dense[:2], *arguments[:2]):
+    for tensor in (dense.weight, dense.bias, norm.weight, norm.bias):
         tensor.requires_grad_()
-    wanted = {name: [x, *(dense if name == "unfused" else arguments)[:2]] for name in ("unfused", *runs)}
+    wanted = {name: [x, norm.weight, norm.bias] for name in runs} | {"unfused": [x, dense.weight, dense.bias]}
     held = {name: run() for name, run in {"unfused": unfused, **runs}.items()}
 
     def backward(name):
@@ -302,10 +304,10 @@ def measure_fused() -> Iterator[dict]:
 def _fused(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, int]) -> Iterator[dict]:
     structure = stairs(width, state)
     x, weight, frozen_weight = tensors(structure, dtype)
-    norm = norm_arguments(structure.frozen_rows, structure.live.rows)
+    weights, norm = Weights(weight, None, frozen_weight, None), norm_of(structure.frozen_rows, structure.live.rows)
 
     def forward():
-        return staircase_linear_norm(x, weight, None, frozen_weight, None, structure, *norm, True, 0.1, 1e-5, "relu")
+        return staircase_linear_norm(x, weights, structure, norm)
 
     runs, others = runnable("staircase_linear_norm", forward)
     seconds = alternate(runs)
@@ -332,13 +334,11 @@ def _convolution(dtype_name: str, dtype: torch.dtype, kernel: int, state: tuple[
     _, weight, frozen_weight = tensors(structure, dtype)
     weight = weight[:, :, None, None].repeat(1, 1, kernel, kernel) / kernel
     frozen_weight = frozen_weight.repeat(kernel**2) / kernel
-    norm = norm_arguments(structure.frozen_rows, structure.live.rows)
+    weights, norm = Weights(weight, None, frozen_weight, None), norm_of(structure.frozen_rows, structure.live.rows)
     geometry = Geometry((1, 1), (kernel // 2,) * 2, (1, 1))
 
     def forward():
-        return staircase_conv2d_norm(
-            x, weight, None, frozen_weight, None, structure, *norm, True, 0.1, 1e-5, "relu", geometry
-        )
+        return staircase_conv2d_norm(x, weights, structure, norm, geometry)
 
     runs, others = runnable("staircase_conv2d_norm", forward)
     seconds = alternate(runs)

@@ -30,9 +30,17 @@ class Span(NamedTuple):
 class Geometry(NamedTuple):
     """Stride, padding and dilation of a convolution, (vertical, horizontal) each."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
+        """Lines and columns that a convolution by a kernel of the sizes ``kernel`` makes of an image of ``size``."""
+        height, width = (
+            (length + 2 * padding - dilation * (side - 1) - 1) // stride + 1
+            for length, side, stride, padding, dilation in zip(size, kernel, *self)
+        )
+        return height, width
 
 
 class Segments:

@@ -13,19 +13,19 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return torch._prims_common.suggest_memory_format(x)
 
 
-def unit_major(x: Tensor) -> bool:
+def is_unit_major(x: Tensor) -> bool:
     """Whether the units of ``x`` [N, C] lie one after the other in memory, each with all its samples."""
     return x.dim() == 2 and x.stride(0) == 1 and x.stride(1) == x.shape[0] > 1
 
 
 def arranged_as(y: Tensor, x: Tensor) -> Tensor:
     """``y`` in memory as ``x`` lies: unit-major, channels_last or contiguous."""
-    return y.t().contiguous().t() if unit_major(x) else y.contiguous(memory_format=memory_format(x))
+    return y.t().contiguous().t() if is_unit_major(x) else y.contiguous(memory_format=memory_format(x))
 
 
 def new_as(x: Tensor, units: int) -> Tensor:
     """Memory for ``units`` units in place of those of ``x`` [N, C, *], lying as they do."""
-    if unit_major(x):
+    if is_unit_major(x):
         return x.new_empty(units, x.shape[0]).t()
     shape = x.shape[0], units, *x.shape[2:]
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
@@ -39,7 +39,7 @@ def canonical(x: Tensor) -> Tensor:
     segments therefore read a copy wherever it could matter; it costs one pass over the input, the product hundreds.
     The first units of a unit-major input are no slice: nothing is copied for them.
     """
-    if unit_major(x):
+    if is_unit_major(x):
         return x if x.data_ptr() % 64 == 0 else x.t().clone().t()
     layout = torch.contiguous_format
     if x.dim() == 4 and x.stride(1) == 1 and x.shape[1] > 1:

@@ -1,17 +1,19 @@
 """What :mod:`.cpu` and :mod:`.cuda` share: tensors described to the compiled modules as plain structs.
 
-The structs are those of csrc/*.h; what each field means is said there.
+The structs are those of csrc/*.h, which say what each field means. ``Any`` below stands for a compiled module and for
+its structs: they have no stubs.
 """
 
 from __future__ import annotations
 
-from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..memory import memory_format
 from .activations import ACTIVATIONS
+from .arguments import AppliedNorm, Norm, NormGradients
 
 # The numbers of csrc/segmented_batch_norm.h.
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -53,93 +55,85 @@ def why_no_batch_norm(
 
 
 def batch_norm_forward(
-    module: ModuleType,
+    module: Any,
     settings: dict[str, int],
-    x,
-    residual,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    frozen_scale,
-    frozen_shift,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str,
+    x: Tensor,
+    residual: Tensor | None,
+    norm: Norm,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The contract's segmented_batch_norm_forward; ``settings`` are fields of the struct (device, stream, threads).
 
     ``out``: dense memory that y may take, which x may lie in: a value is written when it is not read again.
     """
-    live = running_mean.shape[0]
-    norm, rows, held = _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, running_mean)
+    live = norm.running_mean.shape[0]
+    problem, rows, held = _problem(module, settings, x, residual, norm, norm.running_mean.dtype)
     y = _output(x, rows) if out is None else out
     mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
-    workspace = _workspace(module, norm, x) if training else None
-    norm.activation = _ACTIVATION_NUMBERS[activation]
-    norm.training, norm.momentum, norm.eps = training, momentum, eps
-    norm.running_mean, norm.running_var = running_mean.data_ptr(), running_var.data_ptr()
-    norm.y, norm.mean, norm.rstd, norm.workspace = y.data_ptr(), *map(_address, (mean, rstd, workspace))
-    module.segmented_batch_norm_forward(norm)
+    workspace = _workspace(module, problem, x) if norm.training else None
+
+    problem.momentum, problem.eps = norm.momentum, norm.eps
+    problem.running_mean, problem.running_var = norm.running_mean.data_ptr(), norm.running_var.data_ptr()
+    problem.y, problem.mean, problem.rstd, problem.workspace = map(_address, (y, mean, rstd, workspace))
+    module.segmented_batch_norm_forward(problem)
     del held
     return y, mean, rstd
 
 
 def batch_norm_backward(
-    module: ModuleType,
+    module: Any,
     settings: dict[str, int],
-    dy,
-    x,
-    residual,
-    weight,
-    bias,
-    mean,
-    rstd,
-    frozen_scale,
-    frozen_shift,
-    training: bool,
-    activation: str,
-    full_input_grad: bool,
-    need_dx: bool,
-    need_dresidual: bool,
+    dy: Tensor,
+    x: Tensor,
+    residual: Tensor | None,
+    norm: AppliedNorm,
+    wanted: NormGradients,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The contract's segmented_batch_norm_backward; ``settings`` as in :func:`batch_norm_forward`."""
-    numbers = frozen_scale if weight is None else weight
-    norm, rows, held = _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, numbers)
-    dy, norm.dy_stride = _laid_out(dy, rows)
-    dx, dresidual = (_output(x, rows) if need else None for need in (need_dx, need_dresidual))
-    dweight, dbias = (None if tensor is None else torch.empty_like(tensor) for tensor in (weight, bias))
-    workspace = _workspace(module, norm, x)
-    norm.activation = _ACTIVATION_NUMBERS[activation]
-    norm.training, norm.full_input_grad = training, full_input_grad
-    norm.mean, norm.rstd = mean.data_ptr(), rstd.data_ptr()
-    norm.dy, norm.dx, norm.dresidual = map(_address, (dy, dx, dresidual))
-    norm.dweight, norm.dbias, norm.workspace = map(_address, (dweight, dbias, workspace))
-    module.segmented_batch_norm_backward(norm)
+    parameters = norm.frozen_scale if norm.weight is None else norm.weight
+    problem, rows, held = _problem(module, settings, x, residual, norm, parameters.dtype)
+    dy, problem.dy_stride = _laid_out(dy, rows)
+    dx, dresidual = (_output(x, rows) if need else None for need in (wanted.x, wanted.residual))
+    dweight, dbias = (None if tensor is None else torch.empty_like(tensor) for tensor in (norm.weight, norm.bias))
+    workspace = _workspace(module, problem, x)
+
+    problem.full_input_grad = wanted.full_input_grad
+    problem.mean, problem.rstd = norm.mean.data_ptr(), norm.rstd.data_ptr()
+    problem.dy, problem.dx, problem.dresidual = map(_address, (dy, dx, dresidual))
+    problem.dweight, problem.dbias, problem.workspace = map(_address, (dweight, dbias, workspace))
+    module.segmented_batch_norm_backward(problem)
     del held
     return dx, dresidual, dweight, dbias
 
 
-def _problem(module, settings, x, residual, weight, bias, frozen_scale, frozen_shift, numbers):
-    """The struct, filled with what both directions need; the memory format of the outputs; what must stay alive."""
+def _problem(
+    module: Any,
+    settings: dict[str, int],
+    x: Tensor,
+    residual: Tensor | None,
+    norm: Norm | AppliedNorm,
+    parameter_dtype: torch.dtype,
+) -> tuple[Any, bool, tuple[Any, ...]]:
+    """The struct, filled with what both directions need; whether x is channels_last; what must stay alive."""
     rows = x.dim() == 4 and not x.is_contiguous() and memory_format(x) == torch.channels_last
-    norm = module.SegmentedBatchNorm()
-    samples, norm.channels = x.shape[:2]
+    problem = module.SegmentedBatchNorm()
+    samples, problem.channels = x.shape[:2]
     inner = x.shape[2:].numel()
-    norm.outer, norm.inner = (samples * inner, 1) if rows else (samples, inner)
-    norm.frozen = frozen_scale.shape[0]
-    norm.dtype, norm.parameter_dtype = DTYPES[x.dtype], DTYPES[numbers.dtype]
+    problem.outer, problem.inner = (samples * inner, 1) if rows else (samples, inner)
+    problem.frozen = norm.frozen_scale.shape[0]
+    problem.dtype, problem.parameter_dtype = DTYPES[x.dtype], DTYPES[parameter_dtype]
+    problem.activation, problem.training = _ACTIVATION_NUMBERS[norm.activation], norm.training
     for name, value in settings.items():
-        setattr(norm, name, value)
-    x, norm.x_stride = _laid_out(x, rows)
+        setattr(problem, name, value)
+
+    x, problem.x_stride = _laid_out(x, rows)
     if residual is not None:
-        residual, norm.residual_stride = _laid_out(residual, rows)
-    parameters = [None if t is None else t.contiguous() for t in (weight, bias, frozen_scale, frozen_shift)]
-    norm.x, norm.residual = map(_address, (x, residual))
-    norm.weight, norm.bias, norm.frozen_scale, norm.frozen_shift = map(_address, parameters)
-    return norm, rows, (x, residual, parameters)
+        residual, problem.residual_stride = _laid_out(residual, rows)
+    parameters = norm.weight, norm.bias, norm.frozen_scale, norm.frozen_shift
+    dense = [None if tensor is None else tensor.contiguous() for tensor in parameters]
+    problem.x, problem.residual = map(_address, (x, residual))
+    problem.weight, problem.bias, problem.frozen_scale, problem.frozen_shift = map(_address, dense)
+    return problem, rows, (x, residual, dense)
 
 
 def _laid_out(x: Tensor, rows: bool) -> tuple[Tensor, int]:
@@ -156,8 +150,8 @@ def _output(x: Tensor, rows: bool) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last if rows else torch.contiguous_format)
 
 
-def _workspace(module: ModuleType, norm, x: Tensor) -> Tensor:
-    return x.new_empty(module.segmented_batch_norm_workspace(norm), dtype=torch.float32)
+def _workspace(module: Any, problem: Any, x: Tensor) -> Tensor:
+    return x.new_empty(module.segmented_batch_norm_workspace(problem), dtype=torch.float32)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -1,7 +1,7 @@
 """The compiled C++ kernels for CPU tensors (csrc/cpu): the one file that calls ``_cpu``.
 
-They take tensors, return tensors and know no autograd; :mod:`.ops` asks ``..._supports`` first. A call uses as many
-threads as ``torch.get_num_threads()`` says; results do not depend on their number.
+They take tensors, return tensors and know no autograd; :mod:`.dispatch` asks ``..._supports`` first. A call uses as
+many threads as ``torch.get_num_threads()`` says; results do not depend on their number.
 """
 
 from __future__ import annotations
@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from . import extensions
+from .arguments import AppliedNorm, Norm, NormGradients
 from .compiled import batch_norm_backward, batch_norm_forward, why_no_batch_norm
 
 
-def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, frozen_scale) -> str | None:
+def segmented_batch_norm_supports(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    frozen_scale: Tensor,
+) -> str | None:
     """Why these inputs cannot run here; None: they can. float32, every layout."""
     if x.device.type != "cpu":
         return f"x is on {x.device}; it takes tensors on the CPU."
@@ -24,92 +32,33 @@ def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, froze
 
 
 def segmented_batch_norm_forward(
-    x,
-    residual,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    frozen_scale,
-    frozen_shift,
-    training,
-    momentum,
-    eps,
-    activation,
-    out=None,
+    x: Tensor, residual: Tensor | None, norm: Norm, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The contract of :mod:`eidetic_kernels.ops.batch_norm`, forward.
 
     Args:
         x: [N, C], [N, C, L] or [N, C, H, W], of any strides; ``residual`` alike, or None.
-        weight, bias: [L] of the live channels, or None.
-        running_mean, running_var: [L]; read in evaluation, moved by ``momentum`` in training.
-        frozen_scale, frozen_shift: [F]; the first F channels are frozen.
+        norm: of F frozen and L = C - F live channels; its running statistics are read in evaluation, and moved by
+            ``momentum`` in training.
         out: dense memory for y, or None; x may lie in it.
 
     Returns:
         y in x's memory format (contiguous where x is a copy), and mean, rstd [L], float32: the statistics that
         normalised the live channels, for the backward pass.
     """
-    return batch_norm_forward(
-        extensions.load("_cpu"),
-        _threads(),
-        x,
-        residual,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        frozen_scale,
-        frozen_shift,
-        training,
-        momentum,
-        eps,
-        activation,
-        out,
-    )
+    return batch_norm_forward(extensions.load("_cpu"), _threads(), x, residual, norm, out)
 
 
 def segmented_batch_norm_backward(
-    dy,
-    x,
-    residual,
-    weight,
-    bias,
-    mean,
-    rstd,
-    frozen_scale,
-    frozen_shift,
-    training,
-    activation,
-    full_input_grad,
-    need_dx,
-    need_dresidual,
+    dy: Tensor, x: Tensor, residual: Tensor | None, norm: AppliedNorm, wanted: NormGradients
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The contract of :mod:`eidetic_kernels.ops.batch_norm`, backward; recomputes the pre-activation from x.
 
     Returns:
-        dx and dresidual, shaped as x (None where not needed): zeros in frozen channels, or with ``full_input_grad`` their true
-        gradients; dweight and dbias [L] (None without weight and bias).
+        dx and dresidual, shaped as x (None where not wanted): zeros in frozen channels, or with ``full_input_grad``
+        their true gradients; dweight and dbias [L] (None without weight and bias).
     """
-    return batch_norm_backward(
-        extensions.load("_cpu"),
-        _threads(),
-        dy,
-        x,
-        residual,
-        weight,
-        bias,
-        mean,
-        rstd,
-        frozen_scale,
-        frozen_shift,
-        training,
-        activation,
-        full_input_grad,
-        need_dx,
-        need_dresidual,
-    )
+    return batch_norm_backward(extensions.load("_cpu"), _threads(), dy, x, residual, norm, wanted)
 
 
 def _threads() -> dict[str, int]:

@@ -9,12 +9,20 @@ import torch
 from torch import Tensor
 
 from . import extensions
+from .arguments import AppliedNorm, Norm, NormGradients
 from .compiled import DTYPES, batch_norm_backward, batch_norm_forward, why_no_batch_norm
 
 DEVICE = "cuda"
 
 
-def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, frozen_scale) -> str | None:
+def segmented_batch_norm_supports(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    frozen_scale: Tensor,
+) -> str | None:
     """Why these inputs cannot run here; None: they can. float32, bfloat16 and float16, every layout."""
     if x.device.type != DEVICE:
         return f"x is on {x.device}; it takes tensors on a GPU."
@@ -27,75 +35,17 @@ def segmented_batch_norm_supports(x, residual, weight, bias, running_mean, froze
 
 
 def segmented_batch_norm_forward(
-    x,
-    residual,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    frozen_scale,
-    frozen_shift,
-    training,
-    momentum,
-    eps,
-    activation,
-    out=None,
+    x: Tensor, residual: Tensor | None, norm: Norm, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, mean, rstd); see :func:`eidetic_kernels.cpu.segmented_batch_norm_forward`."""
-    return batch_norm_forward(
-        extensions.load("_cuda"),
-        _place(x),
-        x,
-        residual,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        frozen_scale,
-        frozen_shift,
-        training,
-        momentum,
-        eps,
-        activation,
-        out,
-    )
+    """(y, mean, rstd); see :func:`.cpu.segmented_batch_norm_forward`."""
+    return batch_norm_forward(extensions.load("_cuda"), _place(x), x, residual, norm, out)
 
 
 def segmented_batch_norm_backward(
-    dy,
-    x,
-    residual,
-    weight,
-    bias,
-    mean,
-    rstd,
-    frozen_scale,
-    frozen_shift,
-    training,
-    activation,
-    full_input_grad,
-    need_dx,
-    need_dresidual,
+    dy: Tensor, x: Tensor, residual: Tensor | None, norm: AppliedNorm, wanted: NormGradients
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """(dx, dresidual, dweight, dbias); see :func:`eidetic_kernels.cpu.segmented_batch_norm_backward`."""
-    return batch_norm_backward(
-        extensions.load("_cuda"),
-        _place(x),
-        dy,
-        x,
-        residual,
-        weight,
-        bias,
-        mean,
-        rstd,
-        frozen_scale,
-        frozen_shift,
-        training,
-        activation,
-        full_input_grad,
-        need_dx,
-        need_dresidual,
-    )
+    """(dx, dresidual, dweight, dbias); see :func:`.cpu.segmented_batch_norm_backward`."""
+    return batch_norm_backward(extensions.load("_cuda"), _place(x), dy, x, residual, norm, wanted)
 
 
 def _place(x: Tensor) -> dict[str, int]:

@@ -77,7 +77,7 @@ class EideticBatchNorm(SegmentedLayer):
     def normalise(self, x: Tensor, residual: Tensor | None, full_input_grad: bool) -> Tensor:
         """``forward``; ``full_input_grad`` where the gradient at frozen channels is owed too."""
         return ops.segmented_batch_norm(
-            x, *self.arguments(x.shape, residual), full_input_grad, residual, self.num_frozen_elsewhere
+            x, self.arguments(x.shape, residual), residual, full_input_grad, self.num_frozen_elsewhere
         )
 
     @property
@@ -85,8 +85,8 @@ class EideticBatchNorm(SegmentedLayer):
         """How many frozen channels a whole batch has, where this pass runs live ones alone."""
         return self.segments.frozen_total if self.scope.task == LIVE else 0
 
-    def arguments(self, shape: Sequence[int], residual: Tensor | None = None) -> tuple:
-        """What the op needs beside an input of this shape, from ``weight`` to ``activation``.
+    def arguments(self, shape: Sequence[int], residual: Tensor | None = None) -> ops.Norm:
+        """What the op needs beside an input of this shape.
 
         In training this counts the batch: call it once, when nothing else can be refused any more.
         """
@@ -109,18 +109,9 @@ class EideticBatchNorm(SegmentedLayer):
             frozen = 0 if task == LIVE else present
             scale, shift = scale[:frozen], shift[:frozen]
         # Running statistics move in float32 or better under autocast too; x keeps its dtype.
-        return (
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            scale,
-            shift,
-            training,
-            self._momentum() if training else 0.0,
-            self.eps,
-            self.activation,
-        )
+        statistics, affine = (self.running_mean, self.running_var), (scale, shift)
+        momentum = self._momentum() if training else 0.0
+        return ops.Norm(self.weight, self.bias, *statistics, *affine, training, momentum, self.eps, self.activation)
 
     def part(self, units: Tensor) -> EideticBatchNorm:
         """A fresh layer for some of this fresh layer's units, with their parameters and statistics."""

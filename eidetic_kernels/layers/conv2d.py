@@ -67,25 +67,23 @@ class EideticConv2d(StaircaseLayer):
         self.check_input(x, stairs.columns, dims=4)
         if self.norm is None and residual is not None:
             raise InputError(f"{self} has no norm to take a residual: add it to the output instead.")
-        (x, *weights), full_input_grad = self._arguments(x)
+        x, weights, full_input_grad = self._arguments(x)
         if self.order is not None and self.untouched:
-            y = self.whole(x, *weights[:2])
+            y = self.whole(x, weights.weight, weights.bias)
             return y if self.norm is None else self.norm.normalise(y, residual, full_input_grad)
         x = self._padded(x)
         if self.segments.tasks:
-            weights[0] = lying_as(x, weights[0])
+            weights = ops.Weights(lying_as(x, weights.weight), *weights[1:])
         if self.norm is None:
-            return ops.staircase_conv2d(x, *weights, stairs, self.geometry, full_input_grad)
-        shape = output_shape(x, self.weight, stairs.rows, self.geometry)
+            return ops.staircase_conv2d(x, weights, stairs, self.geometry, full_input_grad)
+        shape = output_shape(x, self.kernel_size, stairs.rows, self.geometry)
         if min(shape[2:]) < 1:
             raise InputError(
                 f"{self} has a kernel larger than its input of {' x '.join(map(str, x.shape[2:]))} pixels, padding "
                 "included: give it larger images, or more padding."
             )
-        numbers, num_frozen_elsewhere = self.norm.arguments(shape, residual), self.norm.num_frozen_elsewhere
-        return ops.staircase_conv2d_norm(
-            x, *weights, stairs, *numbers, self.geometry, full_input_grad, residual, num_frozen_elsewhere
-        )
+        norm, elsewhere = self.norm.arguments(shape, residual), self.norm.num_frozen_elsewhere
+        return ops.staircase_conv2d_norm(x, weights, stairs, norm, self.geometry, residual, full_input_grad, elsewhere)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(self._padded(x), weight, bias, *self.geometry)

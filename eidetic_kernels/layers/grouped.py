@@ -97,7 +97,7 @@ class EideticGroupedConv2d(SegmentedLayer):
             weight = lying_as(x, self.weight) if self.segments.tasks else self.weight
             parts.append(self._convolve(x[:, present - live :], weight, self.bias))
         if not parts:
-            parts.append(x.new_zeros(output_shape(x, self.weight, 0, self.geometry)))
+            parts.append(x.new_zeros(output_shape(x, self.kernel_size, 0, self.geometry)))
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def part(self, units: Tensor) -> EideticGroupedConv2d:

@@ -59,24 +59,24 @@ class EideticLinear(StaircaseLayer):
                 "counted in dimension 1. Flatten the input (x.flatten(1))."
             )
         flat = x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0) if x.dim() == 1 else x
-        tensors, full_input_grad = self._arguments(flat)
+        flat, weights, full_input_grad = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
         if self.order is not None and self.untouched:
             y = self.whole(x, self.weight, self.bias)
             return y if self.norm is None else self.norm.normalise(y, None, full_input_grad)
         if self.norm is not None:
-            arguments = self.norm.arguments((len(x), stairs.rows))
-            num_frozen_elsewhere = self.norm.num_frozen_elsewhere
+            norm, elsewhere = self.norm.arguments((len(x), stairs.rows)), self.norm.num_frozen_elsewhere
             return ops.staircase_linear_norm(
-                *tensors, stairs, *arguments, full_input_grad, num_frozen_elsewhere, self._unit_major(x)
+                flat, weights, stairs, norm, full_input_grad, elsewhere, self._unit_major(x)
             )
-        y = ops.staircase_linear(*tensors, stairs, full_input_grad, self._unit_major(x))
+        y = ops.staircase_linear(flat, weights, stairs, full_input_grad, self._unit_major(x))
         return y if x.dim() == 2 else y.view(*x.shape[:-1], stairs.rows)
 
     def product(self, x: Tensor) -> Tensor:
         """What ``forward`` normalises, of x [N, columns], where the layer owns its norm."""
-        tensors, full_input_grad = self._arguments(x)
-        return ops.staircase_linear(*tensors, self.staircase(self.scope.task), full_input_grad, self._unit_major(x))
+        stairs, unit_major = self.staircase(self.scope.task), self._unit_major(x)
+        x, weights, full_input_grad = self._arguments(x)
+        return ops.staircase_linear(x, weights, stairs, full_input_grad, unit_major)
 
     def _unit_major(self, x: Tensor) -> bool:
         """Whether units lie one after the other in memory: hidden ones, on a CPU, once a task is finished."""

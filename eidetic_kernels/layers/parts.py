@@ -58,19 +58,28 @@ class Parts(nn.ModuleList):
     def _at_once(self, x: Tensor, residual: Tensor | None, sizes: Sequence[int]) -> Tensor:
         """All parts in one call, whose statistics are handed back to them."""
         parts, sizes = zip(*((part, size) for part, size in zip(self, sizes) if size))
-        given = [part.arguments((len(x), size, *x.shape[2:])) for part, size in zip(parts, sizes)]
-        live, frozen, options = list(given[0][:4]), given[0][4:6], given[0][6:]
+        norms = [part.arguments((len(x), size, *x.shape[2:])) for part, size in zip(parts, sizes)]
+        first = norms[0]
+        live = first.weight, first.bias, first.running_mean, first.running_var
+        frozen = first.frozen_scale, first.frozen_shift
         if parts[0].scope.task in (None, LIVE):
-            live = [None if each[0] is None else torch.cat(each) for each in zip(*(g[:4] for g in given))]
+            live = [_joined(norms, name) for name in ("weight", "bias", "running_mean", "running_var")]
         else:
-            frozen = [torch.cat(each) for each in zip(*(g[4:6] for g in given))]
+            frozen = [_joined(norms, name) for name in ("frozen_scale", "frozen_shift")]
+        norm = ops.Norm(*live, *frozen, first.training, first.momentum, first.eps, first.activation)
+
         full_input_grad = parts[0].scope.full_input_grad or (not parts[0].owned and x.requires_grad)
-        y = ops.segmented_batch_norm(x, *live, *frozen, *options, full_input_grad, residual)
-        if options[0]:  # in training they have moved
-            for part, mean, var in zip(parts, live[2].split(sizes), live[3].split(sizes)):
+        y = ops.segmented_batch_norm(x, norm, residual, full_input_grad)
+        if norm.training:  # the statistics have moved
+            for part, mean, var in zip(parts, norm.running_mean.split(sizes), norm.running_var.split(sizes)):
                 part.running_mean.copy_(mean)
                 part.running_var.copy_(var)
         return y
+
+
+def _joined(norms: Sequence[ops.Norm], name: str) -> Tensor | None:
+    """The tensors ``name`` of all parts as one; None where they have none."""
+    return None if getattr(norms[0], name) is None else torch.cat([getattr(norm, name) for norm in norms])
 
 
 class Shared(nn.ModuleList):

@@ -223,16 +223,16 @@ class StaircaseLayer(SegmentedLayer):
             raise InputError(f"norm must be a fresh {self.norms.__name__}; this one already has a life of its own.")
         self.attach(norm)
 
-    def _arguments(self, x: Tensor) -> tuple[tuple[Tensor | None, ...], bool]:
-        """The op's tensors, in the dtype that autocast asks for, and whether the input gradient is owed in full."""
+    def _arguments(self, x: Tensor) -> tuple[Tensor, ops.Weights, bool]:
+        """The op's input and weights, in the dtype that autocast asks for, and ``full_input_grad``."""
         full_input_grad = self.scope.full_input_grad or (
-            x.requires_grad and any(isinstance(s.group, Fixed) for s in self.sources)
+            x.requires_grad and any(isinstance(source.group, Fixed) for source in self.sources)
         )
-        tensors = (x, self.weight, self.bias, self.frozen_weight, self.frozen_bias)
+        weights = ops.Weights(self.weight, self.bias, self.frozen_weight, self.frozen_bias)
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
-            tensors = tuple(None if t is None else t.to(dtype) for t in tensors)
-        return tensors, full_input_grad
+            x, weights = x.to(dtype), ops.Weights(*(None if t is None else t.to(dtype) for t in weights))
+        return x, weights, full_input_grad
 
     def _columns_kept(self, keep: dict[Segments, Tensor]) -> Tensor:
         """Indices into the live weight's columns: all of the frozen units', and the kept live units' blocks."""

@@ -1,6 +1,7 @@
-"""The ops: contract, oracle, torch implementation, gradients and registration of each, one file an op."""
+"""The ops, one file each: contract, oracle, implementation by torch, gradients and registration."""
 
 from ..backends.activations import ACTIVATIONS
+from ..backends.arguments import Norm, Weights
 from ..layout import Geometry
 from .batch_norm import segmented_batch_norm, segmented_batch_norm_oracle
 from .conv2d import staircase_conv2d, staircase_conv2d_oracle
@@ -12,6 +13,8 @@ from .staircase import dense_weight
 __all__ = [
     "ACTIVATIONS",
     "Geometry",
+    "Norm",
+    "Weights",
     "dense_weight",
     "segmented_batch_norm",
     "segmented_batch_norm_oracle",

@@ -3,7 +3,7 @@
     y[:, c] = act(x[:, c] * scale[c] + shift[c] + residual[:, c])                                   frozen c < F
     y[:, c] = act((x[:, c] - mean[c]) / sqrt(var[c] + eps) * weight[c] + bias[c] + residual[:, c])  live c >= F
 
-Contract (what any faster twin is held to):
+Contract, which every backend is held to:
 
     x [N, C] or [N, C, *]; residual shaped as x, or None; frozen_scale, frozen_shift [F]
     weight, bias [C - F] or None; trainable
@@ -12,10 +12,16 @@ Contract (what any faster twin is held to):
     activation: one of ACTIVATIONS, values and derivatives as torch's, NaN included
     returns y, shaped as x; contiguous, or channels_last where x is
 
-Backward writes the gradients of weight and bias, and of the live channels of x and residual; frozen channels get zeros,
-or with ``full_input_grad=True`` their true gradient. A frozen channel's bits depend on its own values alone, not on what lies
-beside it (P1). The published implementation evaluates each frozen BatchNorm a second time and applies its affine twice
-in training (paper, section 3.3); here it is one multiply-add.
+Backward writes the gradients of weight and bias, and those of the live channels of x and residual. Frozen channels get
+zeros, or with ``full_input_grad=True`` their true gradient. A frozen channel's bits depend on its own values alone, not
+on what lies beside it (P1).
+
+The paper (section 3.1, equation 2) keeps the statistics of finished tasks in evaluation mode. The published
+implementation evaluates each frozen BatchNorm a second time for it, and applies its affine twice in training; here it
+is one multiply-add.
+
+From top to bottom: the function that layers call, the definition it is tested against, the choice of a backend, and
+the registered op with its gradients. The implementation by torch is :mod:`.batch_norm_torch`.
 """
 
 from __future__ import annotations
@@ -28,32 +34,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from .. import backends
-from ..backends.activations import FROM_OUTPUT, FUNCTIONS, activate_, activation_gradient
-from ..memory import arranged_as, new_as, unit_major
-from .registration import Op
-
-aten = torch.ops.aten
+from ..backends.activations import FROM_OUTPUT, FUNCTIONS
+from ..backends.arguments import AppliedNorm, Norm, NormGradients
+from ..memory import is_unit_major
+from . import batch_norm_torch
+from .batch_norm_torch import new_like, statistics_dtype
+from .registration import Op, placed
 
 
 def segmented_batch_norm(
     x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    frozen_scale: Tensor,
-    frozen_shift: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str = "none",
-    full_input_grad: bool = False,
+    norm: Norm,
     residual: Tensor | None = None,
+    full_input_grad: bool = False,
     num_frozen_elsewhere: int = 0,
 ) -> Tensor:
-    """See the module's contract. Callers check shapes; ``frozen_scale`` may be cut to a task's prefix, in which
-    case x holds that prefix only and the live arguments are not read; or to nothing, x holding live channels only
-    and ``num_frozen_elsewhere`` telling how many frozen ones a whole batch has: live ones then keep the bits they have there.
+    """The module's contract. Callers check shapes.
+
+    ``norm.frozen_scale`` may be cut to a task's prefix. Then x holds that prefix only, and the live tensors are not
+    read. It may also be cut to nothing. Then x holds live channels only, and ``num_frozen_elsewhere`` says how many
+    frozen ones a whole batch has: live ones keep the bits that they have in a whole batch.
 
     A residual of another dtype than x, as autocast makes them, is added as torch adds: y has the dtype that both are
     promoted to.
@@ -61,40 +61,12 @@ def segmented_batch_norm(
     if residual is not None and residual.dtype != x.dtype:
         promoted = torch.promote_types(x.dtype, residual.dtype)
         if promoted != x.dtype:
-            y = segmented_batch_norm(
-                x,
-                weight,
-                bias,
-                running_mean,
-                running_var,
-                frozen_scale,
-                frozen_shift,
-                training,
-                momentum,
-                eps,
-                full_input_grad=full_input_grad,
-                num_frozen_elsewhere=num_frozen_elsewhere,
-            )
-            return add_and_activate(
-                y.to(promoted), residual.to(promoted), len(frozen_scale), activation, full_input_grad
-            )
+            plain = Norm(*norm[:-1])  # without the activation, which follows the addition
+            y = segmented_batch_norm(x, plain, None, full_input_grad, num_frozen_elsewhere).to(promoted)
+            frozen = len(norm.frozen_scale)
+            return add_and_activate(y, residual.to(promoted), frozen, norm.activation, full_input_grad)
         residual = residual.to(x.dtype)
-    return OP(
-        x,
-        residual,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        frozen_scale,
-        frozen_shift,
-        training,
-        momentum,
-        eps,
-        activation,
-        full_input_grad,
-        num_frozen_elsewhere,
-    )[0]
+    return OP(x, residual, *norm, full_input_grad, num_frozen_elsewhere)[0]
 
 
 def add_and_activate(z: Tensor, residual: Tensor, frozen: int, activation: str, full_input_grad: bool) -> Tensor:
@@ -102,262 +74,90 @@ def add_and_activate(z: Tensor, residual: Tensor, frozen: int, activation: str, 
     if frozen and not full_input_grad:
         residual = torch.cat([residual[:, :frozen].detach(), residual[:, frozen:]], 1)
     one = torch.ones(z.shape[1], dtype=statistics_dtype(z), device=z.device)
-    nothing = (one.new_empty(0) for _ in range(2))
-    return segmented_batch_norm(
-        z, None, None, *nothing, one, one * -0.0, False, 0.0, 0.0, activation, full_input_grad=True, residual=residual
-    )
+    nothing = one.new_empty(0), one.new_empty(0)
+    norm = Norm(None, None, *nothing, one, one * -0.0, False, 0.0, 0.0, activation)
+    return segmented_batch_norm(z, norm, residual, full_input_grad=True)
 
 
 def segmented_batch_norm_oracle(
-    x,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    frozen_scale,
-    frozen_shift,
-    training,
-    momentum,
-    eps,
-    activation="none",
-    full_input_grad=False,
-    residual=None,
+    x: Tensor, norm: Norm, residual: Tensor | None = None, full_input_grad: bool = False
 ) -> Tensor:
-    """The definition, channel block by channel block, by plain autograd; ``residual`` is added before activating."""
-    frozen = len(frozen_scale)
+    """The definition, channel block by channel block, by plain autograd."""
+    frozen = len(norm.frozen_scale)
     columns = (-1, *[1] * (x.dim() - 2))
     x_frozen = x[:, :frozen] if full_input_grad else x[:, :frozen].detach()
-    y = x_frozen * frozen_scale.view(columns) + frozen_shift.view(columns)
+    y = x_frozen * norm.frozen_scale.view(columns) + norm.frozen_shift.view(columns)
+
     if x.shape[1] > frozen:
-        live = F.batch_norm(x[:, frozen:], running_mean, running_var, weight, bias, training, momentum, eps)
+        statistics, affine = (norm.running_mean, norm.running_var), (norm.weight, norm.bias)
+        live = F.batch_norm(x[:, frozen:], *statistics, *affine, norm.training, norm.momentum, norm.eps)
         y = torch.cat([y, live], 1)
+
     if residual is not None:
         kept = residual[:, :frozen] if full_input_grad else residual[:, :frozen].detach()
         y = y + torch.cat([kept, residual[:, frozen:]], 1)
-    return FUNCTIONS[activation](y)
+    return FUNCTIONS[norm.activation](y)
 
 
-# ---- the torch backend
-
-
-def _normalise_live(x, weight, bias, running_mean, running_var, training, momentum, eps):
-    """Live channels before residual and activation, with the mean and 1 / deviation that they were normalised by."""
-    x = _own(x, x)
-    y, mean, rstd = torch.native_batch_norm(x, weight, bias, running_mean, running_var, training, momentum, eps)
-    if not training:
-        mean, rstd = running_mean.clone(), torch.rsqrt(running_var + eps)
-    dtype = statistics_dtype(x)
-    return (y, mean, rstd) if mean.dtype == dtype else (y, mean.to(dtype), rstd.to(dtype))
-
-
-def affine(x: Tensor, scale: Tensor, shift: Tensor, out: Tensor) -> None:
-    """Frozen channels before residual and activation."""
-    columns = (-1, *[1] * (x.dim() - 2))
-    if x.dtype == scale.dtype:
-        torch.addcmul(shift.view(columns), x, scale.view(columns), out=out)
-    else:  # half-precision activations, float32 statistics
-        out.copy_(torch.addcmul(shift.view(columns), x, scale.view(columns)))
-
-
-def statistics_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a batch's mean and 1 / deviation."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def new_like(x: Tensor) -> Tensor:
-    """Memory for an output shaped as ``x``: contiguous, channels_last or unit-major."""
-    return new_as(x, x.shape[1])
-
-
-def _torch_forward(
-    x,
-    residual,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    frozen_scale,
-    frozen_shift,
-    training,
-    momentum,
-    eps,
-    activation,
-    out=None,
-):
-    frozen = len(frozen_scale)
-    if x.shape[1] > frozen:
-        x_live = x[:, frozen:] if frozen else x
-        live, mean, rstd = _normalise_live(x_live, weight, bias, running_mean, running_var, training, momentum, eps)
-    else:
-        live, (mean, rstd) = None, (x.new_empty(0, dtype=statistics_dtype(x)) for _ in range(2))
-    if frozen or live is None:
-        y = new_like(x) if out is None else out
-        affine(x[:, :frozen], frozen_scale, frozen_shift, y[:, :frozen])
-        if live is not None:
-            y[:, frozen:] = live
-    else:
-        y = live
-    if residual is not None:
-        y += residual
-    activate_(y, frozen, activation)
-    return y, mean, rstd
-
-
-def _torch_backward(
-    dy,
-    y,
-    x,
-    residual,
-    weight,
-    bias,
-    mean,
-    rstd,
-    frozen_scale,
-    frozen_shift,
-    training,
-    activation,
-    full_input_grad,
-    need_dx,
-    need_dresidual,
-):
-    frozen = len(frozen_scale)
-    if full_input_grad and activation in FROM_OUTPUT:
-        dy, activation = activation_gradient(dy, y, activation), "none"
-    dz = dx = dweight = dbias = None
-    if x.shape[1] > frozen:
-        dz, x_live = dy[:, frozen:] if frozen else dy, _own(x[:, frozen:] if frozen else x, x)
-        if activation in FROM_OUTPUT:
-            dz = activation_gradient(dz, y[:, frozen:] if frozen else y, activation)
-        elif activation != "none":
-            z = _live_again(x_live, weight, bias, mean, rstd)
-            z = z if residual is None else z + residual[:, frozen:]
-            dz = activation_gradient(dz, z.to(dz.dtype), activation)
-        dz = _own(dz, x)
-        dx, dweight, dbias = _live_gradients(dz, x_live, weight, bias, mean, rstd, training, need_dx)
-    dz_frozen = dx_frozen = None
-    if full_input_grad and frozen:
-        dz_frozen = dy[:, :frozen]
-        if activation != "none":
-            z = x.new_empty(dz_frozen.shape)
-            affine(x[:, :frozen], frozen_scale, frozen_shift, z)
-            z = z if residual is None else z + residual[:, :frozen]
-            dz_frozen = activation_gradient(dz_frozen, z, activation)
-        dx_frozen = dz_frozen * frozen_scale.view(-1, *[1] * (x.dim() - 2))
-    dx = _whole(dx_frozen, dx, x, frozen) if need_dx else None
-    if not need_dresidual:
-        return dx, None, dweight, dbias
-    if dz is dy:  # an op must not return its input
-        dz = dz.clone()
-    return dx, _whole(dz_frozen, dz, x, frozen), dweight, dbias
-
-
-def _own(live: Tensor, x: Tensor) -> Tensor:
-    """Live channels in memory of their own, lying as ``x`` does: the library's fast paths want it."""
-    return arranged_as(live, x)
-
-
-def _whole(of_frozen: Tensor | None, of_live: Tensor | None, x: Tensor, frozen: int) -> Tensor:
-    """A gradient for all channels of ``x``; zeros where there is none."""
-    if not frozen and of_live is not None:
-        return of_live
-    whole = new_like(x)
-    whole[:, :frozen] = 0 if of_frozen is None else of_frozen
-    if of_live is not None:
-        whole[:, frozen:] = of_live
-    return whole
-
-
-def _live_again(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor, rstd: Tensor) -> Tensor:
-    """Live channels before residual and activation, in the backward pass."""
-    columns = (-1, *[1] * (x.dim() - 2))
-    # Not x * scale + shift: where the mean is large, their difference has few digits left.
-    z = (x - mean.view(columns)) * (rstd if weight is None else rstd * weight).view(columns)
-    return z if bias is None else z + bias.view(columns)
-
-
-def _live_gradients(dz, x, weight, bias, mean, rstd, training, need_dx):
-    """Gradients of the normalisation alone."""
-    if training:
-        wanted = [need_dx, weight is not None, bias is not None]
-        if weight is not None and x.device.type == "cpu":  # where the library keeps them in the parameters' dtype
-            mean, rstd = mean.to(weight.dtype), rstd.to(weight.dtype)
-        return aten.native_batch_norm_backward(dz, x, weight, None, None, mean, rstd, True, 0.0, wanted)
-    columns, others = (-1, *[1] * (x.dim() - 2)), [dim for dim in range(x.dim()) if dim != 1]
-    slope = rstd if weight is None else rstd * weight
-    dx = dz * slope.view(columns) if need_dx else None
-    dweight = None if weight is None else (dz * (x - mean.view(columns))).sum(others) * rstd
-    return dx, dweight, None if bias is None else dz.sum(others)
-
-
-# ---- the op
-
-
-def _implementation(x, residual, weight, bias, mean, frozen_scale, frozen: int) -> ModuleType | None:
-    if not frozen and x.device.type == "cpu" and backends.forced() is None:
-        return None  # with nothing frozen a layer computes what torch's does, on a CPU to the bit
-    return backends.implementation("segmented_batch_norm", x, residual, weight, bias, mean, frozen_scale)
+# ---- whoever computes it, below autograd
 
 
 def forward(
-    x,
-    residual,
-    weight,
-    bias,
-    running_mean,
-    running_var,
-    frozen_scale,
-    frozen_shift,
-    training,
-    momentum,
-    eps,
-    activation,
-    full_input_grad=False,
-    num_frozen_elsewhere=0,
-    out=None,
+    x: Tensor, residual: Tensor | None, norm: Norm, num_frozen_elsewhere: int = 0, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y, and the mean and 1 / deviation that live channels were normalised by.
 
-    ``num_frozen_elsewhere``: how many frozen channels there are elsewhere, where x holds live ones only. ``out``: memory that y may
-    take, x itself for one, where x is not read again.
+    ``num_frozen_elsewhere`` as in :func:`segmented_batch_norm`. ``out`` is memory that y may take. It may be x itself,
+    where x is not read again.
     """
-    if unit_major(x):
+    if is_unit_major(x):
         x, residual, out = map(_planes, (x, residual, out))
-        y, mean, rstd = forward(
-            x,
-            residual,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            frozen_scale,
-            frozen_shift,
-            training,
-            momentum,
-            eps,
-            activation,
-            full_input_grad,
-            num_frozen_elsewhere,
-            out,
-        )
+        y, mean, rstd = forward(x, residual, norm, num_frozen_elsewhere, out)
         return _units(y), mean, rstd
-    fast = _implementation(
-        x, residual, weight, bias, running_mean, frozen_scale, len(frozen_scale) + num_frozen_elsewhere
-    )
-    run = _torch_forward if fast is None else fast.segmented_batch_norm_forward
-    return run(
-        x,
-        residual,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        frozen_scale,
-        frozen_shift,
-        training,
-        momentum,
-        eps,
-        activation,
-        out=out,
+
+    fast = _implementation(x, residual, norm, norm.running_mean, num_frozen_elsewhere)
+    run = batch_norm_torch.forward if fast is None else fast.segmented_batch_norm_forward
+    return run(x, residual, norm, out)
+
+
+def backward(
+    dy: Tensor,
+    y: Tensor | None,
+    x: Tensor,
+    residual: Tensor | None,
+    norm: AppliedNorm,
+    wanted: NormGradients,
+    num_frozen_elsewhere: int = 0,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
+    if is_unit_major(x):
+        planes = map(_planes, (dy, y, x, residual))
+        dx, dresidual, *others = backward(*planes, norm, wanted, num_frozen_elsewhere)
+        return _units(dx), _units(dresidual), *others
+
+    # ``mean`` is float32 whatever the parameters are; the frozen numbers have the dtype that the running ones had.
+    fast = _implementation(x, residual, norm, norm.frozen_scale.contiguous(), num_frozen_elsewhere)
+    if fast is None:
+        dx, dresidual, dweight, dbias = batch_norm_torch.backward(dy, y, x, residual, norm, wanted)
+    else:
+        dx, dresidual, dweight, dbias = fast.segmented_batch_norm_backward(dy, x, residual, norm, wanted)
+
+    weight, bias = norm.weight, norm.bias
+    if x.shape[1] == len(norm.frozen_scale):  # nothing that learns is part of this pass
+        dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
+    elif weight is not None and dweight.dtype != weight.dtype:
+        dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
+    return dx, dresidual, dweight, dbias
+
+
+def _implementation(
+    x: Tensor, residual: Tensor | None, norm: Norm | AppliedNorm, statistics: Tensor, num_frozen_elsewhere: int
+) -> ModuleType | None:
+    frozen = len(norm.frozen_scale) + num_frozen_elsewhere
+    if not frozen and x.device.type == "cpu" and backends.forced() is None:
+        return None  # with nothing frozen a layer computes what torch's does, on a CPU to the bit
+    return backends.implementation(
+        "segmented_batch_norm", x, residual, norm.weight, norm.bias, statistics, norm.frozen_scale
     )
 
 
@@ -371,12 +171,36 @@ def _units(y: Tensor | None) -> Tensor | None:
     return None if y is None else y[0].t()
 
 
+# ---- the registered op and its gradients
+
+
+def _run(
+    x,
+    residual,
+    weight,
+    bias,
+    running_mean,
+    running_var,
+    frozen_scale,
+    frozen_shift,
+    training,
+    momentum,
+    eps,
+    activation,
+    full_input_grad,
+    num_frozen_elsewhere=0,
+):
+    statistics, affine = (running_mean, running_var), (frozen_scale, frozen_shift)
+    norm = Norm(weight, bias, *statistics, *affine, training, momentum, eps, activation)
+    return forward(x, residual, norm, num_frozen_elsewhere)
+
+
 def _fake(x, residual, weight, bias, running_mean, running_var, frozen_scale, *rest):
     live = x.shape[1] - frozen_scale.shape[0]
     return new_like(x), *(x.new_empty(live, dtype=statistics_dtype(x)) for _ in range(2))
 
 
-def backward(
+def _run_backward(
     dy,
     y,
     x,
@@ -393,54 +217,10 @@ def backward(
     need_dx,
     need_dresidual,
     num_frozen_elsewhere=0,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
-    if unit_major(x):
-        dx, dresidual, *others = backward(
-            *map(_planes, (dy, y, x, residual)),
-            weight,
-            bias,
-            mean,
-            rstd,
-            frozen_scale,
-            frozen_shift,
-            training,
-            activation,
-            full_input_grad,
-            need_dx,
-            need_dresidual,
-            num_frozen_elsewhere,
-        )
-        return _units(dx), _units(dresidual), *others
-    # ``mean`` is float32 whatever the parameters are; the frozen numbers have the dtype that the running ones had.
-    statistics = frozen_scale.contiguous()
-    fast = _implementation(
-        x, residual, weight, bias, statistics, frozen_scale, len(frozen_scale) + num_frozen_elsewhere
-    )
-    arguments = (
-        x,
-        residual,
-        weight,
-        bias,
-        mean,
-        rstd,
-        frozen_scale,
-        frozen_shift,
-        training,
-        activation,
-        full_input_grad,
-        need_dx,
-        need_dresidual,
-    )
-    if fast is None:
-        dx, dresidual, dweight, dbias = _torch_backward(dy, y, *arguments)
-    else:
-        dx, dresidual, dweight, dbias = fast.segmented_batch_norm_backward(dy, *arguments)
-    if x.shape[1] == len(frozen_scale):  # nothing that learns is part of this pass
-        dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
-    elif weight is not None and dweight.dtype != weight.dtype:
-        dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
-    return dx, dresidual, dweight, dbias
+):
+    norm = AppliedNorm(weight, bias, mean, rstd, frozen_scale, frozen_shift, training, activation)
+    wanted = NormGradients(full_input_grad, need_dx, need_dresidual)
+    return backward(dy, y, x, residual, norm, wanted, num_frozen_elsewhere)
 
 
 def _fake_backward(
@@ -469,16 +249,21 @@ OP = Op(
     "segmented_batch_norm(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor(a!) running_mean, "
     "Tensor(b!) running_var, Tensor frozen_scale, Tensor frozen_shift, bool training, float momentum, float eps, "
     "str activation, bool full_input_grad, int num_frozen_elsewhere=0) -> (Tensor y, Tensor mean, Tensor rstd)",
-    forward,
+    _run,
     _fake,
 )
 BACKWARD_OP = Op(
     "segmented_batch_norm_backward(Tensor dy, Tensor? y, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, "
-    "Tensor mean, Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, bool full_input_grad, "
-    "bool need_dx, bool need_dresidual, int num_frozen_elsewhere=0) -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
-    backward,
+    "Tensor mean, Tensor rstd, Tensor frozen_scale, Tensor frozen_shift, bool training, str activation, "
+    "bool full_input_grad, bool need_dx, bool need_dresidual, int num_frozen_elsewhere=0) "
+    "-> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)",
+    _run_backward,
     _fake_backward,
 )
+
+
+# The positions, among the op's arguments, of x, residual, weight and bias.
+_LEARNING = (0, 1, 2, 3)
 
 
 class _SegmentedBatchNorm(torch.autograd.Function):
@@ -500,22 +285,10 @@ class _SegmentedBatchNorm(torch.autograd.Function):
         full_input_grad,
         num_frozen_elsewhere=0,
     ):
-        y, mean, rstd = OP.below_autograd(
-            x,
-            residual,
-            weight,
-            bias,
-            running_mean,
-            running_var,
-            frozen_scale,
-            frozen_shift,
-            training,
-            momentum,
-            eps,
-            activation,
-            full_input_grad,
-            num_frozen_elsewhere,
-        )
+        statistics, affine = (running_mean, running_var), (frozen_scale, frozen_shift)
+        options = training, momentum, eps, activation, full_input_grad, num_frozen_elsewhere
+        y, mean, rstd = OP.below_autograd(x, residual, weight, bias, *statistics, *affine, *options)
+
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(kept, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift)
         ctx.options, ctx.num_frozen_elsewhere = (training, activation, full_input_grad), num_frozen_elsewhere
@@ -527,12 +300,12 @@ class _SegmentedBatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dy, *_):
         if dy is None:
-            return (None,) * 14
-        needed = ctx.needs_input_grad[:4]
-        gradients = BACKWARD_OP.below_autograd(
-            dy, *ctx.saved_tensors, *ctx.options, *needed[:2], ctx.num_frozen_elsewhere
+            return (None,) * len(ctx.needs_input_grad)
+        need_x, need_residual, *_ = ctx.needs_input_grad
+        found = BACKWARD_OP.below_autograd(
+            dy, *ctx.saved_tensors, *ctx.options, need_x, need_residual, ctx.num_frozen_elsewhere
         )
-        return *(gradient if need else None for gradient, need in zip(gradients, needed)), *(None,) * 10
+        return placed(found, _LEARNING, ctx.needs_input_grad)
 
 
 OP.differentiate(_SegmentedBatchNorm)

@@ -2,11 +2,14 @@
 
 A library definition with an ``autograd.Function`` at the ``Autograd`` key costs a fraction of what a ``custom_op``
 costs at each call. The staircase goes in as one CPU tensor of integers: a list would be a new graph for each length.
+
+An op's forward, fake and ``autograd.Function`` take the schema's arguments one by one; all other functions take the
+groups of :mod:`eidetic_kernels.backends.arguments`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -20,10 +23,11 @@ LIBRARY = torch.library.Library("eidetic", "DEF")
 
 class Op:
     """A registered op. ``run`` computes it on any device, ``fake`` makes outputs of the right shape, dtype and strides.
+
     Where they return None, for a gradient that was not asked for, the registered op returns an empty tensor.
 
-    Calling it goes through torch's dispatcher only where something watches (torch.compile, fake tensors, export): that
-    way costs more than the products of a small layer.
+    A call goes through torch's dispatcher only where something watches (torch.compile, fake tensors, export). The
+    dispatcher costs more than the products of a small layer.
     """
 
     def __init__(self, schema: str, run: Callable, fake: Callable):
@@ -56,6 +60,20 @@ class Op:
 
 def _traced() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
+
+
+def placed(
+    found: Sequence[Tensor | None], positions: Sequence[int], needed: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
+    """What the backward of an ``autograd.Function`` returns: one entry for each argument of its forward.
+
+    ``found`` holds gradients, ``positions`` says of which arguments. ``needed`` is ``ctx.needs_input_grad``.
+    """
+    gradients: list[Tensor | None] = [None] * len(needed)
+    for gradient, position in zip(found, positions):
+        if needed[position]:
+            gradients[position] = gradient
+    return tuple(gradients)
 
 
 def encoded(staircase: Staircase) -> Tensor:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from .. import backends, ops
-from ..layout import Segments, Source, staircase
+from ..layout import Geometry, Segments, Source, Staircase, staircase
 
 SAMPLES = 9
+GEOMETRY = Geometry((1, 1), (1, 1), (1, 1))
 # The largest error allowed, relative to the largest expected value; products of a GPU's units may round more.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
@@ -94,104 +95,84 @@ def _results(call, name: str, device: str, dtype: torch.dtype) -> dict[str, Tens
     return {"the output": y.detach(), **results, **statistics}
 
 
-def _stairs():
+def _stairs() -> Staircase:
     source = Segments(24, 8, (16,))
     return staircase(Segments(37, 16, (16, 5)), (Source(source),), (True, False, True), None)
 
 
 def _linear(op, random):
-    stairs, tensors = _stairs(), {}
-    tensors |= {"x": random(SAMPLES, stairs.columns, big=True, leaf=True)}
-    tensors |= _weights(stairs, random)
-    return tensors, op(*tensors.values(), _frozen_weight(stairs, random), random(stairs.frozen_rows, big=True), stairs)
+    stairs = _stairs()
+    x, weights = random(SAMPLES, stairs.columns, big=True, leaf=True), _weights(stairs, random)
+    return {"x": x, "weight": weights.weight, "bias": weights.bias}, op(x, weights, stairs)
 
 
 def _conv2d(op, random):
     stairs = _stairs()
-    tensors = {"x": random(2, stairs.columns, 5, 6, big=True, leaf=True), **_weights(stairs, random, 3, 3)}
-    geometry = ops.Geometry((1, 1), (1, 1), (1, 1))
-    frozen = _frozen_weight(stairs, random, 3, 3), random(stairs.frozen_rows, big=True)
-    return tensors, op(*tensors.values(), *frozen, stairs, geometry)
+    x, weights = random(2, stairs.columns, 5, 6, big=True, leaf=True), _weights(stairs, random, 3, 3)
+    return {"x": x, "weight": weights.weight, "bias": weights.bias}, op(x, weights, stairs, GEOMETRY)
 
 
 def _batch_norm(op, random):
     frozen, live = 21, 16
     shape = SAMPLES, frozen + live, 3, 4
     x, residual = (random(*shape, big=True, leaf=True) for _ in range(2))
-    norm = _norm(live, random)
-    y = op(x, *norm.values(), random(frozen), random(frozen), True, 0.1, 1e-5, "silu", False, residual=residual)
-    return {"x": x, "residual": residual, **norm}, y
+    norm = _norm(frozen, live, random, "silu")
+    return {"x": x, "residual": residual, **_learning(norm)}, op(x, norm, residual)
 
 
 def _linear_norm(op, random):
     stairs = _stairs()
-    live = stairs.live
     x = random(SAMPLES, stairs.columns, big=True, leaf=True)
-    weight = random(live.rows, live.columns, big=True, leaf=True)
-    norm, affine = _norm(live.rows, random), [random(stairs.frozen_rows) for _ in range(2)]
-    # No bias: batch statistics take it away again, and its gradient is nothing but rounding. An activation without
-    # kinks, where half precision could end up on the other side.
-    y = op(
-        x,
-        weight,
-        None,
-        _frozen_weight(stairs, random),
-        None,
-        stairs,
-        *norm.values(),
-        *affine,
-        True,
-        0.1,
-        1e-5,
-        "gelu",
-    )
-    return {"x": x, "weight": weight, **norm}, y
+    weights = _weights(stairs, random, bias=False)
+    # An activation without kinks, where half precision could end up on the other side.
+    norm = _norm(stairs.frozen_rows, stairs.live.rows, random, "gelu")
+    return {"x": x, "weight": weights.weight, **_learning(norm)}, op(x, weights, stairs, norm)
 
 
 def _conv2d_norm(op, random):
     stairs = _stairs()
-    live = stairs.live
     x = random(2, stairs.columns, 5, 6, big=True, leaf=True)
-    weight = random(live.rows, live.columns, 3, 3, big=True, leaf=True)
-    norm, affine = _norm(live.rows, random), [random(stairs.frozen_rows) for _ in range(2)]
+    weights = _weights(stairs, random, 3, 3, bias=False)
+    norm = _norm(stairs.frozen_rows, stairs.live.rows, random, "silu")
     residual = random(2, stairs.rows, 5, 6, big=True, leaf=True)
-    y = op(
-        x,
-        weight,
-        None,
-        _frozen_weight(stairs, random, 3, 3),
-        None,
-        stairs,
-        *norm.values(),
-        *affine,
-        True,
-        0.1,
-        1e-5,
-        "silu",
-        ops.Geometry((1, 1), (1, 1), (1, 1)),
-        residual=residual,
+    y = op(x, weights, stairs, norm, GEOMETRY, residual)
+    return {"x": x, "weight": weights.weight, "residual": residual, **_learning(norm)}, y
+
+
+def _weights(stairs: Staircase, random, *kernel: int, bias: bool = True) -> ops.Weights:
+    """Without ``bias`` before a norm: batch statistics take it away again, and its gradient is nothing but rounding."""
+    live, taps = stairs.live, torch.Size(kernel).numel()
+    frozen = sum(stair.rows * stair.columns for stair in stairs.frozen) * taps
+    return ops.Weights(
+        weight=random(live.rows, live.columns, *kernel, big=True, leaf=True),
+        bias=random(live.rows, big=True, leaf=True) if bias else None,
+        frozen_weight=random(frozen, big=True),
+        frozen_bias=random(stairs.frozen_rows, big=True) if bias else None,
     )
-    return {"x": x, "weight": weight, "residual": residual, **norm}, y
 
 
-def _weights(stairs, random, *kernel):
-    live = stairs.live
+def _norm(frozen: int, live: int, random, activation: str) -> ops.Norm:
+    return ops.Norm(
+        weight=random(live, leaf=True),
+        bias=random(live, leaf=True),
+        running_mean=random(live),
+        running_var=random(live, least=0.1),
+        frozen_scale=random(frozen),
+        frozen_shift=random(frozen),
+        training=True,
+        momentum=0.1,
+        eps=1e-5,
+        activation=activation,
+    )
+
+
+def _learning(norm: ops.Norm) -> dict[str, Tensor]:
+    """What of a norm learns or moves, by the names that a failure is reported with."""
     return {
-        "weight": random(live.rows, live.columns, *kernel, big=True, leaf=True),
-        "bias": random(live.rows, big=True, leaf=True),
-    }
-
-
-def _frozen_weight(stairs, random, *kernel):
-    return random(sum(stair.rows * stair.columns for stair in stairs.frozen) * torch.Size(kernel).numel(), big=True)
-
-
-def _norm(live, random):
-    return {
-        "norm weight": random(live, leaf=True),
-        "norm bias": random(live, leaf=True),
-        "running_mean": random(live),
-        "running_var": random(live, least=0.1),
+        "norm weight": norm.weight,
+        "norm bias": norm.bias,
+        "running_mean": norm.running_mean,
+        "running_var": norm.running_var,
     }
 
 

@@ -6,17 +6,18 @@ written once, here. This is the torch backend of both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import prod
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..backends.arguments import Weights
 from ..layout import Span, Stair, Staircase, positions
-from ..memory import arranged_as, canonical, unit_major
-from .registration import Op
+from ..memory import arranged_as, canonical, is_unit_major
+from .registration import Op, placed
 
 
 def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
@@ -31,7 +32,7 @@ def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
 def concatenate_like(parts: Sequence[Tensor], x: Tensor, dim: int = 1) -> Tensor:
     """``parts`` one after the other along ``dim``, lying in memory as ``x`` does: a part of one unit does not say how,
     and the bits of what reads them depend on it."""
-    if dim == 1 and unit_major(x):
+    if dim == 1 and is_unit_major(x):
         return torch.cat([part.t() for part in parts]).t()
     return arranged_as(torch.cat(tuple(parts), dim), x)
 
@@ -83,38 +84,20 @@ class Product(Protocol):
         """Memory for ``rows`` rows that lie so."""
 
 
-class StaircaseFunction(torch.autograd.Function):
-    """Gradients of a staircase op; subclasses name it and its backward op. ``geometry`` is what its product
-    needs to know."""
+class Needed(NamedTuple):
+    """Which gradients of a product are asked for."""
 
-    op: Op
-    backward_op: Op
-
-    @classmethod
-    def forward(cls, ctx, x, weight, bias, frozen_weight, frozen_bias, staircase, rows, full_input_grad, *geometry):
-        ctx.save_for_backward(x, weight, frozen_weight, staircase)
-        ctx.full_input_grad, ctx.geometry, ctx.backward_op = full_input_grad, geometry, cls.backward_op
-        return cls.op.below_autograd(
-            x, weight, bias, frozen_weight, frozen_bias, staircase, rows, full_input_grad, *geometry
-        )
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        needed = ctx.needs_input_grad[:3]
-        dx, dweight, dbias = ctx.backward_op.below_autograd(
-            dy, *ctx.saved_tensors, ctx.full_input_grad, *needed, *ctx.geometry
-        )
-        dx, dweight, dbias = dx if needed[0] else None, dweight if needed[1] else None, dbias if needed[2] else None
-        return dx, dweight, dbias, None, None, None, None, None, *(None for _ in ctx.geometry)
+    x: bool
+    weight: bool
+    bias: bool
 
 
-def products(x, weight, bias, frozen_weight, frozen_bias, staircase: Staircase, product: Product) -> Tensor:
+def products(x: Tensor, weights: Weights, staircase: Staircase, product: Product) -> Tensor:
     """Every segment's product, one after the other."""
     out_buffer = product.out_buffer(x, staircase.rows)
-    parts = frozen_products(x, weight, frozen_weight, frozen_bias, staircase, product, out_buffer)
+    parts = frozen_products(x, weights, staircase, product, out_buffer)
     if has_live_rows(staircase) or not parts:
-        parts.append(live_product(x, weight, bias, staircase, product, out_buffer))
+        parts.append(live_product(x, weights, staircase, product, out_buffer))
     return joined(parts, out_buffer)
 
 
@@ -129,26 +112,29 @@ def has_live_rows(staircase: Staircase) -> bool:
     return staircase.live is not None and bool(staircase.live.rows)
 
 
-def live_product(x, weight, bias, staircase: Staircase, product: Product, out_buffer: Tensor | None = None) -> Tensor:
-    """The live segment's product, the last rows of ``out_buffer`` if that is given; without live rows, nothing [N, 0, *]."""
-    if not has_live_rows(staircase):
-        return product.forward(x[:, :0], weight[:0, :0], None, None)
+def live_product(
+    x: Tensor, weights: Weights, staircase: Staircase, product: Product, out_buffer: Tensor | None = None
+) -> Tensor:
+    """The live segment's product, in the last rows of ``out_buffer`` if that is given; [N, 0, *] without live rows."""
+    live = staircase.live
+    if live is None or not live.rows:
+        return product.forward(x[:, :0], weights.weight[:0, :0], None, None)
     out = None if out_buffer is None else out_buffer[:, staircase.frozen_rows :]
-    return product.forward(read_alone(x, staircase.live.spans), weight, bias, out)
+    return product.forward(read_alone(x, live.spans), weights.weight, weights.bias, out)
 
 
 def frozen_products(
-    x, weight, frozen_weight, frozen_bias, staircase: Staircase, product: Product, out_buffer: Tensor | None = None
+    x: Tensor, weights: Weights, staircase: Staircase, product: Product, out_buffer: Tensor | None = None
 ) -> list[Tensor]:
-    """The products of the frozen segments that have rows, the first rows of ``out_buffer`` if that is given; of ``weight``
-    only the kernel's size matters."""
+    """The products of the frozen segments that have rows, in the first rows of ``out_buffer`` if that is given."""
     parts, row = [], 0
-    blocks = frozen_blocks(frozen_weight, staircase.frozen, weight.shape[2:])
+    blocks = frozen_blocks(weights.frozen_weight, staircase.frozen, weights.kernel)
     for stair, block in zip(staircase.frozen, blocks):
         if stair.rows:
-            its_bias = None if frozen_bias is None else frozen_bias[row : row + stair.rows]
-            out = None if out_buffer is None else out_buffer[:, row : row + stair.rows]
-            parts.append(product.forward(canonical(read(x, stair.spans)), block, its_bias, out))
+            rows = slice(row, row + stair.rows)
+            bias = None if weights.frozen_bias is None else weights.frozen_bias[rows]
+            out = None if out_buffer is None else out_buffer[:, rows]
+            parts.append(product.forward(canonical(read(x, stair.spans)), block, bias, out))
         row += stair.rows
     return parts
 
@@ -161,9 +147,7 @@ def gradients(
     frozen_weight: Tensor,
     staircase: Staircase,
     product: Product,
-    need_x: bool,
-    need_weight: bool,
-    need_bias: bool,
+    needed: Needed,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """What a backward pass owes: gradients of x, weight and bias, each None where it is not needed.
 
@@ -172,17 +156,18 @@ def gradients(
     live = staircase.live
     dx = dweight = dbias = None
     if live is None:  # nothing that learns is part of this pass
-        dweight = torch.zeros_like(weight) if need_weight else None
-        dbias = weight.new_zeros(len(weight)) if need_bias else None
+        dweight = torch.zeros_like(weight) if needed.weight else None
+        dbias = weight.new_zeros(len(weight)) if needed.bias else None
     else:
         dy_live = canonical(dy_live)
-        dweight = product.weight_gradient(dy_live, read_alone(x, live.spans), weight) if need_weight else None
-        dbias = dy_live.sum((0, *range(2, dy_live.dim()))) if need_bias else None
-    if need_x and dy_frozen is None and live is not None and staircase.trainable == (Span(0, x.shape[1]),):
+        dweight = product.weight_gradient(dy_live, read_alone(x, live.spans), weight) if needed.weight else None
+        dbias = dy_live.sum((0, *range(2, dy_live.dim()))) if needed.bias else None
+
+    if needed.x and dy_frozen is None and live is not None and staircase.trainable == (Span(0, x.shape[1]),):
         # All of the input leads to something trainable: the product is the gradient as it comes.
         dx = product.input_gradient(dy_live, x, read(weight, positions(live.spans, staircase.trainable)))
         dx = arranged_as(dx, x)
-    elif need_x:
+    elif needed.x:
         dx = torch.zeros_like(x)
         if dy_frozen is not None:
             row = 0
@@ -198,13 +183,38 @@ def gradients(
     return dx, dweight, dbias
 
 
-def fake_gradients(x, weight, need_x, need_weight, need_bias) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def fake_gradients(x: Tensor, weight: Tensor, needed: Needed) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Tensors like those that :func:`gradients` returns."""
     return (
-        torch.empty_like(x) if need_x else None,
-        torch.empty_like(weight) if need_weight else None,
-        weight.new_empty(weight.shape[0]) if need_bias else None,
+        torch.empty_like(x) if needed.x else None,
+        torch.empty_like(weight) if needed.weight else None,
+        weight.new_empty(weight.shape[0]) if needed.bias else None,
     )
+
+
+class StaircaseFunction(torch.autograd.Function):
+    """Gradients of a staircase op; subclasses name it and its backward op.
+
+    ``geometry`` is what its product needs to know.
+    """
+
+    op: Op
+    backward_op: Op
+
+    @classmethod
+    def forward(cls, ctx, x, weight, bias, frozen_weight, frozen_bias, staircase, rows, full_input_grad, *geometry):
+        ctx.save_for_backward(x, weight, frozen_weight, staircase)
+        ctx.full_input_grad, ctx.geometry, ctx.backward_op = full_input_grad, geometry, cls.backward_op
+        return cls.op.below_autograd(
+            x, weight, bias, frozen_weight, frozen_bias, staircase, rows, full_input_grad, *geometry
+        )
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        needed = Needed(*ctx.needs_input_grad[:3])
+        found = ctx.backward_op.below_autograd(dy, *ctx.saved_tensors, ctx.full_input_grad, *needed, *ctx.geometry)
+        return placed(found, (0, 1, 2), ctx.needs_input_grad)
 
 
 def dense_weight(weight: Tensor, frozen_weight: Tensor, staircase: Staircase) -> Tensor:
@@ -231,24 +241,26 @@ def oracle_input(x: Tensor, staircase: Staircase, full_input_grad: bool) -> Tens
     return torch.where(trainable.view(-1, *[1] * (x.dim() - 2)), x, x.detach())
 
 
-def oracle(x, weight, bias, frozen_weight, frozen_bias, staircase, product, full_input_grad) -> Tensor:
+def oracle(
+    x: Tensor, weights: Weights, staircase: Staircase, product: Callable[..., Tensor], full_input_grad: bool
+) -> Tensor:
     """The paper's dense masked layer, by plain autograd: the definition that the ops are tested against.
 
     ``product`` is a differentiable function of (x, dense weight, dense bias).
     """
-    dense, all_bias = oracle_rows(weight, bias, frozen_weight, frozen_bias, staircase)
-    y_live = product(oracle_input(x, staircase, full_input_grad), dense, all_bias)
+    dense, bias = oracle_rows(weights, staircase)
+    y_live = product(oracle_input(x, staircase, full_input_grad), dense, bias)
     if full_input_grad:
         return y_live
-    y_frozen = product(x.detach(), dense, all_bias)
+    y_frozen = product(x.detach(), dense, bias)
     frozen = torch.arange(staircase.rows, device=x.device) < staircase.frozen_rows
     return torch.where(frozen.view(-1, *[1] * (x.dim() - 2)), y_frozen, y_live)
 
 
-def oracle_rows(weight: Tensor, bias: Tensor | None, frozen_weight, frozen_bias, staircase: Staircase):
+def oracle_rows(weights: Weights, staircase: Staircase) -> tuple[Tensor, Tensor | None]:
     """Dense weight and bias for the oracle; frozen rows carry no gradient since they are made of buffers."""
-    dense = dense_weight(weight, frozen_weight, staircase)
-    if bias is None:
+    dense = dense_weight(weights.weight, weights.frozen_weight, staircase)
+    if weights.bias is None or weights.frozen_bias is None:
         return dense, None
-    live = [] if staircase.live is None else [bias]
-    return dense, torch.cat([frozen_bias[: staircase.frozen_rows], *live])
+    live = [] if staircase.live is None else [weights.bias]
+    return dense, torch.cat([weights.frozen_bias[: staircase.frozen_rows], *live])

@@ -130,7 +130,7 @@ class _LeadBack(torch.autograd.Function):
             return dy, None, None, None
         x, weight = ctx.saved_tensors
         columns = read(weight, ctx.spans).to(dy.dtype)
-        dx = cast(Tensor, Linear.input_gradient(canonical(dy), x, columns))  # pyright: ignore[reportUnknownMemberType]
+        dx = Linear.input_gradient(canonical(dy), x, columns)
         return dy, dx.to(ctx.dtype), None, None
 
 

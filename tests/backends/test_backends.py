@@ -18,7 +18,7 @@ from eidetic_kernels import __main__ as command
 from eidetic_kernels import backends
 from eidetic_kernels.backends import dispatch
 from eidetic_kernels.errors import BackendError
-from eidetic_kernels.ops import batch_norm, self_check
+from eidetic_kernels.ops import batch_norm_torch, self_check
 
 
 @pytest.fixture(autouse=True)
@@ -33,13 +33,13 @@ def stand_in(monkeypatch):
     """A backend "cpu" that is torch's own implementation, notes its calls, and takes all that ``refuse`` allows."""
     calls, refuse = [], []
 
-    def forward(*arguments, out):
+    def forward(x, residual, norm, out):
         calls.append("forward")
-        return batch_norm._torch_forward(*arguments, out)
+        return batch_norm_torch.forward(x, residual, norm, out)
 
-    def backward(dy, x, residual, weight, *rest):
+    def backward(dy, x, residual, norm, wanted):
         calls.append("backward")
-        return batch_norm._torch_backward(dy, None, x, residual, weight, *rest)
+        return batch_norm_torch.backward(dy, None, x, residual, norm, wanted)
 
     module = SimpleNamespace(
         segmented_batch_norm_supports=lambda *inputs: refuse[0] if refuse else None,
@@ -317,15 +317,15 @@ def test_the_command_prints_what_is_there_and_ends_well(capsys, monkeypatch):
 def test_the_command_fails_for_a_backend_that_is_wrong_or_breaks(stand_in, capsys, monkeypatch):
     right = stand_in.segmented_batch_norm_forward
 
-    def wrong(*arguments, out):
-        y, mean, rstd = right(*arguments, out=out)
+    def wrong(*arguments):
+        y, mean, rstd = right(*arguments)
         return y * 1.001, mean, rstd
 
     monkeypatch.setattr(stand_in, "segmented_batch_norm_forward", wrong)
     assert command.main() == 1
     assert "FAILED: the output is off by 1" in capsys.readouterr().out
 
-    def broken(*arguments, out):
+    def broken(*arguments):
         raise RuntimeError("no such instruction")
 
     monkeypatch.setattr(stand_in, "segmented_batch_norm_forward", broken)
@@ -337,8 +337,9 @@ def test_the_command_fails_for_a_backend_that_is_wrong_or_breaks(stand_in, capsy
 def test_the_command_notices_statistics_that_do_not_move(stand_in, capsys, monkeypatch):
     right = stand_in.segmented_batch_norm_forward
 
-    def still(x, residual, weight, bias, mean, var, *rest, out):
-        return right(x, residual, weight, bias, mean.clone(), var.clone(), *rest, out=out)
+    def still(x, residual, norm, out):
+        statistics = {"running_mean": norm.running_mean.clone(), "running_var": norm.running_var.clone()}
+        return right(x, residual, norm._replace(**statistics), out)
 
     monkeypatch.setattr(stand_in, "segmented_batch_norm_forward", still)
     assert command.main() == 1

@@ -3,10 +3,11 @@
 import norm_promises
 import pytest
 import torch
-from kernel_cases import NormCase
+from kernel_cases import NormCase, applied
 from tolerances import assert_same_bits
 
 from eidetic_kernels.backends import cpu, extensions
+from eidetic_kernels.backends.arguments import Norm, NormGradients
 
 MISSING = extensions.why_missing("_cpu")
 DTYPES = (torch.float32,)
@@ -90,12 +91,10 @@ def test_smooth_activations_are_accurate(instruction_set):
         reference = x.double().requires_grad_()
         expected = function(reference)
         expected.sum().backward()
-        y, mean, rstd = cpu.segmented_batch_norm_forward(
-            x, None, none, none, none, none, one, one * 0, False, 0.0, 1e-5, activation
-        )
-        dx = cpu.segmented_batch_norm_backward(
-            torch.ones_like(x), x, None, none, none, mean, rstd, one, one * 0, False, activation, True, True, False
-        )[0]
+        norm = Norm(none, none, none, none, one, one * 0, False, 0.0, 1e-5, activation)
+        y, mean, rstd = cpu.segmented_batch_norm_forward(x, None, norm)
+        wanted = NormGradients(full_input_grad=True, x=True, residual=False)
+        dx = cpu.segmented_batch_norm_backward(torch.ones_like(x), x, None, applied(norm, mean, rstd), wanted)[0]
         for name, given, wanted in (("y", y, expected.detach()), ("dx", dx, reference.grad)):
             error = (given.double() - wanted).abs() / wanted.abs().clamp_min(0.5)
             assert error.max() < 2e-6, f"{activation}, {name}: {error.max():.2g} at x = {x[error.argmax()].item()}"

@@ -21,7 +21,7 @@ from eidetic_kernels import backends, ops
 from eidetic_kernels.layers import EideticDropout
 from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
 from eidetic_kernels.layout import Segments, Source
-from eidetic_kernels.memory import unit_major
+from eidetic_kernels.memory import is_unit_major
 from eidetic_kernels.ops import linear, linear_norm
 from eidetic_kernels.ops.registration import encoded
 
@@ -47,7 +47,7 @@ LAYOUTS = {"unit-major": arranged, "row-major": torch.Tensor.contiguous}
 # ---- the products
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_product_equals_the_dense_masked_layer(name, bias, full_input_grad):
@@ -85,9 +85,9 @@ def test_products_of_sixteen_units_and_more_have_the_bits_of_the_ordinary_layout
         case = wide_case(generator)
         layer = Layer(case, bias=generator.random() < 0.5, dtype=torch.float32)
         x = torch.randn(generator.choice(SAMPLES), len(case.column_owners()))
-        expected = ops.staircase_linear(x, *layer.arguments(), case.staircase())
+        expected = ops.staircase_linear(x, layer.weights(), case.staircase())
         for name, of_x in LAYOUTS.items():
-            given = LINEAR(of_x(x), *layer.arguments(), case.staircase())
+            given = LINEAR(of_x(x), layer.weights(), case.staircase())
             assert_same_bits(f"{case}, {name}, {len(x)} samples", given, expected)
 
 
@@ -101,10 +101,10 @@ def test_a_finished_segments_rows_are_the_same_bits_whatever_comes_after_them():
         x = torch.randn(generator.choice(SAMPLES), len(case.column_owners()))
         x[:, case.column_owners() == case.live_task] = float("nan")
         layer.weight.fill_(float("nan")), layer.bias.fill_(float("nan"))
-        whole = LINEAR(arranged(x), *layer.arguments(), case.staircase())
+        whole = LINEAR(arranged(x), layer.weights(), case.staircase())
         for task in range(case.live_task):
             prefix = x[:, : len(case.column_owners(task))]
-            alone = LINEAR(arranged(prefix), *layer.arguments(), case.staircase(task))
+            alone = LINEAR(arranged(prefix), layer.weights(), case.staircase(task))
             compared += alone.shape[1]
             assert alone.isfinite().all()
             assert_same_bits(f"{case}, task {task}", alone, whole[:, : alone.shape[1]])
@@ -133,23 +133,9 @@ def run_norm(op, layer, x, norm, training, activation, full_input_grad, dy):
     leaves["bias"] = None if layer.bias is None else layer.bias.clone().requires_grad_()
     leaves |= {f"norm_{n}": None if t is None else t.clone().requires_grad_() for n, t in zip(("w", "b"), norm)}
     statistics = [tensor.clone() for tensor in norm[2:4]]
-    y = op(
-        leaves["x"],
-        leaves["weight"],
-        leaves["bias"],
-        layer.frozen_weight,
-        layer.frozen_bias,
-        layer.case.staircase(),
-        leaves["norm_w"],
-        leaves["norm_b"],
-        *statistics,
-        *norm[4:],
-        training,
-        0.3,
-        1e-3,
-        activation,
-        full_input_grad,
-    )
+    weights = ops.Weights(leaves["weight"], leaves["bias"], layer.frozen_weight, layer.frozen_bias)
+    given = ops.Norm(leaves["norm_w"], leaves["norm_b"], *statistics, *norm[4:], training, 0.3, 1e-3, activation)
+    y = op(leaves["x"], weights, layer.case.staircase(), given, full_input_grad)
     if y.requires_grad and y.numel():
         y.backward(dy)
     gradients = {f"d{name}": None if leaf is None else leaf.grad for name, leaf in leaves.items()}
@@ -188,7 +174,7 @@ def test_products_normalised_where_they_lie_equal_the_oracle(name, activation, b
         expected = run_norm(ops.staircase_linear_norm_oracle, layer, x, *options, dy)
         for (of_x, x_lies), of_dy in zip([*LAYOUTS.items()] * 2, [arranged, arranged, *[torch.clone] * 2]):
             given = run_norm(NORMED, layer, x_lies(x), *options, of_dy(dy))
-            assert unit_major(given["y"])
+            assert is_unit_major(given["y"])
             for key, value in expected.items():
                 label = f"{samples} samples, {of_x}, training {training}, full_input_grad {full_input_grad}: {key}"
                 if value is None or given[key] is None:
@@ -207,17 +193,18 @@ def test_one_op_has_the_bits_of_the_two_in_sequence_and_frozen_rows_of_their_pre
         x = arranged(torch.randn(generator.choice(SAMPLES), len(case.column_owners())))
         training = case.live > 0 and generator.random() < 0.7
         rest = training, 0.3, 1e-3, activation
-        z = LINEAR(x, *layer.arguments(), case.staircase())
+        z = LINEAR(x, layer.weights(), case.staircase())
         before = z.clone()
-        expected = ops.segmented_batch_norm(z, *(n.clone() for n in norm), *rest)
-        assert unit_major(expected) or not expected.numel()
+        expected = ops.segmented_batch_norm(z, ops.Norm(*(n.clone() for n in norm), *rest))
+        assert is_unit_major(expected) or not expected.numel()
         assert_same_bits("what the norm was given", z, before)
-        given = NORMED(x, *layer.arguments(), case.staircase(), *(n.clone() for n in norm), *rest)
+        given = NORMED(x, layer.weights(), case.staircase(), ops.Norm(*(n.clone() for n in norm), *rest))
         assert_same_bits(f"{case}, {len(x)} samples", given, expected)
         for task in range(case.live_task):
             stairs, prefix = case.staircase(task), x[:, : len(case.column_owners(task))]
-            cut = [*norm[:4], *(n[: stairs.rows] for n in norm[4:])]
-            alone = NORMED(arranged(prefix), *layer.arguments(), stairs, *cut, False, 0.0, 1e-3, activation)
+            affine = [n[: stairs.rows] for n in norm[4:]]
+            cut = ops.Norm(*norm[:4], *affine, False, 0.0, 1e-3, activation)
+            alone = NORMED(arranged(prefix), layer.weights(), stairs, cut)
             assert_same_bits(f"{case}, task {task}", alone, given[:, : stairs.rows])
 
 
@@ -237,20 +224,11 @@ def test_a_normalisation_and_its_residual_may_lie_differently(activation, of_x, 
                 x = (LAYOUTS[of_x](data[0]) if ours else data[0]).detach().requires_grad_()
                 residual = (LAYOUTS[of_residual](data[1]) if ours else data[1]).detach().requires_grad_()
                 leaves = [n.clone().requires_grad_() for n in norm[:2]]
-                y = op(
-                    x,
-                    *leaves,
-                    *(n.clone() for n in norm[2:]),
-                    True,
-                    0.3,
-                    1e-3,
-                    activation,
-                    full_input_grad,
-                    residual=residual,
-                )
+                given = ops.Norm(*leaves, *(n.clone() for n in norm[2:]), True, 0.3, 1e-3, activation)
+                y = op(x, given, residual, full_input_grad)
                 y.backward(data[2])
                 results.append([y.detach(), x.grad, residual.grad, *(leaf.grad for leaf in leaves)])
-            assert unit_major(results[1][0]) == (of_x == "unit-major")
+            assert is_unit_major(results[1][0]) == (of_x == "unit-major")
             for name, given, expected in zip(("y", "dx", "dresidual", "dweight", "dbias"), *reversed(results)):
                 assert_close(f"{name} of {samples}", given, expected, condition=20 if dtype == torch.float32 else 1)
 
@@ -260,9 +238,9 @@ def test_a_single_sample_is_normalised_where_it_lies(backend):
     layer = Layer(CASES["all frozen"], dtype=torch.float32)
     norm, x = normalisation(layer.case, torch.float32), torch.randn(1, 5)
     norm[4:] = [torch.randn(6), torch.randn(6)]
-    rest = layer.case.staircase(), *norm, False, 0.0, 1e-3, "silu"
-    given = ops.staircase_linear_norm(x, *layer.arguments(), *rest, unit_major=True)
-    assert_same_bits("one sample", given, ops.staircase_linear_norm(x, *layer.arguments(), *rest))
+    rest = layer.case.staircase(), ops.Norm(*norm, False, 0.0, 1e-3, "silu")
+    given = ops.staircase_linear_norm(x, layer.weights(), *rest, unit_major=True)
+    assert_same_bits("one sample", given, ops.staircase_linear_norm(x, layer.weights(), *rest))
 
 
 # ---- nothing is copied
@@ -290,13 +268,13 @@ def test_products_write_their_part_of_one_output_and_read_prefixes_as_they_lie(b
     layer = Layer(type(CASES["nested"])(((frozen, 16, 1),), frozen, 16, (True, True, True)), dtype=torch.float32)
     norm = normalisation(layer.case, torch.float32)
     stairs = encoded(layer.case.staircase())
-    x, held = arranged(torch.randn(samples, 64)), (*layer.arguments(), stairs, 64)
+    x, held = arranged(torch.randn(samples, 64)), (*layer.weights(), stairs, 64)
     with torch.no_grad(), Copies() as copies:
         y = linear.OP.run(x, *held, False, True)
-    assert copies.made == [] and copies.allocated == [y.numel()] and unit_major(y)
+    assert copies.made == [] and copies.allocated == [y.numel()] and is_unit_major(y)
     with torch.no_grad(), Copies() as copies:
         y, pre, *_ = linear_norm.OP.run(x, *held, *norm, True, 0.1, 1e-3, "relu", False, 0, None, True)
-    assert unit_major(y) and unit_major(pre)
+    assert is_unit_major(y) and is_unit_major(pre)
     assert copies.allocated.count(y.numel()) == 1, "the products, and in their place what they are normalised to"
     # The live product, which the backward pass reads again; torch's own normalisation is written beside it.
     assert [name for name, _ in copies.made].count("clone") == 1
@@ -394,7 +372,7 @@ def test_answers_are_contiguous_however_the_network_came_to_be(way, tmp_path):
     for task in range(2):
         assert recall(net, x, task).is_contiguous()
         found = outputs(net.eval(), x, task)
-        assert any(unit_major(y) for path, y in found.items() if not path.startswith("heads"))
+        assert any(is_unit_major(y) for path, y in found.items() if not path.startswith("heads"))
 
 
 def test_layers_outside_a_network_and_compiled_ones_have_torchs_layout():
@@ -547,7 +525,7 @@ def test_ones_own_parameters_and_half_precision_pass_through():
     with torch.autocast("cpu", torch.bfloat16):
         made = outputs(copy.deepcopy(net).train(), x)
         half = loss_of(net, x, y)
-    assert made["first"].dtype == torch.bfloat16 and unit_major(made["first"])
+    assert made["first"].dtype == torch.bfloat16 and is_unit_major(made["first"])
     half.backward()
     assert_close("loss under autocast", half.detach().float(), expected[0], condition=1e4)
     for name, p in net.named_parameters():

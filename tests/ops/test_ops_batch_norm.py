@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from kernel_cases import CHANNELS as CASE_CHANNELS
 from kernel_cases import SHAPES as CASE_SHAPES
-from kernel_cases import NormCase
+from kernel_cases import NormCase, norm_of
 from staircases import DTYPES, assert_close, assert_same_bits, assert_same_results, inside_poison
 
-from eidetic_kernels import backends
+from eidetic_kernels import backends, ops
 from eidetic_kernels.ops import ACTIVATIONS, batch_norm, segmented_batch_norm, segmented_batch_norm_oracle
 
 IMPLEMENTATIONS = {"op": segmented_batch_norm, "oracle": segmented_batch_norm_oracle}
@@ -52,14 +52,15 @@ class Norm:
         leaves = [t if t is None else t.detach().requires_grad_() for t in (self.weight, self.bias)]
         x = (self.x if x is None else x).detach().requires_grad_()
         mean, var = self.mean.clone(), self.var.clone()
-        y = op(x, *leaves, mean, var, self.scale, self.shift, training, MOMENTUM, EPS, activation, full_input_grad)
+        norm = ops.Norm(*leaves, mean, var, self.scale, self.shift, training, MOMENTUM, EPS, activation)
+        y = op(x, norm, None, full_input_grad)
         if y.requires_grad:
             y.backward(self.dy if dy is None else dy)
         grads = [None if leaf is None else leaf.grad for leaf in leaves]
         return {"y": y.detach(), "dx": x.grad, "dweight": grads[0], "dbias": grads[1], "mean": mean, "var": var}
 
     def by_hand(self, training, activation="none", full_input_grad=False):
-        """Section 3.3 written out, in float64 whatever the dtype."""
+        """Equation 2 of the paper written out, in float64 whatever the dtype."""
         double = {n: t.detach().double() for n, t in vars(self).items() if isinstance(t, torch.Tensor)}
         x = double["x"].clone().requires_grad_()
         leaves = {n: double[n].clone().requires_grad_() for n in ("weight", "bias") if n in double}
@@ -194,10 +195,10 @@ def test_evaluation_moves_no_statistics():
 
 def test_no_gradient_is_computed_for_what_does_not_ask():
     norm = Norm((3, 4), SHAPES["image"])
-    rest = norm.mean, norm.var, norm.scale, norm.shift, True, MOMENTUM, EPS
-    assert not segmented_batch_norm(norm.x, norm.weight, norm.bias, *rest).requires_grad
+    given = ops.Norm(norm.weight, norm.bias, norm.mean, norm.var, norm.scale, norm.shift, True, MOMENTUM, EPS)
+    assert not segmented_batch_norm(norm.x, given).requires_grad
     norm.bias.requires_grad_()
-    segmented_batch_norm(norm.x, norm.weight, norm.bias, *rest).sum().backward()
+    segmented_batch_norm(norm.x, given).sum().backward()
     assert norm.bias.grad is not None and norm.weight.grad is None and norm.x.grad is None
 
 
@@ -206,9 +207,9 @@ def test_two_forwards_before_one_backward():
     norm = Norm((3, 4), SHAPES["image"])
     mean, var = norm.mean.clone(), norm.var.clone()
     weight = norm.weight.requires_grad_()
-    rest = norm.scale, norm.shift, True, MOMENTUM, EPS
-    y = segmented_batch_norm(norm.x, weight, norm.bias, mean, var, *rest)
-    segmented_batch_norm(norm.x * 2 + 1, weight, norm.bias, mean, var, *rest)
+    given = ops.Norm(weight, norm.bias, mean, var, norm.scale, norm.shift, True, MOMENTUM, EPS)
+    y = segmented_batch_norm(norm.x, given)
+    segmented_batch_norm(norm.x * 2 + 1, given)
     y.backward(norm.dy)
     assert_close("dweight", weight.grad, norm.by_hand(True)["dweight"])
 
@@ -220,8 +221,8 @@ def test_gradcheck():
 
         def function(x, weight, bias, norm=norm, training=training):
             mean, var = norm.mean.clone(), norm.var.clone()
-            rest = norm.scale, norm.shift, training, MOMENTUM, EPS, "none", True
-            return segmented_batch_norm(x, weight, bias, mean, var, *rest)
+            given = ops.Norm(weight, bias, mean, var, norm.scale, norm.shift, training, MOMENTUM, EPS)
+            return segmented_batch_norm(x, given, full_input_grad=True)
 
         assert torch.autograd.gradcheck(function, leaves)
 
@@ -238,8 +239,8 @@ def test_a_channels_bits_do_not_depend_on_what_else_is_present():
         prefix = generator.randint(0, norm.frozen)
         nothing = norm.weight[:0], norm.bias[:0], norm.mean[:0], norm.var[:0]
         for x in (norm.x[:, :prefix], norm.x[:, :prefix].contiguous()):
-            rest = norm.scale[:prefix], norm.shift[:prefix], False, 0.0, EPS
-            y = segmented_batch_norm(x, *nothing, *rest)
+            given = ops.Norm(*nothing, norm.scale[:prefix], norm.shift[:prefix], False, 0.0, EPS)
+            y = segmented_batch_norm(x, given)
             assert_same_bits(f"first {prefix} of {channels}, {list(x.shape)}", y, whole[:, :prefix])
         live = norm.x[:, norm.frozen :].contiguous()
         alone = F.batch_norm(live, norm.mean.clone(), norm.var.clone(), norm.weight, norm.bias, training, MOMENTUM, EPS)
@@ -250,13 +251,13 @@ class Torch:
     """The torch backend as a module of kernels, for the cases that every backend is held to."""
 
     @staticmethod
-    def segmented_batch_norm_forward(*arguments):
-        Torch.y, mean, rstd = batch_norm.OP.run(*arguments)
+    def segmented_batch_norm_forward(x, residual, norm):
+        Torch.y, mean, rstd = batch_norm.forward(x, residual, norm)
         return Torch.y, mean, rstd
 
     @staticmethod
     def segmented_batch_norm_backward(dy, *arguments):
-        dx, dresidual, dweight, dbias = batch_norm.BACKWARD_OP.run(dy, Torch.y, *arguments)
+        dx, dresidual, dweight, dbias = batch_norm.backward(dy, Torch.y, *arguments)
         # In half precision torch rounds between one operation and the next, which sums of gradients feel.
         return dx, dresidual, *(None if g is None else g.to(dy.dtype) for g in (dweight, dbias))
 
@@ -293,18 +294,11 @@ def test_an_activated_channels_bits_do_not_depend_on_what_lies_beside_it(activat
         case = NormCase((frozen, live), shape, dtype, activation, False, residual=True)
         t = case.tensors()
         x, residual = (t[name].to(memory_format=torch.contiguous_format) for name in ("x", "residual"))
-        live_tensors = t["weight"], t["bias"], t["running_mean"], t["running_var"]
-        options = False, 0.0, EPS, activation, False
-        whole = segmented_batch_norm(x, *live_tensors, t["frozen_scale"], t["frozen_shift"], *options, residual)
+        norm = norm_of(t, False, activation)
+        whole = segmented_batch_norm(x, norm, residual)
         kept = generator.randint(1, frozen)
-        prefix = segmented_batch_norm(
-            x[:, :kept].contiguous(),
-            *live_tensors,
-            t["frozen_scale"][:kept],
-            t["frozen_shift"][:kept],
-            *options,
-            residual[:, :kept].contiguous(),
-        )
+        cut = norm._replace(frozen_scale=norm.frozen_scale[:kept], frozen_shift=norm.frozen_shift[:kept])
+        prefix = segmented_batch_norm(x[:, :kept].contiguous(), cut, residual[:, :kept].contiguous())
         assert_same_bits(f"{kept} of {frozen} + {live}, {shape}", prefix, whole[:, :kept])
 
 
@@ -315,7 +309,8 @@ def test_nan_and_infinity_go_through_an_activation_as_in_torch(activation):
     ones, zeros = torch.ones(2), torch.zeros(2)
     x = values.clone().requires_grad_()
     # mean 0 and variance 1 without eps, scale 1 and shift 0: live and frozen channels activate x itself
-    y = segmented_batch_norm(x, ones, zeros, zeros, ones, ones, zeros, False, 0.0, 0.0, activation, True)
+    norm = ops.Norm(ones, zeros, zeros, ones, ones, zeros, False, 0.0, 0.0, activation)
+    y = segmented_batch_norm(x, norm, full_input_grad=True)
     expected = values.clone().requires_grad_()
     z = F.batch_norm(expected, torch.zeros(4), torch.ones(4), torch.ones(4), torch.zeros(4), eps=0.0)
     z = {

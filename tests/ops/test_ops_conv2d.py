@@ -18,7 +18,7 @@ from staircases import (
     random_case,
 )
 
-from eidetic_kernels.ops import dense_weight, staircase_conv2d, staircase_conv2d_oracle
+from eidetic_kernels.ops import Weights, dense_weight, staircase_conv2d, staircase_conv2d_oracle
 
 IMPLEMENTATIONS = {"op": staircase_conv2d, "oracle": staircase_conv2d_oracle}
 # The oracle is the library's dense convolution, which refuses an input or an output without channels.
@@ -115,11 +115,11 @@ def test_nothing_live_leaks_into_frozen_channels(name):
     layer = Layer(CASES[name], kernel)
     case = layer.case
     x, _ = inputs(case, kernel, geometry)
-    clean = staircase_conv2d(x, *layer.arguments(), case.staircase(), geometry)
+    clean = staircase_conv2d(x, layer.weights(), case.staircase(), geometry)
     x[:, case.column_owners() == case.live_task] = float("nan")
     layer.weight.fill_(float("nan"))
     layer.bias.fill_(float("nan"))
-    poisoned = staircase_conv2d(x, *layer.arguments(), case.staircase(), geometry)
+    poisoned = staircase_conv2d(x, layer.weights(), case.staircase(), geometry)
     assert_same_bits("frozen channels", poisoned[:, : sum(case.frozen)], clean[:, : sum(case.frozen)])
     assert poisoned[:, sum(case.frozen) :].isnan().all()
 
@@ -167,8 +167,8 @@ def test_a_stack_of_layers_has_the_dense_masked_networks_gradients():
     given, y = [], x
     for layer in layers:
         given.append([t.detach().requires_grad_() for t in (layer.weight, layer.bias)])
-        frozen = layer.frozen_weight, layer.frozen_bias
-        y = torch.tanh(staircase_conv2d(y, *given[-1], *frozen, layer.case.staircase(), geometry))
+        weights = Weights(*given[-1], layer.frozen_weight, layer.frozen_bias)
+        y = torch.tanh(staircase_conv2d(y, weights, layer.case.staircase(), geometry))
     y.square().sum().backward()
 
     dense, z = [], x
@@ -196,11 +196,11 @@ def test_a_segments_bits_do_not_depend_on_what_else_is_present():
         kernel, geometry = generator.choice(list(GEOMETRIES.values()))
         layer = Layer(case, kernel, bias=trial % 3 > 0, dtype=generator.choice(DTYPES))
         x, _ = inputs(case, kernel, geometry, generator.choice([1, 2, 8]), layer.weight.dtype)
-        whole = staircase_conv2d(x, *layer.arguments(), case.staircase(), geometry)
+        whole = staircase_conv2d(x, layer.weights(), case.staircase(), geometry)
         for task in range(case.live_task):
             columns, rows = len(case.column_owners(task)), len(case.row_owners(task))
             for prefix in (x[:, :columns], x[:, :columns].contiguous()):
-                y = staircase_conv2d(prefix, *layer.arguments(), case.staircase(task), geometry)
+                y = staircase_conv2d(prefix, layer.weights(), case.staircase(task), geometry)
                 assert_same_bits(f"prefix {task} of {case}", y, whole[:, :rows])
 
 
@@ -211,5 +211,5 @@ def test_equals_torch_bit_by_bit_when_nothing_is_frozen():
         case = Case((generator.randint(1, 40),), (), generator.randint(1, 40), (True,))
         layer = Layer(case, kernel, dtype=torch.float32)
         x, _ = inputs(case, kernel, geometry, generator.randint(1, 4), torch.float32)
-        y = staircase_conv2d(x, *layer.arguments(), case.staircase(), geometry)
+        y = staircase_conv2d(x, layer.weights(), case.staircase(), geometry)
         assert_same_bits(str(geometry), y, F.conv2d(x, layer.weight, layer.bias, *geometry))

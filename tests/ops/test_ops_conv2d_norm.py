@@ -59,27 +59,11 @@ class Norm:
         leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
         mean, var = self.mean.clone(), self.var.clone()
         frozen = staircase.frozen_rows
-        y = op(
-            leaves["dx"],
-            leaves["dweight"],
-            leaves["dbias"],
-            layer.frozen_weight,
-            layer.frozen_bias,
-            staircase,
-            leaves["dnorm_weight"],
-            leaves["dnorm_bias"],
-            mean,
-            var,
-            self.scale[:frozen],
-            self.shift[:frozen],
-            self.training,
-            0.1,
-            1e-5,
-            activation or self.activation,
-            geometry,
-            full_input_grad,
-            leaves["dresidual"],
-        )
+        weights = ops.Weights(leaves["dweight"], leaves["dbias"], layer.frozen_weight, layer.frozen_bias)
+        affine = self.scale[:frozen], self.shift[:frozen]
+        options = self.training, 0.1, 1e-5, activation or self.activation
+        norm = ops.Norm(leaves["dnorm_weight"], leaves["dnorm_bias"], mean, var, *affine, *options)
+        y = op(leaves["dx"], weights, staircase, norm, geometry, leaves["dresidual"], full_input_grad)
         if y.requires_grad:
             y.backward(torch.ones_like(y) if dy is None else dy)
         found = {name: None if leaf is None else leaf.grad for name, leaf in leaves.items()}
@@ -131,12 +115,10 @@ class Norm:
         }
 
 
-def two_ops(x, *arguments):
+def two_ops(x, weights, staircase, norm, geometry, residual, full_input_grad):
     """The op's signature, by the two ops that it stands for."""
-    *of_conv, staircase = arguments[:5]
-    *of_norm, geometry, full_input_grad, residual = arguments[5:]
-    z = ops.staircase_conv2d(x, *of_conv, staircase, geometry, full_input_grad)
-    return ops.segmented_batch_norm(z, *of_norm, full_input_grad, residual)
+    z = ops.staircase_conv2d(x, weights, staircase, geometry, full_input_grad)
+    return ops.segmented_batch_norm(z, norm, residual, full_input_grad)
 
 
 def case_of(name, geometry=PLAIN, dtype=torch.float64, activation="silu", training=True, samples=2, size=(6, 7)):
@@ -289,25 +271,10 @@ def test_frozen_products_are_not_kept_for_the_backward_pass():
     layer, norm, x, _, _ = case_of("nested", dtype=torch.float32, activation="silu")
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
-        ops.staircase_conv2d_norm(
-            x,
-            layer.weight.requires_grad_(),
-            None,
-            layer.frozen_weight,
-            None,
-            layer.case.staircase(),
-            norm.weight.requires_grad_(),
-            norm.bias,
-            norm.mean,
-            norm.var,
-            norm.scale,
-            norm.shift,
-            True,
-            0.1,
-            1e-5,
-            "silu",
-            PLAIN[1],
-        )
+        weights = ops.Weights(layer.weight.requires_grad_(), None, layer.frozen_weight, None)
+        weight = norm.weight.requires_grad_()
+        given = ops.Norm(weight, norm.bias, norm.mean, norm.var, norm.scale, norm.shift, True, 0.1, 1e-5, "silu")
+        ops.staircase_conv2d_norm(x, weights, layer.case.staircase(), given, PLAIN[1])
     images = [t for t in kept if t.dim() == 4 and t.shape[2:] == x.shape[2:]]
     assert sorted(t.shape[1] for t in images) == sorted([layer.case.live, x.shape[1]])
 

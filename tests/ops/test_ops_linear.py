@@ -18,7 +18,7 @@ from staircases import (
     random_case,
 )
 
-from eidetic_kernels.ops import dense_weight, staircase_linear, staircase_linear_oracle
+from eidetic_kernels.ops import Weights, dense_weight, staircase_linear, staircase_linear_oracle
 
 IMPLEMENTATIONS = {"op": staircase_linear, "oracle": staircase_linear_oracle}
 
@@ -107,10 +107,10 @@ def test_frozen_weights_get_no_gradient():
 def test_no_gradient_is_computed_for_what_does_not_ask():
     layer = Layer(CASES["nested"])
     x, _ = inputs(layer.case)
-    y = staircase_linear(x, *layer.arguments(), layer.case.staircase())
+    y = staircase_linear(x, layer.weights(), layer.case.staircase())
     assert not y.requires_grad
     weight = layer.weight.requires_grad_()
-    staircase_linear(x, *layer.arguments(), layer.case.staircase()).sum().backward()
+    staircase_linear(x, layer.weights(), layer.case.staircase()).sum().backward()
     assert weight.grad is not None and x.grad is None and layer.bias.grad is None
 
 
@@ -121,11 +121,11 @@ def test_nothing_live_leaks_into_frozen_rows(name):
     case = layer.case
     x, _ = inputs(case)
     stairs = case.staircase()
-    clean = staircase_linear(x, *layer.arguments(), stairs)
+    clean = staircase_linear(x, layer.weights(), stairs)
     x[:, case.column_owners() == case.live_task] = float("nan")
     layer.weight.fill_(float("nan"))
     layer.bias.fill_(float("nan"))
-    poisoned = staircase_linear(x, *layer.arguments(), stairs)
+    poisoned = staircase_linear(x, layer.weights(), stairs)
     assert_same_bits("frozen rows", poisoned[:, : sum(case.frozen)], clean[:, : sum(case.frozen)])
     assert poisoned[:, sum(case.frozen) :].isnan().all()
 
@@ -134,9 +134,9 @@ def test_disjoint_rows_do_not_see_earlier_columns():
     layer = Layer(CASES["disjoint"])
     case = layer.case
     x, _ = inputs(case)
-    clean = staircase_linear(x, *layer.arguments(), case.staircase())
+    clean = staircase_linear(x, layer.weights(), case.staircase())
     x[:, case.column_owners() < case.live_task] = float("nan")
-    y = staircase_linear(x, *layer.arguments(), case.staircase())
+    y = staircase_linear(x, layer.weights(), case.staircase())
     assert_same_bits("live rows", y[:, sum(case.frozen) :], clean[:, sum(case.frozen) :])
 
 
@@ -161,12 +161,12 @@ def test_gradcheck():
         layer = Layer(CASES[name])
         x, _ = inputs(layer.case, samples=2)
         tensors = [t.requires_grad_() for t in (x, layer.weight, layer.bias)]
-        rest = layer.frozen_weight, layer.frozen_bias, layer.case.staircase(), True
-        assert torch.autograd.gradcheck(partial(_with_rest, rest), tensors)
+        assert torch.autograd.gradcheck(partial(_with_frozen, layer), tensors)
 
 
-def _with_rest(rest, *tensors):
-    return staircase_linear(*tensors, *rest)
+def _with_frozen(layer, x, *live):
+    weights = Weights(*live, layer.frozen_weight, layer.frozen_bias)
+    return staircase_linear(x, weights, layer.case.staircase(), True)
 
 
 def test_a_stack_of_layers_has_the_dense_masked_networks_gradients():
@@ -180,7 +180,8 @@ def test_a_stack_of_layers_has_the_dense_masked_networks_gradients():
     given, y = [], x
     for layer in layers:
         given.append([t.detach().requires_grad_() for t in (layer.weight, layer.bias)])
-        y = staircase_linear(y, *given[-1], layer.frozen_weight, layer.frozen_bias, layer.case.staircase())
+        weights = Weights(*given[-1], layer.frozen_weight, layer.frozen_bias)
+        y = staircase_linear(y, weights, layer.case.staircase())
         y = torch.tanh(y)
     y.square().sum().backward()
 
@@ -210,9 +211,9 @@ def test_recall_has_the_same_bits_whatever_came_after():
             finished = case.staircase(task)
             size = sum(stair.rows * stair.columns for stair in finished.stairs)
             frozen_then = layer.frozen_weight[:size].clone(), layer.frozen_bias[:rows].clone()
-            before = staircase_linear(x, layer.weight[:0], layer.bias[:0], *frozen_then, finished)
+            before = staircase_linear(x, Weights(layer.weight[:0], layer.bias[:0], *frozen_then), finished)
             poison = torch.full_like(layer.weight, float("nan")), torch.full_like(layer.bias, float("nan"))
-            after = staircase_linear(x, *poison, layer.frozen_weight, layer.frozen_bias, finished)
+            after = staircase_linear(x, Weights(*poison, layer.frozen_weight, layer.frozen_bias), finished)
             assert_same_bits(f"task {task} of {case}", after, before)
 
 
@@ -222,5 +223,5 @@ def test_equals_torch_bit_by_bit_when_nothing_is_frozen():
         k, rows, samples = (generator.randint(1, 300) for _ in range(3))
         layer = Layer(replace(CASES["nothing frozen"], reads=(k,), live=rows), dtype=torch.float32)
         x, _ = inputs(layer.case, samples, torch.float32)
-        y = staircase_linear(x, *layer.arguments(), layer.case.staircase())
+        y = staircase_linear(x, layer.weights(), layer.case.staircase())
         assert_same_bits(f"{samples} x {k} x {rows}", y, F.linear(x, layer.weight, layer.bias))

@@ -133,7 +133,7 @@ def conv_norm_arguments(
     x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *_ = conv_arguments(layout, name)
     frozen = decoded(numbers).frozen_rows
     live = rows - frozen
-    added = torch.randn(conv2d.output_shape(x, weight, rows, GEOMETRY)).requires_grad_() if residual else None
+    added = torch.randn(conv2d.output_shape(x, weight.shape[2:], rows, GEOMETRY)).requires_grad_() if residual else None
     return [
         x,
         weight,

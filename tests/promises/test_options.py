@@ -20,7 +20,7 @@ import eidetic_kernels as ek
 from eidetic_kernels import backends
 from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
 from eidetic_kernels.layout import LIVE, positions, without
-from eidetic_kernels.memory import unit_major
+from eidetic_kernels.memory import is_unit_major
 from eidetic_kernels.ops.staircase import read
 from eidetic_training.data import TensorLoader
 
@@ -231,7 +231,7 @@ def test_a_live_pass_is_what_the_test_above_saw():
     live = [group.segments.live for group in training.net.groups]
     assert [task for task, *_ in seen] == [LIVE] * len(layers) == [LIVE] * 2
     assert [columns for _, columns, _ in seen] == [layer.staircase().live.columns for layer in layers]
-    assert unit_major(seen[0][2]) and [y.shape[1] for *_, y in seen] == [live[-1], CLASSES]
+    assert is_unit_major(seen[0][2]) and [y.shape[1] for *_, y in seen] == [live[-1], CLASSES]
     trainable = layers[0].staircase(LIVE).trainable
     assert positions(layers[0].staircase(LIVE).live.spans, trainable) == trainable
 

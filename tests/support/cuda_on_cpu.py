@@ -118,7 +118,7 @@ def restore(settings: Settings, state: bytes) -> None:
 
 @contextmanager
 def in_place_of_cuda(module: ModuleType, device: int = 0, stream: int = 0):
-    """Inside, :mod:`eidetic_kernels.cuda` runs ``module`` on CPU tensors."""
+    """Inside, :mod:`eidetic_kernels.backends.cuda` runs ``module`` on CPU tensors."""
     before = cuda.DEVICE, cuda._place, extensions.load, extensions.why_missing, extensions.why_no_code
     cuda.DEVICE, cuda._place = "cpu", lambda x: {"device": device, "stream": stream}
     extensions.load = lambda name: module if name == "_cuda" else before[2](name)

@@ -1,7 +1,6 @@
 """Segmented BatchNorm as every backend is held to it: the cases that bite, and one check against the oracle.
 
-``kernels`` below is a module with the functions of :mod:`eidetic_kernels.cpu`: ``segmented_batch_norm_forward`` and
-``segmented_batch_norm_backward``.
+``kernels`` below is a module with the functions of :mod:`eidetic_kernels.backends.cpu`, forward and backward.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from tolerances import assert_close
 
+from eidetic_kernels.backends.arguments import AppliedNorm, Norm, NormGradients
 from eidetic_kernels.ops import segmented_batch_norm_oracle
 
 MOMENTUM, EPS = 0.3, 1e-3
@@ -34,6 +34,20 @@ CHANNELS = {  # frozen, live
     "one each": (1, 1),
     "none": (0, 0),
 }
+
+
+def norm_of(
+    tensors: dict[str, torch.Tensor | None], training: bool, activation: str, momentum: float = MOMENTUM
+) -> Norm:
+    """The norm of the tensors that a :class:`NormCase` names."""
+    names = "weight", "bias", "running_mean", "running_var", "frozen_scale", "frozen_shift"
+    return Norm(*(tensors[name] for name in names), training, momentum, EPS, activation)
+
+
+def applied(norm: Norm, mean: torch.Tensor, rstd: torch.Tensor) -> AppliedNorm:
+    """``norm`` as a forward pass applied it that returned ``mean`` and ``rstd``."""
+    affine = norm.frozen_scale, norm.frozen_shift
+    return AppliedNorm(norm.weight, norm.bias, mean, rstd, *affine, norm.training, norm.activation)
 
 
 @dataclass(frozen=True)
@@ -93,21 +107,8 @@ class NormCase:
         leaves = {name: t[name] for name in ("x", "residual", "weight", "bias") if t[name] is not None}
         for leaf in leaves.values():
             leaf.requires_grad_()
-        y = segmented_batch_norm_oracle(
-            t["x"],
-            t["weight"],
-            t["bias"],
-            t["running_mean"],
-            t["running_var"],
-            t["frozen_scale"],
-            t["frozen_shift"],
-            self.training,
-            MOMENTUM,
-            EPS,
-            self.activation,
-            self.full_input_grad,
-            residual=t["residual"],
-        )
+        norm = norm_of(t, self.training, self.activation)
+        y = segmented_batch_norm_oracle(t["x"], norm, t["residual"], self.full_input_grad)
         if y.requires_grad:
             y.backward(t["dy"])
         gradients = {
@@ -117,36 +118,11 @@ class NormCase:
 
     def run(self, kernels, tensors: dict[str, torch.Tensor | None]) -> dict[str, torch.Tensor | None]:
         """The backend's results, from ``tensors`` (which it must leave alone, but for the running statistics)."""
-        t = dict(tensors)
-        y, mean, rstd = kernels.segmented_batch_norm_forward(
-            t["x"],
-            t["residual"],
-            t["weight"],
-            t["bias"],
-            t["running_mean"],
-            t["running_var"],
-            t["frozen_scale"],
-            t["frozen_shift"],
-            self.training,
-            MOMENTUM,
-            EPS,
-            self.activation,
-        )
+        t, norm = tensors, norm_of(tensors, self.training, self.activation)
+        y, mean, rstd = kernels.segmented_batch_norm_forward(t["x"], t["residual"], norm)
+        wanted = NormGradients(self.full_input_grad, x=True, residual=t["residual"] is not None)
         dx, dresidual, dweight, dbias = kernels.segmented_batch_norm_backward(
-            t["dy"],
-            t["x"],
-            t["residual"],
-            t["weight"],
-            t["bias"],
-            mean,
-            rstd,
-            t["frozen_scale"],
-            t["frozen_shift"],
-            self.training,
-            self.activation,
-            self.full_input_grad,
-            True,
-            t["residual"] is not None,
+            t["dy"], t["x"], t["residual"], applied(norm, mean, rstd), wanted
         )
         return {
             "y": y,

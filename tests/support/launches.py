@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from eidetic_kernels.layout import Fixed, Segments, Source, Staircase, staircase
+from eidetic_kernels.backends.arguments import AppliedNorm, Epilogue, Norm, NormGradients, Weights
+from eidetic_kernels.layout import Fixed, Geometry, Segments, Source, Staircase, staircase
 
 
 def linear(dtype, samples, aligned, norm=None, activation="relu", precision="ieee", stairs=None):
@@ -22,14 +23,13 @@ def linear(dtype, samples, aligned, norm=None, activation="relu", precision="iee
     live, frozen = stairs.live, stairs.frozen_rows
     x = torch.empty(samples, stairs.columns, dtype=dtype)
     weight, frozen_weight = x.new_empty(live.rows, live.columns), x.new_empty(_size(stairs))
-    tensors = x, weight, x.new_empty(live.rows), frozen_weight, x.new_empty(frozen)
+    weights = Weights(weight, x.new_empty(live.rows), frozen_weight, x.new_empty(frozen))
     if norm is None:
-        linear.staircase_linear_forward(*tensors, stairs)
+        linear.staircase_linear_forward(x, weights, stairs)
         return
-    numbers = torch.empty(2, frozen), torch.empty(4, live.rows)
-    linear.staircase_linear_norm_forward(
-        *tensors, *numbers[0], stairs, *numbers[1], norm == "training", 0.1, 1e-5, activation
-    )
+    tensors = *torch.empty(4, live.rows), *torch.empty(2, frozen)
+    norm = Norm(*tensors, norm == "training", 0.1, 1e-5, activation)
+    linear.staircase_linear_norm_forward(x, weights, stairs, norm)
 
 
 def growing_tasks(dtype):
@@ -66,26 +66,12 @@ def _batch_norm(x, residual, dy, channels, activation, training, full_input_grad
     scale, shift = (torch.empty(frozen) for _ in range(2))
     weight, bias = (None if full_input_grad else torch.empty(live) for _ in range(2))
     statistics = torch.empty(live), torch.empty(live)
-    _, mean, rstd = batch_norm.segmented_batch_norm_forward(
-        x, residual, weight, bias, *statistics, scale, shift, training, 0.1, 1e-5, activation
-    )
+    norm = Norm(weight, bias, *statistics, scale, shift, training, 0.1, 1e-5, activation)
+    _, mean, rstd = batch_norm.segmented_batch_norm_forward(x, residual, norm)
     if training or full_input_grad:
-        batch_norm.segmented_batch_norm_backward(
-            dy,
-            x,
-            residual,
-            weight,
-            bias,
-            mean,
-            rstd,
-            scale,
-            shift,
-            training,
-            activation,
-            full_input_grad,
-            True,
-            residual is not None,
-        )
+        wanted = NormGradients(full_input_grad, x=True, residual=residual is not None)
+        applied = AppliedNorm(weight, bias, mean, rstd, scale, shift, training, activation)
+        batch_norm.segmented_batch_norm_backward(dy, x, residual, applied, wanted)
 
 
 def growing_norms(dtype):
@@ -97,7 +83,6 @@ def growing_norms(dtype):
 def conv2d(dtype, memory_format=torch.channels_last, aligned=True, precision="ieee", sizes=None):
     """The frozen segments of a 3 x 3 convolution, and all that follows it, that reads a group of its own sizes."""
     from eidetic_kernels.backends.triton import conv2d
-    from eidetic_kernels.ops import Geometry
 
     torch.backends.cudnn.conv.fp32_precision = precision
     group = Segments(4096, 64, sizes or ((128, 64, 256) if aligned else (105, 34, 257)))
@@ -105,19 +90,10 @@ def conv2d(dtype, memory_format=torch.channels_last, aligned=True, precision="ie
     rows = stairs.frozen_rows
     x = torch.empty(16, stairs.columns, 14, 14, dtype=dtype).to(memory_format=memory_format)
     y, residual = (x.new_empty(16, stairs.rows, 14, 14).to(memory_format=memory_format) for _ in range(2))
-    conv2d.staircase_conv2d_frozen_forward(
-        y,
-        x,
-        x.new_empty(_size(stairs) * 9),
-        x.new_empty(rows),
-        torch.empty(rows),
-        torch.empty(rows),
-        residual,
-        (3, 3),
-        stairs,
-        Geometry((1, 1), (1, 1), (1, 1)),
-        "relu",
-    )
+    weights = Weights(x.new_empty(1, 1, 3, 3), x.new_empty(1), x.new_empty(_size(stairs) * 9), x.new_empty(rows))
+    epilogue = Epilogue(torch.empty(rows), torch.empty(rows), residual, "relu")
+    geometry = Geometry((1, 1), (1, 1), (1, 1))
+    conv2d.staircase_conv2d_frozen_forward(y, x, weights, stairs, geometry, epilogue)
 
 
 def growing_convolutions(dtype):

@@ -1,6 +1,6 @@
 """What every compiled segmented BatchNorm promises beyond agreeing with the oracle; see kernel_cases.py for that.
 
-``kernels`` is a module with the functions of :mod:`eidetic_kernels.cpu`, ``device`` where its tensors live.
+``kernels`` is a module with the functions of :mod:`eidetic_kernels.backends.cpu`, ``device`` where its tensors live.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import random
 
 import torch
 import torch.nn.functional as F
-from kernel_cases import CHANNELS, EPS, SHAPES, NormCase
+from kernel_cases import CHANNELS, EPS, SHAPES, NormCase, applied, norm_of
 from tolerances import assert_close, assert_same_bits
 
 from eidetic_kernels.backends.activations import FUNCTIONS
+from eidetic_kernels.backends.arguments import Norm, NormGradients
 from eidetic_kernels.ops import ACTIVATIONS
 
 # What torch gives the kernels besides whole tensors: a function of the tensor, and what it is fit for.
@@ -167,12 +168,12 @@ def check_special_values(kernels, device):
             frozen = x.shape[1]
             none = torch.empty(0, device=device)
             scale, shift = torch.ones(frozen, device=device), torch.zeros(frozen, device=device)
-            given, mean, rstd = kernels.segmented_batch_norm_forward(
-                x, None, none, none, none, none, scale, shift, False, 0.0, EPS, activation
-            )
-            dx = kernels.segmented_batch_norm_backward(
-                torch.ones_like(x), x, None, none, none, mean, rstd, scale, shift, False, activation, True, True, False
-            )[0]
+            norm = Norm(none, none, none, none, scale, shift, False, 0.0, EPS, activation)
+            given, mean, rstd = kernels.segmented_batch_norm_forward(x, None, norm)
+            wanted = NormGradients(full_input_grad=True, x=True, residual=False)
+            dx = kernels.segmented_batch_norm_backward(torch.ones_like(x), x, None, applied(norm, mean, rstd), wanted)[
+                0
+            ]
             _same_kind(f"{activation}, {shape}", given, y, values)
             _same_kind(f"gradient of {activation}, {shape}", dx, reference.grad, values)
 
@@ -181,31 +182,20 @@ def check_what_is_not_needed(kernels, device):
     for training in (True, False):
         case = NormCase((7, 9), (3, 4, 5), residual=True, training=training)
         t = case.tensors(device)
-        rest = (t["frozen_scale"], t["frozen_shift"])
-        _, mean, rstd = kernels.segmented_batch_norm_forward(
-            t["x"],
-            t["residual"],
-            t["weight"],
-            t["bias"],
-            t["running_mean"],
-            t["running_var"],
-            *rest,
-            training,
-            0.1,
-            EPS,
-            "relu",
-        )
+        norm = norm_of(t, training, "relu")
+        _, mean, rstd = kernels.segmented_batch_norm_forward(t["x"], t["residual"], norm)
         backward = kernels.segmented_batch_norm_backward
-        ahead = t["dy"], t["x"], t["residual"], t["weight"], t["bias"], mean, rstd, *rest, training, "relu", False
-        dx, dresidual, dweight, dbias = backward(*ahead, True, True)
+        ahead = t["dy"], t["x"], t["residual"], applied(norm, mean, rstd)
+        dx, dresidual, dweight, dbias = backward(*ahead, NormGradients(False, True, True))
         for need in ((True, False), (False, True), (False, False)):
-            results = backward(*ahead, *need)
+            results = backward(*ahead, NormGradients(False, *need))
             assert [r is not None for r in results] == [*need, True, True]
             for name, given, expected in zip(("dx", "dr", "dw", "db"), results, (dx, dresidual, dweight, dbias)):
                 if given is not None:
                     assert_same_bits(f"needing {need}: {name}", given, expected)
-        no_affine = t["dy"], t["x"], None, None, None, mean, rstd, *rest, training, "none", False, True, False
-        assert backward(*no_affine)[1:] == (None, None, None)
+        no_affine = applied(norm, mean, rstd)._replace(weight=None, bias=None, activation="none")
+        wanted = NormGradients(False, x=True, residual=False)
+        assert backward(t["dy"], t["x"], None, no_affine, wanted)[1:] == (None, None, None)
 
 
 def check_no_samples(kernels, device):

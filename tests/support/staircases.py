@@ -13,6 +13,7 @@ import torch
 from tolerances import assert_close, assert_same_bits
 
 from eidetic_kernels.layout import Fixed, Segments, Source, Staircase, staircase
+from eidetic_kernels.ops import Weights
 
 __all__ = [
     "CASES",
@@ -145,16 +146,17 @@ class Layer:
         nested, task = self.case.nested[-1], self.case.live_task
         return (columns == INPUT) | (columns == task) | (nested & (columns < task))
 
-    def arguments(self) -> tuple:
-        return self.weight, self.bias, self.frozen_weight, self.frozen_bias
+    def weights(self, convert=lambda tensor: tensor) -> Weights:
+        """The layer's tensors as ops take them, each converted."""
+        tensors = self.weight, self.bias, self.frozen_weight, self.frozen_bias
+        return Weights(*(None if tensor is None else convert(tensor) for tensor in tensors))
 
     def run(self, op, x, *options, full_input_grad=False, dy=None, task="own") -> dict[str, torch.Tensor | None]:
         """The op's output and its gradients for an upstream gradient ``dy``."""
         x, weight = x.detach().requires_grad_(), self.weight.detach().requires_grad_()
         bias = None if self.bias is None else self.bias.detach().requires_grad_()
-        y = op(
-            x, weight, bias, self.frozen_weight, self.frozen_bias, self.case.staircase(task), *options, full_input_grad
-        )
+        weights = Weights(weight, bias, self.frozen_weight, self.frozen_bias)
+        y = op(x, weights, self.case.staircase(task), *options, full_input_grad)
         if y.requires_grad:
             y.backward(torch.ones_like(y) if dy is None else dy)
         return {"y": y.detach(), "dx": x.grad, "dweight": weight.grad, "dbias": None if bias is None else bias.grad}
@@ -162,8 +164,8 @@ class Layer:
     def by_hand(self, product, x, full_input_grad=False, dy=None) -> dict[str, torch.Tensor | None]:
         """The paper's dense masked layer: ``product(x, weight * mask, bias)`` in plain autograd.
 
-        Without ``full_input_grad`` the input's gradient is what the contract owes: that of the live rows alone, at the columns
-        of the task in training.
+        Without ``full_input_grad`` the input's gradient is what the contract owes: that of the live rows alone, at the
+        columns of the task in training.
         """
         case = self.case
         rows, columns, mask = case.row_owners(), case.column_owners(), case.mask()

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError, TaskError
 from eidetic_kernels.layout import LIVE, Segments, Source, staircase
-from eidetic_kernels.ops import staircase_linear
+from eidetic_kernels.ops import Weights, staircase_linear
 
 SAMPLES, TASKS = 40, 3
 
@@ -192,7 +192,7 @@ def test_a_live_segment_has_the_same_bits_alone_and_beside_what_it_does_not_read
         results = []
         for given, stairs in ((x, whole), (x[:, frozen:].clone(memory_format=torch.contiguous_format), alone)):
             leaf = weight.clone().requires_grad_()
-            y = staircase_linear(given, leaf, None, nothing, None, stairs)
+            y = staircase_linear(given, Weights(leaf, None, nothing, None), stairs)
             y.square().sum().backward()
             results.append((y, leaf.grad))
         for (a, b), name in zip(zip(*results), ("y", "gradient")):

@@ -15,7 +15,7 @@ backend is forced (EIDETIC_BACKEND=triton).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import triton
@@ -23,14 +23,12 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ...layout import Stair, Staircase
+from ...layout import Geometry, Stair, Staircase
+from ..arguments import Epilogue, Weights
 from .activations import activate
-from .batch_norm import whole_sixteens
+from .blocks import ALIGNMENT, whole_sixteens
 from .launch import OPTIONS, on_device, unsupported
-
-if TYPE_CHECKING:
-    from ...layout import Geometry
-from .linear import ALIGNMENT, Tile, table
+from .linear import Tile, table
 
 # positions, units, channels of a tile, warps, pipeline stages. Compiled for sm_80, sm_90 and sm_100 nothing spills, in
 # channels_last memory or NCHW, with sizes that divide by 16 or not; 128 x 128 tiles spilled up to 952 bytes.
@@ -171,14 +169,14 @@ def choose_tile(dtype: torch.dtype) -> Tile:
 
 
 def staircase_conv2d_frozen_supports(
-    x: Tensor, frozen_weight: Tensor, kernel: tuple[int, int], staircase: Staircase, geometry: Geometry
+    x: Tensor, frozen_weight: Tensor, kernel: Sequence[int], staircase: Staircase, geometry: Geometry
 ) -> str | None:
     """Why these inputs cannot be run here; None when they can."""
     if reason := unsupported(x):
         return reason
     if x.dtype != frozen_weight.dtype:
         return f"input and weights differ in dtype ({x.dtype}, {frozen_weight.dtype})"
-    height, width = output_size(x, kernel, geometry)
+    height, width = geometry.output_size(x.shape[2:], kernel)
     if min(height, width) < 1:
         return f"a kernel of {list(kernel)} leaves nothing of an input of {list(x.shape[2:])}"
     largest = 64 * max(x.stride(0), x[0:1].numel(), staircase.rows * height * width)
@@ -187,35 +185,14 @@ def staircase_conv2d_frozen_supports(
     return None
 
 
-def output_size(x: Tensor, kernel: tuple[int, int], geometry: Geometry) -> tuple[int, int]:
-    """Lines and columns of a convolution's output."""
-    height, width = (
-        (size + 2 * padding - dilation * (side - 1) - 1) // stride + 1
-        for size, side, stride, padding, dilation in zip(x.shape[2:], kernel, *geometry)
-    )
-    return height, width
-
-
 def staircase_conv2d_frozen_forward(
-    y: Tensor,
-    x: Tensor,
-    frozen_weight: Tensor,
-    frozen_bias: Tensor | None,
-    frozen_scale: Tensor | None,
-    frozen_shift: Tensor | None,
-    residual: Tensor | None,
-    kernel: tuple[int, int],
-    staircase: Staircase,
-    geometry: Geometry,
-    activation: str,
+    y: Tensor, x: Tensor, weights: Weights, staircase: Staircase, geometry: Geometry, epilogue: Epilogue
 ) -> None:
     """Write the frozen segments' channels of y [N, F + L, H', W'], the first F; the others are left as they are.
 
-    ``y`` is contiguous or channels_last, of the dtype of x [N, K, H, W]. ``frozen_weight`` is flat, the blocks
-    [rows, columns, *kernel] end to end; frozen_bias [F] or None; frozen_scale and frozen_shift [F], or None for the
-    convolution alone; ``residual`` as y, or None.
+    ``y`` is contiguous or channels_last, of the dtype of x [N, K, H, W]. Of the live weights only the kernel's size
+    matters. ``epilogue.residual`` is shaped as y.
     """
-    frozen = staircase.frozen
     samples, rows, height, width = y.shape
     if not samples or not staircase.frozen_rows:
         return
@@ -225,24 +202,26 @@ def staircase_conv2d_frozen_forward(
     layout = torch.channels_last if channels_last else torch.contiguous_format
     if x.stride(1 if channels_last else 3) != 1:
         x = x.contiguous(memory_format=layout)
-    residual = None if residual is None else residual.contiguous(memory_format=layout)
-    positions = samples * height * width
+    residual = None if epilogue.residual is None else epilogue.residual.contiguous(memory_format=layout)
+
     precision = "ieee"
     if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
         precision = "tf32"
-    tile = choose_tile(x.dtype)
+    tile, frozen, kernel = choose_tile(x.dtype), staircase.frozen, weights.kernel
     tiles, spans, aligned = table(staircase, tile.units, x.device, live=False)
+    positions = samples * height * width
     # A size of 1 may have any stride; these are what the kernel computes with.
     x_strides = x.stride() if x.numel() else (0, 0, 0, 0)
     y_strides = rows * height * width, *((1, rows) if channels_last else (height * width, 1))
     moved = x_strides[0], x_strides[2], y_strides[0], *((x_strides[3], rows) if channels_last else ())
+
     with on_device(x):
         staircase_conv2d_kernel[(triton.cdiv(positions, tile.samples), len(tiles))](
             x,
-            taps_outside(frozen_weight, frozen, kernel),
-            frozen_bias,
-            frozen_scale,
-            frozen_shift,
+            taps_outside(weights.frozen_weight, frozen, kernel),
+            weights.frozen_bias,
+            epilogue.scale,
+            epilogue.shift,
             residual,
             y,
             tiles,
@@ -257,7 +236,7 @@ def staircase_conv2d_frozen_forward(
             *geometry.padding,
             *geometry.dilation,
             *kernel,
-            ACTIVATION=activation,
+            ACTIVATION=epilogue.activation,
             PRECISION=precision,
             CHANNELS_LAST=channels_last,
             ALIGNED=aligned and all(stride % ALIGNMENT == 0 for stride in moved),
@@ -284,7 +263,7 @@ class Packed(NamedTuple):
 _packed = WeakTensorKeyDictionary()
 
 
-def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[int, int]) -> Tensor:
+def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[int, ...]) -> Tensor:
     """Each segment's block as [rows, *kernel, columns], so that a tap's weights are neighbours; flat as before.
 
     Frozen weights do not change, so a segment is packed once, for as much memory again. Where they do after all (a
@@ -312,7 +291,7 @@ def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[i
     return known.weights
 
 
-def _state(weights: Tensor, kernel: tuple[int, int]) -> tuple | None:
+def _state(weights: Tensor, kernel: tuple[int, ...]) -> tuple | None:
     """What changes when ``weights`` do; None where nothing tells, or where what is made now cannot be used later."""
     if weights.is_inference():  # torch does not count their changes
         return None

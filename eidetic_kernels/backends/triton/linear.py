@@ -4,8 +4,8 @@
     pre             = x[:, reads of live] @ W^T + b                                  live, normalised into y afterwards
 
 The grid is (blocks of samples, tiles of units). A tile belongs to one segment; a table made once for a staircase says
-where its weights lie and which columns it reads, so the paper's structured mask (sections 3.1 and 3.2) is the bound of
-a loop. Tiles that read most are launched first. Contract and oracle: :mod:`eidetic_kernels.ops.linear`.
+where its weights lie and which columns it reads, so the paper's structured mask (section 3.1) is the bound of a loop.
+Tiles that read most are launched first. Contract and oracle: :mod:`eidetic_kernels.ops.linear`.
 
 **A frozen segment's bits never change (P1).** One element of a product is the sum over its segment's spans, each within
 one source, in order, of steps of BLOCK_K columns, the last one filled up with zeros, which add nothing. BLOCK_K and the
@@ -27,16 +27,12 @@ import triton.language as tl
 from torch import Tensor
 
 from ...layout import Stair, Staircase
+from ..arguments import Norm, Weights
 from .activations import activate
-from .batch_norm import (
-    ALIGNMENT,
-    merge_statistics,
-    normalise_into,
-    reciprocal_deviation,
-    segmented_batch_norm_forward,
-    whole_sixteens,
-)
+from .batch_norm import normalise_into, segmented_batch_norm_forward
+from .blocks import ALIGNMENT, whole_sixteens
 from .launch import OPTIONS, input_precision, on_device, rows_contiguous, unsupported
+from .statistics import Blocks, merge_statistics, reciprocal_deviation
 
 
 class Tile(NamedTuple):
@@ -281,40 +277,18 @@ def staircase_linear_supports(x: Tensor, weight: Tensor, frozen_weight: Tensor, 
     return unsupported(x)
 
 
-def staircase_linear_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    frozen_weight: Tensor,
-    frozen_bias: Tensor | None,
-    staircase: Staircase,
-) -> Tensor:
-    """y [M, F + L] of x [M, K], weight [L, K_l], bias [L] or None, frozen_weight flat, frozen_bias [F] or None."""
+def staircase_linear_forward(x: Tensor, weights: Weights, staircase: Staircase) -> Tensor:
+    """y [M, F + L] of x [M, K]."""
     y = x.new_empty(x.shape[0], staircase.rows)
     tile = choose_tile(x.dtype, input_precision(x.dtype), x.shape[0])
-    _product(tile, "none", x, weight, bias, frozen_weight, frozen_bias, staircase, y)
+    _launch(tile, x, weights, staircase, y, Following())
     return y
 
 
 def staircase_linear_norm_forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    frozen_weight: Tensor,
-    frozen_bias: Tensor | None,
-    frozen_scale: Tensor,
-    frozen_shift: Tensor,
-    staircase: Staircase,
-    norm_weight: Tensor | None,
-    norm_bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-    activation: str,
+    x: Tensor, weights: Weights, staircase: Staircase, norm: Norm
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(y [M, F + L], pre [M, L], mean [L], rstd [L]): the product, normalised and activated.
+    """(y [M, F + L], pre [M, L], mean [L], rstd [L]): the product of x [M, K], normalised and activated.
 
     ``pre`` is the live units' pre-activation in the dtype of x, ``mean`` and ``rstd`` (float32) are what it was
     normalised by: in training its own statistics, which also move the running ones in place.
@@ -323,76 +297,45 @@ def staircase_linear_norm_forward(
     live = staircase.rows - frozen
     y, pre = x.new_empty(samples, frozen + live), x.new_empty(samples, live)
     if not samples:
-        _, mean, rstd = segmented_batch_norm_forward(
-            pre,
-            None,
-            norm_weight,
-            norm_bias,
-            running_mean,
-            running_var,
-            frozen_scale[:0],
-            frozen_shift[:0],
-            training,
-            momentum,
-            eps,
-            activation,
-        )
+        _, mean, rstd = segmented_batch_norm_forward(pre, None, norm.live())
         return y, pre, mean, rstd
+
     mean, rstd = (x.new_empty(live, dtype=torch.float32) for _ in range(2))
     tile = choose_tile(x.dtype, input_precision(x.dtype), samples)
-    if training:
-        blocks = x.new_empty(2, triton.cdiv(samples, tile.samples), live, dtype=torch.float32)
-        statistics = {"block_mean": blocks[0], "block_m2": blocks[1]}
-    else:
-        statistics = {"running_mean": running_mean, "running_var": running_var, "mean": mean, "rstd": rstd, "eps": eps}
-    _product(
-        tile,
-        activation,
-        x,
-        weight,
-        bias,
-        frozen_weight,
-        frozen_bias,
-        staircase,
-        y,
-        frozen_scale,
-        frozen_shift,
-        pre,
-        norm_weight=norm_weight,
-        norm_bias=norm_bias,
-        **statistics,
-    )
-    if training and live:
+    following = Following(norm.activation, norm.frozen_scale, norm.frozen_shift, pre, norm.weight, norm.bias)
+    if not norm.training:
+        running = norm.running_mean, norm.running_var
+        following = following._replace(running=running, statistics=(mean, rstd), eps=norm.eps)
+        _launch(tile, x, weights, staircase, y, following)
+        return y, pre, mean, rstd
+
+    mean_and_m2 = x.new_empty(2, triton.cdiv(samples, tile.samples), live, dtype=torch.float32)
+    blocks = Blocks(*mean_and_m2, tile.samples, samples)
+    _launch(tile, x, weights, staircase, y, following._replace(blocks=(blocks.mean, blocks.m2)))
+    if live:
         with on_device(x):
-            merge_statistics(*blocks, tile.samples, samples, mean, rstd, running_mean, running_var, momentum, eps)
-        normalise_into(y[:, frozen:], pre, norm_weight, norm_bias, mean, rstd, activation)
+            merge_statistics(blocks, norm, mean, rstd)
+        normalise_into(y[:, frozen:], pre, norm, mean, rstd)
     return y, pre, mean, rstd
 
 
-def _product(
-    tile,
-    activation,
-    x,
-    weight,
-    bias,
-    frozen_weight,
-    frozen_bias,
-    staircase,
-    y,
-    frozen_scale=None,
-    frozen_shift=None,
-    pre=None,
-    block_mean=None,
-    block_m2=None,
-    norm_weight=None,
-    norm_bias=None,
-    running_mean=None,
-    running_var=None,
-    mean=None,
-    rstd=None,
-    eps=0.0,
-) -> None:
-    x, weight = rows_contiguous(x), weight.contiguous()
+class Following(NamedTuple):
+    """What follows the product in the same launch; a tensor that is None is not wanted."""
+
+    activation: str = "none"
+    frozen_scale: Tensor | None = None
+    frozen_shift: Tensor | None = None
+    pre: Tensor | None = None  # where live units' pre-activations go
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    blocks: tuple[Tensor | None, Tensor | None] = (None, None)  # where each block's mean and m2 go
+    running: tuple[Tensor | None, Tensor | None] = (None, None)  # the mean and variance to normalise by at once ...
+    statistics: tuple[Tensor | None, Tensor | None] = (None, None)  # ... and where mean and rstd are then written
+    eps: float = 0.0
+
+
+def _launch(tile: Tile, x: Tensor, weights: Weights, staircase: Staircase, y: Tensor, following: Following) -> None:
+    x, weight = rows_contiguous(x), weights.weight.contiguous()
     samples, (tiles, spans, aligned) = x.shape[0], table(staircase, tile.units, x.device)
     if not samples or not len(tiles):
         return
@@ -401,29 +344,26 @@ def _product(
         staircase_linear_kernel[(triton.cdiv(samples, tile.samples), len(tiles))](
             x,
             weight,
-            bias,
-            frozen_weight,
-            frozen_bias,
-            frozen_scale,
-            frozen_shift,
+            weights.bias,
+            weights.frozen_weight,
+            weights.frozen_bias,
+            following.frozen_scale,
+            following.frozen_shift,
             y,
-            pre,
-            block_mean,
-            block_m2,
-            norm_weight,
-            norm_bias,
-            running_mean,
-            running_var,
-            mean,
-            rstd,
+            following.pre,
+            *following.blocks,
+            following.norm_weight,
+            following.norm_bias,
+            *following.running,
+            *following.statistics,
             tiles,
             spans,
             samples,
             frozen,
             staircase.rows - frozen,
             x.stride(0),
-            eps,
-            ACTIVATION=activation,
+            following.eps,
+            ACTIVATION=following.activation,
             PRECISION=input_precision(x.dtype),
             ALIGNED=aligned and x.stride(0) % ALIGNMENT == 0,
             BLOCK_M=tile.samples,

@@ -8,12 +8,13 @@ import torch
 pytest.importorskip("triton")
 
 import interpreter
-from kernel_cases import CHANNELS, EPS, MOMENTUM, SHAPES, NormCase
+from kernel_cases import CHANNELS, EPS, MOMENTUM, SHAPES, NormCase, applied, norm_of
 from staircases import inside_poison
 from tolerances import assert_close, assert_same_bits
 
 from eidetic_kernels.backends.activations import FUNCTIONS
-from eidetic_kernels.backends.triton import batch_norm, launch
+from eidetic_kernels.backends.arguments import Norm, NormGradients
+from eidetic_kernels.backends.triton import batch_norm, blocks, gradients, launch, statistics
 from eidetic_kernels.ops import ACTIVATIONS
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +27,7 @@ def one_block(monkeypatch):
     """Blocks so large that each kernel is one program: the interpreter's time goes by the number of programs."""
     if INTERPRETED:
         for name in ("BLOCK", "APPLY_RUN", "REDUCE_RUN"):
-            monkeypatch.setattr(batch_norm, name, 2**14)
+            monkeypatch.setattr(blocks, name, 2**14)
 
 
 @pytest.fixture
@@ -35,15 +36,15 @@ def many_blocks(monkeypatch):
     if INTERPRETED:
         sizes = {"BLOCK": 64, "APPLY_RUN": 8, "REDUCE_RUN": 8, "SPLIT_AFTER": 1, "STEPS": 3, "PROGRAMS": 6}
         for name, size in sizes.items():
-            monkeypatch.setattr(batch_norm, name, size)
+            monkeypatch.setattr(blocks, name, size)
 
 
 def launches(monkeypatch):
     """The names of the kernels launched from now on, filled in as they are."""
     names = []
-    for name in dir(batch_norm):
-        if name.endswith("_kernel"):
-            monkeypatch.setattr(batch_norm, name, Counted(getattr(batch_norm, name), name, names))
+    for module in (statistics, batch_norm, gradients):
+        for name in [name for name in dir(module) if name.endswith("_kernel")]:
+            monkeypatch.setattr(module, name, Counted(getattr(module, name), name, names))
     return names
 
 
@@ -78,7 +79,7 @@ def test_equals_the_oracle(channels, shape):
 def test_all_options(activation):
     for training, residual, full_input_grad in itertools.product((True, False), repeat=3):
         affine = (training + residual + full_input_grad) % 2 == 1
-        options = {"training": training, "residual": residual, "exact": full_input_grad, "affine": affine}
+        options = {"training": training, "residual": residual, "full_input_grad": full_input_grad, "affine": affine}
         NormCase(shape=(3, 4, 5), activation=activation, **options).check(batch_norm, DEVICE)
 
 
@@ -186,7 +187,7 @@ def test_outputs_lie_in_memory_as_the_input():
 
 def test_a_slice_of_columns_is_not_copied():
     x = torch.randn(6, 20)
-    layout = batch_norm.Layout.of(x[:, 3:9])
+    layout = blocks.Layout.of(x[:, 3:9])
     assert layout.arrange(x[:, 3:9]).data_ptr() == x[:, 3:9].data_ptr()
     assert layout.stride(x[:, 3:9]) == 20
     assert not layout.aligned(0, 20) and layout._replace(channels=32).aligned(16, 64)
@@ -224,28 +225,14 @@ def test_a_large_mean_is_found_to_the_last_bit():
     """Sums of large numbers lose what little they differ by; the merge of lanes goes around once more for it."""
     x = torch.randn(300, 16, device=DEVICE) + 1000.3
     none, numbers = x.new_empty(0), x.new_zeros(16)
-    _, mean, _ = batch_norm.segmented_batch_norm_forward(
-        x, None, None, None, numbers, numbers + 1, none, none, True, MOMENTUM, EPS, "none"
-    )
+    norm = Norm(None, None, numbers, numbers + 1, none, none, True, MOMENTUM, EPS)
+    _, mean, _ = batch_norm.segmented_batch_norm_forward(x, None, norm)
     expected = x.double().mean(0)
     assert ((mean - expected).abs() / expected).max() < 1.5 * 2**-24
 
 
 def forward(t, training, activation="none"):
-    return batch_norm.segmented_batch_norm_forward(
-        t["x"],
-        t["residual"],
-        t["weight"],
-        t["bias"],
-        t["running_mean"],
-        t["running_var"],
-        t["frozen_scale"],
-        t["frozen_shift"],
-        training,
-        MOMENTUM,
-        EPS,
-        activation,
-    )
+    return batch_norm.segmented_batch_norm_forward(t["x"], t["residual"], norm_of(t, training, activation))
 
 
 KINKS = [-float("inf"), -200.0, -3.0, -1e-30, -0.0, 0.0, 1.5, 3.0, 6.0, 200.0, float("inf"), float("nan")]
@@ -260,11 +247,10 @@ def test_activations_at_kinks_and_beyond_numbers(activation):
     given = x.detach().float().view(-1, 1).to(DEVICE)
     one, none = given.new_ones(1), given.new_empty(0)
     affine = one, torch.zeros_like(one)
-    y, mean, rstd = batch_norm.segmented_batch_norm_forward(
-        given, None, None, None, none, none, *affine, True, MOMENTUM, EPS, activation
-    )
+    norm = Norm(None, None, none, none, *affine, True, MOMENTUM, EPS, activation)
+    y, mean, rstd = batch_norm.segmented_batch_norm_forward(given, None, norm)
     dx, *_ = batch_norm.segmented_batch_norm_backward(
-        torch.ones_like(y), given, None, None, None, mean, rstd, *affine, True, activation, True, True, False
+        torch.ones_like(y), given, None, applied(norm, mean, rstd), NormGradients(True, True, False)
     )
     for name, ours, torchs in (("y", y, expected), ("dx", dx, x.grad)):
         finite = torchs.isfinite()
@@ -361,22 +347,9 @@ def test_only_what_is_asked_for_is_computed(training, monkeypatch):
     _, mean, rstd = forward(t, training)
 
     def backward(need_dx, need_dresidual, affine):
-        weight, bias = (t["weight"], t["bias"]) if affine else (None, None)
+        norm = norm_of(t if affine else t | {"weight": None, "bias": None}, training, "relu")
         return batch_norm.segmented_batch_norm_backward(
-            t["dy"],
-            t["x"],
-            t["residual"],
-            weight,
-            bias,
-            mean,
-            rstd,
-            t["frozen_scale"],
-            t["frozen_shift"],
-            training,
-            "relu",
-            False,
-            need_dx,
-            need_dresidual,
+            t["dy"], t["x"], t["residual"], applied(norm, mean, rstd), NormGradients(False, need_dx, need_dresidual)
         )
 
     whole = backward(True, True, True)
@@ -410,14 +383,15 @@ def test_merging_and_normalising_alone():
     block_mean = torch.stack([block.mean(0) for block in blocks])
     block_m2 = torch.stack([block.var(0, correction=0) * len(block) for block in blocks])
     mean, rstd, running_mean, running_var = (torch.full((37,), 0.25, device=DEVICE) for _ in range(4))
-    batch_norm.merge_statistics(block_mean, block_m2, 16, 70, mean, rstd, running_mean, running_var, 0.5, EPS)
+    weight, bias, none = *torch.randn(2, 37, device=DEVICE), x.new_empty(0)
+    norm = Norm(weight, bias, running_mean, running_var, none, none, True, 0.5, EPS, "relu")
+    statistics.merge_statistics(statistics.Blocks(block_mean, block_m2, 16, 70), norm, mean, rstd)
     assert_close("mean", mean, x.double().mean(0))
     assert_close("rstd", rstd, (x.double().var(0, correction=0) + EPS).rsqrt())
     assert_close("running mean", running_mean, 0.125 + 0.5 * x.double().mean(0))
     assert_close("running variance", running_var, 0.125 + 0.5 * x.double().var(0))
-    weight, bias = torch.randn(2, 37, device=DEVICE)
     wide = torch.full((70, 50), float("nan"), device=DEVICE)
-    batch_norm.normalise_into(wide[:, 13:], x, weight, bias, mean, rstd, "relu")
+    batch_norm.normalise_into(wide[:, 13:], x, norm, mean, rstd)
     z = (x.double() - x.double().mean(0)) * (x.double().var(0, correction=0) + EPS).rsqrt() * weight + bias
     assert_close("y", wide[:, 13:], z.relu(), condition=16)
     assert wide[:, :13].isnan().all()
@@ -431,9 +405,8 @@ def test_rows_beyond_32_bits():
     values = torch.randn(3, 4, device=DEVICE).half()
     x.copy_(values)
     none = x.new_empty(0)
-    y, *_ = batch_norm.segmented_batch_norm_forward(
-        x, None, None, None, none, none, x.new_ones(4), x.new_zeros(4), False, MOMENTUM, EPS, "none"
-    )
+    norm = Norm(None, None, none, none, x.new_ones(4), x.new_zeros(4), False, MOMENTUM, EPS)
+    y, *_ = batch_norm.segmented_batch_norm_forward(x, None, norm)
     assert_same_bits("y", y, values)
 
 

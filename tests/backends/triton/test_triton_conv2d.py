@@ -16,6 +16,7 @@ from tolerances import assert_close, assert_same_bits
 import eidetic_kernels as ek
 from eidetic_kernels import backends
 from eidetic_kernels.backends.activations import FUNCTIONS
+from eidetic_kernels.backends.arguments import Epilogue, Weights
 from eidetic_kernels.backends.triton import conv2d, linear
 from eidetic_kernels.layout import Staircase
 from eidetic_kernels.ops import ACTIVATIONS, Geometry, staircase_conv2d, staircase_conv2d_oracle
@@ -71,7 +72,7 @@ class Call:
         weights = sum(stair.rows * stair.columns for stair in staircase.frozen) * taps
         last = x.stride(1) == 1 and not x.is_contiguous()
         y = torch.full(
-            output_shape(x, torch.empty(1, 1, *self.kernel), staircase.rows, self.geometry),
+            output_shape(x, self.kernel, staircase.rows, self.geometry),
             7.0,
             dtype=x.dtype,
             device=DEVICE,
@@ -80,19 +81,10 @@ class Call:
         def part(tensor, count):
             return None if tensor is None else tensor[:count].to(DEVICE)
 
-        conv2d.staircase_conv2d_frozen_forward(
-            y,
-            x,
-            part(self.layer.frozen_weight, weights),
-            part(self.layer.frozen_bias, rows),
-            part(self.scale, rows),
-            part(self.shift, rows),
-            residual,
-            self.kernel,
-            staircase,
-            self.geometry,
-            activation,
-        )
+        frozen = part(self.layer.frozen_weight, weights), part(self.layer.frozen_bias, rows)
+        given = Weights(x.new_empty(0, 0, *self.kernel), None, *frozen)
+        epilogue = Epilogue(part(self.scale, rows), part(self.shift, rows), residual, activation)
+        conv2d.staircase_conv2d_frozen_forward(y, x, given, staircase, self.geometry, epilogue)
         assert (y[:, rows:] == 7).all(), "live channels were touched"
         return y[:, :rows]
 
@@ -398,11 +390,11 @@ def test_a_layer_packs_each_task_once_and_never_answers_from_older_weights(norm,
         layer.freeze()
         layer.recycle(3)
         assert answers(layer) == task + 1 and answers(layer) == 0
-    twin = copy.deepcopy(layer)
-    assert answers(twin) == 2
+    copied = copy.deepcopy(layer)
+    assert answers(copied) == 2
     state = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in layer.state_dict().items()}
     layer.load_state_dict(state)
-    assert answers(layer) == 2 and answers(twin) == 0
+    assert answers(layer) == 2 and answers(copied) == 0
     assert answers(layer.double().float()) == 2
     assert answers(layer.to(memory_format=torch.channels_last)) in (0, 2)
 

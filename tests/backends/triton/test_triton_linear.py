@@ -13,6 +13,8 @@ from life import batch
 from staircases import CASES, Case, Layer, assert_close, assert_same_bits, inside_poison, random_case
 
 from eidetic_kernels import backends
+from eidetic_kernels.backends.arguments import Norm as BatchNorm
+from eidetic_kernels.backends.arguments import Weights
 from eidetic_kernels.layout import Span, Stair, Staircase
 from eidetic_kernels.ops import ACTIVATIONS, segmented_batch_norm_oracle, staircase_linear_oracle
 
@@ -48,38 +50,28 @@ class Norm:
         if bias:
             self.layer.bias += shift
 
-    def arguments(self, convert):
-        numbers = (*self.layer.arguments(), self.scale, self.shift, self.weight, self.bias, *self.running)
-        return [None if t is None else convert(t) for t in numbers]
+    def norm(self, convert, training, activation):
+        tensors = self.weight, self.bias, *self.running, self.scale, self.shift
+        return BatchNorm(*(None if t is None else convert(t) for t in tensors), training, MOMENTUM, EPS, activation)
 
     def run(self, x, training, activation, stairs=None):
         """y, pre, mean, rstd and the running statistics afterwards; the case's own tensors are left alone."""
-        *linear_arguments, weight, bias, mean, var = self.arguments(lambda t: t.clone().to(DEVICE))
-        results = linear.staircase_linear_norm_forward(
-            x.to(DEVICE) if x.device.type != DEVICE else x,
-            *linear_arguments,
-            stairs or self.stairs,
-            weight,
-            bias,
-            mean,
-            var,
-            training,
-            MOMENTUM,
-            EPS,
-            activation,
-        )
-        return {**dict(zip(("y", "pre", "batch_mean", "rstd"), results)), "running_mean": mean, "running_var": var}
+        x = x.to(DEVICE) if x.device.type != DEVICE else x
+        weights = self.layer.weights(on_device)
+        norm = self.norm(lambda t: t.clone().to(DEVICE), training, activation)
+        results = linear.staircase_linear_norm_forward(x, weights, stairs or self.stairs, norm)
+        moved = {"running_mean": norm.running_mean, "running_var": norm.running_var}
+        return {**dict(zip(("y", "pre", "batch_mean", "rstd"), results)), **moved}
 
     def expected(self, x, training, activation):
-        *tensors, scale, shift, weight, bias, mean, var = self.arguments(torch.Tensor.double)
+        norm = self.norm(torch.Tensor.double, training, activation)
+        mean, var = norm.running_mean, norm.running_var
         frozen = self.stairs.frozen_rows
-        product = staircase_linear_oracle(x.double(), *tensors, self.stairs)
+        product = staircase_linear_oracle(x.double(), self.layer.weights(torch.Tensor.double), self.stairs)
         pre = product[:, frozen:].contiguous()
         batch_mean = pre.mean(0) if training else mean.clone()
         batch_var = (pre - batch_mean).square().mean(0) if training else var.clone()
-        y = segmented_batch_norm_oracle(
-            product, weight, bias, mean, var, scale, shift, training, MOMENTUM, EPS, activation
-        )
+        y = segmented_batch_norm_oracle(product, norm)
         rstd = (batch_var + EPS).rsqrt()
         return {"y": y, "pre": pre, "batch_mean": batch_mean, "rstd": rstd, "running_mean": mean, "running_var": var}
 
@@ -93,9 +85,12 @@ class Norm:
             assert_close(f"{name} of {self.case}", result.to(x.dtype), tensor, condition)
 
 
+def on_device(tensor):
+    return tensor.to(DEVICE)
+
+
 def product(layer, x, stairs):
-    arguments = [None if t is None else t.to(DEVICE) for t in layer.arguments()]
-    return linear.staircase_linear_forward(x.to(DEVICE), *arguments, stairs)
+    return linear.staircase_linear_forward(x.to(DEVICE), layer.weights(on_device), stairs)
 
 
 EVERY_DTYPE = ("nothing frozen", "reading nothing", "concatenated", "aligned")
@@ -111,8 +106,7 @@ def test_equals_the_oracle(name, dtype, small_tiles, poisoned_memory):
     for bias, samples in ((True, 21), (False, 16), (True, 1)):
         layer = Layer(case, bias=bias, dtype=dtype)
         x = torch.randn(samples, len(case.column_owners())).to(dtype)
-        wide = [None if t is None else t.double() for t in layer.arguments()]
-        expected = staircase_linear_oracle(x.double(), *wide, case.staircase())
+        expected = staircase_linear_oracle(x.double(), layer.weights(torch.Tensor.double), case.staircase())
         assert_close(f"{samples} samples", product(layer, x, case.staircase()), expected)
 
 
@@ -201,9 +195,10 @@ def test_nothing_is_read_beyond_the_ends(name, small_tiles):
     stairs = layer.case.staircase()
     x = torch.randn(21, stairs.columns, dtype=torch.float64)
     for dtype in DTYPES:
-        tensors = [followed_by_nan(t.to(dtype).to(DEVICE)) for t in (x, *layer.arguments())]
-        expected = staircase_linear_oracle(*[t.cpu().double() for t in tensors], stairs)
-        assert_close(f"{dtype}", linear.staircase_linear_forward(*tensors, stairs), expected)
+        x, *tensors = [followed_by_nan(t.to(dtype).to(DEVICE)) for t in (x, *layer.weights())]
+        wide = Weights(*(t.cpu().double() for t in tensors))
+        expected = staircase_linear_oracle(x.cpu().double(), wide, stairs)
+        assert_close(f"{dtype}", linear.staircase_linear_forward(x, Weights(*tensors), stairs), expected)
 
 
 @pytest.mark.parametrize("name", ["nested", "concatenated", "recall of the last", "aligned"])
@@ -274,22 +269,10 @@ def test_aligned_and_ragged_launches_give_the_same_bits(tile, dtype, monkeypatch
     def run(stairs, frozen, x):
         rows = stairs.rows
         nothing = x.new_empty(0, 0).to(DEVICE), x.new_empty(0).to(DEVICE)
-        parts = [t[:rows].to(DEVICE) for t in numbers]
-        return linear.staircase_linear_norm_forward(
-            x.to(DEVICE) if x.device.type != DEVICE else x,
-            *nothing,
-            frozen.to(DEVICE),
-            parts[0],
-            *parts[1:],
-            stairs,
-            None,
-            None,
-            *torch.empty(2, 0, device=DEVICE),
-            False,
-            0.1,
-            EPS,
-            "silu",
-        )[0]
+        bias, *affine = [t[:rows].to(DEVICE) for t in numbers]
+        x = x.to(DEVICE) if x.device.type != DEVICE else x
+        norm = BatchNorm(None, None, *torch.empty(2, 0, device=DEVICE), *affine, False, 0.1, EPS, "silu")
+        return linear.staircase_linear_norm_forward(x, Weights(*nothing, frozen.to(DEVICE), bias), stairs, norm)[0]
 
     wider = torch.full((50, 171), math.nan).to(dtype)
     wider[:, :160] = x
@@ -313,10 +296,10 @@ def test_nothing_is_called_aligned_that_is_not(small_tiles, poisoned_memory):
         assert not linear.table(stairs, 16, torch.device("cpu")).aligned, name
         weight = torch.randn(sum(stair.rows * stair.columns for stair in stairs.stairs))
         for x in (torch.randn(20, 48), torch.randn(20, 50)[:, :48]):
-            arguments = x, x.new_empty(0, 0), None, weight, None
-            given = linear.staircase_linear_forward(*[None if t is None else t.to(DEVICE) for t in arguments], stairs)
-            wide = [None if t is None else t.double() for t in arguments]
-            assert_close(name, given, staircase_linear_oracle(*wide, stairs))
+            weights = Weights(x.new_empty(0, 0).to(DEVICE), None, weight.to(DEVICE), None)
+            given = linear.staircase_linear_forward(x.to(DEVICE), weights, stairs)
+            wide = Weights(x.new_empty(0, 0).double(), None, weight.double(), None)
+            assert_close(name, given, staircase_linear_oracle(x.double(), wide, stairs))
 
 
 def test_the_table_covers_every_unit_once_and_is_kept_with_its_staircase():
@@ -405,7 +388,8 @@ def test_addresses_beyond_32_bits(small_tiles, monkeypatch):
     assert len(last.tiles) == 1
     monkeypatch.setattr(linear, "table", lambda *_: last)
     x = torch.randn(1, 2**11).to(torch.bfloat16)
-    y = linear.staircase_linear_forward(x.to(DEVICE), x.new_empty(0, 0).to(DEVICE), None, weights, None, stairs)
+    given = Weights(x.new_empty(0, 0).to(DEVICE), None, weights, None)
+    y = linear.staircase_linear_forward(x.to(DEVICE), given, stairs)
     expected = x[:, :20].double() @ weights[2**31 :].view(16, 20).cpu().double().t()
     assert_close("far weights", y[:, -16:], expected)
 
