@@ -1,4 +1,4 @@
-"""Grouped and depthwise convolutions alone, and whole grains in a network: torch's convolution, segment by segment."""
+"""Grouped and depthwise convolutions: torch's numbers, segment by segment, and whole grains in a network."""
 
 import copy
 

@@ -20,7 +20,7 @@ def scattered(layer):
 
 
 def lived(sizes, live, width=16, nested=None, **options):
-    """A layer in float64 with frozen segments of these sizes and ``live`` units; ``nested``: a choice a segment."""
+    """A float64 layer with frozen segments of these sizes and ``live`` units; ``nested``: a choice for each segment."""
     layer = ek.EideticLayerNorm(width, dtype=torch.float64, **options)
     for size in sizes:
         layer.prune(range(size))

@@ -74,7 +74,7 @@ def _given(name, x, y):
 
 
 def _combining(name, call):
-    """``call`` of several tensors; what is true or false picks between two."""
+    """``call`` of several tensors. A result of truth values picks between two."""
     if name in _TRUTHS:
         return Case(lambda s, x, y: torch.where(call(*_given(name, x, y)), x, y), FLAT)
     return Case(lambda s, x, y: call(*_given(name, x, y)), FLAT)
@@ -274,7 +274,7 @@ def timm_layers(name, *arguments):
 
 
 def case_of(key):
-    """The case for a key of one of the three books of rules; None where there is none."""
+    """The case for a key of one of the three tables of rules; None where there is none."""
     for table in (MODULES, FUNCTIONS, METHODS):
         if key in table:
             return table[key]

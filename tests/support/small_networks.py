@@ -1,4 +1,4 @@
-"""Small networks, one a topology that the promises must hold for. Arguments are JSON, so all can be saved."""
+"""Small networks, one for each topology that the promises must hold for. Arguments are JSON, so all can be saved."""
 
 from torch import nn
 from torch.nn import functional as F

@@ -1,4 +1,4 @@
-"""Small plain transformers, one a family: what ek.convert is given. Those of torchvision are skipped without it."""
+"""Small plain transformers, one for each family, to convert. Those of torchvision are skipped without it."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ DROPOUT = 0.2
 
 
 class Block(nn.Module):
-    """As in any textbook, normalised before (or after) attention and MLP."""
+    """The textbook block, normalised before (or after) attention and MLP."""
 
     def __init__(self, dim, heads, inner, batch_first=True, norm_first=True, dropout=0.0):
         super().__init__()
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Tokens [N, T, F] embedded, a class token in front, positions added, two blocks, the class token's class."""
+    """Embeds tokens [N, T, F], adds a class token and positions, runs two blocks, and classifies the class token."""
 
     def __init__(self, dim=12, heads=3, inner=14, features=5, tokens=6, classes=4, **options):
         super().__init__()
@@ -54,7 +54,7 @@ class Encoder(nn.Module):
 
 
 class ConvNeXtLike(nn.Module):
-    """A stage of ConvNeXt without torchvision: LayerNorm as the stream's last word, layer scale, tokens averaged."""
+    """A stage of ConvNeXt without torchvision: LayerNorm after the stem, a layer scale, tokens averaged."""
 
     def __init__(self, dim=6, classes=4):
         super().__init__()
@@ -105,7 +105,7 @@ class ByHand(nn.Module):
 
 
 class OneLayer(nn.Module):
-    """Queries, keys and values as views of one layer's units, as in many a vision transformer."""
+    """Queries, keys and values as views of one layer's units, as in many vision transformers."""
 
     def __init__(self, unbound, dim=8, heads=2):
         super().__init__()
@@ -123,7 +123,7 @@ class OneLayer(nn.Module):
 
 
 class TorchEncoder(nn.Module):
-    """torch's own encoder, whose fused kernel for inference has other bits than what it computes otherwise."""
+    """torch's own encoder, whose fused kernel for inference rounds differently."""
 
     def __init__(self, norm_first=True, classes=4):
         super().__init__()
@@ -188,7 +188,7 @@ TRANSFORMERS = {
 
 
 def make(name, seed=0):
-    """(module, input shape of a sample) with every parameter away from what it starts at, so that each shows."""
+    """(module, input shape of a sample) with every parameter moved from its initial value, so that each shows."""
     torch.manual_seed(seed)
     module, shape = TRANSFORMERS[name]()
     return lived_in(module), shape
@@ -222,7 +222,7 @@ def samples(net, count=6, seed=0):
 
 
 def scatter(net):
-    """Scales, shifts and tensors of the network away from what fresh units begin with."""
+    """Move scales, shifts and tensors of the network from the values that fresh units have."""
     with torch.no_grad():
         for group in net.groups:
             for layer in group.norms.values():
@@ -231,7 +231,7 @@ def scatter(net):
 
 
 def learned(name, how="nested", tasks=3, dtype=torch.float32):
-    """A network after ``tasks`` tasks, its norms and layer scales away from where they begin."""
+    """A network after ``tasks`` tasks, its norms and layer scales moved from their initial values."""
     net = converted(name).to(dtype)
     for task in range(tasks):
         if task:

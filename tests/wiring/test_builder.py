@@ -224,7 +224,7 @@ def test_dropout_learns_which_columns_are_frozen():
 
 @pytest.mark.parametrize("make", [chain, flattened_residual])
 def test_frozen_units_are_the_same_in_training_with_dropout(make):
-    """P5: what a frozen unit gives under dropout 0.5 is what it gives in evaluation."""
+    """P5: under dropout 0.5 a frozen unit gives what it gives in evaluation."""
     net = make()
     shape = (6,) if make is chain else (3, 8, 8)
     x, _ = live_through(net, shape, tasks=2)

@@ -1,4 +1,4 @@
-"""What rules do with what they might not expect: further tensors, numbers of units, samples; and forms people write."""
+"""What rules do with unusual arguments (further tensors, counts of units, samples), and common ways to write things."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_further_tensors_of_units_are_tied(name):
 @pytest.mark.parametrize("form", [FLAT, TOKENS])
 @pytest.mark.parametrize("name", ["clamp between layers", "clamp by method", "addcmul", "masked_fill", "power"])
 def test_parameters_belong_to_the_units_they_are_combined_with(name, form):
-    """``self.low`` of the units: their slices go with them, and finished tasks keep theirs."""
+    """The slices of ``self.low`` are pruned with their units, and finished tasks keep theirs."""
     run = TIED[name]
     module = Case(lambda s, x, y: run(s, x, s.low), form).module()
     del module.c
@@ -317,7 +317,7 @@ FLATTENED = {
 
 @pytest.mark.parametrize("name", FLATTENED)
 def test_flattening_by_numbers(name):
-    """Also where no unit is left, whose -1 would have no meaning."""
+    """Also where no unit is left, so that a -1 would have no meaning."""
     module = Plain(
         lambda s, x: s.h(s.b(FLATTENED[name](s.a(x)))), a=nn.Conv2d(3, 8, 3, padding=1), b=nn.Linear(288, 7),
         h=nn.Linear(7, 4),
@@ -578,7 +578,7 @@ def test_timms_norm_and_activation_are_the_modules_own():
 
 
 def test_a_network_of_functions_is_wired_without_an_example():
-    """A network of one's own is wired without sizes: what needs them says so."""
+    """A user's own network is wired without sizes. A rule that needs them says so."""
 
     class Own(ek.EideticNetwork):
         def __init__(self, body):
