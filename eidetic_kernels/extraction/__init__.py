@@ -1,1 +1,1 @@
-"""A finished task leaves as a plain torch module."""
+"""A finished task leaves its network as a plain torch module, which needs this package no more."""

@@ -1,35 +1,47 @@
-"""Attention of one task in plain torch: modules that are traced, so that what is extracted needs this package no more.
+"""One task's attention in plain torch: modules that are traced, so that what is extracted needs this package no more.
 
-Each is given its projections and numbers; ``heads`` may be zero. Heads are computed together: no head reads another.
+Each is given its projections and numbers; ``heads`` may be zero. Heads are computed together, since no head reads
+another.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 
-class _Whole(fx.Tracer):
-    """Looks into no module but the one that is traced."""
+class _OneLevel(fx.Tracer):
+    """Traces a module's own forward, and into no other module."""
 
-    def is_leaf_module(self, module: nn.Module, path: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
 
 def traced(module: nn.Module) -> fx.GraphModule:
-    """``module`` as a graph of its parts."""
+    """``module`` as a graph of its parts, which can be pickled without this package."""
     graph = fx.Graph()  # without the tracer, which a pickle would need
-    graph.output(graph.graph_copy(_Whole().trace(module), {}))
+    graph.output(graph.graph_copy(_OneLevel().trace(module), {}))
     for node in graph.nodes:
         node.type = None  # an annotation, which cannot be pickled
     return fx.GraphModule(module, graph, type(module).__name__).eval()
 
 
 class Attention(nn.Module):
-    """``query``, ``key`` and ``value`` make ``heads`` heads of ``head_dim`` units, which ``out_proj`` reads."""
+    """Abstract. ``query``, ``key`` and ``value`` make ``heads`` heads of ``head_dim`` units, which ``out_proj`` reads.
+
+    Args:
+        projections: plain modules named "query", "key", "value" and "out_proj".
+        tensors: parameters (floating point) and buffers by name.
+    """
+
+    query: nn.Module
+    key: nn.Module
+    value: nn.Module
+    out_proj: nn.Module
 
     def __init__(self, heads: int, head_dim: int, projections: dict[str, nn.Module], **tensors: Tensor):
         super().__init__()
@@ -42,34 +54,43 @@ class Attention(nn.Module):
             else:
                 self.register_buffer(name, tensor)
 
-    def projected(self, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
-        """Heads [*, heads, T, head_dim], in memory of their own as in the network."""
-        made = self.query(query), self.key(key), self.value(value)
-        return [x.unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2).contiguous() for x in made]
+    def projected(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Heads [*, heads, T, head_dim] of each, in memory of their own as in the network."""
+        return self._heads(self.query(query)), self._heads(self.key(key)), self._heads(self.value(value))
 
     def joined(self, y: Tensor) -> Tensor:
+        """The output [*, T, C] for heads [*, heads, T, head_dim]."""
         return self.out_proj(y.transpose(-3, -2).flatten(-2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2).contiguous()
 
 
 class MultiheadAttention(Attention):
-    """[N, T, C] each (or [T, N, C]) to ([N, T, C], None)."""
+    """Query, key and value [N, T, C] each (or [T, N, C]) to ([N, T, C], None)."""
 
-    def __init__(self, *given, batch_first: bool):
-        super().__init__(*given)
+    def __init__(self, heads: int, head_dim: int, projections: dict[str, nn.Module], *, batch_first: bool):
+        super().__init__(heads, head_dim, projections)
         self.batch_first = batch_first
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, None]:
         if not self.batch_first:
             query, key, value = (x.transpose(0, 1).contiguous() for x in (query, key, value))
-        y = self.joined(F.scaled_dot_product_attention(*self.projected(query, key, value)))
+        q, k, v = self.projected(query, key, value)
+        y = self.joined(F.scaled_dot_product_attention(q, k, v))
         return (y if self.batch_first else y.transpose(0, 1)), None
 
 
 class RelativeAttention(Attention):
-    """[N, G, P, C]: attention in each of G parts, with a bias ``position_bias`` [positions, heads] a head."""
+    """[N, G, P, C]: attention in each of G parts, with a bias ``position_bias`` [positions, heads] on the scores."""
 
-    def __init__(self, *given, scale: float, **tensors):
-        super().__init__(*given, **tensors)
+    position_bias: Tensor
+    positions: Tensor
+
+    def __init__(
+        self, heads: int, head_dim: int, projections: dict[str, nn.Module], *, scale: float, **tensors: Tensor
+    ):
+        super().__init__(heads, head_dim, projections, **tensors)
         self.scale = scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,10 +101,22 @@ class RelativeAttention(Attention):
 
 
 class WindowAttention(Attention):
-    """[N, H, W, C]: attention in windows, shifted by ``shift`` where the image is larger than a window."""
+    """[N, H, W, C]: attention in windows, which are shifted by ``shift`` where the image is larger than a window."""
 
-    def __init__(self, *given, window: tuple[int, int], shift: tuple[int, int], **tensors):
-        super().__init__(*given, **tensors)
+    position_bias: Tensor
+    positions: Tensor
+
+    def __init__(
+        self,
+        heads: int,
+        head_dim: int,
+        projections: dict[str, nn.Module],
+        *,
+        window: tuple[int, int],
+        shift: tuple[int, int],
+        **tensors: Tensor,
+    ):
+        super().__init__(heads, head_dim, projections, **tensors)
         self.window, self.shift = window, shift
 
     def forward(self, x: Tensor) -> Tensor:
@@ -93,15 +126,18 @@ class WindowAttention(Attention):
         shift = [by * (side > least) for by, side, least in zip(self.shift, padded, self.window)]  # a bool is 0 or 1
         if any(self.shift):
             x = torch.roll(x, (-shift[0], -shift[1]), (1, 2))
+
         rows, columns = padded[0] // down, padded[1] // across
         x = x.reshape(n, rows, down, columns, across, x.shape[3]).transpose(2, 3)
         x = x.reshape(n * rows * columns, down * across, x.shape[5])
+
         q, k, v = self.projected(x, x, x)
         weights = self.similarity(q, k) + self.position_bias[self.positions].movedim(-1, 0)
         if any(self.shift):
-            mask = self._neighbours(x, padded, rows, columns, shift)
+            mask = self._neighbours(x, padded, (rows, columns), shift)
             weights = (weights.unflatten(0, (n, rows * columns)) + mask.unsqueeze(1)).flatten(0, 1)
         x = self.joined(weights.softmax(-1).matmul(v))
+
         x = x.reshape(n, rows, columns, down, across, x.shape[2]).transpose(2, 3)
         x = x.reshape(n, padded[0], padded[1], x.shape[5])
         if any(self.shift):
@@ -109,11 +145,13 @@ class WindowAttention(Attention):
         return x[:, :height, :width].contiguous()
 
     def similarity(self, q: Tensor, k: Tensor) -> Tensor:
+        """The scores [*, T, T] of queries and keys."""
         return (q * self.head_dim**-0.5).matmul(k.transpose(-2, -1))
 
-    def _neighbours(self, x: Tensor, padded, rows, columns, shift) -> Tensor:
+    def _neighbours(self, x: Tensor, padded: tuple[int, int], windows: tuple[int, int], shift: Sequence[int]) -> Tensor:
         """[windows, tokens, tokens]: 0 where two tokens of a window lay side by side before the shift, else -100."""
-        sides = []
+        rows, columns = windows
+        sides: list[Tensor] = []
         for whole, side, by in zip(padded, self.window, shift):
             regions = F.pad(x.new_zeros(whole - side), (0, side - by), value=1.0)
             sides.append(F.pad(regions, (0, by), value=2.0))
@@ -124,7 +162,9 @@ class WindowAttention(Attention):
 
 
 class CosineWindowAttention(WindowAttention):
-    """The same by cosines, times ``logit_scale`` [heads, 1, 1]."""
+    """Window attention whose scores are cosines, times ``logit_scale`` [heads, 1, 1]."""
+
+    logit_scale: Tensor
 
     def similarity(self, q: Tensor, k: Tensor) -> Tensor:
         scale = torch.clamp(self.logit_scale, max=math.log(100.0)).exp()

@@ -1,52 +1,47 @@
 """``net.extract``: one finished task's prefix as a plain torch module, which needs this package no more.
 
-A layer of one segment becomes the torch.nn layer it is. One of several becomes a torch.fx.GraphModule that holds a
-torch.nn layer a segment and one concatenation, so no product with zeros is computed. A frozen BatchNorm becomes the
-multiply-add it is, beside the layer that owns it and the residual that it is given, if any, and dropout, which leaves
-frozen units alone, goes. A prefix LayerNorm is a torch.nn.LayerNorm a segment, over what that may see; attention
-(extracted_attention.py) has the heads of all segments at once, and tensors of the network's own are parameters again.
-Segments that the task's head reads neither directly nor through others (earlier tasks' units, where a task is disjoint)
-are left out.
+A layer with one segment becomes a torch.nn layer. A layer with several becomes a torch.fx.GraphModule that holds a
+torch.nn layer for each segment and one concatenation, so no product with zeros is computed. A frozen BatchNorm becomes
+a multiply-add, beside the layer that it belongs to and with the residual that it is given. Dropout goes, since it
+leaves frozen units alone. A prefix LayerNorm becomes a torch.nn.LayerNorm for each segment, over what the segment may
+see. Attention has the heads of all segments at once, and the network's own tensors are parameters again. Segments that
+the task's head reads neither directly nor through others (of earlier tasks, where a task is disjoint) are left out.
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from ..errors import ConversionError, TaskError
 from ..layers import (
-    EideticBatchNorm,
     EideticLayerNorm,
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
-    EideticPositionNetwork,
-    EideticRelativeAttention,
     EideticScaledDotProduct,
-    EideticWindowAttention,
-    EideticWindowAttentionV2,
     HeadedAttention,
-    Parts,
     SegmentedLayer,
     Shared,
     Shuffle,
-    Split,
 )
 from ..layers.attention import PROJECTIONS
-from ..layout import Span
 from ..modes import evaluating
-from ..tasks.base import BaseNetwork
+from ..tasks.base import BaseNetwork, head_of
 from ..wiring import rules
-from . import attention
-from .layers import columns_of, side_by_side, unit_dim_of
-from .layers import plain as plain_layer
-from .prefix import NO_TWIN, Prefix
+from .layers import NO_PLAIN_VERSION, plain_layer
+from .modules import plain_module, plain_values, takes_residual
+from .prefix import Prefix
+
+# Modules that read their input by products.
+_LINEAR = (EideticLinear, Shared, HeadedAttention)
+# What gives a tensor that lies in another's memory, in another order.
+_MOVES = (operator.getitem, torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose", "swapaxes")
 
 
 def extract(network: BaseNetwork, task: int) -> nn.Module:
@@ -55,8 +50,9 @@ def extract(network: BaseNetwork, task: int) -> nn.Module:
     if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < finished:
         known = f"finished tasks are 0..{finished - 1}" if finished else "no task is finished"
         raise TaskError(f"task {task!r} cannot be extracted: {known}. A task is finished by finish_task (train_task).")
+
     prefix = Prefix(network, task)
-    head = plain_layer(prefix, [network.heads[task]])
+    head = plain_layer(prefix, [head_of(network, task)])
     name = f"Task{task}Of{type(network).__name__}"
     try:
         with evaluating(network):
@@ -64,140 +60,90 @@ def extract(network: BaseNetwork, task: int) -> nn.Module:
     except ConversionError:  # wired by hand, since forward cannot be traced
         plain = _around(_with_own_forward(network, prefix), head, name)
     else:
-        plain = _plain_graph(graph, root, prefix, head, name)
+        plain = _PlainGraph(root, prefix).build(graph, head, name)
+
     for path, module in plain.named_modules():
         if type(module).__module__.split(".")[0] == rules.OURS:
-            raise ConversionError(f"{path!r}: {NO_TWIN.format(type(module).__name__)}")
+            raise ConversionError(f"{path!r}: {NO_PLAIN_VERSION.format(type(module).__name__)}")
     return plain
 
 
-# ---- layers
+class _PlainGraph:
+    """A network's graph, rewritten node by node with every layer's plain version in the layer's place."""
 
+    def __init__(self, root: nn.Module, prefix: Prefix):
+        self.root, self.prefix = root, prefix
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, fx.Node] = {}
+        self.modules: dict[str, Any] = {}  # and parameters, by path
+        self.moved: set[fx.Node] = set()  # nodes whose values lie in another's memory, in another order
 
-# ---- attention, and tensors of the network's own
+    def build(self, graph: fx.Graph, head: nn.Module, name: str) -> nn.Module:
+        """The plain module called ``name``: ``graph``, and ``head`` on its end."""
+        for node in graph.nodes:
+            module = self.root.get_submodule(node.target) if node.op == "call_module" else None
+            self._follow_memory(node, module)
+            if node.op == "output":
+                path = "head"
+                while any(target.split(".")[0] == path for target in self.modules):
+                    path += "_"
+                self.modules[path] = head
+                self.graph.output(self.graph.call_module(path, (self.values[node.args[0]],)))
+                break
+            self.values[node] = self._rewritten(node, module)
+        return fx.GraphModule(_tree(self.modules), self.graph, name).eval()
 
-
-def _attention(module: HeadedAttention, prefix: Prefix) -> nn.Module:
-    projections = dict(module.named_children())
-    plain = {name: plain_layer(prefix, [projections[name]]) for name in (*PROJECTIONS, "out_proj")}
-    heads = prefix.kept[module.query.segments].present(prefix.task) // module.head_dim
-    given = heads, module.head_dim, plain
-    if isinstance(module, EideticMultiheadAttention):
-        return attention.traced(attention.MultiheadAttention(*given, batch_first=module.batch_first))
-    if not isinstance(module, (EideticRelativeAttention, EideticWindowAttention)):
-        raise ConversionError(NO_TWIN.format(type(module).__name__))
-    tensors = {"position_bias": _values(module.position_bias, prefix), "positions": module.positions}
-    if isinstance(module, EideticRelativeAttention):
-        return attention.traced(attention.RelativeAttention(*given, scale=module.scale, **tensors))
-    window = {"window": module.window_size, "shift": module.shift_size}
-    if isinstance(module, EideticWindowAttentionV2):
-        tensors["logit_scale"] = _values(module.logit_scale, prefix)
-        return attention.traced(attention.CosineWindowAttention(*given, **window, **tensors))
-    return attention.traced(attention.WindowAttention(*given, **window, **tensors))
-
-
-def _values(layer: EideticParameter | EideticPositionNetwork, prefix: Prefix) -> Tensor:
-    """What the layer's forward gives, of the units that are kept."""
-    kept = [(units.start // layer.shared, units.stop // layer.shared) for _, units in prefix.rows(layer.segments)]
-    rows = [layer.frozen_weight[start:stop] for start, stop in kept]
-    values = torch.cat(rows) if rows else layer.frozen_weight[:0]
-    return (values.t() if isinstance(layer, EideticPositionNetwork) else values.movedim(0, layer.dim)).contiguous()
-
-
-def _shared(module: Shared, prefix: Prefix) -> nn.Module:
-    """The parts, which read the same input, concatenated."""
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    made = [graph.call_module(f"part{number}", (x,)) for number in range(len(module))]
-    graph.output(side_by_side(graph, made, unit_dim_of(module[0])))
-    parts = {f"part{number}": plain_layer(prefix, [part]) for number, part in enumerate(module)}
-    return fx.GraphModule(parts, graph, "Shared")
-
-
-def _split(module: Split, prefix: Prefix) -> nn.Module:
-    """The pieces, of as many units as are kept, each in memory of its own."""
-    widths, pieces = module.sizes, [(number,) for number in range(len(module.sizes))]  # of the network's input
-    if module.sources:
-        widths, pieces = [prefix.kept[source.group].present(prefix.task) for source in module.sources], module.pieces
-    spans = [Span(sum(widths[:number]), sum(widths[: number + 1])) for number in range(len(widths))]
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    made = []
-    for piece in pieces:
-        parts = [columns_of(graph, x, spans[number], module.unit_dim) for number in piece]
-        alone = len(parts) == 1
-        whole = graph.call_method("clone", (parts[0],)) if alone else side_by_side(graph, parts, module.unit_dim)
-        made.append(whole)
-    graph.output(tuple(made))
-    return fx.GraphModule(nn.Module(), graph, "Split")
-
-
-# ---- the network
-
-# What reads its input by products, and what gives tensors that lie in another's memory, in another order.
-_LINEAR = (EideticLinear, Shared, HeadedAttention)
-_MOVES = (operator.getitem, torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose", "swapaxes")
-
-
-def _plain_graph(graph: fx.Graph, root: nn.Module, prefix: Prefix, head: nn.Module, name: str) -> nn.Module:
-    """``graph`` with every layer's plain twin in its place, and ``head`` on its end."""
-    plain, values, moved = fx.Graph(), {}, set()
-    modules: dict[str, Any] = {}
-    for node in graph.nodes:
-        module = root.get_submodule(node.target) if node.op == "call_module" else None
+    def _follow_memory(self, node: fx.Node, module: nn.Module | None) -> None:
+        """Copy a moved value before a product reads it: a product's bits depend on how its input lies in memory."""
         linear = isinstance(module, _LINEAR) or node.op == "output"
-        for each in node.all_input_nodes if linear else ():
-            if each in moved:  # a product's bits depend on where its input lies
-                copied = {"memory_format": torch.contiguous_format}
-                values[each] = plain.call_method("clone", (values[each],), copied)
-                moved.remove(each)
+        for read in node.all_input_nodes if linear else ():
+            if read in self.moved:
+                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
+                self.values[read] = self.graph.call_method("clone", (self.values[read],), options)
+                self.moved.remove(read)
         dense = linear or (isinstance(module, EideticLayerNorm) and module.unit_dim == -1)
-        if node.target in _MOVES or (not dense and moved.intersection(node.all_input_nodes)):
-            moved.add(node)
-        if node.op == "output":
-            path = "head"
-            while any(target.split(".")[0] == path for target in modules):
-                path += "_"
-            modules[path] = head
-            plain.output(plain.call_module(path, (values[node.args[0]],)))
-            break
+        if node.target in _MOVES or (not dense and self.moved.intersection(node.all_input_nodes)):
+            self.moved.add(node)
+
+    def _rewritten(self, node: fx.Node, module: nn.Module | None) -> fx.Node:
+        """The node of the plain graph that stands for ``node``, which calls ``module`` if it calls one."""
+        target = cast(str, node.target)
         shuffled = isinstance(module, Shuffle) and module.wired  # its readers' columns are in the input's order
         if shuffled or (module is not None and rules.module_rule(module) is rules.drops):
-            values[node] = values[node.all_input_nodes[0]]
-            continue
+            return self.values[node.all_input_nodes[0]]
         if isinstance(module, EideticParameter):
-            modules[node.target] = nn.Parameter(_values(module, prefix))
-            values[node] = plain.get_attr(node.target)
-            continue
+            self.modules[target] = nn.Parameter(plain_values(module, self.prefix))
+            return self.graph.get_attr(target)
         if isinstance(module, EideticScaledDotProduct):
-            values[node] = _scaled_dot_product(plain, module, prefix, node, values)
-            continue
+            return self._scaled_dot_product(node, module)
         if isinstance(module, EideticMultiheadAttention):
-            modules[node.target] = _twin(module, prefix)
-            given = dict(zip(PROJECTIONS, node.args)) | node.kwargs
-            values[node] = plain.call_module(node.target, tuple(values[given[name]] for name in PROJECTIONS))
-            continue
+            self.modules[target] = plain_module(module, self.prefix)
+            given = _arguments(node, PROJECTIONS)
+            return self.graph.call_module(target, tuple(self.values[given[name]] for name in PROJECTIONS))
+
         if module is not None:
-            given = _takes_residual(module) and (*node.args[1:], node.kwargs.get("residual"))[0] is not None
+            given = takes_residual(module) and (*node.args[1:], node.kwargs.get("residual"))[0] is not None
             residual = {"residual": None} if given else {}
-            modules[node.target] = _twin(module, prefix, **residual)
+            self.modules[target] = plain_module(module, self.prefix, **residual)
         elif node.op == "get_attr":
-            modules[node.target] = copy.deepcopy(operator.attrgetter(node.target)(root))
-        values[node] = plain.node_copy(node, lambda each: values[each])
-        values[node].meta.clear()
-    return fx.GraphModule(_tree(modules), plain, name).eval()
+            self.modules[target] = copy.deepcopy(operator.attrgetter(target)(self.root))
+        copied = self.graph.node_copy(node, lambda read: self.values[read])
+        copied.meta.clear()
+        return copied
+
+    def _scaled_dot_product(self, node: fx.Node, module: EideticScaledDotProduct) -> fx.Node:
+        """torch's function of the heads of all tasks at once; without heads, what it is given."""
+        given = _arguments(node, ("q", "k", "v", "is_causal", "scale"))
+        heads = [self.values[given.pop(name)] for name in ("q", "k", "v")]
+        if not self.prefix.kept_of(module.sources[0].group).present(self.prefix.task):
+            return heads[0]
+        heads = [self.graph.call_method("contiguous", (each,)) for each in heads]  # in memory of their own
+        return self.graph.call_function(F.scaled_dot_product_attention, tuple(heads), given)
 
 
-def _scaled_dot_product(
-    plain: fx.Graph, module: EideticScaledDotProduct, prefix: Prefix, node: fx.Node, values: dict[fx.Node, fx.Node]
-) -> fx.Node:
-    """torch's function of the heads, all tasks' at once; none is what it is given."""
-    given = dict(zip(("q", "k", "v", "is_causal", "scale"), node.args)) | node.kwargs
-    heads = [values[given.pop(name)] for name in ("q", "k", "v")]
-    if not prefix.kept[module.sources[0].group].present(prefix.task):
-        return heads[0]
-    heads = [plain.call_method("contiguous", (each,)) for each in heads]  # in memory of their own, as in the network
-    return plain.call_function(F.scaled_dot_product_attention, tuple(heads), given)
+def _arguments(node: fx.Node, names: tuple[str, ...]) -> dict[str, Any]:
+    """What a node is called with, by name."""
+    return dict(zip(names, node.args)) | dict(node.kwargs)
 
 
 def _tree(modules: dict[str, Any]) -> nn.Module:
@@ -214,39 +160,18 @@ def _tree(modules: dict[str, Any]) -> nn.Module:
     return root
 
 
-def _takes_residual(module: nn.Module) -> bool:
-    """Whether the layer normalises its units, and may add a residual before their activation."""
-    layer = module[0] if isinstance(module, Parts) else module
-    return isinstance(layer, EideticBatchNorm) or getattr(layer, "norm", None) is not None
-
-
-def _twin(module: nn.Module, prefix: Prefix, **residual: float | None) -> nn.Module:
-    if isinstance(module, SegmentedLayer):
-        return plain_layer(prefix, [module], **residual)
-    if isinstance(module, Parts):
-        return plain_layer(prefix, list(module), **residual)
-    if isinstance(module, Shared):
-        return _shared(module, prefix)
-    if isinstance(module, HeadedAttention):
-        return _attention(module, prefix)
-    if isinstance(module, Split):
-        return _split(module, prefix)
-    if isinstance(module, Shuffle):
-        return nn.ChannelShuffle(module.groups)
-    return copy.deepcopy(module).eval()
-
-
 def _with_own_forward(network: BaseNetwork, prefix: Prefix) -> nn.Module:
-    """A module with the network's own forward, methods and attributes, its layers being plain ones."""
-    twin = copy.deepcopy(network)
-    twin.heads = nn.ModuleList()
+    """A module with the network's own forward, methods and attributes, and plain layers."""
+    changed = copy.deepcopy(network)
+    changed.heads = nn.ModuleList()
     for path, module in network.named_modules():
         if isinstance(module, SegmentedLayer) and module not in set(network.heads) and not module.attached:
-            # Whether its forward gives a residual is not known here: without one, what leaves every bit is added.
-            residual = {"residual": -0.0} if _takes_residual(module) else {}
-            twin.set_submodule(path, plain_layer(prefix, [module], **residual))
+            # Whether its forward gives a residual is not known here. The default adds what leaves every bit alone.
+            residual = {"residual": -0.0} if takes_residual(module) else {}
+            changed.set_submodule(path, plain_layer(prefix, [module], **residual))
         elif rules.module_rule(module) is rules.drops:
-            twin.set_submodule(path, nn.Identity())
+            changed.set_submodule(path, nn.Identity())
+
     kinds = type(network).__mro__
     facade = next(kind for kind in kinds if BaseNetwork in kind.__bases__)
     skipped = ("__dict__", "__weakref__", "__init__", "__new__", "connections")
@@ -258,7 +183,7 @@ def _with_own_forward(network: BaseNetwork, prefix: Prefix) -> nn.Module:
     }
     body = type(f"Plain{type(network).__name__}", (nn.Module,), members)()
     ours = vars(facade())
-    for name, value in vars(twin).items():
+    for name, value in vars(changed).items():
         if name in ("_modules", "_parameters", "_buffers"):
             vars(body)[name].update({key: each for key, each in value.items() if key not in ours[name]})
         elif name not in ours:
@@ -267,6 +192,7 @@ def _with_own_forward(network: BaseNetwork, prefix: Prefix) -> nn.Module:
 
 
 def _around(body: nn.Module, head: nn.Module, name: str) -> nn.Module:
+    """A module called ``name`` that runs ``body``, then ``head``."""
     graph = fx.Graph()
     graph.output(graph.call_module("head", (graph.call_module("body", (graph.placeholder("x"),)),)))
     return fx.GraphModule({"body": body, "head": head}, graph, name).eval()

@@ -1,70 +1,77 @@
-"""What a task needs of a network: of each unit group the segments that it reads, directly or through others."""
+"""What a task needs of a network: the segments of each unit group that it reads, directly or through others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from ..layers import EideticLayerNorm, LayerNormParts, StaircaseLayer
-from ..layout import Segments, Source
-from ..tasks.base import BaseNetwork
-
-NO_TWIN = "{} has no plain twin yet, so this task cannot be extracted."
+from ..layout import Fixed, Segments, Source
+from ..tasks.base import BaseNetwork, head_of
 
 
 class Prefix:
-    """What task ``task`` of ``network`` needs: of each unit group the segments it reads, directly or through others.
+    """The segments that finished task ``task`` of ``network`` needs.
 
-    ``kept`` holds a group's segments with those that are not needed emptied, by the group's own segments.
+    ``kept`` maps each unit group's segments to a copy in which the segments that are not needed are empty.
     """
 
     def __init__(self, network: BaseNetwork, task: int):
         self.task = task
         self._producers = {group.segments: list(group.producers.values()) for group in network.groups}
-        # LayerNorms by their parts, one a group: statistics run over what all of them may see.
-        joint = [list(module) for module in network.modules() if isinstance(module, LayerNormParts)]
+        # The LayerNorms that share statistics, which run over what all of them may see.
+        joint = [cast("list[EideticLayerNorm]", [*m]) for m in network.modules() if isinstance(m, LayerNormParts)]
         norms = {module for module in network.modules() if isinstance(module, EideticLayerNorm)}
         self._norms = joint + [[norm] for norm in norms.difference(*joint)]
+
         needed: dict[Segments, set[int]] = {segments: set() for segments in self._producers}
-        self._need(needed, self._read_by(network.heads[task], task))
+        self._need(needed, self._read_by(head_of(network, task), task))
         for segments, tasks in needed.items():
             present = _nonempty(segments, range(task + 1))
             if present and not tasks:  # units nobody reads, but poolings on their way refuse images without channels
                 self._need(needed, [(segments, present[0])])
-        self.kept = {
-            segments: Segments(
-                segments.width, 0, tuple(size if t in tasks else 0 for t, size in enumerate(segments.frozen))
-            )
-            for segments, tasks in needed.items()
-        }
+        self.kept = {segments: _emptied(segments, tasks) for segments, tasks in needed.items()}
+
+    def kept_of(self, group: Segments | Fixed) -> Segments | Fixed:
+        """What is kept of ``group``: all of it, if it belongs to no task or to a head."""
+        return self.kept.get(group, group) if isinstance(group, Segments) else group
 
     def rows(self, segments: Segments) -> list[tuple[int, slice]]:
-        """The segments that are kept of a group, and which of its units they are; none is empty."""
+        """(task, its units in the group) of the segments that are kept and not empty."""
         sizes = self.kept.get(segments, segments).frozen[: self.task + 1]
         return [(t, slice(segments.start(t), segments.stop(t))) for t, size in enumerate(sizes) if size]
 
     def sources(self, layer: StaircaseLayer) -> tuple[Source, ...]:
-        """What the layer reads, of what is kept."""
-        return tuple(Source(self.kept.get(source.group, source.group), source.block) for source in layer.sources)
+        """What ``layer`` reads, of what is kept."""
+        return tuple(Source(self.kept_of(source.group), source.block) for source in layer.sources)
 
     def _read_by(self, layer: StaircaseLayer, reader: int) -> list[tuple[Segments, int]]:
+        """(group, task) of the segments that segment ``reader`` of ``layer`` reads."""
         tasks = range(reader + 1) if layer.forward_transfer[reader] else (reader,)
         groups = [source.group for source in layer.sources if isinstance(source.group, Segments)]
         return [(group, t) for group in groups for t in _nonempty(group, tasks)]
 
-    def _need(self, needed: dict[Segments, set[int]], found: list[tuple[Segments, int]]) -> None:
-        """Add segments to ``needed``, and whatever they are made of."""
+    def _need(self, needed: dict[Segments, set[int]], found: Iterable[tuple[Segments, int]]) -> None:
+        """Add the segments ``found`` to ``needed``, and whatever they are computed from."""
         found = list(found)
         while found:
             segments, task = found.pop()
-            if task not in needed[segments]:
-                needed[segments].add(task)
-                for layer in self._producers[segments]:
-                    found += self._read_by(layer, task)
-                for parts in self._norms:
-                    if any(part.segments is segments for part in parts):
-                        nested = all(part.forward_transfer[task] for part in parts)
-                        seen = range(task + 1) if nested else (task,)
-                        found += [(part.segments, t) for part in parts for t in _nonempty(part.segments, seen)]
+            if task in needed[segments]:
+                continue
+            needed[segments].add(task)
+            for layer in self._producers[segments]:
+                found += self._read_by(layer, task)
+            for parts in self._norms:
+                if any(part.segments is segments for part in parts):
+                    nested = all(part.forward_transfer[task] for part in parts)
+                    seen = range(task + 1) if nested else (task,)
+                    found += [(part.segments, t) for part in parts for t in _nonempty(part.segments, seen)]
+
+
+def _emptied(segments: Segments, tasks: set[int]) -> Segments:
+    """``segments`` in which only those of ``tasks`` hold units."""
+    sizes = tuple(size if task in tasks else 0 for task, size in enumerate(segments.frozen))
+    return Segments(segments.width, 0, sizes)
 
 
 def _nonempty(segments: Segments, tasks: Sequence[int]) -> list[int]:

@@ -86,12 +86,12 @@ def begin(network: BaseNetwork, plan: Beginning) -> None:
     layers = network.segmented_layers()
     choosing = transferring(layers)
     for path, layer in layers:
-        if plan.task == 0:
-            if path in choosing:
+        if path in plan.transfer:  # parts of a layer that was divided since are not; they read nested
+            if plan.task == 0:
                 choosing[path].forward_transfer = (plan.transfer[path],)
-        elif path in choosing:
-            choosing[path].renew_live(plan.transfer[path])
-        else:
+            else:
+                choosing[path].renew_live(plan.transfer[path])
+        elif plan.task:
             layer.renew_live()
     network.current_task = plan.task
     network.head_forward_transfer = plan.transfer["head"]

@@ -423,11 +423,11 @@ def test_no_task_is_finished():
 
 
 def test_a_layer_without_a_plain_twin_is_named(monkeypatch):
-    from eidetic_kernels.extraction import extract as extraction
+    from eidetic_kernels.extraction import layers
 
     net = learned(MLP())
-    monkeypatch.delitem(extraction.PLAIN, ek.EideticBatchNorm1d.__mro__[1])
-    with pytest.raises(ek.ConversionError, match="EideticBatchNorm1d has no plain twin"):
+    monkeypatch.delitem(layers.PLAIN, ek.EideticBatchNorm1d.__mro__[1])
+    with pytest.raises(ek.ConversionError, match="EideticBatchNorm1d has no plain version"):
         net.extract(0)
 
 

@@ -116,7 +116,7 @@ def test_an_attention_without_a_plain_twin_is_named(monkeypatch):
     for module in list(net.modules()):
         if isinstance(module, ek.EideticMultiheadAttention):
             module.__class__ = type("OfMyOwn", (type(module).__mro__[1],), {"forward": type(module).forward})
-    with pytest.raises(ek.ConversionError, match="OfMyOwn has no plain twin yet"):
+    with pytest.raises(ek.ConversionError, match="OfMyOwn has no plain version yet"):
         net.extract(0)
 
 
@@ -139,5 +139,5 @@ class Untraced(ek.EideticNetwork):
 def test_a_module_of_ours_that_would_be_left_is_named():
     net = Untraced()
     learn(net, 0, fraction=0)
-    with pytest.raises(ek.ConversionError, match="'body.shuffle': Shuffle has no plain twin yet"):
+    with pytest.raises(ek.ConversionError, match="'body.shuffle': Shuffle has no plain version yet"):
         net.extract(0)
