@@ -29,3 +29,13 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.default_generators[device.index].manual_seed(seed)
         yield
+
+
+@contextmanager
+def uncompiled(network: nn.Module) -> Iterator[None]:
+    """Let ``network`` run as Python where it, or a module of it, was compiled (``net.compile()``)."""
+    if any(module._compiled_call_impl is not None for module in network.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield

@@ -19,6 +19,7 @@ from ..errors import ConversionError, EideticError, InputError
 from ..layers import SegmentedLayer, StaircaseLayer
 from ..layout import Segments
 from ..network import EideticNetwork
+from ..tasks.probes import MOST
 from ..wiring.groups import Group
 from .networks import PublishedConvNet, PublishedMLP, PublishedResNet
 
@@ -71,6 +72,9 @@ def from_eideticnet(
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="no layer has a free unit")
         for task in range(learned):
+            if network.input_shape is not None:  # no batch was seen; these networks take any numbers
+                noise = torch.randn(MOST, *network.input_shape, generator=torch.Generator().manual_seed(task))
+                network.probes.put(task, noise.to(next(iter(state.values())).device))
             try:
                 plan.live(task)
             except EideticError as error:
@@ -119,7 +123,7 @@ def _build(state: dict[str, Tensor], dropout: float) -> EideticNetwork:
 def _check_names(state: dict[str, Tensor], network: EideticNetwork) -> None:
     """Every tensor belongs to a layer of ``network``, and has its shape."""
     expected: dict[str, torch.Size] = {}
-    shapes = {name: tensor.shape for name, tensor in network.state_dict().items() if name != "probe"}
+    shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     columns = sum(source.columns(None) for source in network.wiring.features)
     for name in state:
         if found := re.match(r"classifiers\.\d+\.", name):

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
+import base64
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ForgettingError
 from ..layers import SegmentedLayer
-from ..modes import evaluating
-from ..tasks.base import BaseNetwork, head_of
-from ..tasks.record import Environment, TaskRecord
+from ..modes import evaluating, uncompiled
+from ..tasks.base import OWN_MODULES, BaseNetwork, head_of
+from ..tasks.foreign import shared_tensors
+from ..tasks.record import Environment, TaskRecord, digest
 from .environment import differences, environment
 
-PROBES = 8
-PROBE_SEED = 20250213
+# In another environment logits are compared as numbers: how far they may lie apart, in units of the largest recorded
+# one. Threads, memory formats, attention kernels and compilation were seen to change float32 logits by 5e-7 at most.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+REDUCED = 1e-2  # where float32 products may run in TF32 or bfloat16
 
 
 @dataclass(frozen=True)
@@ -50,30 +54,17 @@ class Certificate:
         return "\n".join([verdict, *self.problems, *self.notes])
 
 
-def digest(*tensors: Tensor) -> str:
-    """SHA-256 over dtype, shape and bytes of the tensors."""
-    sha = hashlib.sha256()
-    for tensor in tensors:
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{values.dtype}{tuple(values.shape)}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
-    return sha.hexdigest()
-
-
 def record(network: BaseNetwork, task: int) -> TaskRecord:
-    """The record of ``task``, which was just finished. The first record with a known input shape makes the probe."""
-    if network.probe is None and network.input_shape is not None:
-        generator = torch.Generator().manual_seed(PROBE_SEED)
-        like = head_of(network, task).frozen_weight
-        probe = torch.randn(PROBES, *network.input_shape, generator=generator)
-        network.probe = probe.to(device=like.device, dtype=like.dtype)
-
+    """The record of ``task``, which was just finished."""
+    logits = probe_logits(network, task)
     return TaskRecord(
         task,
         {group.name: group.segments.size(task) for group in network.groups},
         {path: digest(*tensors) for path, tensors in _frozen_tensors(network, task)},
-        _probe_digest(network, task),
+        None if logits is None else digest(logits),
         _environment(network),
+        shared_fingerprints(network),
+        None if logits is None else _encoded(logits),
     )
 
 
@@ -84,10 +75,41 @@ def certify(network: BaseNetwork) -> Certificate:
     if len(network.records) != network.finished_tasks:
         problems.append(f"- {len(network.records)} records for {network.finished_tasks} finished tasks.")
     problems += _structure_problems(network)
-    if not problems:  # a structure that is damaged has no fingerprints and no logits
+    if not problems and network.records:  # a structure that is damaged has no fingerprints and no logits
+        here, shared = _environment(network), shared_fingerprints(network)
         for entry in network.records:
-            problems += _task_problems(network, entry, notes)
+            problems += _fingerprint_problems(network, entry, shared, here, notes)
+            problems += _logit_problems(network, entry, here, notes)
+    problems += _router_problems(network, notes)
     return Certificate(network.finished_tasks, tuple(problems), tuple(dict.fromkeys(notes)))
+
+
+def shared_fingerprints(network: BaseNetwork) -> dict[str, str]:
+    """SHA-256 of the tensors that belong to no task, by module; the network's own are under ""."""
+    prints = {path: digest(*tensors) for path, tensors in shared_tensors(network, OWN_MODULES)}
+    # Not network.parameters(), which lists what may be trained.
+    own = nn.Module.named_parameters(network, recurse=False), network.named_buffers(recurse=False)
+    tensors = [tensor for named in own for _, tensor in named]
+    return {**prints, "": digest(*tensors)} if tensors else prints
+
+
+@torch.no_grad()
+def probe_logits(network: BaseNetwork, task: int) -> Tensor | None:
+    """Finished ``task``'s logits [n, classes] for its probe inputs; None without these.
+
+    They are computed in evaluation mode, without autocast (a certificate is about the network's own precision), and as
+    Python, also where the network is compiled.
+    """
+    samples = network.probes.of(task)
+    if samples is None:
+        return None
+    head = head_of(network, task)
+    # net.to(memory_format=...) changes the samples' strides. With one channel, contiguous() would not undo that.
+    samples = samples.clone(memory_format=torch.contiguous_format)
+    if samples.is_floating_point():
+        samples = samples.to(head.frozen_weight.dtype)
+    with evaluating(network), uncompiled(network), torch.autocast(samples.device.type, enabled=False):
+        return network(samples, task=task)
 
 
 def to_json(entry: TaskRecord) -> dict[str, Any]:
@@ -100,23 +122,86 @@ def from_json(values: dict[str, Any]) -> TaskRecord:
     return TaskRecord(**values)
 
 
-def _task_problems(network: BaseNetwork, entry: TaskRecord, notes: list[str]) -> Iterator[str]:
-    """Differences in frozen tensors and logits; what cannot be compared is added to ``notes``."""
+def _fingerprint_problems(
+    network: BaseNetwork, entry: TaskRecord, shared: dict[str, str], here: Environment, notes: list[str]
+) -> Iterator[str]:
+    """Frozen and shared tensors whose bits are not the recorded ones."""
+    if entry.environment.get("dtype") != here["dtype"]:
+        notes.append(
+            f"- the network was finished in {entry.environment.get('dtype')} and is {here['dtype']} now: fingerprints "
+            "cannot be compared, logits were compared as numbers. Load the saved file to compare bits."
+        )
+        return
     for path, tensors in _frozen_tensors(network, entry.task):
         if entry.fingerprints.get(path) != digest(*tensors):
             yield f"- task {entry.task}: {path}: its frozen tensors are not the ones that were recorded."
+    if entry.shared is None:
+        notes.append("- tensors that belong to no task were not recorded by the version that finished these tasks.")
+        return
+    for path in dict.fromkeys([*entry.shared, *shared]):
+        if entry.shared.get(path) != shared.get(path):
+            where = f"{path}: tensors" if path else "the network's own tensors"
+            yield f"- task {entry.task}: {where} that belong to no task are not the ones that were recorded."
 
+
+def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, notes: list[str]) -> Iterator[str]:
+    """Logits of the probe inputs that are not the recorded ones; in another environment, as numbers."""
     if entry.logits is None:
         notes.append(
             f"- task {entry.task}: the network had seen no input when it was finished; no logits were recorded."
         )
-    elif entry.environment != (here := _environment(network)):
+        return
+    logits = probe_logits(network, entry.task)
+    if logits is None:
+        yield f"- task {entry.task}: its probe inputs are gone, so its logits cannot be compared."
+        return
+
+    elsewhere = differences(entry.environment, here)
+    if not elsewhere:
+        if entry.logits != digest(logits):
+            yield f"- task {entry.task}: its logits of the probe inputs are not the ones that were recorded."
+        return
+    if entry.values is None:
         notes.append(
-            f"- logits were recorded with {differences(entry.environment, here)} and cannot be compared bit for bit; "
-            "structure and fingerprints were checked."
+            f"- logits were recorded with {elsewhere} and cannot be compared bit for bit; structure and fingerprints "
+            "were checked."
         )
-    elif entry.logits != _probe_digest(network, entry.task):
-        yield f"- task {entry.task}: its logits of the probe inputs are not the ones that were recorded."
+        return
+    expected, now = _decoded(entry.values, logits.shape), logits.double().cpu()
+    allowed = max(_tolerance(entry.environment), _tolerance(here))
+    apart = float((now - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not apart <= allowed:
+        yield (
+            f"- task {entry.task}: its logits differ from the recorded ones by {apart:.1e} of the largest, where "
+            f"{elsewhere} explains {allowed:.0e} at most."
+        )
+        return
+    notes.append(
+        f"- logits were recorded with {elsewhere}: they were compared as numbers, not bit for bit, and agree within "
+        f"{allowed:.0e} of the largest."
+    )
+
+
+def _tolerance(environment: Environment) -> float:
+    reduced = any(key.endswith("fp32_precision") and value != "ieee" for key, value in environment.items())
+    return max(TOLERANCE.get(str(environment.get("dtype")), 0.0), REDUCED if reduced else 0.0)
+
+
+def _router_problems(network: BaseNetwork, notes: list[str]) -> Iterator[str]:
+    """A router whose tensors are not those that were trained."""
+    router, recorded = network.router, network.router_fingerprint
+    if router is None:
+        if recorded is not None:
+            yield "- the router is gone."
+        return
+    if recorded is None:
+        notes.append("- the router was not recorded by the version that saved it.")
+        return
+    dtype, now = recorded.split(" ")[0], router.fingerprint()
+    if now.split(" ")[0] != dtype:
+        notes.append(f"- the router was trained in {dtype} and is {now.split(' ')[0]} now: it cannot be compared.")
+    elif now != recorded:
+        yield "- the router's tensors are not the ones that were trained."
 
 
 def _structure_problems(network: BaseNetwork) -> list[str]:
@@ -165,16 +250,16 @@ def _frozen_of(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
     return [(name, tensor) for name, tensor in tensors if tensor is not None]
 
 
-@torch.no_grad()
-def _probe_digest(network: BaseNetwork, task: int) -> str | None:
-    """SHA-256 of the task's logits for the probe inputs; None without probe inputs."""
-    if network.probe is None:
-        return None
-    # Outside autocast: a certificate is about the network's own precision.
-    with evaluating(network), torch.autocast(network.probe.device.type, enabled=False):
-        # net.to(memory_format=...) changes the probe's strides. With one channel, contiguous() would not undo that.
-        probe = network.probe.clone(memory_format=torch.contiguous_format)
-        return digest(network(probe, task=task))
+def _encoded(logits: Tensor) -> str:
+    return base64.b64encode(logits.double().cpu().contiguous().numpy().tobytes()).decode()
+
+
+def _decoded(values: str, shape: torch.Size) -> Tensor:
+    """The reverse of :func:`_encoded`; NaN, which equals nothing, where the numbers do not fill ``shape``."""
+    numbers = np.frombuffer(base64.b64decode(values), dtype=np.float64)
+    if numbers.size != shape.numel():
+        return torch.full(shape, torch.nan, dtype=torch.float64)
+    return torch.from_numpy(numbers.copy()).view(shape)
 
 
 def _environment(network: BaseNetwork) -> Environment:

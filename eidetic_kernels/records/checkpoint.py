@@ -19,6 +19,7 @@ from ..files import replacing
 from ..layers import StaircaseLayer
 from ..layout import Segments
 from ..tasks.base import BaseNetwork, TransferringLayer, head_of, transferring
+from ..tasks.record import digest
 from ..tasks.routing import Router
 from ..version import __version__
 from ..wiring.groups import Group
@@ -46,6 +47,9 @@ def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None =
     """See :meth:`EideticNetwork.load`. A ``network`` that is given serves as the architecture and is not changed."""
     path = Path(path)
     header, tensors = _read(path)
+    if "probe" in tensors:  # earlier versions had the same inputs for all tasks
+        probe = tensors.pop("probe")
+        tensors |= {f"probes.{entry['task']}": probe for entry in header["records"]}
     fresh = _construct(cls, header, path) if network is None else copy.deepcopy(network)
     fresh.as_architecture()
     if fresh.current_task is not None or fresh.finished_tasks:
@@ -99,6 +103,7 @@ def _structure(network: BaseNetwork) -> dict[str, Any]:
         },
         "heads": [{"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in heads],
         **({"router_tasks": None} if network.router is None else network.router.header()),
+        "router_fingerprint": network.router_fingerprint,
         "records": [certificate.to_json(entry) for entry in network.records],
     }
 
@@ -130,8 +135,10 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
     if header["router_tasks"] is not None:
         of_router = {name.removeprefix("router."): t for name, t in tensors.items() if name.startswith("router.")}
         network.router = Router.from_header(header, of_router)
-    if "probe" in tensors:
-        network.probe = torch.empty_like(tensors["probe"])
+        network.router_fingerprint = header.get("router_fingerprint")
+    for name, tensor in tensors.items():
+        if name.startswith("probes."):
+            network.probes.put(int(name.removeprefix("probes.")), torch.empty_like(tensor))
     network.records = [certificate.from_json(entry) for entry in header["records"]]
 
 
@@ -201,7 +208,7 @@ def _content(header: str, tensors: dict[str, torch.Tensor]) -> str:
     """SHA-256 over the header and every tensor with its name."""
     sha = hashlib.sha256(header.encode())
     for name in sorted(tensors):
-        sha.update(f"{name} {certificate.digest(tensors[name])}".encode())
+        sha.update(f"{name} {digest(tensors[name])}".encode())
     return sha.hexdigest()
 
 

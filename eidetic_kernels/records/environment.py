@@ -41,13 +41,7 @@ def _cuda_settings() -> Environment:
     The older names (allow_tf32, float32_matmul_precision) set these too, and raise when they are read after these
     were set.
     """
-    matmul, cudnn, attention = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.cuda
-    kinds = {
-        "flash": attention.flash_sdp_enabled(),
-        "memory-efficient": attention.mem_efficient_sdp_enabled(),
-        "math": attention.math_sdp_enabled(),
-        "cudnn": attention.cudnn_sdp_enabled(),
-    }
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     return {
         "torch.backends.cuda.matmul.fp32_precision": _precision(matmul),
         "torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction": (
@@ -63,7 +57,7 @@ def _cuda_settings() -> Environment:
         "torch.backends.cudnn.deterministic": cudnn.deterministic,
         "torch.use_deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
         "CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", "unset"),
-        "kinds of attention": " ".join(kind for kind, enabled in kinds.items() if enabled),
+        "kinds of attention": _attention_kinds(),
     }
 
 
@@ -71,9 +65,23 @@ def _cpu_settings() -> Environment:
     """Settings of computations on a CPU."""
     mkldnn = cast(Any, torch.backends.mkldnn)  # its attributes are made when torch is loaded; the stubs lack them
     return {
+        "torch.backends.mkldnn.enabled": bool(torch.backends.mkldnn.enabled),
+        "kinds of attention": _attention_kinds(),
         "torch.backends.mkldnn.matmul.fp32_precision": _precision(mkldnn.matmul),
         "torch.backends.mkldnn.conv.fp32_precision": _precision(mkldnn.conv),
     }
+
+
+def _attention_kinds() -> str:
+    """Which implementations of attention torch may choose from; the switches are those of a CPU, too."""
+    switches = torch.backends.cuda
+    kinds = {
+        "flash": switches.flash_sdp_enabled(),
+        "memory-efficient": switches.mem_efficient_sdp_enabled(),
+        "math": switches.math_sdp_enabled(),
+        "cudnn": switches.cudnn_sdp_enabled(),
+    }
+    return " ".join(kind for kind, enabled in kinds.items() if enabled)
 
 
 def _precision(of: Any) -> str:

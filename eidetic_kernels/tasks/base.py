@@ -28,9 +28,14 @@ from ..layers import (
 from ..layout import LIVE, Segments
 from ..wiring import tracing
 from ..wiring.groups import Group, Wiring
+from .foreign import freeze_foreign
+from .probes import Probes
 from .record import TaskRecord
 from .routing import Router
 from .transaction import OneThread, atomic
+
+# Children of a network that hold no body: users cannot give these names to layers.
+OWN_MODULES = frozenset({"heads", "router", "probes"})
 
 
 class BaseNetwork(nn.Module):
@@ -41,6 +46,8 @@ class BaseNetwork(nn.Module):
     Attributes:
         heads: one :class:`~eidetic_kernels.EideticLinear` for each task that has classes, in task order.
         router: the task classifier; None until it is trained.
+        router_fingerprint: SHA-256 of the router's tensors when it became this network's; None without a router.
+        probes: samples of each task, by which certificates compare its answers.
         records: one for each finished task, see :meth:`~eidetic_kernels.EideticNetwork.certify`.
         current_task: the task in training; None between tasks.
         input_shape: the shape of one sample that the network was given last; None before the first.
@@ -48,8 +55,6 @@ class BaseNetwork(nn.Module):
 
     # Why a saved network of this class cannot be built from its arguments, and what to do; None: it can.
     rebuilt_by: str | None = None
-    # Inputs [PROBES, *input_shape] whose logits the certificates compare; None before the network has seen an input.
-    probe: Tensor | None
     # What the network was constructed with: positional arguments, and those given by name.
     constructor_arguments: tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -61,8 +66,9 @@ class BaseNetwork(nn.Module):
     def __init__(self):
         super().__init__()
         self.heads = nn.ModuleList()
+        self.router_fingerprint: str | None
         self.router: Router | None = None
-        self.register_buffer("probe", None)
+        self.probes = Probes()
         self.records: list[TaskRecord] = []
         self.current_task: int | None = None
         self.head_forward_transfer = True
@@ -70,15 +76,18 @@ class BaseNetwork(nn.Module):
         self._scope = Scope()
         self._one_thread = OneThread()
         self._wiring: Wiring | None = None
+        self._foreign: tuple[nn.Module, ...] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = isinstance(value, (Router, nn.ModuleList)) and name in ("router", "heads")
-        if isinstance(value, (nn.Module, Tensor)) and name in _reserved(type(self)) and not own and name != "probe":
+        own = isinstance(value, (Router, nn.ModuleList, Probes)) and name in OWN_MODULES
+        if isinstance(value, (nn.Module, Tensor)) and name in _reserved(type(self)) and not own:
             raise InputError(
                 f"{name!r} is a name of EideticNetwork itself and cannot name a layer: call it something else, such as "
                 f"{name}_layer."
             )
         super().__setattr__(name, value)
+        if name == "router":
+            self.router_fingerprint = value.fingerprint() if isinstance(value, Router) else None
 
     def connections(self) -> dict[str, str | tuple[str, ...]] | None:
         """Override where ``forward`` cannot be traced: which layer reads which.
@@ -133,10 +142,20 @@ class BaseNetwork(nn.Module):
         Parameters of layers without live units are empty tensors. They are listed too, so that an optimizer that holds
         them finds their successors.
         """
-        finished = {id(p) for task in range(self.finished_tasks) for p in self.heads[task].parameters()}
+        finished = (self.heads[task] for task in range(self.finished_tasks))
+        fixed = {id(p) for module in (*finished, *self._foreign) for p in module.parameters()}
+        if self._wiring is not None:
+            fixed.update(id(p) for p in self._parameters.values())
         for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
-            if id(parameter) not in finished:
+            if id(parameter) not in fixed:
                 yield name, parameter
+
+    def train(self, mode: bool = True):
+        """As torch has it, but that modules of no task stay in evaluation mode for ever; see :mod:`.foreign`."""
+        super().train(mode)
+        for module in self._foreign:
+            module.eval()
+        return self
 
     def make_head(self, segments: Segments, forward_transfer: tuple[bool, ...]) -> EideticLinear:
         """A head for ``segments`` on the features, which does not join ``heads`` yet.
@@ -197,7 +216,7 @@ class BaseNetwork(nn.Module):
             )
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
-            features = super().__call__(x) if compiled else self._call_impl(x)
+            features = cast(Tensor, super().__call__(x) if compiled else self._call_impl(x))  # pyright: ignore[reportUnknownMemberType]
         columns = sum(source.columns(task) for source in wiring.features)
         if features.dim() != 2 or features.shape[1] != columns:
             raise InputError(
@@ -205,6 +224,8 @@ class BaseNetwork(nn.Module):
                 "Does the input have the size the network was built for?"
             )
         self.input_shape = tuple(x.shape[1:])
+        if self.current_task is not None and task in (None, LIVE):
+            self.probes.note(self.current_task, x, self.training)
         return features
 
     @contextmanager
@@ -295,6 +316,7 @@ class BaseNetwork(nn.Module):
                 self.set_submodule(path, aware)
             cast(EideticDropout, aware).wire(sources, self._scope)
         self._wiring = wiring
+        self._foreign = freeze_foreign(self, OWN_MODULES)
 
     def _resolve(self, task: int | None) -> tuple[int, int | None]:
         """Which head answers, and which prefix runs (None: everything present; LIVE: live units alone)."""
@@ -385,4 +407,4 @@ def _reserved(cls: type[BaseNetwork]) -> frozenset[str]:
     """Names that a subclass cannot give to its layers, since the network's own attributes would hide them."""
     ours = [kind for kind in cls.__mro__ if kind is BaseNetwork or BaseNetwork in kind.__bases__]
     public = {name for kind in ours for name in vars(kind) if not name.startswith("__")}
-    return frozenset(public | {"heads", "router", "probe", "records"})
+    return frozenset(public | OWN_MODULES | {"records"})

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+
+import torch
+from torch import Tensor
 
 Environment = dict[str, str | int]
 
@@ -15,8 +19,11 @@ class TaskRecord:
         task: the task's index.
         units: how many units the task kept, by unit group.
         fingerprints: SHA-256 of each layer's frozen tensors that belong to the task, by layer.
-        logits: SHA-256 of the logits for the network's probe inputs; None if the network never saw an input.
+        logits: SHA-256 of the logits for the task's probe inputs; None if the network never saw an input.
         environment: where the logits were computed. Their bits can be compared in an equal environment only.
+        shared: SHA-256 of tensors that belong to no task (a frozen backbone, an input's mean), by module. None in
+            records of versions before 0.2, which did not look at them.
+        values: the logits as numbers, for another environment: float64 in base64. None in records of those versions.
     """
 
     task: int
@@ -24,3 +31,15 @@ class TaskRecord:
     fingerprints: dict[str, str]
     logits: str | None
     environment: Environment
+    shared: dict[str, str] | None = None
+    values: str | None = None
+
+
+def digest(*tensors: Tensor) -> str:
+    """SHA-256 over dtype, shape and bytes of the tensors."""
+    sha = hashlib.sha256()
+    for tensor in tensors:
+        values = tensor.detach().cpu().contiguous()
+        sha.update(f"{values.dtype}{tuple(values.shape)}".encode())
+        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()

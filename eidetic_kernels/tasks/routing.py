@@ -16,6 +16,7 @@ from ..checking import one_of
 from ..errors import InputError, RouterError
 from ..layers import SegmentedLayer
 from ..wiring.groups import Group
+from .record import digest
 from .router_convolutions import RouterConvolutions
 
 # How a sample's task is chosen. "learned" is the paper's task classifier (section 1). "joint" adds to its
@@ -130,6 +131,10 @@ class Router(nn.Module):
         if self.mirrored:
             scores = (scores + self._scores(torch.cat([self.convolutions(x.flip(-1)), features], 1))) / 2
         return of_tasks(scores, self.classes)
+
+    def fingerprint(self) -> str:
+        """The dtype and the SHA-256 of the router's tensors."""
+        return f"{str(self.weight.dtype).removeprefix('torch.')} {digest(*self.state_dict().values())}"
 
     def header(self) -> dict[str, Any]:
         """What a saved network's JSON header says of its router; the tensors are in the network's ``state_dict``."""

@@ -40,7 +40,8 @@ class Case:
 
     def digest(self):
         numbered = {id(p): number for number, p in enumerate(self.net.parameters())}
-        held = [[numbered.get(id(p)) for p in g["params"]] for g in self.optimizer.param_groups] if self.optimizer else 0
+        groups = self.optimizer.param_groups if self.optimizer else ()
+        held = [[numbered.get(id(p)) for p in group["params"]] for group in groups]
         state = [
             sorted((name, repr(value)) for name, value in self.optimizer.state.get(p, {}).items())
             for p in (self.net.parameters() if self.optimizer else ())

@@ -131,7 +131,8 @@ class TestRoundTrip:
         again = ek.EideticNetwork.load(path)
         after = again.predict(x)
         assert torch.equal(before.router_logits, after.router_logits) and torch.equal(before.logits, after.logits)
-        assert torch.equal(again.probe, net.probe) and again.input_shape == net.input_shape == (6,)
+        assert all(torch.equal(again.probes.of(t), net.probes.of(t)) for t in range(2))
+        assert again.input_shape == net.input_shape == (6,)
         assert isinstance(again.router, Router) and not list(again.router.parameters())
 
     def test_saving_changes_nothing_and_overwrites(self, path):
@@ -150,7 +151,7 @@ class TestRoundTrip:
         at("in a later task", ConvNet()).save(path)
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()["eidetic"])
-            assert set(file.keys()) >= {"conv1.frozen_weight", "bn1.frozen_scale", "heads.0.frozen_weight", "probe"}
+            assert set(file.keys()) >= {"conv1.frozen_weight", "bn1.frozen_scale", "heads.0.frozen_weight", "probes.0"}
         assert header["class"] == "small_networks:ConvNet" and header["current_task"] == 2
         assert [group["name"] for group in header["groups"]] == ["conv1", "conv2", "fc"]
 
