@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -10,77 +11,86 @@ from torch import Tensor, fx, nn
 from ..errors import ConversionError, InputError
 from ..network import EideticNetwork
 from ..wiring import tracing
-from . import splits_and_shuffles as rearranging
-from . import verify as comparing
-from .attention import attend_by_module
-from .decompose import write_out
-from .dropouts import drop_by_module, unshare_dropouts
+from .attention_calls import replace_attention_calls
+from .decompose import decompose
+from .dropout_calls import replace_dropout_calls, unshare_dropouts
 from .example import Example
-from .functionalize import name_changes, remove_unused
+from .functionalize import functionalize, remove_unused
 from .head import find_head
-from .layer_replacement import replace
-from .parameters import hold_parameters, refuse_ties
-from .trace import record, refuse_gradient_hooks
-from .train_vs_eval import same_in_training
+from .layer_replacement import replace_layer
+from .own_parameters import refuse_ties, replace_parameters
+from .splits_and_shuffles import replace_splits_and_shuffles, separate_heads
+from .trace import refuse_gradient_hooks, trace
+from .train_vs_eval import check_training
+from .verify import answers_of, verify
 
 
 def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> EideticNetwork:
-    """An EideticNetwork that computes what ``module`` computes, its weights being task 0's live units.
+    """An EideticNetwork that computes what ``module`` computes; its weights belong to task 0, which is in training.
 
-    ``module`` is traced with torch.fx and copied; Linear, Conv2d, BatchNorm1d/2d, Dropout, StochasticDepth, and what
-    cuts or shuffles channels are replaced by layers that know segments. Weights, running statistics, dtype, device,
-    memory format, ``requires_grad`` and training mode are kept; ``module`` is not modified. In evaluation mode the
-    outputs are the original's, bit for bit on a CPU, until something is pruned or frozen. What would be lost is
-    refused: code under ``if self.training``, changes in place that cannot be followed, tied parameters, hooks, state
-    that ``forward`` keeps.
+    ``module`` is copied and traced with torch.fx; it is not modified. Its layers (linear, convolution, normalisation,
+    attention, dropout) and its splits and shuffles of channels are replaced by layers that know segments. Weights,
+    running statistics, dtype, device, memory format, ``requires_grad`` and training mode are kept. In evaluation mode
+    the outputs are the original's, bit for bit on a CPU, until something is pruned or frozen.
+
+    What would be lost is refused: code under ``if self.training``, changes in place that cannot be followed, tied
+    parameters, hooks, and state that ``forward`` keeps.
 
     Args:
-        module: takes one tensor [N, ...] and returns one tensor, the logits [N, classes]. Outputs of its training
-            mode only (auxiliary classifiers) are left out.
-        example_input: a batch that ``module`` accepts; one sample will do. The outputs for it, and for random numbers
-            in a batch of another size, are compared with those of a copy of ``module`` in evaluation.
-        head: the linear layer that becomes task 0's head. None: the layer whose output ``module`` returns; where that
-            is no linear layer (SqueezeNet ends with a convolution), what it returns becomes the features, and task 0's
-            head starts as the identity. A path names the layer ("classifier.6"); whatever follows it is left out.
-            False: no head; ``module`` returns features, and ``prepare_for_task(0, num_classes)`` begins task 0 with
-            its weights.
+        module: takes one tensor [N, ...] and returns one tensor, the logits [N, classes]. Outputs that it has in
+            training mode only (auxiliary classifiers) are left out.
+        example_input: a batch that ``module`` accepts; one sample will do. The network's outputs for it, and for
+            random numbers in a batch of another size, are compared with those of a copy of ``module`` in evaluation
+            mode.
+        head: the linear layer that becomes task 0's head.
+
+            - None: the layer whose output ``module`` returns. Where that is no linear layer (SqueezeNet ends with a
+              convolution), the output becomes the features, and task 0's head starts as the identity.
+            - A path ("classifier.6"): that layer; whatever follows it is left out.
+            - False: no head. ``module`` returns features, and ``prepare_for_task(0, num_classes)`` begins task 0 with
+              its weights.
 
     Returns:
-        A network with task 0 in training: ``net.finish_task()`` keeps a pre-trained module as it is; prune or train
-        before that if you like. Its layers are in ``net.body`` under the original's paths.
+        A network with task 0 in training. ``net.finish_task()`` keeps a pre-trained module as it is; prune or train
+        before that if you like. Layers are in ``net.body`` under the original's paths.
 
     Raises:
-        ConversionError: a node has no rule or would mix units; the message names it and the ways out.
+        ConversionError: an operation has no rule or would mix units; the message names it and the ways out.
         InputError: ``module`` or ``example_input`` is of the wrong kind.
     """
     if not isinstance(module, nn.Module) or isinstance(module, EideticNetwork):
         raise InputError(f"convert takes a plain torch.nn.Module, got {type(module).__name__}.")
     if not isinstance(example_input, Tensor) or example_input.dim() < 2:
-        raise InputError("example_input must be a batch that the module accepts, a tensor [N, ...].")
+        got = list(example_input.shape) if isinstance(example_input, Tensor) else type(example_input).__name__
+        raise InputError(f"example_input must be a batch that the module accepts, a tensor [N, ...]; got {got}.")
     refuse_gradient_hooks(module)
-    plain = write_out(_copy(module))
+
+    plain = decompose(_copy(module))
     modes = {path: each.training for path, each in plain.named_modules()}
-    graph, trained = record(plain.eval()), record(plain.train())
-    plain.eval()  # training-mode extras (auxiliary classifiers) stay outside of the graph
-    answers = comparing.ask(module, example_input, head)
+    graph, trained = trace(plain.eval()), trace(plain.train())
+    plain.eval()  # the graph is evaluation's: extras of training (auxiliary classifiers) stay outside of it
+    answers = answers_of(module, example_input, head)
     _run(plain, graph, example_input)
-    name_changes(graph)
-    node, end, classifier = find_head(plain, graph, head)
-    same_in_training(plain, graph, end, trained, example_input)
+    functionalize(graph)
+    features, end, classifier = find_head(plain, graph, head)
+    check_training(plain, graph, end, trained, example_input)
+
     graph.erase_node(next(reversed(graph.nodes)))
-    graph.output(node)
+    graph.output(features)
     remove_unused(graph)
     refuse_ties(module, [*graph.nodes, end])
-    rearranging.separate_heads(plain, graph)
-    rearranging.rearrange(plain, graph)
+
+    separate_heads(plain, graph)
+    replace_splits_and_shuffles(plain, graph)
     remove_unused(graph)
-    drop_by_module(plain, graph)
+    replace_dropout_calls(plain, graph)
     unshare_dropouts(plain, graph)
-    hold_parameters(plain, graph)
-    attend_by_module(plain, graph)
+    replace_parameters(plain, graph)
+    replace_attention_calls(plain, graph)
     for node in graph.nodes:
         if node.op == "call_module":
-            replace(plain, node)
+            replace_layer(plain, node)
+
     body = fx.GraphModule(plain, graph, type(module).__name__)
     for path, each in body.named_modules():
         each.training = modes.get(path, module.training)
@@ -88,7 +98,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     network.training = module.training
     if head is not False:
         _begin(network, classifier, answers[-1][1])
-    comparing.compare(network if head is not False else body, answers)
+    verify(network if head is not False else body, answers)
     return network
 
 
@@ -104,6 +114,7 @@ def _copy(module: nn.Module) -> nn.Module:
 
 
 def _run(plain: nn.Module, graph: fx.Graph, example: Tensor) -> None:
+    """Note on the graph's nodes what their values are for ``example``."""
     try:
         Example(plain, graph).run(example)
     except (RuntimeError, ValueError, IndexError, AssertionError, TypeError) as error:
@@ -114,7 +125,7 @@ def _run(plain: nn.Module, graph: fx.Graph, example: Tensor) -> None:
 
 
 class ConvertedNetwork(EideticNetwork):
-    """What :func:`convert` makes: the traced ``body``, and the original's last layer as task 0's head."""
+    """What :func:`convert` makes: the traced ``body``, with the original's last layer as task 0's head."""
 
     rebuilt_by = (
         "it was made by ek.convert from a module that the file does not hold: convert the same module again (with or "
@@ -137,26 +148,27 @@ class ConvertedNetwork(EideticNetwork):
         return self.body.graph, self.body
 
     def as_architecture(self) -> None:
-        """Give up task 0 where it is as ``convert`` began it, so that a saved network can be read into this one."""
+        """Give up task 0, if it is as ``convert`` began it, so that a saved network can be loaded into this one."""
         whole = all(group.segments.live == group.segments.width == group.built_width for group in self.groups)
         if self.current_task == 0 and whole:
             self.heads, self.current_task = nn.ModuleList(), None
 
 
 def _begin(network: ConvertedNetwork, classifier: nn.Linear | None, expected: Tensor) -> None:
-    """Task 0 is in training, ``classifier`` (or the identity) being its head."""
+    """Begin task 0 with ``classifier`` as its head; with the identity, if that is None."""
     network.prepare_for_task(0, expected.shape[1])
     head = network.live_head
+    bias = cast(nn.Parameter, head.bias)
     with torch.no_grad():
         if classifier is None:
             head.weight.copy_(torch.eye(expected.shape[1], dtype=head.weight.dtype, device=head.weight.device))
-            head.bias.zero_()
+            bias.zero_()
             return
         head.weight.copy_(classifier.weight)
         head.weight.requires_grad_(classifier.weight.requires_grad)
         if classifier.bias is None:
-            head.bias.zero_()
-            head.bias.requires_grad_(False)
+            bias.zero_()
+            bias.requires_grad_(False)
         else:
-            head.bias.copy_(classifier.bias)
-            head.bias.requires_grad_(classifier.bias.requires_grad)
+            bias.copy_(classifier.bias)
+            bias.requires_grad_(classifier.bias.requires_grad)

@@ -1,16 +1,19 @@
-"""Modules written out as what they are made of, where their own forward cannot be traced or hides a layer.
+"""Rebuilds modules from their parts, where their own forward cannot be traced or hides a layer.
 
-torch's TransformerEncoder chooses a fused kernel by looking at values. What it computes is the same, to rounding: the
-fused kernel for inference has other bits. timm's layers call functions with their own tensors.
+torch's TransformerEncoder looks at values to choose a fused kernel for inference, whose outputs agree up to rounding.
+timm's layers call functions with their own tensors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import cast
+
 from torch import Tensor, nn
 
 
-class _Written(nn.Module):
-    """A module with the children and settings of ``old``, under their names."""
+class _Decomposed(nn.Module):
+    """Abstract. A module with the children of ``old``, under their names."""
 
     def __init__(self, old: nn.Module):
         super().__init__()
@@ -19,8 +22,18 @@ class _Written(nn.Module):
         self.training = old.training
 
 
-class EncoderLayer(_Written):
+class EncoderLayer(_Decomposed):
     """What :class:`torch.nn.TransformerEncoderLayer` computes without masks."""
+
+    self_attn: nn.MultiheadAttention
+    linear1: nn.Linear
+    linear2: nn.Linear
+    norm1: nn.LayerNorm
+    norm2: nn.LayerNorm
+    dropout: nn.Dropout
+    dropout1: nn.Dropout
+    dropout2: nn.Dropout
+    activation: Callable[[Tensor], Tensor]
 
     def __init__(self, old: nn.TransformerEncoderLayer):
         super().__init__(old)
@@ -42,8 +55,10 @@ class EncoderLayer(_Written):
         return self.dropout2(self.linear2(self.dropout(self.activation(self.linear1(x)))))
 
 
-class Encoder(_Written):
+class Encoder(_Decomposed):
     """What :class:`torch.nn.TransformerEncoder` computes without masks."""
+
+    layers: nn.ModuleList
 
     def __init__(self, old: nn.TransformerEncoder):
         super().__init__(old)
@@ -55,8 +70,11 @@ class Encoder(_Written):
         return x if self.norm is None else self.norm(x)
 
 
-class NormAct(_Written):
+class NormAct(_Decomposed):
     """What timm's BatchNormAct2d computes."""
+
+    act: nn.Module
+    drop: nn.Module
 
     def __init__(self, old: nn.BatchNorm2d):
         super().__init__(old)
@@ -73,20 +91,21 @@ class NormAct(_Written):
 
 
 _NORM_ACT = "timm.layers.norm_act.BatchNormAct2d"
-# What these compute is what torch's do, whose subclasses they are.
+# Subclasses of torch's layers that compute what these do.
 _SAME = {"timm.layers.linear.Linear": nn.Linear, "timm.layers.norm.LayerNorm": nn.LayerNorm}
 
 
-def write_out(module: nn.Module) -> nn.Module:
-    """``module`` with every such module in it, and itself if it is one, written out; changed in place."""
+def decompose(module: nn.Module) -> nn.Module:
+    """``module`` with every such module in it decomposed, in place; or what it is rebuilt as, if it is one itself."""
     for name, child in module.named_children():
-        setattr(module, name, write_out(child))
+        setattr(module, name, decompose(child))
     name = f"{type(module).__module__}.{type(module).__qualname__}"
     if name == _NORM_ACT:
-        return NormAct(module)
+        return NormAct(cast(nn.BatchNorm2d, module))
     if name in _SAME:
         module.__class__ = _SAME[name]
-    for plain, written in ((nn.TransformerEncoderLayer, EncoderLayer), (nn.TransformerEncoder, Encoder)):
-        if isinstance(module, plain) and type(module).forward is plain.forward:
-            return written(module)
+    if isinstance(module, nn.TransformerEncoderLayer) and type(module).forward is nn.TransformerEncoderLayer.forward:
+        return EncoderLayer(module)
+    if isinstance(module, nn.TransformerEncoder) and type(module).forward is nn.TransformerEncoder.forward:
+        return Encoder(module)
     return module

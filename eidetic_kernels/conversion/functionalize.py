@@ -1,8 +1,8 @@
-"""What a graph changes in place, named: whoever reads a tensor after it was changed reads the result of the change.
+"""Changes in place become new values: whatever reads a tensor after it was changed reads the result of the change.
 
-torch.fx records values, not memory. ``x.relu_()`` followed by ``f(x)`` becomes f of the result, by which units are
-followed as they were meant; where the changed memory is read under another name (through a view, say), a rule would
-follow the wrong units, and it is refused.
+torch.fx records values, not memory. ``x.relu_()`` followed by ``f(x)`` becomes ``f`` of the result, so that units are
+followed as they were meant. Where the changed memory is read under another name (through a view, say), a rule would
+follow the wrong units; such a change is refused.
 """
 
 from __future__ import annotations
@@ -11,14 +11,18 @@ from torch import fx
 
 from ..wiring.diagnostics import at_node
 from ..wiring.in_place import IN_PLACE
+from .nodes import path_of
 
 
-def name_changes(graph: fx.Graph, when: str = "") -> None:
-    """Rewrite ``graph``, after :class:`.example.Example` ran it, so that no node depends on when another runs.
+def functionalize(graph: fx.Graph, when: str = "") -> None:
+    """Rewrite ``graph`` in place so that no node depends on when another one runs.
 
-    ``when``: what a refusal begins with.
+    Args:
+        graph: :class:`.example.Example` has run it, and noted on each node what it changed.
+        when: what an error message begins with, such as "in training ".
 
-    Raises ConversionError for a change that reaches other nodes by another way than its result.
+    Raises:
+        ConversionError: a change reaches other nodes by another way than its result.
     """
     order = {node: number for number, node in enumerate(graph.nodes)}
     for node in graph.nodes:
@@ -42,12 +46,13 @@ def name_changes(graph: fx.Graph, when: str = "") -> None:
 
 
 def _changes(node: fx.Node) -> dict[fx.Node, bool]:
+    """The nodes whose tensors ``node`` changes in place, each with whether it returns that very tensor."""
     changes = node.meta.pop("changes", {})
-    if node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-        changes.setdefault(node.args[0], True)  # detach_ and its like change no number
+    if node.op == "call_method" and path_of(node).endswith("_") and not path_of(node).endswith("__"):
+        changes.setdefault(node.args[0], True)  # detach_ and the like change no number, so the example shows nothing
     return changes
 
 
 def remove_unused(graph: fx.Graph) -> None:
-    """Leave out what nothing reads; after :func:`name_changes` that includes changes in place."""
+    """Remove nodes that nothing reads; after :func:`functionalize` that includes changes in place."""
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "output"))

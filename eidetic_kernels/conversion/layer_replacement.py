@@ -1,13 +1,15 @@
-"""The twins that know segments, in the place of plain layers."""
+"""Replaces plain layers by layers that know segments."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import fx, nn
 from torch.nn.utils import parametrize
 
 from ..layers import (
+    EideticBatchNorm,
     EideticBatchNorm1d,
     EideticBatchNorm2d,
     EideticConv2d,
@@ -27,36 +29,44 @@ from ..layers.relative_attention import RelativePositionalMultiHeadAttention
 from ..layers.window_attention import ShiftedWindowAttention, ShiftedWindowAttentionV2
 from ..wiring import rules
 from ..wiring.diagnostics import Place, at_node
+from .nodes import called_module, path_of
 
 
-def is_plain(module: nn.Module, cls: type) -> bool:
-    """Whether ``module`` is what ``cls`` computes, and nothing more."""
-    twin = isinstance(module, (SegmentedLayer, HeadedAttention))
-    return isinstance(cls, type) and isinstance(module, cls) and type(module).forward is cls.forward and not twin
+def is_plain(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether ``module`` computes what ``cls`` does and nothing more; a layer of this package is not plain."""
+    ours = isinstance(module, (SegmentedLayer, HeadedAttention))
+    return isinstance(module, cls) and type(module).forward is cls.forward and not ours
 
 
-def replace(module: nn.Module, node: fx.Node) -> None:
-    """Put the twin that knows segments in the place of the layer that ``node`` calls."""
-    old = module.get_submodule(node.target)
+def replace_layer(module: nn.Module, node: fx.Node) -> None:
+    """Replace the layer of ``module`` that ``node`` calls, in place, if there is a layer that knows segments for it.
+
+    Raises ConversionError for a layer that cannot be replaced, and where hooks would be lost.
+    """
+    old = called_module(module, node)
     refuse_hooks(module, node)
     name = f"{type(old).__module__}.{type(old).__qualname__}"
-    twin = TWINS.get(name) or next((make for cls, make in TWINS.items() if is_plain(old, cls)), None)
-    if twin is None:
+    kinds = (make for kind, make in REPLACEMENTS.items() if not isinstance(kind, str) and is_plain(old, kind))
+    make = REPLACEMENTS.get(name) or next(kinds, None)
+    if make is None:
         return
-    new = twin(old, at_node(node))
+
+    new = make(old, at_node(node))
     if isinstance(new, SegmentedLayer):  # an attention is made of several, and has taken over their parameters
         for name, parameter in old.named_parameters(recurse=False):
             setattr(new, name, parameter)  # a copy already, in its dtype, device and memory format
         for name, buffer in old.named_buffers(recurse=False):
             new.register_buffer(name, buffer)
     new.train(old.training)
-    module.set_submodule(node.target, new)
+    module.set_submodule(path_of(node), new)
 
 
 def refuse_hooks(module: nn.Module, node: fx.Node) -> None:
-    """Raise ConversionError where the layer that ``node`` calls, which is not looked into, or a part of it, does what
-    a twin in its place would not, or what no rule knows of."""
-    for part in module.get_submodule(node.target).modules():
+    """Raise ConversionError where the layer that ``node`` calls, or a part of it, has hooks or a forward of its own.
+
+    A trace does not look into such a layer. Its replacement would lose them, and no rule knows what they do.
+    """
+    for part in called_module(module, node).modules():
         hooks = [*part._forward_hooks, *part._forward_pre_hooks, *part._backward_hooks, *part._backward_pre_hooks]
         if hooks or parametrize.is_parametrized(part) or "forward" in vars(part):
             raise at_node(node).refused(
@@ -67,6 +77,7 @@ def refuse_hooks(module: nn.Module, node: fx.Node) -> None:
 
 
 def _factory(old: nn.Module) -> dict[str, Any]:
+    """Device and dtype of the layer's tensors, as constructors take them."""
     tensor = next(iter(old.state_dict().values()))
     return {"device": tensor.device, "dtype": tensor.dtype if tensor.is_floating_point() else None}
 
@@ -76,10 +87,12 @@ def _linear(old: nn.Linear, where: Place) -> EideticLinear:
 
 
 def _conv2d(old: nn.Conv2d, where: Place) -> SegmentedLayer:
-    window = (old.kernel_size, old.stride, old.padding, old.dilation)
-    rest = (old.bias is not None, old.padding_mode)
+    same = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    options: dict[str, Any] = (
+        {name: getattr(old, name) for name in same} | {"bias": old.bias is not None} | _factory(old)
+    )
     if old.groups == 1:
-        return EideticConv2d(old.in_channels, old.out_channels, *window, 1, *rest, **_factory(old))
+        return EideticConv2d(old.in_channels, old.out_channels, **options)
     if old.in_channels != old.out_channels:
         raise where.refused(
             f"a convolution of {old.in_channels} into {old.out_channels} channels with groups={old.groups} "
@@ -87,18 +100,18 @@ def _conv2d(old: nn.Conv2d, where: Place) -> SegmentedLayer:
             "it make as many, and put a 1x1 convolution behind it."
         )
     if old.groups == old.in_channels:
-        return EideticDepthwiseConv2d(old.in_channels, *window, *rest, **_factory(old))
-    return EideticGroupedConv2d(old.in_channels, old.groups, *window, *rest, **_factory(old))
+        return EideticDepthwiseConv2d(old.in_channels, **options)
+    return EideticGroupedConv2d(old.in_channels, old.groups, **options)
 
 
-def _batch_norm(twin: type) -> Any:
+def _batch_norm(kind: type[EideticBatchNorm]) -> Callable[..., SegmentedLayer]:
     def make(old: nn.BatchNorm1d | nn.BatchNorm2d, where: Place) -> SegmentedLayer:
         if not old.track_running_stats or old.running_mean is None:
             raise where.refused(
                 "without running statistics (track_running_stats=False) there is nothing to freeze: a "
                 "finished task's answers would depend on the test batch."
             )
-        return twin(old.num_features, old.eps, old.momentum, old.affine, **_factory(old))
+        return kind(old.num_features, old.eps, old.momentum, old.affine, **_factory(old))
 
     return make
 
@@ -159,7 +172,8 @@ def _relative_attention(old: RelativePositionalMultiHeadAttention, where: Place)
     return new
 
 
-TWINS = {
+# The makers of replacements, by the class of the layer; by its name where the class is another package's.
+REPLACEMENTS: dict[str | type[nn.Module], Callable[..., nn.Module]] = {
     rules.RELATIVE_ATTENTION: _relative_attention,
     f"{rules.WINDOW_ATTENTION}V2": _window_attention_v2,
     rules.WINDOW_ATTENTION: _window_attention,

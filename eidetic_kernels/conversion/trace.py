@@ -1,4 +1,4 @@
-"""The graph of a plain module's forward, with one input; what a trace cannot hold is refused."""
+"""Records a plain module's forward as a graph with one input, and refuses what a trace does not hold."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..wiring import tracing
 
 
 def refuse_gradient_hooks(module: nn.Module) -> None:
-    """Raise ConversionError for hooks that neither a trace nor a copy of ``module`` would have."""
+    """Raise ConversionError for hooks that neither a trace nor a copy of ``module`` would hold."""
     hooked = [path for path, each in module.named_parameters() if _hooks(each)]
     hooked += [path for path, each in module.named_modules() if each._backward_hooks or each._backward_pre_hooks]
     if module._forward_hooks or module._forward_pre_hooks:
@@ -29,18 +29,20 @@ def _hooks(parameter: nn.Parameter) -> bool:
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
-def record(module: nn.Module) -> fx.Graph:
-    """The graph of ``module`` in the mode it is in; changes in place are nodes of it.
+def trace(module: nn.Module) -> fx.Graph:
+    """The graph of ``module``'s forward in the mode it is in, in which changes in place are nodes.
 
     Raises ConversionError when forward takes several inputs, cannot be traced, or changes the module itself.
     """
     before, attributes = _state(module), {each: dict(vars(each)) for each in module.modules()}
     graph = tracing.graph_of(module, _defaults(module), in_place=True)
     after = _state(module)
-    for each, held in attributes.items():  # what forward keeps for later (features to look at) is of the trace
+
+    for each, held in attributes.items():  # what forward keeps for later (features to look at) are the trace's proxies
         for name in [name for name in vars(each) if name not in held and not name.startswith("_tensor_constant")]:
             del vars(each)[name]
         vars(each).update(held)
+
     changed = [path for path, state in before.items() if state != after.get(path)]
     if changed:
         owner = module.get_submodule(changed[0].rpartition(".")[0])
@@ -55,7 +57,7 @@ def record(module: nn.Module) -> fx.Graph:
 
 
 def _state(module: nn.Module) -> dict[str, Any]:
-    """What forward could change behind a trace: numbers, and which tensors there are in which version."""
+    """What forward could change without a trace showing it: attributes, and tensors with their versions."""
     state: dict[str, Any] = {}
     for path, each in module.named_modules():
         prefix = f"{path}." if path else ""
@@ -72,7 +74,7 @@ def _version(tensor: Tensor) -> int:
 
 
 def _defaults(module: nn.Module) -> dict[str, Any] | None:
-    """Arguments of forward after the first, at their defaults."""
+    """The defaults of forward's arguments after the first; None if it has no others."""
     first, *others = inspect.signature(module.forward).parameters.values()
     named = [p for p in others if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     missing = [p.name for p in named if p.default is p.empty]
@@ -85,7 +87,7 @@ def _defaults(module: nn.Module) -> dict[str, Any] | None:
 
 
 def _one_input(graph: fx.Graph) -> fx.Graph:
-    """``graph`` without the placeholders that torch.fx makes for defaults, and the assertions about them."""
+    """``graph`` without the placeholders that torch.fx makes for defaults, and without the assertions about them."""
     for node in [node for node in graph.nodes if node.op == "placeholder"][1:]:
         for user in list(node.users):
             for last in list(user.users):

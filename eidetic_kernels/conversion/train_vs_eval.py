@@ -1,7 +1,7 @@
-"""Whether forward does in training what it does in evaluation: the graphs of both are compared, node by node.
+"""Compares the graphs of training and evaluation node by node: forward must do the same in both.
 
-The converted network runs the graph of evaluation in both modes; what modules do otherwise in training (dropout,
-BatchNorm) their twins do. Python code under ``if self.training`` would be lost, so it is refused.
+The converted network runs the graph of evaluation in both modes. What modules do differently in training (dropout,
+BatchNorm) their replacements do as well. Python code under ``if self.training`` would be lost, so it is refused.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from torch import Tensor, fx, nn
 from ..errors import ConversionError
 from ..wiring.diagnostics import at_node
 from .example import Example
-from .functionalize import name_changes
+from .functionalize import functionalize
+from .nodes import called_module, path_of
 
-# Arguments that may differ: whose rules know that training has other values.
+# Arguments that may differ, by position and name: the functions' rules know that training has other values.
 _MAY_DIFFER = {
     F.scaled_dot_product_attention: (4, "dropout_p"),
     **dict.fromkeys(
@@ -30,14 +31,20 @@ _MAY_DIFFER = {
 Pairs = list[tuple[fx.Node, fx.Node]]
 
 
-def same_in_training(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: fx.Graph, example: Tensor) -> None:
-    """Refuse ``graph`` up to ``end``, of evaluation, unless ``trained``, of training, makes ``end`` in the same way.
+def check_training(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: fx.Graph, example: Tensor) -> None:
+    """Raise ConversionError unless training computes the outputs in the same way; it names the first node that differs.
 
-    Outputs of training beside the first that is ``end`` (auxiliary classifiers') are left out. Notes on each node which
-    one of training it is, ``meta["trained"]``. Raises ConversionError naming the first node that differs.
+    Further outputs of training (auxiliary classifiers') are left out. Notes on each node of ``graph`` the node of
+    training that corresponds to it, ``meta["trained"]``.
+
+    Args:
+        graph: the graph of evaluation.
+        end: the node of ``graph`` whose value is wanted.
+        trained: the graph of training, which changes: it is functionalized.
+        example: an input, which ``trained`` is run on.
     """
     Example(module, trained, tolerant=True).run(example)
-    name_changes(trained, "in training ")
+    functionalize(trained, "in training ")
     attempts = [_followed(module, end, other) for other in _ends(graph, end, trained)]
     if not attempts:
         raise ConversionError(
@@ -53,8 +60,11 @@ def same_in_training(module: nn.Module, graph: fx.Graph, end: fx.Node, trained: 
 
 
 def _followed(module: nn.Module, end: fx.Node, other: fx.Node) -> tuple[dict[fx.Node, fx.Node], Pairs]:
-    """Which node of training is which of evaluation, from the ends back to the input; and which are none."""
-    found, back, differing, waiting = {}, {}, [], [(end, other)]
+    """The node of training for each node of evaluation, from the ends back to the input; and pairs that differ."""
+    found: dict[fx.Node, fx.Node] = {}
+    back: dict[fx.Node, fx.Node] = {}
+    differing: Pairs = []
+    waiting: Pairs = [(end, other)]
     while waiting:
         node, other = waiting.pop()
         if node in found or other in back:
@@ -70,11 +80,14 @@ def _followed(module: nn.Module, end: fx.Node, other: fx.Node) -> tuple[dict[fx.
 
 
 def _note(module: nn.Module, trained: fx.Graph, found: dict[fx.Node, fx.Node]) -> None:
-    """Tell each node of evaluation its own of training; refuse those that train no longer but would in a network."""
+    """Note on each node of evaluation its node of training.
+
+    Raises ConversionError for a node that runs without gradients in training, which a trace does not hold.
+    """
     learned: set[fx.Node] = set()
     back = {other: node for node, other in found.items()}
     for other in trained.nodes:
-        called = other.op == "call_module" and any(True for _ in module.get_submodule(other.target).parameters())
+        called = other.op == "call_module" and any(True for _ in called_module(module, other).parameters())
         if called or other.op == "get_attr" or not learned.isdisjoint(other.all_input_nodes):
             learned.add(other)
         if other not in back:
@@ -88,13 +101,13 @@ def _note(module: nn.Module, trained: fx.Graph, found: dict[fx.Node, fx.Node]) -
 
 
 def _reads(module: nn.Module, node: fx.Node, other: fx.Node) -> Pairs | None:
-    """The nodes that ``node`` and ``other`` read, side by side; None where they do something else."""
+    """Pairs of the nodes that ``node`` and ``other`` read; None where the two do different things."""
     if node.op != other.op or not (node.target == other.target or _same_constant(module, node, other)):
         return None
     sides = [list(_leaves(_comparable(each))) for each in (node, other)]
     if len(sides[0]) != len(sides[1]):
         return None
-    reads = []
+    reads: Pairs = []
     for a, b in zip(*sides):
         if isinstance(a, fx.Node) and isinstance(b, fx.Node):
             reads.append((a, b))
@@ -104,22 +117,22 @@ def _reads(module: nn.Module, node: fx.Node, other: fx.Node) -> Pairs | None:
 
 
 def _same_constant(module: nn.Module, node: fx.Node, other: fx.Node) -> bool:
-    """Tensors made while tracing are named in the order of their making."""
-    if node.op != "get_attr" or "_tensor_constant" not in node.target:
+    """Whether both read equal constants; a trace names these in the order in which it meets them."""
+    if node.op != "get_attr" or "_tensor_constant" not in path_of(node):
         return False
-    values = [getattr(module, each.target, None) for each in (node, other)]
-    return all(isinstance(value, Tensor) for value in values) and torch.equal(*values)
+    first, second = (getattr(module, path_of(each), None) for each in (node, other))
+    return isinstance(first, Tensor) and isinstance(second, Tensor) and torch.equal(first, second)
 
 
 def _comparable(node: fx.Node) -> tuple[tuple, dict[str, Any]]:
-    """The arguments of a node but those that may differ."""
+    """The arguments of a node, without those that may differ."""
     position, name = _MAY_DIFFER.get(node.target, (None, None)) if node.op == "call_function" else (None, None)
     args = tuple(each for number, each in enumerate(node.args) if number != position)
     return args, {key: value for key, value in sorted(node.kwargs.items()) if key != name}
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Everything in nested arguments, and what holds it."""
+    """Everything in nested arguments, and the lengths of what holds it."""
     if isinstance(value, dict):
         value = [each for pair in value.items() for each in pair]
     elif isinstance(value, slice):
@@ -133,7 +146,7 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def _ends(graph: fx.Graph, end: fx.Node, trained: fx.Graph) -> list[fx.Node]:
-    """Nodes of ``trained`` that may be ``end``: what is returned, or each of several; or the layer that was named."""
+    """Nodes of ``trained`` that may correspond to ``end``: each output, or the layer that was named as the head."""
     if end is not next(reversed(graph.nodes)).args[0]:
         return [node for node in trained.nodes if (node.op, node.target) == (end.op, end.target)][:1]
     returned = next(reversed(trained.nodes)).args[0]
@@ -143,6 +156,7 @@ def _ends(graph: fx.Graph, end: fx.Node, trained: fx.Graph) -> list[fx.Node]:
 
 
 def _difference(node: fx.Node, other: fx.Node) -> ConversionError:
+    """The error for a node of evaluation and the node of training that should be the same."""
     what = "does something else" if (node.op, node.target) != (other.op, other.target) else "is given something else"
     return at_node(other).refused(
         f"in training forward {what} here than in evaluation, where it is {at_node(node)}. Code under `if "

@@ -1,4 +1,4 @@
-"""The original's answers, and whether the converted network gives them too."""
+"""The original module's outputs, and whether the converted network gives the same."""
 
 from __future__ import annotations
 
@@ -13,23 +13,31 @@ from ..modes import evaluating, seeded
 
 Answers = list[tuple[Tensor, Tensor]]
 
-# How far the network's outputs may lie from the original's, of the largest of them. On a CPU they have the same bits
-# wherever this was tried; on a GPU the library may choose another algorithm for memory that lies elsewhere.
-# torch's own encoder has a fused kernel for inference, which lies some 1e-7 from what it computes otherwise.
+# How far the network's outputs may be from the original's, relative to the largest output. On a CPU they had the same
+# bits wherever this was tried. On a GPU the library may choose another algorithm for memory that lies elsewhere. The
+# fused kernel for inference of torch's encoder differs by some 1e-7 from what the encoder computes otherwise.
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 TOLERANCE_ON_GPU = {torch.float64: 1e-10, torch.float32: 1e-3}
 TOLERANCE_OF_HALF = 3e-2
-# A library may sum in another order for another count of samples.
+# A library may sum in another order for another number of samples.
 TOLERANCE_ALONE = {torch.float64: 1e-7, torch.float32: 1e-2}
 
 
-def ask(original: nn.Module, example: Tensor, head: str | bool | None) -> Answers:
-    """What a copy of ``original`` answers in evaluation: batches and outputs, or the outputs of the layer ``head``.
+_WAYS_OUT = (
+    "Write that part with tensors alone, make it a module of its own with a rule (ek.register_rule), or declare the "
+    "wiring by hand (connections() on an EideticNetwork)."
+)
 
-    The batches are random numbers, in another count of samples where it takes one, and then ``example``: what it keeps
-    from one batch to the next shows.
 
-    Raises InputError when it cannot take ``example``.
+def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) -> Answers:
+    """(batch, output) of a copy of ``original`` in evaluation mode.
+
+    The output is that of the layer ``head``, if this is a path.
+
+    The first batch holds random numbers, in another number of samples than ``example`` if ``original`` takes one. The
+    second is ``example``. So a module that keeps something from one batch to the next gives itself away.
+
+    Raises InputError when ``original`` cannot take ``example``.
     """
     module = copy.deepcopy(original).eval()
     captured: list[Tensor] = []
@@ -60,8 +68,8 @@ def ask(original: nn.Module, example: Tensor, head: str | bool | None) -> Answer
     return answers
 
 
-def compare(network: nn.Module, answers: Answers) -> None:
-    """Raise ConversionError unless ``network``, in evaluation, gives ``answers`` too."""
+def verify(network: nn.Module, answers: Answers) -> None:
+    """Raise ConversionError unless ``network``, in evaluation mode, gives the same ``answers``."""
     for batch, expected in answers:
         what = f"a batch of shape {list(batch.shape)}"
         with torch.inference_mode(False), torch.no_grad(), evaluating(network):
@@ -73,6 +81,7 @@ def compare(network: nn.Module, answers: Answers) -> None:
                     f"the converted network cannot take {what}, which the module takes: {error}\nIs a size of "
                     f"example_input built into its graph? {_WAYS_OUT}"
                 ) from error
+
         tolerances = TOLERANCE if given.device.type == "cpu" else TOLERANCE_ON_GPU
         tolerance = tolerances.get(given.dtype, TOLERANCE_OF_HALF)
         same = isinstance(expected, Tensor) and given.shape == expected.shape and given.dtype == expected.dtype
@@ -86,7 +95,7 @@ def compare(network: nn.Module, answers: Answers) -> None:
 
 
 def _check_alone(network: nn.Module, batch: Tensor, answers: Tensor) -> None:
-    """Refuse a network whose answer for a sample depends on those beside it (P8): input normalised over the batch."""
+    """Raise ConversionError where the answer for a sample depends on the others in its batch (P8)."""
     if len(batch) < 2:
         return
     with torch.inference_mode(False), torch.no_grad(), evaluating(network):
@@ -108,14 +117,8 @@ def _close(given: Tensor, expected: Tensor, tolerance: float) -> bool:
     return torch.allclose(given / scale, expected / scale, 0, tolerance, True)
 
 
-_WAYS_OUT = (
-    "Write that part with tensors alone, make it a module of its own with a rule (ek.register_rule), or declare the "
-    "wiring by hand (connections() on an EideticNetwork)."
-)
-
-
 def _others(example: Tensor) -> Iterator[Tensor]:
-    """Random batches like ``example``, but of another size; then of its size."""
+    """Random batches like ``example``: first of another size, then of the same size."""
     for rows in (3 if len(example) == 2 else 2, len(example)):
         if not example.is_floating_point():
             yield example[torch.arange(rows, device=example.device) % len(example)].flip(-1)

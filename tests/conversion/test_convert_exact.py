@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import eidetic_kernels as ek
-from eidetic_kernels.conversion import verify as comparing
+from eidetic_kernels.conversion.verify import answers_of, verify
 
 FLAT = (6,)
 
@@ -242,14 +242,14 @@ def test_outputs_are_compared_on_a_batch_of_another_size_too():
             return x
 
     plain, x = nn.Identity(), torch.randn(2, 6)
-    answers = comparing.ask(plain, x, None)
+    answers = answers_of(plain, x, None)
     assert [len(batch) for batch, _ in answers] == [3, 2]
-    comparing.compare(plain, answers)
+    verify(plain, answers)
     with pytest.raises(ek.ConversionError, match=r"shape \[3, 6\] are not the module's"):
-        comparing.compare(Sized(), answers)
+        verify(Sized(), answers)
     with pytest.raises(ek.ConversionError, match=r"cannot take a batch of shape \[3, 6\].*two samples"):
-        comparing.compare(Never(), answers)
-    assert [len(batch) for batch, _ in comparing.ask(Never(), x, None)] == [2, 2], "a module of one batch size"
+        verify(Never(), answers)
+    assert [len(batch) for batch, _ in answers_of(Never(), x, None)] == [2, 2], "a module of one batch size"
 
 
 def test_not_a_number_hides_no_difference():
@@ -259,11 +259,11 @@ def test_not_a_number_hides_no_difference():
 
     plain, other = Shifted(), Shifted()
     plain.shift, other.shift = 0.0, 0.1
-    answers = comparing.ask(plain, -torch.ones(1, 6), None)[-1:]
+    answers = answers_of(plain, -torch.ones(1, 6), None)[-1:]
     assert answers[0][1].isnan().any()
-    comparing.compare(plain, answers)
+    verify(plain, answers)
     with pytest.raises(ek.ConversionError, match="are not the module's"):
-        comparing.compare(other, answers)
+        verify(other, answers)
 
 
 def test_what_forward_keeps_to_be_looked_at_does_no_harm():

@@ -1,4 +1,4 @@
-"""Calls of ``F.scaled_dot_product_attention`` become modules, which know whose heads they are given."""
+"""Calls of ``F.scaled_dot_product_attention`` become modules, which know which task each head belongs to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from ..layers import EideticScaledDotProduct
 from ..wiring.diagnostics import at_node
 
 
-def attend_by_module(module: nn.Module, graph: fx.Graph) -> None:
-    """Replace the calls in ``graph``, whose nodes know their own of training (``meta["trained"]``), for its dropout."""
+def replace_attention_calls(module: nn.Module, graph: fx.Graph) -> None:
+    """Replace the calls in ``graph`` of ``module`` by modules, in place.
+
+    The rate of dropout is read off the call's node in the graph of training (``meta["trained"]``). Raises
+    ConversionError for attention with a mask, grouped queries, or numbers that a trace does not hold.
+    """
     calls = [node for node in graph.nodes if node.target is F.scaled_dot_product_attention]
     for number, node in enumerate(calls):
         options, dropout = _options(node), _options(node.meta["trained"])["dropout_p"]
@@ -31,6 +35,7 @@ def attend_by_module(module: nn.Module, graph: fx.Graph) -> None:
 
 
 def _options(node: fx.Node) -> dict[str, Any]:
+    """The call's arguments by name, defaults included."""
     names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale", "enable_gqa")
     defaults = dict.fromkeys(names) | {"dropout_p": 0.0, "is_causal": False, "enable_gqa": False}
-    return defaults | dict(zip(names, node.args)) | node.kwargs
+    return defaults | dict(zip(names, node.args)) | dict(node.kwargs)

@@ -1,4 +1,4 @@
-"""Parameters of a module that is converted: none in two places, and those that forward uses itself become layers."""
+"""Parameters of the module: tied ones are refused, and those that forward uses itself become layers."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from torch import fx, nn
 
 from ..layers import EideticParameter
 from ..wiring.diagnostics import at_node
+from .nodes import path_of
 
 
 def refuse_ties(original: nn.Module, nodes: Iterable[fx.Node]) -> None:
     """Raise ConversionError where two of ``nodes`` use one parameter of ``original`` (``b.weight = a.weight``).
 
-    A layer's rows are a task's units and its columns those it reads: a tied parameter would be pruned, frozen and grown
-    in two places, which do not agree; and twins would each have their own from then on.
+    A layer's rows are its units, and its columns the units it reads. A tied parameter would be pruned, frozen and grown
+    in two places that do not agree, and its two replacements would each have a copy of it.
     """
     parameters = dict(original.named_parameters(remove_duplicate=False))
     first: dict[int, tuple[str, str]] = {}
@@ -34,20 +35,20 @@ def refuse_ties(original: nn.Module, nodes: Iterable[fx.Node]) -> None:
                 )
 
 
-def hold_parameters(module: nn.Module, graph: fx.Graph) -> None:
-    """Parameters that the graph uses directly become layers, a part a unit."""
+def replace_parameters(module: nn.Module, graph: fx.Graph) -> None:
+    """Replace parameters that the graph uses itself by :class:`EideticParameter` layers, in place."""
     for node in list(graph.nodes):
         if node.op != "get_attr":
             continue
-        owner, _, name = node.target.rpartition(".")
-        owner = module.get_submodule(owner)
+        path, _, name = path_of(node).rpartition(".")
+        owner = module.get_submodule(path)
         held = getattr(owner, name)
         if isinstance(held, nn.Parameter) and held.dim():
             delattr(owner, name)
             owner.add_module(name, EideticParameter(held, dim=None))
         if isinstance(getattr(owner, name), EideticParameter):
             with graph.inserting_before(node):
-                call = graph.call_module(node.target)
+                call = graph.call_module(path_of(node))
             call.meta = node.meta
             node.replace_all_uses_with(call)
             graph.erase_node(node)
