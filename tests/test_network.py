@@ -43,7 +43,7 @@ class TestPaperListing:
     def test_with_one_task_it_computes_what_torch_computes(self):
         net = MLP(dropout=0.0)
         net.prepare_for_task(0, 3)
-        twin = torch.nn.Sequential(
+        dense = torch.nn.Sequential(
             torch.nn.Linear(6, 10, bias=False),
             torch.nn.BatchNorm1d(10),
             torch.nn.ReLU(),
@@ -52,10 +52,10 @@ class TestPaperListing:
             torch.nn.BatchNorm1d(8),
             torch.nn.ReLU(),
         )
-        twin.load_state_dict(net.body.state_dict())
+        dense.load_state_dict(net.body.state_dict())
         x = batch(net)[0]
-        torch.testing.assert_close(net.compute_features(x), twin(x))
-        torch.testing.assert_close(net.body[1].running_mean, twin[1].running_mean)
+        torch.testing.assert_close(net.compute_features(x), dense(x))
+        torch.testing.assert_close(net.body[1].running_mean, dense[1].running_mean)
 
 
 class TestParameters:

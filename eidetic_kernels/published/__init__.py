@@ -1,1 +1,1 @@
-"""Checkpoints of the paper's own implementation."""
+"""Checkpoints of the published implementation, and the networks that hold what they hold."""

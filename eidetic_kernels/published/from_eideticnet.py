@@ -1,8 +1,8 @@
 """``ek.from_eideticnet``: a checkpoint of the published implementation becomes an EideticNetwork.
 
-The published code keeps dense weights beside a mask and an owner tensor as large as each. Here its units are sorted by
-owner, the life of its tasks is lived again with the weights that it ended with, and what does not lie on the staircase
-must be zero.
+The published code keeps dense weights, with a mask and an owner tensor as large as each. Here its units are sorted by
+owner, and its tasks are prepared and finished once more, one after the other, with the final weights. Weights that do
+not lie on the staircase must be zero.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..errors import ConversionError, EideticError, InputError
 from ..layers import SegmentedLayer, StaircaseLayer
-from ..layout import Segments
+from ..layout import Fixed, Segments
 from ..network import EideticNetwork
 from ..tasks.probes import MOST
 from ..wiring.groups import Group
@@ -38,37 +38,38 @@ def from_eideticnet(
 ) -> EideticNetwork:
     """An EideticNetwork with the finished tasks, and in evaluation the logits, of a published network.
 
-    Reads the ``state_dict()`` of ``MLP``, ``ConvNet`` or ``ResNet`` of ``eideticnet_training``, on which
-    ``prepare_for_task`` was called. Of each layer are read: ``weight_orig``, ``weight_mask``,
-    ``weight_excess_capacity`` (the owners), the same three of ``bias``, and ``running_mean`` and ``running_var``; a
-    unit belongs to the task that owns its BatchNorm's weight, or its bias where there is no BatchNorm.
-    ``classifiers.k`` becomes task k's head, the task classifier's among them: there it is a task like the others.
-    Logits agree up to rounding, since sums run in another order. Units that no task owns are free again.
+    Reads the ``state_dict()`` of an ``MLP``, ``ConvNet`` or ``ResNet`` of ``eideticnet_training``, on which
+    ``prepare_for_task`` was called. Each layer gives ``weight_orig``, ``weight_mask``, ``weight_excess_capacity`` (the
+    owners), the same three of ``bias``, and ``running_mean`` and ``running_var``. A unit belongs to the task that owns
+    its BatchNorm's weight, or its bias where there is no BatchNorm. ``classifiers.k`` becomes task k's head. The task
+    classifier is a task like the others there, and so it is here. Logits agree up to rounding, since sums run in
+    another order. Units that no task owns are free again.
 
     Args:
         state_dict: tensors by name, as ``torch.load(path, weights_only=True)`` gives them.
-        tasks: how many tasks were learned. Needed where the tensors do not tell: a last task that was not pruned leaves
-            no trace. None: the tasks that own units, and one more that was pruned and is not followed by another.
-        dropout: of the network's blocks, which the file does not hold; for tasks that are learned later.
-        input_shape: one sample's shape, for the probe inputs of ``certify``; an MLP's is known.
+        tasks: how many tasks were learned. It is needed where the tensors do not tell, since a last task that was not
+            pruned leaves no trace. None counts the tasks that own units, and one more that was pruned last.
+        dropout: the rate in the network's blocks, for tasks that are learned later; the file does not hold it.
+        input_shape: the shape of one sample, for the probe inputs of ``certify``; an MLP's is known.
 
     Returns:
-        A network between tasks: ``prepare_for_task(tasks, ...)`` goes on. Saved files load without the original.
+        A network between tasks; ``prepare_for_task(tasks, ...)`` goes on. Its saved files load without the original.
 
     Raises:
-        ConversionError: the tensors are not such a network's, or do not lie on a staircase: a finished task's unit
-            reads a later task's (the published code moves frozen weights with optimizers that decay or remember), or
-            holds NaN or infinity. The message names the layer.
+        ConversionError: the tensors are not such a network's, hold NaN or infinity, or do not lie on a staircase: a
+            finished task's unit reads a later task's. (In the published code, optimizers with weight decay or momentum
+            move frozen weights.) The message names the layer.
         InputError: ``tasks`` contradicts the tensors.
     """
     state = {name: tensor.detach() for name, tensor in state_dict.items()}
     network = _build(state, dropout)
     if input_shape is not None or isinstance(network, PublishedMLP):
-        network.input_shape = input_shape or (network.wiring.sources["blocks.0.0"][0].group.count,)
+        network.input_shape = input_shape or (network.wiring.sources["blocks.0.0"][0].columns(None),)
     heads = len({name.split(".")[1] for name in state if name.startswith("classifiers.")})
     learned, in_training = _tasks_learned(state, heads, tasks)
     owners = {group.segments: _owners(state, group, in_training) for group in network.groups}
-    plan = _Plan(network, _effective(state), owners)
+    replay = _Replay(network, _effective(state), owners)
+
     with torch.no_grad(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="no layer has a free unit")
         for task in range(learned):
@@ -76,7 +77,7 @@ def from_eideticnet(
                 noise = torch.randn(MOST, *network.input_shape, generator=torch.Generator().manual_seed(task))
                 network.probes.put(task, noise.to(next(iter(state.values())).device))
             try:
-                plan.live(task)
+                replay.task(task)
             except EideticError as error:
                 raise ConversionError(f"task {task} of the published network cannot be taken over: {error}") from error
     return network
@@ -86,7 +87,7 @@ def from_eideticnet(
 
 
 def _build(state: dict[str, Tensor], dropout: float) -> EideticNetwork:
-    """The network that the names and shapes describe, untrained."""
+    """A fresh network with the architecture that names and shapes describe."""
     if not any(name.endswith("_excess_capacity") for name in state):
         raise ConversionError(
             "the state_dict holds no ..._excess_capacity: it is not that of a network of eideticnet_training on which "
@@ -99,6 +100,7 @@ def _build(state: dict[str, Tensor], dropout: float) -> EideticNetwork:
             "only MLP, ConvNet and ResNet of eideticnet_training are known (blocks.0, blocks.1, ... and classifiers); "
             f"this network has the layers {', '.join(names)}."
         )
+
     first = [state[f"blocks.{number}.0.weight_orig"] for number in numbers]
     widths, columns, last = [len(weight) for weight in first], first[0].shape[1], len(numbers) - 1
     bn = "blocks.0.1.weight_orig" in state
@@ -121,7 +123,7 @@ def _build(state: dict[str, Tensor], dropout: float) -> EideticNetwork:
 
 
 def _check_names(state: dict[str, Tensor], network: EideticNetwork) -> None:
-    """Every tensor belongs to a layer of ``network``, and has its shape."""
+    """Raise ConversionError unless every tensor belongs to a layer of ``network`` and has its shape."""
     expected: dict[str, torch.Size] = {}
     shapes = {name: tensor.shape for name, tensor in network.state_dict().items()}
     columns = sum(source.columns(None) for source in network.wiring.features)
@@ -132,6 +134,7 @@ def _check_names(state: dict[str, Tensor], network: EideticNetwork) -> None:
     for name, shape in shapes.items():
         parts = _PARAMETERS if name.endswith(("weight", "bias")) else ()
         expected |= {f"{name}_{part}": shape for part in parts} or {name: shape}
+
     unknown = sorted(name for name in state if name not in expected and not name.endswith(_SCORES))
     missing = sorted(name for name in expected if name not in state and not name.endswith("num_batches_tracked"))
     if unknown or missing:
@@ -156,7 +159,7 @@ def _tensor(state: dict[str, Tensor], name: str) -> Tensor:
 
 
 def _tasks_learned(state: dict[str, Tensor], heads: int, tasks: int | None) -> tuple[int, int | None]:
-    """How many tasks there are: those that own something, and possibly one in training, whose number comes second."""
+    """(how many tasks are taken over, the one of them that was in training and owns nothing yet; None if none was)."""
     finished = 1 + int(max(tensor.max() for name, tensor in state.items() if name.endswith("_excess_capacity")))
     pruning = any(not t.all() for name, t in state.items() if name.endswith("_mask") and "classifiers" not in name)
     if tasks is None:
@@ -175,7 +178,7 @@ def _tasks_learned(state: dict[str, Tensor], heads: int, tasks: int | None) -> t
 
 
 def _effective(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Parameters as the published forward pass uses them, times their masks; and statistics."""
+    """Parameters as the published forward pass uses them, multiplied by their masks; and running statistics."""
     made = {name: tensor for name, tensor in state.items() if name.endswith(_STATISTICS)}
     for name in state:
         if name.endswith("_orig"):
@@ -185,7 +188,7 @@ def _effective(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _owners(state: dict[str, Tensor], group: Group, in_training: int | None) -> Tensor:
-    """The task of each unit of a group, int64 [width]; NOBODY for those that are free or pruned."""
+    """The task that owns each unit of a group, int64 [width]; NOBODY for units that are free or pruned."""
     path = next(iter(group.norms), None)
     stem = f"{path}.weight" if path else f"{next(iter(group.producers))}.bias"
     owners = state[f"{stem}_excess_capacity"].long()
@@ -194,18 +197,25 @@ def _owners(state: dict[str, Tensor], group: Group, in_training: int | None) -> 
     return owners
 
 
-# ---- living it again
+# ---- its tasks, once more
 
 
 @dataclass
-class _Plan:
-    """The tasks' units and weights, taken over one task at a time through the network's own calls."""
+class _Replay:
+    """Takes units and weights over, one task at a time, through the network's own calls.
+
+    Args:
+        network: the fresh network.
+        tensors: effective parameters and statistics by name.
+        owners: each unit's task, by unit group.
+    """
 
     network: EideticNetwork
     tensors: dict[str, Tensor]
     owners: dict[Segments, Tensor]
 
-    def live(self, task: int) -> None:
+    def task(self, task: int) -> None:
+        """Prepare ``task``, give its units the final weights, and finish it."""
         network, wiring = self.network, self.network.wiring
         head = f"classifiers.{task}"
         sources = {**wiring.sources, "head": wiring.features}
@@ -214,7 +224,8 @@ class _Plan:
             for group in network.groups
             for path, layer in group.producers.items()
         }
-        nested = {}
+
+        nested: dict[str, bool] = {}
         for path, (source,) in sources.items():
             weight = self.tensors[f"{head if path == 'head' else path}.weight"]
             weight = weight[rows[path]] if path in rows else weight
@@ -232,9 +243,12 @@ class _Plan:
     def _units(self, segments: Segments, task: int) -> Tensor:
         return (self.owners[segments] == task).nonzero().flatten()
 
-    def _reads_earlier(self, path: str, weight: Tensor, group: Segments, task: int) -> bool:
-        """Whether a segment of ``path`` reads nested; raises where it reads what it must not."""
-        if group not in self.owners:
+    def _reads_earlier(self, path: str, weight: Tensor, group: Segments | Fixed, task: int) -> bool:
+        """Whether the layer's segment of ``task`` reads earlier tasks' units.
+
+        Raises ConversionError where it reads units of later tasks, or free ones.
+        """
+        if not isinstance(group, Segments) or group not in self.owners:
             return True
         owners = self.owners[group]
         forbidden = weight[:, (owners > task) | (owners == NOBODY)]
@@ -250,9 +264,10 @@ class _Plan:
     def _fill(self, layer: StaircaseLayer, path: str, rows: Tensor | slice, task: int, nested: bool) -> None:
         weight = self.tensors[f"{path}.weight"][rows]
         (source,) = layer.sources
-        if source.group in self.owners:
+        group = source.group
+        if isinstance(group, Segments) and group in self.owners:
             read = range(task + 1) if nested else (task,)
-            weight = weight[:, torch.cat([self._units(source.group, each) for each in read])]
+            weight = weight[:, torch.cat([self._units(group, each) for each in read])]
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.copy_(self.tensors[f"{path}.bias"][rows])

@@ -1,6 +1,6 @@
-"""The networks of the published implementation (``eideticnet_training.networks``), layer for layer and path for path.
+"""The networks of the published implementation (``eideticnet_training.networks``), with the same layers and paths.
 
-They exist to hold what :func:`.from_eideticnet` reads. For new work see ``eidetic_training.models``.
+They hold what :func:`.from_eideticnet` reads. For new work see ``eidetic_training.models``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from ..network import EideticNetwork
 
 
 class PublishedMLP(EideticNetwork):
-    """Blocks of linear layer, BatchNorm (or a bias), dropout and ReLU, of the given ``widths``."""
+    """From [N, ...], flattened: blocks of linear layer, BatchNorm (or a bias), dropout and ReLU, with these widths."""
 
     def __init__(self, in_features: int, widths: Sequence[int], bn: bool = True, dropout: float = 0.0):
         super().__init__()
@@ -30,7 +30,10 @@ class PublishedMLP(EideticNetwork):
 
 
 class PublishedConvNet(EideticNetwork):
-    """Blocks of 3x3 convolution, BatchNorm (or a bias), dropout and ReLU; ``pooled`` ones end by halving the image."""
+    """From [N, C, H, W]: blocks of 3x3 convolution, BatchNorm (or a bias), dropout and ReLU.
+
+    ``pooled`` holds the numbers of the blocks that end by halving the image.
+    """
 
     def __init__(
         self, in_channels: int, widths: Sequence[int], pooled: Sequence[int], bn: bool = True, dropout: float = 0.0
@@ -50,9 +53,13 @@ class PublishedConvNet(EideticNetwork):
 
 
 class PublishedResNet(EideticNetwork):
-    """Blocks of two convolutions, each with a 1x1 convolution around it that is added; ``pooled`` ones halve the image.
+    """From [N, C, H, W]: blocks of two convolutions, to which a 1x1 convolution of the block's input is added.
 
-    widths: (inner, outer) channels of each block. stem: the first convolution's kernel.
+    Args:
+        widths: (inner, outer) channels of each block.
+        pooled: the numbers of the blocks that halve the image.
+        stem: the kernel of the first convolution.
+        bn: whether convolutions are followed by BatchNorm; otherwise they have a bias.
     """
 
     def __init__(

@@ -18,9 +18,10 @@ from ..errors import CheckpointError, EideticError
 from ..files import replacing
 from ..layers import StaircaseLayer
 from ..layout import Segments
-from ..tasks.base import BaseNetwork, TransferringLayer, head_of, transferring
+from ..tasks.base import BaseNetwork, head_of
 from ..tasks.record import digest
 from ..tasks.routing import Router
+from ..tasks.transfer import TransferringLayer, transferring
 from ..version import __version__
 from ..wiring.groups import Group
 from . import certificate

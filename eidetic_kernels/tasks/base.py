@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -14,21 +14,13 @@ from torch import Tensor, fx, nn
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
 
-from ..errors import ConversionError, InputError, TaskError
-from ..layers import (
-    EideticDropout,
-    EideticLinear,
-    Scope,
-    SegmentedLayer,
-    Shuffle,
-    Split,
-    StaircaseLayer,
-    aware_of_segments,
-)
+from ..errors import InputError, TaskError
+from ..layers import EideticLinear, Scope, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Segments
 from ..wiring import tracing
 from ..wiring.groups import Group, Wiring
 from .foreign import freeze_foreign
+from .joining import check_joining, join_layers
 from .probes import Probes
 from .record import TaskRecord
 from .routing import Router
@@ -214,6 +206,7 @@ class BaseNetwork(nn.Module):
             raise InputError(
                 "the input requires grad, but cached frozen features have none. Turn the cache off or detach the input."
             )
+
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = cast(Tensor, super().__call__(x) if compiled else self._call_impl(x))  # pyright: ignore[reportUnknownMemberType]
@@ -223,6 +216,7 @@ class BaseNetwork(nn.Module):
                 f"forward returned features of shape {list(features.shape)} where [N, {columns}] was expected. "
                 "Does the input have the size the network was built for?"
             )
+
         self.input_shape = tuple(x.shape[1:])
         if self.current_task is not None and task in (None, LIVE):
             self.probes.note(self.current_task, x, self.training)
@@ -275,46 +269,11 @@ class BaseNetwork(nn.Module):
     def _find_wiring(self) -> Wiring:
         connections = self.connections()
         wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
-        named = {*wiring.sources, *wiring.split, *(path for group in wiring.groups for path in group.norms)}
-        for path, layer in self.segmented_layers():
-            if path not in named:
-                raise ConversionError(
-                    f"{path!r} is not on the way from the input to the features, so its units have no readers: "
-                    "use it in forward (or name it in connections()), or remove it."
-                )
-            if layer.owned or layer.segments.tasks or layer.segments.live != layer.segments.width:
-                raise TaskError(
-                    f"{path!r} was already pruned, frozen or added to a network; only fresh layers can join one."
-                )
+        check_joining(wiring, self.segmented_layers())
         return wiring
 
     def _wire(self, wiring: Wiring) -> None:
-        """Let every layer join its unit group, and tell every module that must know segments what it reads."""
-        modules = dict(cast("Iterator[tuple[str, nn.Module]]", self.named_modules()))
-        for path, parts in wiring.split.items():
-            self.set_submodule(path, parts)
-        for path in wiring.last:
-            cast(_HasUnitDim, self.get_submodule(path)).unit_dim = -1
-
-        for group in wiring.groups:
-            for path, layer in group.producers.items():
-                layer.wire(group.segments, wiring.sources[path], self._scope)
-            for layer in group.norms.values():
-                layer.join(group.segments, self._scope)
-        for path, order in wiring.orders.items():
-            cast(StaircaseLayer, self.get_submodule(path)).reorder(order)
-
-        for path, (sources, pieces) in wiring.pieces.items():
-            cast(Split, self.get_submodule(path)).wire(sources, pieces, self._scope)
-        for path in wiring.shuffles:
-            cast(Shuffle, self.get_submodule(path)).wire()
-        for path, sources in wiring.dropouts.items():
-            aware = aware_of_segments(modules[path])
-            if path in wiring.last:
-                cast(_HasUnitDim, aware).unit_dim = -1
-            if aware is not modules[path]:
-                self.set_submodule(path, aware)
-            cast(EideticDropout, aware).wire(sources, self._scope)
+        join_layers(self, wiring, self._scope)
         self._wiring = wiring
         self._foreign = freeze_foreign(self, OWN_MODULES)
 
@@ -331,6 +290,7 @@ class BaseNetwork(nn.Module):
         if task == current:
             self.live_head  # noqa: B018  raises while the task has no head
             return task, LIVE if self._scope.live_only else None
+
         if not isinstance(task, int) or not 0 <= task < finished:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TaskError(
                 f"task {task!r} is unknown: finished tasks are 0..{finished - 1}."
@@ -373,23 +333,6 @@ class BaseNetwork(nn.Module):
             for buffer, copy in copies:
                 buffer.copy_(copy)
             raise
-
-
-class _HasUnitDim(Protocol):
-    unit_dim: int
-
-
-class TransferringLayer(Protocol):
-    """A layer that chooses for each segment whether it reads earlier tasks' units (nested) or not (disjoint)."""
-
-    forward_transfer: tuple[bool, ...]
-
-    def renew_live(self, forward_transfer: bool = True) -> None: ...
-
-
-def transferring(layers: Iterable[tuple[str, SegmentedLayer]]) -> dict[str, TransferringLayer]:
-    """Those of ``layers`` that choose, by path."""
-    return {path: cast(TransferringLayer, layer) for path, layer in layers if hasattr(layer, "forward_transfer")}
 
 
 def device_of(network: BaseNetwork) -> torch.device:

@@ -14,9 +14,10 @@ from ..errors import CapacityError, TaskError
 from ..layers.succession import retire
 from ..layout import Segments
 from . import checks
-from .base import BaseNetwork, head_of, transferring
+from .base import BaseNetwork, head_of
 from .optimizer_state import HeadWatch, check_current, watch_head
 from .snapshots import live_tensors
+from .transfer import transferring
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,7 @@ class _State:
                 if parameter is not None:
                     self._note(parameter)
                     self.gradients.append((parameter, parameter.grad))
+
         layers = [module for module in network.modules() if isinstance(module, SegmentedLayer)]
         self.segments = list({id(layer.segments): layer.segments for layer in layers}.values())
         for segments in self.segments:

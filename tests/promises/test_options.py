@@ -1,6 +1,6 @@
 """What makes training faster weakens no promise: P1, P2, P3, P5 and P8 with every option on.
 
-In small batches and large ones; these hold so many samples that linear units lie one after the other in memory
+In small batches and large ones; these hold enough samples for linear units to lie one after the other in memory
 (UNIT_MAJOR_FROM).
 """
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from dense_reference import DenseTwin, assert_masks_are_the_papers
+from dense_reference import DenseReference, assert_masks_are_the_papers
 from life import READINGS, batch, learn, loss_of, reading, recall, train
 from small_networks import MLP, ConvNet, FlatResidual, Grouped, Residual
 from torch.nn import functional as F
@@ -68,13 +68,13 @@ def test_logits_and_gradients_equal_the_dense_masked_network(net, how):
         x, y = batch(net, 9, seed=task)
         for mode in (True, False):
             net.train(mode)
-            assert_equal_to_reference(net, DenseTwin(net), x, y)
+            assert_equal_to_reference(net, DenseReference(net), x, y)
         optimizer = torch.optim.Adam(net.parameters(), 0.05)
         train(net, optimizer, 2, seed=task)
         net.prune(1.0 if task == 2 else 0.4, optimizer=optimizer)  # task 2 keeps no unit
         for mode in (True, False):
             net.train(mode)
-            assert_equal_to_reference(net, DenseTwin(net), x, y)
+            assert_equal_to_reference(net, DenseReference(net), x, y)
         net.finish_task()
 
 
@@ -84,7 +84,7 @@ def test_a_training_run_stays_equal_to_the_dense_one_with_frozen_gradients_zeroe
         learn(net, task, how)
     net.prepare_for_task(2, 3, reading(net, how, 2))
     net.train()
-    reference = DenseTwin(net)
+    reference = DenseReference(net)
     masked = {path: module for path, module in reference.named_modules() if hasattr(module, "mask")}
     frozen = {path: module.weight[: module.frozen].clone() for path, module in masked.items()}
     ours = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
@@ -108,7 +108,7 @@ def test_a_training_run_stays_equal_to_the_dense_one_with_frozen_gradients_zeroe
 
 @pytest.mark.parametrize("how", READINGS)
 def test_recall_equals_what_the_dense_network_said_when_the_task_was_finished(net, how):
-    """Freezing folds BatchNorm into two numbers; the twin keeps torch's own module in evaluation mode."""
+    """Freezing folds BatchNorm into two numbers; the reference keeps torch's own module in evaluation mode."""
     x, said = batch(net, 11)[0], []
     for task in range(TASKS):
         net.prepare_for_task(task, 3, reading(net, how, task), max_units=0.4 if task else None)
@@ -116,7 +116,7 @@ def test_recall_equals_what_the_dense_network_said_when_the_task_was_finished(ne
         train(net, torch.optim.Adam(net.parameters(), 0.05), 3, seed=task)
         net.prune(0.3)
         net.eval()
-        said.append(DenseTwin(net)(x))
+        said.append(DenseReference(net)(x))
         net.finish_task()
     for task, logits in enumerate(said):
         torch.testing.assert_close(recall(net, x, task), logits, **CLOSE)
@@ -130,7 +130,7 @@ def test_float32_stays_within_a_tight_relative_tolerance(name):
     net.prepare_for_task(2, 3)
     net.train()
     x, y = batch(net, 16)
-    reference = DenseTwin(net)
+    reference = DenseReference(net)
     loss_of(net, x, y).backward()
     F.cross_entropy(reference(x), y).backward()
     for path, parameter, dense, cut in reference.pairs(net):

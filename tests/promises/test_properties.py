@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from dense_reference import DenseTwin, assert_masks_are_the_papers
+from dense_reference import DenseReference, assert_masks_are_the_papers
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -174,7 +174,7 @@ class Life(RuleBasedStateMachine):
         x, y = batch(net, 5, seed=77, classes=net.num_classes[-1])
         for mode in (True, False):
             net.train(mode)
-            reference = DenseTwin(net)
+            reference = DenseReference(net)
             ours = loss_of(net, x, y)
             theirs = F.cross_entropy(reference(x), y)
             torch.testing.assert_close(ours, theirs, **CLOSE)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conversions import train
-from dense_reference import DenseTwin
+from dense_reference import DenseReference
 from life import READINGS, Memory, learn, poison, reading
 from small_transformers import TRANSFORMERS, converted, make, samples, scatter
 
@@ -19,7 +19,7 @@ def name(request):
 
 
 def assert_equal_to_reference(net, x, y):
-    reference = DenseTwin(net)
+    reference = DenseReference(net)
     ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
     for loss_input, model in ((ours, net), (theirs, reference)):
         model.zero_grad()
@@ -56,7 +56,7 @@ def test_equal_to_the_dense_masked_network(name, how):
             net.train(mode)
             assert_equal_to_reference(net, x, y)
         net.eval()
-        said.append(DenseTwin(net)(x).detach())
+        said.append(DenseReference(net)(x).detach())
         net.finish_task()
         for earlier, logits in enumerate(said):
             torch.testing.assert_close(net(samples(net, seed=earlier)[0], task=earlier), logits, **CLOSE)

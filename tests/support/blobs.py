@@ -1,4 +1,4 @@
-"""Tiny separable tasks, and all that training can change about a network, name by name, for exact comparison."""
+"""Tiny separable tasks, and everything that training can change in a network, by name, for exact comparison."""
 
 import torch
 from life import bits
@@ -9,7 +9,7 @@ CLASSES = 3
 
 
 def blobs(task=0, samples=48, classes=CLASSES, noise=0.4):
-    """Inputs [samples, 6] around one centre a class, labels [samples]; each task has centres of its own."""
+    """Inputs [samples, 6] around a centre for each class, and labels [samples]; each task has its own centres."""
     generator = torch.Generator().manual_seed(500 + task)
     y = torch.arange(samples) % classes
     centres = 3 * torch.randn(classes, 6, generator=generator)

@@ -1,4 +1,4 @@
-"""What a converted module must hold: one function that takes it through everything, for tests and for the sweep."""
+"""Checks every promise on a converted module, with one function for the tests and for the sweep of models."""
 
 import copy
 import re
@@ -32,7 +32,7 @@ def load_torchvision():
 
 
 def lived_in(module):
-    """``module`` with statistics and affine parameters as after training, so that each of them shows."""
+    """``module`` with random statistics and affine parameters, as after training, so that every mistake shows."""
     for each in module.modules():
         if isinstance(each, (nn.BatchNorm1d, nn.BatchNorm2d)):
             nn.init.normal_(each.running_mean, 0, 0.1)

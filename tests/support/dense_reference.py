@@ -292,7 +292,7 @@ class WholePositionNetwork(nn.Module):
             yield name, lambda values: values
 
 
-TWINS = {
+REFERENCES = {
     ek.EideticLayerNorm: lambda layer: MaskedLayerNorm([layer]),
     LayerNormParts: lambda parts: MaskedLayerNorm(list(parts)),
     ek.EideticParameter: WholeParameter,
@@ -312,8 +312,8 @@ TWINS = {
 }
 
 
-class DenseTwin(nn.Module):
-    """What ``net`` is now, for the task in training: ``twin(x)`` are its logits. Dropout must be off (p=0)."""
+class DenseReference(nn.Module):
+    """What ``net`` is now, for the task in training: ``reference(x)`` are its logits. Dropout must be off (p=0)."""
 
     def __init__(self, net):
         super().__init__()
@@ -334,7 +334,7 @@ class DenseTwin(nn.Module):
                     parameter.grad[: module.frozen] = 0
 
     def pairs(self, net):
-        """(path, the network's live parameter, the twin's parameter, how to cut the live part out of it)."""
+        """(path, the network's live parameter, the reference's parameter, how to cut the live part out of it)."""
         layers = dict(net.named_modules())
         for path, module in self.named_modules():
             if hasattr(module, "live"):
@@ -346,7 +346,7 @@ class DenseTwin(nn.Module):
                         yield f"{path}.{name}", ours, module.get_parameter(name), cut
 
     def statistics(self, net):
-        """(path, the network's live statistic, the twin's)."""
+        """(path, the network's live statistic, the reference's)."""
         for path, module in self.named_modules():
             if isinstance(module, FrozenAndLiveBatchNorm) and module.inner is not None:
                 for name in ("running_mean", "running_var"):
@@ -359,21 +359,21 @@ def _graph_reference(module):
         if node.op == "call_module":
             layer = module.get_submodule(node.target)
             if getattr(layer, "p", 0) != 0:
-                raise AssertionError("the twin has no dropout")
-            if type(layer) in TWINS:
-                reference.set_submodule(node.target, TWINS[type(layer)](layer))
+                raise AssertionError("the reference has no dropout")
+            if type(layer) in REFERENCES:
+                reference.set_submodule(node.target, REFERENCES[type(layer)](layer))
     return reference
 
 
 def _reference(module):
-    if type(module) in TWINS:
-        return TWINS[type(module)](module)
+    if type(module) in REFERENCES:
+        return REFERENCES[type(module)](module)
     if isinstance(module, fx.GraphModule):
         return _graph_reference(module)
     if isinstance(module, nn.Sequential):
         return nn.Sequential(*[_reference(child) for child in module])
     if isinstance(module, (ek.EideticDropout, nn.Dropout)):
-        assert module.p == 0, "the twin has no dropout"
+        assert module.p == 0, "the reference has no dropout"
         return nn.Identity()
     assert not any(True for _ in module.parameters()) and not any(True for _ in module.children())
     return module

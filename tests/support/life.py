@@ -1,4 +1,4 @@
-"""Steps in the life of a small network, and what must not change while it is lived."""
+"""Steps of a small network's tasks, and what must stay the same in all of them."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ READINGS = ("nested", "disjoint", "mixed")
 def batch(net, samples=36, seed=0, classes=CLASSES):
     """Made-up inputs [samples, *net.example] and labels, the same for the same seed.
 
-    So many samples that linear layers lay their units one after the other (UNIT_MAJOR_FROM).
+    There are enough samples for linear layers to lay their units one after the other (UNIT_MAJOR_FROM).
     """
     generator = torch.Generator().manual_seed(1000 + seed)
     dtype = next(tensor for tensor in net.state_dict().values() if tensor.is_floating_point()).dtype
@@ -39,7 +39,7 @@ def train(net, optimizer, steps=3, seed=0):
 
 
 def reading(net, how, task):
-    """`forward_transfer` for prepare_for_task: all nested, all disjoint, or alternating by layer and task."""
+    """``forward_transfer`` for prepare_for_task: all nested, all disjoint, or alternating by layer and task."""
     if how == "mixed":
         norms = [path for path, layer in net.segmented_layers() if isinstance(layer, ek.EideticLayerNorm)]
         return {path: (index + task) % 2 == 0 for index, path in enumerate([*net.wiring.sources, *norms, "head"])}

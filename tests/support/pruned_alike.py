@@ -1,5 +1,4 @@
-"""Whether pruning a converted module does what pruning means: what is left computes what the module computes when
-nobody reads the units that are gone."""
+"""Checks what pruning a converted module means: the rest computes what the module computes without the pruned units."""
 
 import copy
 
@@ -9,7 +8,7 @@ import eidetic_kernels as ek
 
 
 def pruned_alike(module, x, head="h", fraction=0.5, close=1e-9):
-    """Convert ``module`` in float64, prune, and compare with ``module`` whose readers have zeros for what went.
+    """Convert ``module`` in float64, prune, and compare with ``module`` whose readers have zeros for the pruned units.
 
     A rule that lets units part (those of two tensors, or of a tensor and a buffer) or that lets a number count them
     fails here. ``head``: the path of the layer whose output are the logits. Returns the network.
@@ -40,7 +39,7 @@ def _weight(module, path):
 
 
 def _kept(source, keep):
-    """Which columns of what a source brings are still there."""
+    """Which of a source's columns are left."""
     if source.group not in keep:
         return torch.ones(source.columns(None), dtype=torch.bool)
     width, units = keep[source.group]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 class PublishedState:
-    """A network in the published format whose tasks are lived with random weights.
+    """A network in the published format whose tasks have random weights.
 
     reads: a layer and the layer whose units are its columns (None: the input). ties: a layer and the layer whose rows
     it shares. norms: a layer and the BatchNorm that follows it.
@@ -97,7 +97,7 @@ class PublishedState:
                 self.state[f"{reader}.weight_mask"][:, units] = 0
 
     def _assigned(self, stem, kept):
-        """Which elements of a parameter a task takes, given which it did not prune."""
+        """The elements of a parameter that a task takes, from those that it did not prune."""
         if kept.dim() == 1:
             return kept
         flat = kept.flatten(2) if kept.dim() > 2 else kept
@@ -115,7 +115,7 @@ class PublishedState:
     # ---- what it computes
 
     def logits(self, x, task):
-        """The published forward pass in evaluation: everything present, dense weights times masks."""
+        """The published forward pass in evaluation mode: all units, dense weights multiplied by masks."""
         self.values = {
             name.removesuffix("_orig"): tensor * self.state[f"{name.removesuffix('_orig')}_mask"]
             for name, tensor in self.state.items()
