@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ForgettingError
+from ..errors import EideticError, ForgettingError
 from ..layers import SegmentedLayer
 from ..modes import evaluating, uncompiled
 from ..tasks.base import OWN_MODULES, BaseNetwork, head_of
@@ -151,7 +151,11 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
             f"- task {entry.task}: the network had seen no input when it was finished; no logits were recorded."
         )
         return
-    logits = probe_logits(network, entry.task)
+    try:
+        logits = probe_logits(network, entry.task)
+    except (EideticError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        yield f"- task {entry.task}: it does not answer its probe inputs ({type(error).__name__}: {error})."
+        return
     if logits is None:
         yield f"- task {entry.task}: its probe inputs are gone, so its logits cannot be compared."
         return
@@ -256,7 +260,10 @@ def _encoded(logits: Tensor) -> str:
 
 def _decoded(values: str, shape: torch.Size) -> Tensor:
     """The reverse of :func:`_encoded`; NaN, which equals nothing, where the numbers do not fill ``shape``."""
-    numbers = np.frombuffer(base64.b64decode(values), dtype=np.float64)
+    try:
+        numbers = np.frombuffer(base64.b64decode(values, validate=True), dtype=np.float64)
+    except ValueError:
+        numbers = np.empty(0)
     if numbers.size != shape.numel():
         return torch.full(shape, torch.nan, dtype=torch.float64)
     return torch.from_numpy(numbers.copy()).view(shape)

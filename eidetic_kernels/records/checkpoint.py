@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import CheckpointError, EideticError
+from ..errors import CheckpointError, EideticError, InputError
 from ..files import replacing
 from ..layers import StaircaseLayer
 from ..layout import Segments
@@ -25,6 +25,7 @@ from ..tasks.transfer import TransferringLayer, transferring
 from ..version import __version__
 from ..wiring.groups import Group
 from . import certificate
+from .header import read_header
 
 FORMAT = 1
 
@@ -40,12 +41,21 @@ def save(network: BaseNetwork, path: str | Path) -> None:
     """See :meth:`EideticNetwork.save`. A reader sees the old file or the new one, never half of one."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     header = json.dumps(_structure(network))
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
+    if not isinstance(path, (str, Path)) or not str(path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"path must name a file; got {path!r}.")
+    if Path(path).is_dir():
+        raise InputError(f"{path} is a folder; name a file in it, such as {Path(path) / 'network.safetensors'}.")
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be written ({error}); what was there before is as it was.") from error
 
 
 def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:
     """See :meth:`EideticNetwork.load`. A ``network`` that is given serves as the architecture and is not changed."""
+    if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"path must name a file; got {path!r}.")
     path = Path(path)
     header, tensors = _read(path)
     if "probe" in tensors:  # earlier versions had the same inputs for all tasks
@@ -70,9 +80,13 @@ def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None =
         fresh.to(getattr(torch, header["dtype"]))
         _build(fresh, header, tensors)
         fresh.load_state_dict(tensors, strict=True)
-    except (EideticError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (EideticError, *_MISFITS) as error:
         raise CheckpointError(f"{path} does not fit {type(fresh).__name__}: {error}") from error
     return fresh
+
+
+# What a header that contradicts its tensors, or the network's class, may end in.
+_MISFITS = (ArithmeticError, AttributeError, LookupError, MemoryError, RuntimeError, TypeError, ValueError)
 
 
 def _structure(network: BaseNetwork) -> dict[str, Any]:
@@ -111,6 +125,7 @@ def _structure(network: BaseNetwork) -> dict[str, Any]:
 
 def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
     """Give a fresh ``network`` the saved structure. Its tensors are allocated, but not filled yet."""
+    _check_counts(network, header, tensors)
     transfer = header["forward_transfer"]
     for group, saved in zip(network.groups, header["groups"], strict=True):
         group.segments.widen(saved["width"])
@@ -121,6 +136,8 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
             layer.forward_transfer = tuple(transfer[path])
     for group in network.groups:
         choosing = _choosing(group)
+        for path, layer in group.producers.items():
+            _check_sizes(path, layer, tensors)
         for path, layer in [*group.producers.items(), *group.norms.items()]:
             layer.allocate_frozen()
             if path in choosing:
@@ -141,6 +158,29 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
         if name.startswith("probes."):
             network.probes.put(int(name.removeprefix("probes.")), torch.empty_like(tensor))
     network.records = [certificate.from_json(entry) for entry in header["records"]]
+
+
+def _check_counts(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+    """Raise CheckpointError for more units or heads than the file has tensors for, before any are made."""
+    numbers = sum(tensor.numel() for tensor in tensors.values())
+    for group, saved in zip(network.groups, header["groups"], strict=True):
+        if sum(saved["frozen"]) + saved["live"] > numbers + group.built_width:
+            raise CheckpointError(f"{group.name} is said to hold more units than the file has numbers.")
+    for task, saved in enumerate(header["heads"]):
+        bias = tensors.get(f"heads.{task}.{'bias' if task == header['current_task'] else 'frozen_bias'}")
+        if bias is None or len(bias) != saved["classes"]:
+            raise CheckpointError(f"the head of task {task} is said to have {saved['classes']} classes; it has not.")
+
+
+def _check_sizes(path: str, layer: StaircaseLayer, tensors: dict[str, torch.Tensor]) -> None:
+    """Raise CheckpointError where the file's weights do not fill the layer's staircase, before it is allocated."""
+    stairs, kernel = layer.staircase(), layer.weight.shape[2:].numel()
+    frozen = sum(stair.rows * stair.columns for stair in stairs.frozen) * kernel
+    live = 0 if stairs.live is None else stairs.live.rows * stairs.live.columns * kernel
+    for name, needed in ((f"{path}.frozen_weight", frozen), (f"{path}.weight", live)):
+        found = tensors[name].numel() if name in tensors else 0
+        if found != needed:
+            raise CheckpointError(f"{name} has {found} numbers, and its staircase {needed}.")
 
 
 def _build_head(network: BaseNetwork, task: int, saved: dict[str, Any]) -> None:
@@ -165,19 +205,13 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
             # Clones, since a mapped file could change under the network, and its tensors may be unaligned.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         intact = metadata["sha256"] == _content(metadata["eidetic"], tensors)
-        header = json.loads(metadata["eidetic"])
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(
             f"{path} is not a network saved by this package, or is damaged ({type(error).__name__}: {error})."
         ) from error
     if not intact:
         raise CheckpointError(f"{path} is damaged: its contents are not what was saved. Use another copy.")
-    if header.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {header.get('format')!r}, written by version {header.get('version')}; this version "
-            f"({__version__}) reads format {FORMAT}."
-        )
-    return header, tensors
+    return read_header(metadata["eidetic"], str(path), FORMAT), tensors
 
 
 def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> BaseNetwork:
@@ -201,7 +235,7 @@ def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> Ba
         )
     try:
         return cls(*header["arguments"]["args"], **header["arguments"]["kwargs"])
-    except TypeError as error:
+    except (EideticError, *_MISFITS) as error:
         raise CheckpointError(f"{cls.__name__} cannot be built with the saved arguments: {error}") from error
 
 

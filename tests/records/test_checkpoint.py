@@ -310,7 +310,7 @@ class TestAtomic:
             monkeypatch.setattr(files.os, "replace", fail)
         else:
             monkeypatch.setattr(checkpoint, "save_file", fail)
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(ek.CheckpointError, match="cannot be written .no space"):
             at("in training", MLP()).save(path)
         assert path.read_bytes() == before
         assert [each.name for each in path.parent.iterdir()] == [path.name]
