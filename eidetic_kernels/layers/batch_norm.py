@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..errors import InputError
 from ..layout import LIVE
+from .no_channels import image
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace, select
 
@@ -18,7 +19,7 @@ from .succession import cut, empty_like, replace, select
 class EideticBatchNorm(SegmentedLayer):
     """Abstract. ``weight``, ``bias``, ``running_mean``, ``running_var`` [L] belong to the live units.
 
-    When a task is finished, its units' normalisation becomes two frozen numbers each (paper, section 3.3):
+    When a task is finished, its units' normalisation becomes two frozen numbers each (paper, section 3.1):
     ``frozen_scale = weight / sqrt(running_var + eps)`` and ``frozen_shift = bias - running_mean * frozen_scale``.
     A frozen unit's output is therefore the same in training and in evaluation (P5).
     """
@@ -63,9 +64,10 @@ class EideticBatchNorm(SegmentedLayer):
         self.running_mean.zero_()
         self.running_var.fill_(1)
         self.num_batches_tracked.zero_()
-        if self.affine:
-            nn.init.ones_(self.weight) if self.weight.numel() else None
-            nn.init.zeros_(self.bias) if self.bias.numel() else None
+        if self.weight is not None and self.weight.numel():
+            nn.init.ones_(self.weight)
+        if self.bias is not None and self.bias.numel():
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """act(norm(x) + residual), for ``residual`` shaped as x (a network ties its units to x's).
@@ -76,8 +78,10 @@ class EideticBatchNorm(SegmentedLayer):
 
     def normalise(self, x: Tensor, residual: Tensor | None, full_input_grad: bool) -> Tensor:
         """``forward``; ``full_input_grad`` where the gradient at frozen channels is owed too."""
-        return ops.segmented_batch_norm(
-            x, self.arguments(x.shape, residual), residual, full_input_grad, self.num_frozen_elsewhere
+        return image(
+            ops.segmented_batch_norm(
+                x, self.arguments(x.shape, residual), residual, full_input_grad, self.num_frozen_elsewhere
+            )
         )
 
     @property
@@ -109,9 +113,8 @@ class EideticBatchNorm(SegmentedLayer):
             frozen = 0 if task == LIVE else present
             scale, shift = scale[:frozen], shift[:frozen]
         # Running statistics move in float32 or better under autocast too; x keeps its dtype.
-        statistics, affine = (self.running_mean, self.running_var), (scale, shift)
-        momentum = self._momentum() if training else 0.0
-        return ops.Norm(self.weight, self.bias, *statistics, *affine, training, momentum, self.eps, self.activation)
+        mean, var, momentum = self.running_mean, self.running_var, self._momentum() if training else 0.0
+        return ops.Norm(self.weight, self.bias, mean, var, scale, shift, training, momentum, self.eps, self.activation)
 
     def part(self, units: Tensor) -> EideticBatchNorm:
         """A fresh layer for some of this fresh layer's units, with their parameters and statistics."""
@@ -133,17 +136,17 @@ class EideticBatchNorm(SegmentedLayer):
         return part
 
     def cut_live(self, keep: Tensor) -> None:
-        if self.affine:
-            self.weight, self.bias = cut(self.weight, keep), cut(self.bias, keep)
+        self.weight = None if self.weight is None else cut(self.weight, keep)
+        self.bias = None if self.bias is None else cut(self.bias, keep)
         self.running_mean = select(self.running_mean, keep)
         self.running_var = select(self.running_var, keep)
 
     def freeze_live(self) -> None:
         scale = 1 / torch.sqrt(self.running_var + self.eps)
-        if self.affine:
+        if self.weight is not None:
             scale = scale * self.weight.detach()
         shift = -self.running_mean * scale
-        if self.affine:
+        if self.bias is not None:
             shift = shift + self.bias.detach()
         self.frozen_scale = torch.cat([self.frozen_scale, scale])
         self.frozen_shift = torch.cat([self.frozen_shift, shift])
@@ -153,8 +156,9 @@ class EideticBatchNorm(SegmentedLayer):
         self.frozen_shift = empty_like(self.running_mean, self.segments.frozen_total)
 
     def renew_live(self) -> None:
-        if self.affine:
+        if self.weight is not None:
             self.weight = replace(self.weight, empty_like(self.weight, self.segments.live))
+        if self.bias is not None:
             self.bias = replace(self.bias, empty_like(self.bias, self.segments.live))
         self.running_mean = empty_like(self.running_mean, self.segments.live)
         self.running_var = empty_like(self.running_var, self.segments.live)

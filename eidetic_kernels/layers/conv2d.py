@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..memory import memory_format
 from ..ops.conv2d import output_shape
 from .batch_norm import EideticBatchNorm2d
+from .no_channels import image
 from .staircase import StaircaseLayer
 
 PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
@@ -75,7 +76,7 @@ class EideticConv2d(StaircaseLayer):
         if self.segments.tasks:
             weights = ops.Weights(lying_as(x, weights.weight), *weights[1:])
         if self.norm is None:
-            return ops.staircase_conv2d(x, weights, stairs, self.geometry, full_input_grad)
+            return image(ops.staircase_conv2d(x, weights, stairs, self.geometry, full_input_grad))
         shape = output_shape(x, self.kernel_size, stairs.rows, self.geometry)
         if min(shape[2:]) < 1:
             raise InputError(
@@ -83,7 +84,8 @@ class EideticConv2d(StaircaseLayer):
                 "included: give it larger images, or more padding."
             )
         norm, elsewhere = self.norm.arguments(shape, residual), self.norm.num_frozen_elsewhere
-        return ops.staircase_conv2d_norm(x, weights, stairs, norm, self.geometry, residual, full_input_grad, elsewhere)
+        y = ops.staircase_conv2d_norm(x, weights, stairs, norm, self.geometry, residual, full_input_grad, elsewhere)
+        return image(y)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return F.conv2d(self._padded(x), weight, bias, *self.geometry)

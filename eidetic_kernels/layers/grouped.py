@@ -15,6 +15,7 @@ from ..layout import LIVE, Segments
 from ..memory import canonical
 from ..ops.conv2d import output_shape
 from .conv2d import PADDING_MODES, EideticConv2d, lying_as, window
+from .no_channels import image
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
 
@@ -98,7 +99,7 @@ class EideticGroupedConv2d(SegmentedLayer):
             parts.append(self._convolve(x[:, present - live :], weight, self.bias))
         if not parts:
             parts.append(x.new_zeros(output_shape(x, self.kernel_size, 0, self.geometry)))
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        return image(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
 
     def part(self, units: Tensor) -> EideticGroupedConv2d:
         """A fresh layer for some of this fresh layer's channels, whole groups, with their parameters."""

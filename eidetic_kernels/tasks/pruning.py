@@ -133,12 +133,10 @@ def make_plan(
         importance: the scores' name. "taylor" and "hybrid" compare units over the whole network.
         fraction: how much to remove, in [0, 1]. At least one unit goes where it is not zero.
         of: what ``fraction`` counts, "live" (the live units present) or "width" (the layer's width, as the paper does).
-        keep_at_least: how many units each group keeps at least, where it has them: a count, or a share of its width.
+        keep_at_least: how many units each group keeps at least, where it has them: a count, or a share of its width,
+            rounded up. One grain at least stays, unless all units are to go (``fraction`` 1).
     """
-    floors = [
-        round(keep_at_least * group.segments.width) if isinstance(keep_at_least, float) else keep_at_least
-        for group in groups
-    ]
+    floors = [_floor(keep_at_least, group.segments.width, 0 if fraction == 1 else 1) for group in groups]
     ladders = [group.segments.ladder(floor) for group, floor in zip(groups, floors)]
     grains = [grain_scores(scores[group.name], group.segments.grain, importance) for group in groups]
     uniform = [
@@ -164,6 +162,13 @@ def make_plan(
         keep = (kept_grains.view(-1, 1) * grain + torch.arange(grain)).flatten()
         plans.append(GroupPlan(group.name, live, keep))
     return PruningPlan(importance, tuple(plans))
+
+
+def _floor(keep_at_least: int | float, width: int, least: int) -> int:
+    """``keep_at_least`` as a count, ``least`` at least."""
+    if isinstance(keep_at_least, float):
+        keep_at_least = ceil(keep_at_least * width - 1e-9)  # 0.1 of 30 units are 3, whatever its last bit says
+    return max(keep_at_least, least)
 
 
 def _rung(fraction: float, base: int, ladder: Sequence[int]) -> int:

@@ -175,7 +175,9 @@ def test_a_floor_is_rounded_up_to_whole_grains():
     net.prune(1.0, keep_at_least=0.1)
     assert [group.segments.live for group in net.groups] == [3, 2]
     net.prune(0.01)
-    assert [group.segments.live for group in net.groups] == [0, 0], "one grain at least"
+    assert [group.segments.live for group in net.groups] == [3, 2], "one grain stays"
+    net.prune(1.0)
+    assert [group.segments.live for group in net.groups] == [0, 0], "unless all are to go"
 
 
 # ---- aligned
@@ -207,7 +209,7 @@ def test_aligned_segments_are_multiples_wherever_units_allow(tmp_path):
     assert [group.segments.multiple for group in again.groups] == [8, 8, 8]
     for each in (net, again):
         each.prune(0.5)
-        assert [group.segments.live for group in each.groups] == [16, 8, 0]
+        assert [group.segments.live for group in each.groups] == [16, 8, 1]
     net.finish_task()
     poison(net)
     memory.check(net, "an aligned second task")

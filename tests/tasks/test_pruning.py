@@ -162,7 +162,9 @@ class TestHowMany:
             (1.0, "live", 10, 10),
             (0.25, "width", 12, 4),
             (0.25, "width", 5, 4),
-            (0.25, "width", 3, 3),  # never more than there are
+            (0.25, "width", 3, 2),  # never more than there are, and one stays
+            (0.9, "live", 1, 0),
+            (1.0, "live", 1, 1),  # unless all are to go
             (0.5, "live", 0, 0),
         ],
     )
@@ -297,3 +299,17 @@ class TestPlan:
         net = prepared(MLP(), tasks=1, max_units={"body.0": 0})
         plan = net.plan_pruning(0.5, importance, data=[batch(net)])
         assert [len(part.keep) for part in plan.groups] == [0, 2]
+
+
+def test_a_share_to_keep_is_rounded_up():
+    net = prepared(MLP(widths=(30, 20)))
+    for share, kept in ((0.1, [3, 2]), (0.11, [4, 3]), (0.025, [1, 1])):
+        assert [len(part.keep) for part in net.plan_pruning(1.0, keep_at_least=share).groups] == kept
+
+
+@pytest.mark.parametrize("importance", ["l2", "taylor", "hybrid"])
+def test_small_steps_for_ever_leave_a_unit_in_each_group(importance):
+    net = prepared(MLP(widths=(5, 4)))
+    for _ in range(12):
+        net.prune(0.4, importance, data=[batch(net)])
+    assert [group.segments.live for group in net.groups] == [1, 1]
