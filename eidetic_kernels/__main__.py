@@ -1,5 +1,7 @@
-"""``python -m eidetic_kernels``: which backends there are, why the others are not, who runs what, and whether they are
-right on this machine. Exit status 1 when one is not."""
+"""``python -m eidetic_kernels``: the backends on this machine, why others are missing, and a check of each.
+
+Exit status 1 when a backend computes something wrong, or when EIDETIC_BACKEND names one that is not here.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,10 @@ from .version import __version__
 
 
 def main() -> int:
+    """Print all of it; the exit status."""
     print(f"eidetic_kernels {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
     print(f"devices: {', '.join(_devices())}\n")
+
     for name in backends.NAMES:
         reason = backends.why_missing(name)
         print(f"{name:8}" + (f"available  {_about(name)}" if reason is None else f"missing    {reason}"))
@@ -26,6 +30,7 @@ def main() -> int:
     except BackendError as error:  # EIDETIC_BACKEND names one that is not here
         print(f"\n{error}")
         return 1
+
     print("\nchecked against the definition, largest error relative to the largest value:")
     right = True
     for name in backends.NAMES:
@@ -64,8 +69,7 @@ def _about(name: str) -> str:
 
         interpreted = "" if torch.cuda.is_available() else ", in its interpreter (slow, for tests)"
         return triton.__version__ + interpreted
-    if name == "cuda":
-        module = extensions.load("_cuda")
+    if name == "cuda" and (module := extensions.load("_cuda")) is not None:
         none = [extensions.why_no_code(device) for device in range(torch.cuda.device_count())]
         return "".join([gpu_code.in_words(module), *(f"\n{'':19}but {reason}" for reason in none if reason)])
     return "compiled with this package"

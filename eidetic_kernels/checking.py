@@ -24,8 +24,7 @@ def whole_number(name: str, value: object, least: int = 0, *, unit: str = "") ->
 
 def share(name: str, value: object, least: float = 0.0, most: float = 1.0) -> float:
     """``value`` as a float, if it is a finite number in [``least``, ``most``]. Raises InputError."""
-    number = not isinstance(value, bool) and isinstance(value, (int, float))
-    if not number or not least <= value <= most:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
         raise InputError(f"{name} must be a number in [{least:g}, {most:g}]; got {value!r}.")
     return float(value)
 

@@ -2,8 +2,8 @@
 
 A unit group keeps its units sorted by owner, ``[task 0 | task 1 | ... | live]``. A segment that reads *nested*
 sees every unit up to its own end (forward transfer); one that reads *disjoint* sees its own units only. Both
-are spans of columns, so the paper's structured mask (sections 3.1 and 3.2, Figure 5) needs no mask tensor.
-No torch here, and nothing of ours but the errors.
+are spans of columns, so the paper's structured mask (section 3.1, Figure 5) needs no mask tensor.
+No torch here, and nothing of ours but the checks of arguments and their errors.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from itertools import accumulate
 from math import lcm
 from typing import Any, NamedTuple
 
+from .checking import whole_number
 from .errors import CapacityError, InputError
 
 # In the place of a task: live units alone run, what they read of frozen ones being known (:mod:`.frozen_features`).
@@ -57,7 +58,7 @@ class Segments:
     """
 
     def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = (), grain: int = 1):
-        self.grain, self.multiple = _positive("grain", grain), 1
+        self.grain, self.multiple = whole_number("grain", grain, 1, unit="units"), 1
         self.width = self._whole("width", width)
         self.version = 0
         frozen = tuple(self._whole("frozen segment", size) for size in frozen)
@@ -151,7 +152,7 @@ class Segments:
 
     def align(self, multiple: int) -> None:
         """From now on sizes are kept at multiples of ``multiple`` units, wherever units allow."""
-        self.multiple = _positive("multiple", multiple)
+        self.multiple = whole_number("multiple", multiple, 1, unit="units")
 
     def assign(self, frozen: tuple[int, ...], live: int) -> None:
         """Take over the sizes of a saved group."""
@@ -166,7 +167,7 @@ class Segments:
         self.version += 1
 
     def _whole(self, name: str, value: int) -> int:
-        if _count(name, value) % self.grain:
+        if whole_number(name, value, unit="units") % self.grain:
             raise InputError(
                 f"{name} must be a multiple of {self.grain}, since so many units can only live together (a group of "
                 f"channels of a grouped convolution); got {value}."
@@ -185,7 +186,7 @@ class Fixed:
     version = 0
 
     def __init__(self, count: int):
-        self.count = _count("count", count)
+        self.count = whole_number("count", count, unit="units")
 
     def span(self, task: int, nested: bool) -> Span:
         return Span(0, self.count)
@@ -239,7 +240,8 @@ class Stair:
     def spans_by_source(self) -> tuple[Span, ...]:
         """``spans``, cut where a source ends: as many and as long in training as in recall. What others of a source's
         units lie between two spans in training is gone in recall, where the two may touch and are one."""
-        spans, ends, read = [], list(accumulate(self.shares)), 0
+        spans: list[Span] = []
+        ends, read = list(accumulate(self.shares)), 0
         for start, stop in self.spans:
             while start < stop:
                 while ends and ends[0] <= read:
@@ -265,12 +267,12 @@ class Staircase:
     columns: int
     trainable: tuple[Span, ...] = ()
     rows: int = field(init=False, compare=False)
-    kept: dict[Any, Any] = field(init=False, compare=False, repr=False, default_factory=dict)
+    kept: dict[Any, Any] = field(init=False, compare=False, repr=False, default_factory=dict[Any, Any])
 
     def __post_init__(self):
         object.__setattr__(self, "rows", sum(stair.rows for stair in self.stairs))
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"kept": {}}
 
     @property
@@ -304,7 +306,7 @@ class Staircase:
 
     def mask(self) -> tuple[tuple[bool, ...], ...]:
         """The paper's mask, row by row: a view for people and tests; no computation uses it."""
-        rows = []
+        rows: list[tuple[bool, ...]] = []
         for stair in self.stairs:
             seen = [False] * self.columns
             for start, stop in stair.spans:
@@ -361,7 +363,8 @@ def prefix(sources: tuple[Source, ...], task: int, present: int | None) -> tuple
 
 def positions(spans: Sequence[Span], inside: Sequence[Span]) -> tuple[Span, ...]:
     """Where the columns ``inside`` (each within one of ``spans``) lie once ``spans`` are read end to end."""
-    found, offset = [], 0
+    found: list[Span] = []
+    offset = 0
     for start, stop in spans:
         for a, b in inside:
             a, b = max(a, start), min(b, stop)
@@ -373,7 +376,7 @@ def positions(spans: Sequence[Span], inside: Sequence[Span]) -> tuple[Span, ...]
 
 def without(spans: Sequence[Span], removed: Sequence[Span]) -> tuple[Span, ...]:
     """``spans`` less the columns ``removed``; both ascending."""
-    left = []
+    left: list[Span] = []
     for start, stop in spans:
         for a, b in removed:
             if start < min(a, stop):
@@ -417,15 +420,3 @@ def _stair_from(numbers: Iterator[int]) -> Stair:
     rows, live, spans = next(numbers), next(numbers), next(numbers)
     read = _spans_from(numbers, spans)
     return Stair(rows, read, bool(live), tuple(next(numbers) for _ in range(next(numbers))))
-
-
-def _count(name: str, value: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise InputError(f"{name} must be a whole number of units, zero or more; got {value!r}.")
-    return value
-
-
-def _positive(name: str, value: int) -> int:
-    if _count(name, value) < 1:
-        raise InputError(f"{name} must be 1 or more, got {value}.")
-    return value

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """channels_last where the images ``x`` lie so, else contiguous."""
     if x.dim() != 4 or x.stride(3) < x.stride(1):  # as torch has it, which takes longer to say so
         return torch.contiguous_format
-    return torch._prims_common.suggest_memory_format(x)
+    return suggest_memory_format(x)
 
 
 def is_unit_major(x: Tensor) -> bool:

@@ -332,7 +332,7 @@ def test_sizes_of_grains_are_whole():
     for arguments in ((13,), (12, 4), (12, 3, (4,))):
         with pytest.raises(InputError, match="must be a multiple of 3"):
             Segments(*arguments, grain=3)
-    with pytest.raises(InputError, match="grain must be 1 or more, got 0"):
+    with pytest.raises(InputError, match="grain must be a whole number of units, 1 or more; got 0"):
         Segments(4, grain=0)
 
 
@@ -375,7 +375,7 @@ def test_whole_grains():
 
 @pytest.mark.parametrize("width", [-1, 2.0, True, "3", None])
 def test_sizes_are_whole_numbers(width):
-    with pytest.raises(InputError, match=f"width must be a whole number of units, zero or more; got {width!r}"):
+    with pytest.raises(InputError, match=f"width must be a whole number of units, 0 or more; got {width!r}"):
         Segments(width)
     with pytest.raises(InputError, match="count must be a whole number"):
         Fixed(width)

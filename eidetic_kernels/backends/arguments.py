@@ -41,7 +41,8 @@ class Norm(NamedTuple):
 
     def live(self) -> Norm:
         """The same for the live channels alone."""
-        return self._replace(frozen_scale=self.frozen_scale[:0], frozen_shift=self.frozen_shift[:0])
+        weight, bias, mean, var, scale, shift, training, momentum, eps, activation = self
+        return Norm(weight, bias, mean, var, scale[:0], shift[:0], training, momentum, eps, activation)
 
 
 class AppliedNorm(NamedTuple):
@@ -58,7 +59,8 @@ class AppliedNorm(NamedTuple):
 
     def live(self) -> AppliedNorm:
         """The same for the live channels alone."""
-        return self._replace(frozen_scale=self.frozen_scale[:0], frozen_shift=self.frozen_shift[:0])
+        weight, bias, mean, rstd, scale, shift, training, activation = self
+        return AppliedNorm(weight, bias, mean, rstd, scale[:0], shift[:0], training, activation)
 
 
 class NormGradients(NamedTuple):

@@ -141,6 +141,8 @@ def _laid_out(x: Tensor, rows: bool) -> tuple[Tensor, int]:
     if rows:
         return x.contiguous(memory_format=torch.channels_last), x.shape[1]
     dense = x.shape[1:].numel()
+    if x.is_contiguous():
+        return x, dense
     if len(x) and x.stride(0) >= dense and x[0].is_contiguous():  # a slice of the channels is
         return x, x.stride(0)
     return x.contiguous(), dense

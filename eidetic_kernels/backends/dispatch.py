@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
@@ -34,7 +34,8 @@ IMPLEMENTATIONS = {
     "segmented_batch_norm": {"cpu": "cpu", "triton": "triton.batch_norm", "cuda": "cuda"},
 }
 
-# The normalisation after a product takes whatever the product takes; of a convolution only frozen segments have a twin.
+# The normalisation after a product takes whatever the product takes. Of a convolution only the frozen segments have an
+# implementation.
 _ASKED = {
     "staircase_linear_norm": "staircase_linear",
     "staircase_conv2d": "staircase_conv2d_frozen",
@@ -56,13 +57,14 @@ def implementation(op: str, *inputs) -> ModuleType | None:
     or is not here.
     """
     device = inputs[0].device.type
-    for module in _candidates(op, device, forced()):
-        reason = getattr(module, f"{_ASKED.get(op, op)}_supports")(*inputs)
+    only = forced()
+    for module, supports in _candidates(op, device, only):
+        reason = supports(*inputs)
         if reason is None:
             return module
-        if forced() is not None:
+        if only is not None:
             raise BackendError(
-                f"backend {forced()!r} was asked for, and cannot run {op} on these inputs: {reason.rstrip('.')}. "
+                f"backend {only!r} was asked for, and cannot run {op} on these inputs: {reason.rstrip('.')}. "
                 "Give it others, leave the choice open (unset EIDETIC_BACKEND), or take 'torch', which runs everything."
             )
     return None
@@ -70,10 +72,10 @@ def implementation(op: str, *inputs) -> ModuleType | None:
 
 def forced() -> str | None:
     """The backend that EIDETIC_BACKEND or :func:`using` names; None while the choice is open."""
-    if _choice.name is False:
+    if not _choice.read:
         name = os.environ.get("EIDETIC_BACKEND") or None
         _check(name)
-        _choice.name = name
+        _choice.name, _choice.read = name, True
     return _choice.name
 
 
@@ -81,12 +83,12 @@ def forced() -> str | None:
 def using(name: str | None) -> Iterator[None]:
     """Force backend ``name`` for a while, for all threads; None leaves the choice open."""
     _check(name)
-    before = _choice.name
-    _choice.name = name
+    before = _choice.name, _choice.read
+    _choice.name, _choice.read = name, True
     try:
         yield
     finally:
-        _choice.name = before
+        _choice.name, _choice.read = before
 
 
 @cache
@@ -127,20 +129,23 @@ def choice(device: str) -> str:
 
 
 @cache
-def _candidates(op: str, device: str, only: str | None) -> tuple[ModuleType, ...]:
+def _candidates(op: str, device: str, only: str | None) -> tuple[tuple[ModuleType, Callable[..., str | None]], ...]:
+    """The modules that may run ``op``, in order, each with the function that says why it does not take its inputs."""
     names = choices(op, device)
     if only in names and device not in devices(only):
         raise BackendError(
             f"backend {only!r} was asked for, and takes tensors on {' or '.join(devices(only))}; {op} was given "
             f"one on {device}. Move the network and its input, or leave the choice open (unset EIDETIC_BACKEND)."
         )
-    return tuple(import_module(f"{__package__}.{IMPLEMENTATIONS[op][name]}") for name in names)
+    modules = [import_module(f"{__package__}.{IMPLEMENTATIONS[op][name]}") for name in names]
+    return tuple((module, getattr(module, f"{_ASKED.get(op, op)}_supports")) for module in modules)
 
 
 class _Choice:
-    """The backend that is forced; False until the environment has been read."""
+    """The backend that is forced, once the environment was read."""
 
-    name: str | bool | None = False
+    name: str | None = None
+    read = False
 
 
 _choice = _Choice()
@@ -188,7 +193,7 @@ def _triton() -> tuple[str | None, bool]:
 
 @cache
 def _say_if_triton_failed() -> None:
-    """Aloud, once: its owner takes what is installed for what runs."""
+    """Warn once: users assume that an installed Triton is in use."""
     reason, tried = _triton()
     if reason is not None and tried:
         warnings.warn(f"Triton cannot be used, torch runs in its place: {reason}", RuntimeWarning, stacklevel=2)

@@ -1,4 +1,4 @@
-"""Loads the compiled modules `_cpu` and `_cuda`, or says why one cannot be used and what to do about it."""
+"""Loads the compiled modules ``_cpu`` and ``_cuda``, or says why one cannot be used and what to do about it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch  # before our modules: its OpenMP runtime is then theirs too, one p
 
 from .gpu_code import version, why_not_on
 
-PACKAGE = __package__.rpartition(".")[0]  # setup.py puts the compiled modules beside the package's rooms
+PACKAGE = __name__.removesuffix(".backends.extensions")  # setup.py puts the compiled modules beside the package's rooms
 
 _BUILD = {
     "_cpu": "build it with a C++ compiler (g++) and this Python's headers at hand: pip install -v -e . in a checkout.",
@@ -37,7 +37,8 @@ def why_missing(name: str) -> str | None:
 @cache
 def why_no_code(device: int) -> str | None:
     """Why the CUDA module, where there is one, cannot run on GPU ``device``, and what to do; None: it can."""
-    return why_not_on(device, load("_cuda"))
+    module = load("_cuda")
+    return None if module is None else why_not_on(device, module)
 
 
 @cache

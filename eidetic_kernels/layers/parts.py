@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,13 @@ class Parts(nn.ModuleList):
     all their channels are live, or all frozen: a channel's output does not depend on those beside it.
     """
 
+    if TYPE_CHECKING:  # a ModuleList does not say of what; layers differ in what else they have
+
+        def __iter__(self) -> Iterator[Any]: ...
+        def __getitem__(self, idx: int) -> Any: ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
     def __init__(self, layer: SegmentedLayer, units: Sequence[Tensor]):
-        super().__init__(layer.part(each) for each in units)
+        super().__init__(layer.part(each) for each in units)  # pyright: ignore[reportCallIssue] not every layer has it
         self.train(layer.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -59,14 +65,17 @@ class Parts(nn.ModuleList):
         """All parts in one call, whose statistics are handed back to them."""
         parts, sizes = zip(*((part, size) for part, size in zip(self, sizes) if size))
         norms = [part.arguments((len(x), size, *x.shape[2:])) for part, size in zip(parts, sizes)]
-        first = norms[0]
-        live = first.weight, first.bias, first.running_mean, first.running_var
-        frozen = first.frozen_scale, first.frozen_shift
+        weight, bias, mean, var, scale, shift, *options = norms[0]
         if parts[0].scope.task in (None, LIVE):
-            live = [_joined(norms, name) for name in ("weight", "bias", "running_mean", "running_var")]
+            weight, bias = _joined([each.weight for each in norms]), _joined([each.bias for each in norms])
+            mean, var = (
+                torch.cat([each.running_mean for each in norms]),
+                torch.cat([each.running_var for each in norms]),
+            )
         else:
-            frozen = [_joined(norms, name) for name in ("frozen_scale", "frozen_shift")]
-        norm = ops.Norm(*live, *frozen, first.training, first.momentum, first.eps, first.activation)
+            scale = torch.cat([each.frozen_scale for each in norms])
+            shift = torch.cat([each.frozen_shift for each in norms])
+        norm = ops.Norm(weight, bias, mean, var, scale, shift, *options)
 
         full_input_grad = parts[0].scope.full_input_grad or (not parts[0].owned and x.requires_grad)
         y = ops.segmented_batch_norm(x, norm, residual, full_input_grad)
@@ -77,9 +86,10 @@ class Parts(nn.ModuleList):
         return y
 
 
-def _joined(norms: Sequence[ops.Norm], name: str) -> Tensor | None:
-    """The tensors ``name`` of all parts as one; None where they have none."""
-    return None if getattr(norms[0], name) is None else torch.cat([getattr(norm, name) for norm in norms])
+def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """One tensor of all parts' numbers; None where they have none."""
+    given = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(given) if given else None
 
 
 class Shared(nn.ModuleList):
@@ -89,6 +99,11 @@ class Shared(nn.ModuleList):
     """
 
     unit_dim = 1  # or -1: see SegmentedLayer
+
+    if TYPE_CHECKING:  # as above
+
+        def __iter__(self) -> Iterator[Any]: ...
+        def __getitem__(self, idx: int) -> Any: ...  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(self, layer: StaircaseLayer, widths: Sequence[int]):
         bounds = [sum(widths[:number]) for number in range(len(widths) + 1)]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import ops
 from ..errors import InputError
-from ..layout import Fixed, Segments, Source, Staircase, staircase
+from ..layout import Fixed, Segments, Source, Stair, Staircase, staircase
 from ..ops.registration import encoded
 from ..ops.staircase import frozen_blocks
 from .batch_norm import EideticBatchNorm
@@ -189,7 +189,7 @@ class StaircaseLayer(SegmentedLayer):
 
     def renew_live(self, forward_transfer: bool = True) -> None:
         self.forward_transfer = (*self.forward_transfer[:-1], forward_transfer)
-        live = self.staircase().live
+        live = self._live_stair()
         self.weight = replace(self.weight, empty_like(self.weight, live.rows, live.columns, *self.weight.shape[2:]))
         if self.bias is not None:
             self.bias = replace(self.bias, empty_like(self.bias, live.rows))
@@ -231,12 +231,19 @@ class StaircaseLayer(SegmentedLayer):
         weights = ops.Weights(self.weight, self.bias, self.frozen_weight, self.frozen_bias)
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, weights = x.to(dtype), ops.Weights(*(None if t is None else t.to(dtype) for t in weights))
+            bias, frozen_bias = (None if t is None else t.to(dtype) for t in (self.bias, self.frozen_bias))
+            weights = ops.Weights(self.weight.to(dtype), bias, self.frozen_weight.to(dtype), frozen_bias)
+            x = x.to(dtype)
         return x, weights, full_input_grad
+
+    def _live_stair(self) -> Stair:
+        live = self.staircase().live
+        assert live is not None, "in training there is a live segment, of no rows perhaps"
+        return live
 
     def _columns_kept(self, keep: dict[Segments, Tensor]) -> Tensor:
         """Indices into the live weight's columns: all of the frozen units', and the kept live units' blocks."""
-        spans = self.staircase().live.spans
+        spans = self._live_stair().spans
         kept, offset = [], 0
         for source in self.sources:
             present = source.columns(None)

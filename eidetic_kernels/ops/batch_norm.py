@@ -111,8 +111,8 @@ def forward(
     where x is not read again.
     """
     if is_unit_major(x):
-        x, residual, out = map(_planes, (x, residual, out))
-        y, mean, rstd = forward(x, residual, norm, num_frozen_elsewhere, out)
+        residual, out = (None if t is None else _planes(t) for t in (residual, out))
+        y, mean, rstd = forward(_planes(x), residual, norm, num_frozen_elsewhere, out)
         return _units(y), mean, rstd
 
     fast = _implementation(x, residual, norm, norm.running_mean, num_frozen_elsewhere)
@@ -131,9 +131,12 @@ def backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of x, residual, weight and bias, each None where there is nothing to give it to."""
     if is_unit_major(x):
-        planes = map(_planes, (dy, y, x, residual))
-        dx, dresidual, *others = backward(*planes, norm, wanted, num_frozen_elsewhere)
-        return _units(dx), _units(dresidual), *others
+        y, residual = (None if t is None else _planes(t) for t in (y, residual))
+        dx, dresidual, dweight, dbias = backward(
+            _planes(dy), y, _planes(x), residual, norm, wanted, num_frozen_elsewhere
+        )
+        dx, dresidual = (None if t is None else _units(t) for t in (dx, dresidual))
+        return dx, dresidual, dweight, dbias
 
     # ``mean`` is float32 whatever the parameters are; the frozen numbers have the dtype that the running ones had.
     fast = _implementation(x, residual, norm, norm.frozen_scale.contiguous(), num_frozen_elsewhere)
@@ -142,12 +145,9 @@ def backward(
     else:
         dx, dresidual, dweight, dbias = fast.segmented_batch_norm_backward(dy, x, residual, norm, wanted)
 
-    weight, bias = norm.weight, norm.bias
     if x.shape[1] == len(norm.frozen_scale):  # nothing that learns is part of this pass
-        dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (weight, bias))
-    elif weight is not None and dweight.dtype != weight.dtype:
-        dweight, dbias = dweight.to(weight.dtype), dbias.to(bias.dtype)
-    return dx, dresidual, dweight, dbias
+        dweight, dbias = (None if p is None else torch.zeros_like(p) for p in (norm.weight, norm.bias))
+    return dx, dresidual, _as(norm.weight, dweight), _as(norm.bias, dbias)
 
 
 def _implementation(
@@ -161,14 +161,21 @@ def _implementation(
     )
 
 
-def _planes(x: Tensor | None) -> Tensor | None:
+def _as(parameter: Tensor | None, gradient: Tensor | None) -> Tensor | None:
+    """The gradient in its parameter's dtype; None where there is no parameter."""
+    if parameter is None or gradient is None:
+        return None
+    return gradient if gradient.dtype == parameter.dtype else gradient.to(parameter.dtype)
+
+
+def _planes(x: Tensor) -> Tensor:
     """[1, C, N] for x [N, C]: one sample whose every channel is a line of values, as a unit-major x lies in memory."""
-    return None if x is None else x.t().unsqueeze(0)
+    return x.t().unsqueeze(0)
 
 
-def _units(y: Tensor | None) -> Tensor | None:
+def _units(y: Tensor) -> Tensor:
     """The reverse of :func:`_planes`."""
-    return None if y is None else y[0].t()
+    return y[0].t()
 
 
 # ---- the registered op and its gradients
@@ -190,8 +197,9 @@ def _run(
     full_input_grad,
     num_frozen_elsewhere=0,
 ):
-    statistics, affine = (running_mean, running_var), (frozen_scale, frozen_shift)
-    norm = Norm(weight, bias, *statistics, *affine, training, momentum, eps, activation)
+    norm = Norm(
+        weight, bias, running_mean, running_var, frozen_scale, frozen_shift, training, momentum, eps, activation
+    )
     return forward(x, residual, norm, num_frozen_elsewhere)
 
 
@@ -285,9 +293,22 @@ class _SegmentedBatchNorm(torch.autograd.Function):
         full_input_grad,
         num_frozen_elsewhere=0,
     ):
-        statistics, affine = (running_mean, running_var), (frozen_scale, frozen_shift)
-        options = training, momentum, eps, activation, full_input_grad, num_frozen_elsewhere
-        y, mean, rstd = OP.below_autograd(x, residual, weight, bias, *statistics, *affine, *options)
+        y, mean, rstd = OP.below_autograd(
+            x,
+            residual,
+            weight,
+            bias,
+            running_mean,
+            running_var,
+            frozen_scale,
+            frozen_shift,
+            training,
+            momentum,
+            eps,
+            activation,
+            full_input_grad,
+            num_frozen_elsewhere,
+        )
 
         kept = y if activation in FROM_OUTPUT else None
         ctx.save_for_backward(kept, x, residual, weight, bias, mean, rstd, frozen_scale, frozen_shift)

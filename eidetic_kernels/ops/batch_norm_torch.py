@@ -45,12 +45,14 @@ def backward(
     """Gradients of x, residual, weight and bias. ``y`` is read for the activations of FROM_OUTPUT alone."""
     frozen, activation = len(norm.frozen_scale), norm.activation
     if wanted.full_input_grad and activation in FROM_OUTPUT:
+        assert y is not None
         dy, activation = activation_gradient(dy, y, activation), "none"
 
     dz = dx = dweight = dbias = None
     if x.shape[1] > frozen:
         dz, x_live = dy[:, frozen:] if frozen else dy, arranged_as(x[:, frozen:] if frozen else x, x)
         if activation in FROM_OUTPUT:
+            assert y is not None
             dz = activation_gradient(dz, y[:, frozen:] if frozen else y, activation)
         elif activation != "none":
             z = _live_again(x_live, norm)
@@ -72,7 +74,7 @@ def backward(
     dx = _whole(dx_frozen, dx, x, frozen) if wanted.x else None
     if not wanted.residual:
         return dx, None, dweight, dbias
-    if dz is dy:  # an op must not return its input
+    if dz is not None and dz is dy:  # an op must not return its input
         dz = dz.clone()
     return dx, _whole(dz_frozen, dz, x, frozen), dweight, dbias
 

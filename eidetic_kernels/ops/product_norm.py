@@ -78,9 +78,18 @@ class Arguments(NamedTuple):
 
     @property
     def norm(self) -> Norm:
-        statistics, affine = (self.running_mean, self.running_var), (self.frozen_scale, self.frozen_shift)
-        options = self.training, self.momentum, self.eps, self.activation
-        return Norm(self.norm_weight, self.norm_bias, *statistics, *affine, *options)
+        return Norm(
+            self.norm_weight,
+            self.norm_bias,
+            self.running_mean,
+            self.running_var,
+            self.frozen_scale,
+            self.frozen_shift,
+            self.training,
+            self.momentum,
+            self.eps,
+            self.activation,
+        )
 
 
 class BackwardArguments(NamedTuple):
@@ -117,8 +126,16 @@ class BackwardArguments(NamedTuple):
 
     @property
     def norm(self) -> AppliedNorm:
-        statistics, affine = (self.mean, self.rstd), (self.frozen_scale, self.frozen_shift)
-        return AppliedNorm(self.norm_weight, self.norm_bias, *statistics, *affine, self.training, self.activation)
+        return AppliedNorm(
+            self.norm_weight,
+            self.norm_bias,
+            self.mean,
+            self.rstd,
+            self.frozen_scale,
+            self.frozen_shift,
+            self.training,
+            self.activation,
+        )
 
     @property
     def needed(self) -> Needed:
@@ -196,6 +213,7 @@ def backward(given: BackwardArguments, product: Product) -> tuple[Tensor | None,
         z = product.arranged(joined([*parts, pre] if has_live_rows(staircase) else parts), x, weight)
         wanted = NormGradients(True, True, given.need_residual)
         dz, dresidual, *of_norm = batch_norm.backward(dy, y, z, residual, norm, wanted)
+        assert dz is not None  # as wanted
         dfrozen, dpre = dz[:, :frozen], dz[:, frozen:]
     else:
         its_y, its_residual = (None if t is None else t[:, frozen:] for t in (y, residual))
@@ -210,6 +228,7 @@ def backward(given: BackwardArguments, product: Product) -> tuple[Tensor | None,
             whole[:, :frozen], whole[:, frozen:] = 0, dresidual
             dresidual = whole
 
+    assert dpre is not None  # as wanted
     of_product = gradients(dfrozen, dpre, x, weight, given.frozen_weight, staircase, product, given.needed)
     return *of_product, *of_norm, dresidual
 
@@ -226,8 +245,23 @@ class ProductNormFunction(torch.autograd.Function):
 
         given = Arguments(*flat[:GIVEN])
         kept = y if given.activation in FROM_OUTPUT else None
-        of_norm = given.norm_weight, given.norm_bias, mean, rstd, given.frozen_scale, given.frozen_shift
-        ctx.save_for_backward(kept, given.x, *given.weights, given.staircase, pre, *of_norm, given.residual)
+        ctx.save_for_backward(
+            kept,
+            given.x,
+            given.weight,
+            given.bias,
+            given.frozen_weight,
+            given.frozen_bias,
+            given.staircase,
+            pre,
+            given.norm_weight,
+            given.norm_bias,
+            mean,
+            rstd,
+            given.frozen_scale,
+            given.frozen_shift,
+            given.residual,
+        )
         ctx.options = given.training, given.activation, given.full_input_grad, given.num_frozen_elsewhere
         ctx.geometry, ctx.backward_op = flat[GIVEN:], cls.backward_op
         ctx.mark_non_differentiable(pre, mean, rstd)

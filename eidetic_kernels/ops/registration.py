@@ -81,9 +81,9 @@ def encoded(staircase: Staircase) -> Tensor:
     if not hasattr(staircase, "numbers"):
         with torch.inference_mode(False):  # it is kept, and a later training step saves it for its backward pass
             numbers = torch.tensor(staircase.encode(), dtype=torch.int64)
-        numbers.staircase = staircase
+        numbers.staircase = staircase  # pyright: ignore[reportAttributeAccessIssue] so that decoding costs nothing
         object.__setattr__(staircase, "numbers", numbers)
-    return staircase.numbers
+    return staircase.numbers  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def decoded(numbers: Tensor) -> Staircase:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,8 @@ def check(backend: str) -> Iterator[Outcome]:
 @contextmanager
 def full_precision() -> Iterator[None]:
     """float32 is computed in float32: a GPU's convolutions are otherwise in TF32, unless torch is told not to."""
-    products = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn
+    cudnn: Any = torch.backends.cudnn  # conv and rnn are set on it at run time
+    products = torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn
     before = [each.fp32_precision for each in products]
     try:
         for each in products:
@@ -125,7 +127,7 @@ def _linear_norm(op, random):
     x = random(SAMPLES, stairs.columns, big=True, leaf=True)
     weights = _weights(stairs, random, bias=False)
     # An activation without kinks, where half precision could end up on the other side.
-    norm = _norm(stairs.frozen_rows, stairs.live.rows, random, "gelu")
+    norm = _norm(stairs.frozen_rows, stairs.rows - stairs.frozen_rows, random, "gelu")
     return {"x": x, "weight": weights.weight, **_learning(norm)}, op(x, weights, stairs, norm)
 
 
@@ -133,7 +135,7 @@ def _conv2d_norm(op, random):
     stairs = _stairs()
     x = random(2, stairs.columns, 5, 6, big=True, leaf=True)
     weights = _weights(stairs, random, 3, 3, bias=False)
-    norm = _norm(stairs.frozen_rows, stairs.live.rows, random, "silu")
+    norm = _norm(stairs.frozen_rows, stairs.rows - stairs.frozen_rows, random, "silu")
     residual = random(2, stairs.rows, 5, 6, big=True, leaf=True)
     y = op(x, weights, stairs, norm, GEOMETRY, residual)
     return {"x": x, "weight": weights.weight, "residual": residual, **_learning(norm)}, y
@@ -141,7 +143,8 @@ def _conv2d_norm(op, random):
 
 def _weights(stairs: Staircase, random, *kernel: int, bias: bool = True) -> ops.Weights:
     """Without ``bias`` before a norm: batch statistics take it away again, and its gradient is nothing but rounding."""
-    live, taps = stairs.live, torch.Size(kernel).numel()
+    *_, live = stairs.stairs
+    taps = torch.Size(kernel).numel()
     frozen = sum(stair.rows * stair.columns for stair in stairs.frozen) * taps
     return ops.Weights(
         weight=random(live.rows, live.columns, *kernel, big=True, leaf=True),
@@ -166,7 +169,7 @@ def _norm(frozen: int, live: int, random, activation: str) -> ops.Norm:
     )
 
 
-def _learning(norm: ops.Norm) -> dict[str, Tensor]:
+def _learning(norm: ops.Norm) -> dict[str, Tensor | None]:
     """What of a norm learns or moves, by the names that a failure is reported with."""
     return {
         "norm weight": norm.weight,

@@ -68,20 +68,27 @@ class Product(Protocol):
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None) -> Tensor:
         """The product, in ``out`` where that is given."""
+        ...
 
     def out_buffer(self, x: Tensor, rows: int) -> Tensor | None:
         """Memory [N, rows, *] that products can be written to side by side without another bit; None: there is none."""
+        ...
 
-    def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor: ...
+    def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        """Gradient of ``weight``, for x [N, K, *] that has the columns it reads."""
+        ...
 
     def input_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Gradient [N, K, *] of the columns that ``weight`` reads; of ``x`` only the other sizes matter."""
+        ...
 
     def arranged(self, y: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """Rows ``y`` lying in memory as the layer's output does, given its whole input and its live weight."""
+        ...
 
     def empty(self, x: Tensor, weight: Tensor, rows: int) -> Tensor:
         """Memory for ``rows`` rows that lie so."""
+        ...
 
 
 class Needed(NamedTuple):

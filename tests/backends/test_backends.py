@@ -135,7 +135,7 @@ def test_using_gives_back_what_was_there():
 
 
 def test_the_environment_is_read_at_first_use_and_only_then(monkeypatch):
-    monkeypatch.setattr(dispatch._choice, "name", False)
+    monkeypatch.setattr(dispatch._choice, "read", False)
     monkeypatch.setenv("EIDETIC_BACKEND", "fastest")
     for _ in range(2):
         with pytest.raises(BackendError, match="'fastest' is unknown"):

@@ -13,6 +13,9 @@ numbers and its residual; how values are divided among blocks cannot matter, and
 by the compiler (``launch.OPTIONS``). What a select does not take, live numbers that are NaN included, leaves no trace.
 """
 
+# Triton's types take a kernel for the function that was decorated: without a launch's options, its constants constexpr.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 import torch

@@ -12,10 +12,13 @@ Not chosen by itself: frozen segments run on the library's convolution until thi
 backend is forced (EIDETIC_BACKEND=triton).
 """
 
+# Triton's types take a kernel for the function that was decorated: without a launch's options, its constants constexpr.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -205,7 +208,7 @@ def staircase_conv2d_frozen_forward(
     residual = None if epilogue.residual is None else epilogue.residual.contiguous(memory_format=layout)
 
     precision = "ieee"
-    if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":
+    if x.dtype == torch.float32 and torch.backends.cudnn.conv.fp32_precision == "tf32":  # pyright: ignore[reportAttributeAccessIssue]
         precision = "tf32"
     tile, frozen, kernel = choose_tile(x.dtype), staircase.frozen, weights.kernel
     tiles, spans, aligned = table(staircase, tile.units, x.device, live=False)
@@ -253,7 +256,7 @@ def staircase_conv2d_frozen_forward(
 class Packed(NamedTuple):
     """Frozen weights with the taps outside, and what they were made of."""
 
-    state: tuple  # of the tensor that they were made from
+    state: tuple[Any, ...] | None  # of the tensor that they were made from
     blocks: tuple[tuple[int, int], ...]  # rows and columns of the segments that are packed so far, in order
     weights: Tensor
 

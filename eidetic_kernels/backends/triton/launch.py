@@ -10,7 +10,7 @@ import triton
 from torch import Tensor
 
 # TRITON_INTERPRET is read when a kernel is decorated, so it is read once here too.
-INTERPRETED: bool = triton.knobs.runtime.interpret
+INTERPRETED: bool = triton.knobs.runtime.interpret  # pyright: ignore[reportAttributeAccessIssue]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -16,6 +16,9 @@ what order; rows beyond the segment and samples beyond the batch are other eleme
 fusion, see ``OPTIONS``).
 """
 
+# Triton's types take a kernel for the function that was decorated: without a launch's options, its constants constexpr.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -309,8 +312,8 @@ def staircase_linear_norm_forward(
         _launch(tile, x, weights, staircase, y, following)
         return y, pre, mean, rstd
 
-    mean_and_m2 = x.new_empty(2, triton.cdiv(samples, tile.samples), live, dtype=torch.float32)
-    blocks = Blocks(*mean_and_m2, tile.samples, samples)
+    block_mean, block_m2 = x.new_empty(2, triton.cdiv(samples, tile.samples), live, dtype=torch.float32)
+    blocks = Blocks(block_mean, block_m2, tile.samples, samples)
     _launch(tile, x, weights, staircase, y, following._replace(blocks=(blocks.mean, blocks.m2)))
     if live:
         with on_device(x):

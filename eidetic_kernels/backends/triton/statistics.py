@@ -5,6 +5,9 @@ and blocks are merged by Chan's formula. A plain sum of squares is 13 % off in t
 deviations. Nothing is added in an order that depends on timing, so equal inputs give equal bits.
 """
 
+# Triton's types take a kernel for the function that was decorated: without a launch's options, its constants constexpr.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -161,11 +164,11 @@ def batch_statistics(layout: Layout, x: Tensor, norm: Norm, mean: Tensor, rstd: 
     frozen, live = len(norm.frozen_scale), len(mean)
     block, rows, blocks, grid = Reduction.of(layout, live)
     # Two allocations: the rows of one may begin off 16 bytes, and a kernel is compiled once for each alignment.
-    parts = [x.new_empty(blocks, live, dtype=mean.dtype) if blocks > 1 else None for _ in range(2)]
+    parts = [x.new_empty(blocks, live, dtype=mean.dtype) for _ in range(2 if blocks > 1 else 0)]
     stride = layout.stride(x)
     statistics_kernel[grid](
         x,
-        *parts,
+        *(parts or (None, None)),
         mean,
         rstd,
         norm.running_mean,

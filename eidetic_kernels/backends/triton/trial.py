@@ -1,5 +1,8 @@
 """Whether Triton runs here at all: it needs a C compiler, the driver's library and an assembler when first used."""
 
+# Triton's types take a kernel for the function that was decorated: without a launch's options, its constants constexpr.
+# pyright: reportCallIssue=false, reportArgumentType=false, reportAssignmentType=false
+
 from __future__ import annotations
 
 from textwrap import shorten
