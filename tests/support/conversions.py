@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 
 import torch
 from life import bits, live_tensors
@@ -85,7 +86,9 @@ def take_through(module, x, *, head=None, classes=None, double=True, extract=Tru
         train(net, optimizer, x, y)
         net.finish_task()
         answers.append(recall(net, x, task))
-    net.prepare_for_task(2, classes, optimizer=optimizer)
+    with warnings.catch_warnings():  # a group keeps a grain when it is pruned, so tiny modules may be full by now
+        warnings.filterwarnings("ignore", "no layer has a free unit")
+        net.prepare_for_task(2, classes, optimizer=optimizer)
     train(net, optimizer, x, y)
     with torch.no_grad():
         for tensor in live_tensors(net).values():
