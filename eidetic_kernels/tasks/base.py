@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 from ..errors import InputError, TaskError
 from ..layers import EideticLinear, Scope, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Segments
+from ..modes import evaluating
 from ..wiring import tracing
+from ..wiring.declared import SAMPLES, check_declared
 from ..wiring.groups import Group, Wiring
 from .foreign import freeze_foreign
 from .joining import check_joining, join_layers
@@ -69,6 +71,7 @@ class BaseNetwork(nn.Module):
         self._one_thread = OneThread()
         self._wiring: Wiring | None = None
         self._foreign: tuple[nn.Module, ...] = ()
+        self._declared_unchecked = False
 
     def __setattr__(self, name: str, value: Any) -> None:
         own = isinstance(value, (Router, nn.ModuleList, Probes)) and name in OWN_MODULES
@@ -207,6 +210,8 @@ class BaseNetwork(nn.Module):
                 "the input requires grad, but cached frozen features have none. Turn the cache off or detach the input."
             )
 
+        if self._declared_unchecked and task is None:
+            self._check_declared(x)
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
             features = cast(Tensor, super().__call__(x) if compiled else self._call_impl(x))  # pyright: ignore[reportUnknownMemberType]
@@ -221,6 +226,17 @@ class BaseNetwork(nn.Module):
         if self.current_task is not None and task in (None, LIVE):
             self.probes.note(self.current_task, x, self.training)
         return features
+
+    def _check_declared(self, x: Tensor) -> None:
+        """Hold the wiring that ``connections()`` declares against what forward does with a few samples, once."""
+        self._declared_unchecked = False
+        try:
+            with evaluating(self), torch.enable_grad():
+                layers = dict(self.segmented_layers())
+                check_declared(layers, self.wiring, lambda: self.compute_features(x[:SAMPLES].detach(), compiled=False))
+        except BaseException:
+            self._declared_unchecked = True
+            raise
 
     @contextmanager
     def changing(self, optimizer: Optimizer | None = None, *written: Tensor) -> Generator[None, None, None]:
@@ -268,6 +284,7 @@ class BaseNetwork(nn.Module):
 
     def _find_wiring(self) -> Wiring:
         connections = self.connections()
+        self._declared_unchecked = connections is not None
         wiring = tracing.trace(self) if connections is None else tracing.declare(self, connections)
         check_joining(wiring, self.segmented_layers())
         return wiring
