@@ -109,8 +109,8 @@ def _check(path: str, sources: Sequence[Source], given: _Given, made: _Made, nam
             read = " and ".join(names.get(s.group, "the input") for s in sources if isinstance(s.group, Segments))
             raise ConversionError(
                 f"connections(): {path!r} is said to read {read or 'the input'}, but the output of {made.path!r} "
-                "reaches it, too. Declare every layer that it reads, and values that are added together as a tuple of paths, "
-                "which makes their units one group (so does a recurrence, whose layers' outputs are added)."
+                "reaches it, too. Declare every layer that it reads, and values that are added together as a tuple of "
+                "paths, which makes their units one group (so does a recurrence, whose layers' outputs are added)."
             )
         return
     generator = torch.Generator().manual_seed(0)
