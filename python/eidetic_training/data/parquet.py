@@ -1,16 +1,22 @@
 """Image sets in Parquet files, in the layout of the Hugging Face hub.
 
 A row is an image and an integer label. The image is a struct of encoded ``bytes`` and a ``path``, or plain binary.
+
+Files may come from anywhere and be damaged anywhere: whatever pyarrow raises while it reads one becomes an InputError
+that names the file. What a file says about its own size is checked before memory is taken for it.
 """
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
+import os
 import re
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +26,14 @@ from eidetic_kernels.checking import one_of, whole_number
 from eidetic_kernels.errors import InputError
 
 from ._extras import need
+from .encoded import decode, is_grey
 
 _SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
 _SHARD = re.compile(r"-(\d+)-of-(\d+)")
-_ROWS_AT_ONCE = 2048
+_ROWS_AT_ONCE = 256
 # Small images decode faster in one thread: 10,000 PNGs of 28x28 take 0.33 s, in two threads 0.58.
 _BYTES_WORTH_A_THREAD = 4096
+_MOST_METADATA = 2**24  # bytes; the hub's names of 1,000 classes take 30,000
 
 
 def find_files(folder: str | Path, split: str, prefer: Sequence[str] = ()) -> list[Path]:
@@ -44,7 +52,7 @@ def find_files(folder: str | Path, split: str, prefer: Sequence[str] = ()) -> li
         if (root / name).is_dir():
             root = root / name
 
-    every = sorted(root.rglob("*.parquet"))
+    every = sorted(f for f in root.rglob("*.parquet") if f.is_file())
     for alias in _SPLIT_NAMES[split]:
         files = [f for f in every if re.fullmatch(rf"{alias}(-.*)?", f.stem) or f.parent.name == alias]
         if files:
@@ -66,11 +74,22 @@ def _check_shards(files: list[Path]) -> None:
     if not shards:
         return
     there, totals = {int(m[1]) for m in shards}, {int(m[2]) for m in shards}
-    if len(totals) > 1 or len(shards) != len(files) or there != set(range(max(totals))):
+    if totals != {len(files)} or there != set(range(len(files))):
         raise InputError(
             f"expected the {max(totals)} shards of one set; got {', '.join(f.name for f in files)}. "
             "Download the missing ones, or keep each set in a folder of its own."
         )
+
+
+class _Table(NamedTuple):
+    """An open Parquet file and its columns."""
+
+    path: Path
+    file: Any  # pyarrow.parquet.ParquetFile
+    rows: int
+    image: str
+    label: str
+    image_is_struct: bool
 
 
 def read_images(
@@ -79,191 +98,277 @@ def read_images(
     label_column: str | None = None,
     channels: int | None = None,
     resolution: int | None = None,
+    classes: int | None = None,
 ) -> tuple[Tensor, Tensor, int | None]:
     """Decode Parquet files into (images uint8 [N, C, H, W], labels int64 [N], number of classes or None).
 
-    The number of classes is what the files' own metadata say, if anything.
+    The number of classes is ``classes``, or what the files' own metadata say, if anything. How images of more than 8
+    bits, transparent or turned ones are decoded: :mod:`eidetic_training.data.encoded`.
 
     Args:
         image_column, label_column: left out, they are found by their type.
         channels: 1 (grey) or 3 (RGB); left out, it is 3 unless every image is grey.
         resolution: resize each image so that its shorter side has this many pixels, and cut out the central square.
+        classes: labels are in 0..classes-1.
 
-    Raises InputError for missing columns, and for images that cannot be decoded, that have no label, or that differ in
-    size while no resolution is given.
+    Raises InputError, which names the file and where possible the row: for damaged files, missing columns or columns
+    with one name, labels out of range, images that cannot be decoded, that have no label, or that differ in size while
+    no resolution is given, and for more pixels than the machine's memory holds.
     """
     need("PIL.Image", "decoding images")
-    parquet = need("pyarrow.parquet", "reading Parquet files")
+    need("pyarrow.parquet", "reading Parquet files")
     if resolution is not None:
         whole_number("resolution", resolution, least=1, unit="pixels")
-    tables = [_open(parquet, path, image_column, label_column) for path in files]
-    rows = sum(table.metadata.num_rows for table, _, _ in tables)
+    tables = [_open(path, image_column, label_column) for path in files]
+    rows = sum(table.rows for table in tables)
     if rows == 0:
-        raise InputError(f"{', '.join(f.name for f in files)}: no rows, expected at least one image.")
+        raise InputError(f"{', '.join(map(str, files))}: no rows, expected at least one image.")
+    if classes is None:
+        classes = _declared_classes(tables[0])
     if channels is None:
-        channels = 1 if _all_grey(tables, files) else 3
+        channels = 1 if _all_grey(tables) else 3
 
-    images, labels, at = None, np.empty(rows, dtype=np.int64), 0
+    images, labels, at = None, [], 0
     with ThreadPoolExecutor() as pool:
-        for path, (table, image, label) in zip(files, tables, strict=True):
-            for first_row, encoded, some in _rows(path, table, image, label):
-                decoded = _decodable(path, first_row, _decode_all(encoded, channels, resolution, pool))
-                if images is None:
-                    images = np.empty((rows, *decoded[0].shape), dtype=np.uint8)
-                for offset, pixels in enumerate(decoded):
+        for table in tables:
+            for first_row, encoded, some in _rows(table):
+                _check_labels(table, first_row, some, classes)
+                decoded = _decode_all(table, first_row, encoded, channels, resolution, pool)
+                for row, pixels in enumerate(decoded, first_row):
+                    if images is None:
+                        images = _room(table, rows, pixels.shape)
                     if pixels.shape != images.shape[1:]:
                         raise InputError(
-                            f"{path.name}: images differ in size ({_size(images[0])} and {_size(pixels)} pixels), "
-                            "expected one size. Pass resolution=... to resize them and cut out the centre."
+                            f"{table.path}, row {row}: images differ in size ({_size(images[0])} and {_size(pixels)} "
+                            "pixels), expected one size. Pass resolution=... to resize them and cut out the centre."
                         )
-                    images[at + offset] = pixels
-                labels[at : at + len(decoded)] = some
-                at += len(decoded)
-    return torch.from_numpy(images), torch.from_numpy(labels), _declared_classes(tables[0])
+                    images[at] = pixels
+                    at += 1
+                labels.append(some)
+    assert images is not None  # there are rows, and _rows yields them all
+    return torch.from_numpy(images), torch.from_numpy(np.concatenate(labels)), classes
 
 
-def _open(parquet, path: Path, image_column: str | None, label_column: str | None):
-    arrow = need("pyarrow", "reading Parquet files")
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn whatever pyarrow raises into an InputError that names the file.
+
+    A damaged file makes it raise errors of many kinds, which differ by version: its own, OSError, UnicodeDecodeError,
+    OverflowError, MemoryError.
+    """
     try:
-        table = parquet.ParquetFile(path)
-    except (OSError, arrow.ArrowException) as error:
-        raise InputError(f"{path} is not a readable Parquet file: {error}. Download or write it again.") from error
-    schema, types = table.schema_arrow, arrow.types
-    images = [
-        f.name for f in schema if types.is_binary(f.type) or types.is_large_binary(f.type) or _is_image_struct(f.type)
-    ]
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+        raise InputError(f"{path} is not a readable Parquet file: {reason}. Download or write it again.") from error
+
+
+def _open(path: Path, image_column: str | None, label_column: str | None) -> _Table:
+    arrow = need("pyarrow", "reading Parquet files")
+    parquet = need("pyarrow.parquet", "reading Parquet files")
+    with _reading(path):
+        # Pages with a checksum are compared with it: damage that decodes to other pixels or labels is found, too.
+        file = parquet.ParquetFile(path, page_checksum_verification=True)
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+        names = list(schema.names)
+        _check_sizes(path, file.metadata)
+
+    types = arrow.types
+    images = [f.name for f in schema if _is_binary(f.type) or _is_image_struct(f.type)]
     labels = [f.name for f in schema if types.is_integer(f.type)]
-    image = _choose(path, schema, "image (struct with 'bytes', or binary)", images, image_column, ("image", "img"))
-    label = _choose(path, schema, "label (integer)", labels, label_column, ("label", "labels", "fine_label"))
-    return table, image, label
+    image = _choose(
+        path, names, "image (struct with binary 'bytes', or binary)", images, image_column, ("image", "img")
+    )
+    label = _choose(path, names, "label (integer)", labels, label_column, ("label", "labels", "fine_label"))
+    return _Table(path, file, rows, image, label, _is_image_struct(schema.field(image).type))
 
 
-def _is_image_struct(kind) -> bool:
-    types = need("pyarrow", "reading Parquet files").types
-    return types.is_struct(kind) and any(kind.field(i).name == "bytes" for i in range(kind.num_fields))
-
-
-def _choose(path: Path, schema, what: str, found: list[str], wanted: str | None, usual: Sequence[str]) -> str:
-    if wanted is not None:
-        if wanted in found:
-            return wanted
+def _check_sizes(path: Path, metadata: Any) -> None:
+    """Raise InputError for row counts that contradict each other, and for row groups larger than the memory."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    counted = sum(group.num_rows for group in groups)
+    if metadata.num_rows != counted or any(group.num_rows < 0 for group in groups):
         raise InputError(
-            f"{path.name} has no {what} column {wanted!r}; its columns are {', '.join(schema.names)}. "
+            f"{path} declares {metadata.num_rows:,} rows, but its row groups hold {counted:,}. "
+            "Download or write it again."
+        )
+
+    memory = _memory()
+    for i, group in enumerate(groups):
+        if memory is not None and group.total_byte_size > memory:
+            raise InputError(
+                f"{path}, row group {i} takes {group.total_byte_size:,} bytes when it is read, expected at most this "
+                f"machine's memory of {memory:,}. Write it again in smaller row groups."
+            )
+
+
+def _is_binary(kind: Any) -> bool:
+    types = need("pyarrow", "reading Parquet files").types
+    return types.is_binary(kind) or types.is_large_binary(kind)
+
+
+def _is_image_struct(kind: Any) -> bool:
+    types = need("pyarrow", "reading Parquet files").types
+    if not types.is_struct(kind):
+        return False
+    fields = [kind.field(i) for i in range(kind.num_fields)]
+    return [_is_binary(f.type) for f in fields if f.name == "bytes"] == [True]
+
+
+def _choose(path: Path, names: list[str], what: str, found: list[str], wanted: str | None, usual: Sequence[str]) -> str:
+    if wanted is not None and wanted not in found:
+        raise InputError(
+            f"{path} has no {what} column {wanted!r}; its columns are {_some(names)}. "
             'Load it with the name "parquet" and image_column=, label_column=.'
         )
-    candidates = [name for name in usual if name in found][:1] or found
+    candidates = [wanted] if wanted is not None else [name for name in usual if name in found][:1] or found
     if len(candidates) != 1:
         raise InputError(
-            f"{path.name}: expected one {what} column, found {', '.join(found) or 'none'} among "
-            f"{', '.join(schema.names)}. Name it with image_column= or label_column=."
+            f"{path}: expected one {what} column, found {_some(found) or 'none'} among "
+            f"{_some(names)}. Name it with image_column= or label_column=."
+        )
+    if names.count(candidates[0]) > 1:
+        raise InputError(
+            f"{path} has {names.count(candidates[0])} columns with the name {candidates[0]!r}, expected one. "
+            "Write it again with different names."
         )
     return candidates[0]
 
 
-def _rows(path: Path, table, image: str, label: str) -> Iterator[tuple[int, list[bytes], np.ndarray]]:
-    """(first row, encoded images, labels), a few thousand rows at a time, so that memory never holds a whole file."""
-    at = 0
-    for batch in table.iter_batches(_ROWS_AT_ONCE, columns=[image, label]):
-        column, numbers = batch.column(image), batch.column(label)
-        encoded = (column.field("bytes") if _is_image_struct(column.type) else column).to_pylist()
+def _some(names: list[str]) -> str:
+    """The first names, for a message."""
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def _rows(table: _Table) -> Iterator[tuple[int, list[bytes], np.ndarray]]:
+    """(first row, encoded images, labels int64), some rows at a time, so that memory never holds a whole file."""
+    path, at = table.path, 0
+    columns = [f"{table.image}.bytes" if table.image_is_struct else table.image, table.label]
+    batches: Iterator[Any] = iter(())
+    with _reading(path):
+        batches = table.file.iter_batches(_ROWS_AT_ONCE, columns=columns)
+
+    while True:
+        with _reading(path):
+            batch = next(batches, None)
+            if batch is None:
+                break
+            column, numbers = batch.column(table.image), batch.column(table.label)
+            # flatten: a missing struct has no bytes, whatever lies under it
+            encoded = (column.flatten()[0] if table.image_is_struct else column).to_pylist()
+            missing = numbers.is_null().to_pylist() if numbers.null_count else []
+            labels = None if missing else numbers.to_numpy(zero_copy_only=False)
+
         if None in encoded:
             raise InputError(
-                f"{path.name}, row {at + encoded.index(None)}: the image has no bytes. "
+                f"{path}, row {at + encoded.index(None)}: the image has no bytes. "
                 "Only files that embed their images can be read, not files that name them by path."
             )
-        if numbers.null_count:
+        if labels is None:
             raise InputError(
-                f"{path.name}, rows {at}..{at + len(encoded) - 1}: {numbers.null_count} labels are missing."
+                f"{path}, row {at + missing.index(True)}: the label is missing. {sum(missing)} labels are missing in "
+                f"rows {at}..{at + len(encoded) - 1}. Give every image a label, or leave the rows out."
             )
-        yield at, encoded, numbers.to_numpy(zero_copy_only=False).astype(np.int64)
+        if labels.dtype == np.uint64 and len(labels) and labels.max() > np.iinfo(np.int64).max:
+            row = at + int(labels.argmax())
+            raise InputError(f"{path}, row {row}: the label is {labels.max()}, expected less than 2^63. Renumber them.")
+        yield at, encoded, labels.astype(np.int64)
         at += len(encoded)
 
+    if at != table.rows:
+        raise InputError(f"{path} declares {table.rows:,} rows and holds {at:,}. Download or write it again.")
 
-def _all_grey(tables, files: Sequence[Path]) -> bool:
-    """Whether no image has colours. Only headers are read."""
-    image_module = need("PIL.Image", "decoding images")
-    for path, (table, image, label) in zip(files, tables, strict=True):
-        for _, encoded, _ in _rows(path, table, image, label):
-            for data in encoded:
-                try:
-                    with image_module.open(io.BytesIO(data)) as picture:
-                        if picture.mode not in ("L", "1", "I", "I;16", "LA"):
-                            return False
-                except OSError:
-                    continue  # decoding reports it, with its row
-    return True
+
+def _check_labels(table: _Table, first_row: int, labels: np.ndarray, classes: int | None) -> None:
+    wrong = (labels < 0) if classes is None else (labels < 0) | (labels >= classes)
+    if wrong.any():
+        row = int(wrong.argmax())
+        expected = "0 or more" if classes is None else f"0..{classes - 1}"
+        raise InputError(
+            f"{table.path}, row {first_row + row}: the label is {labels[row]}, expected {expected}. "
+            "Renumber the labels from 0, or leave the row out."
+        )
+
+
+def _all_grey(tables: Sequence[_Table]) -> bool:
+    """Whether no image has colours. Only headers are read; an image that has none is found when it is decoded."""
+    return all(is_grey(data) is not False for table in tables for _, encoded, _ in _rows(table) for data in encoded)
 
 
 def _decode_all(
-    encoded: list[bytes], channels: int, resolution: int | None, pool: ThreadPoolExecutor
-) -> list[np.ndarray | Exception]:
-    mode = {1: "L", 3: "RGB"}[channels]
-    work = (encoded, [mode] * len(encoded), [resolution] * len(encoded))
-    small = sum(map(len, encoded)) < _BYTES_WORTH_A_THREAD * len(encoded)
-    return list(map(_decode, *work) if small else pool.map(_decode, *work))
+    table: _Table,
+    first_row: int,
+    encoded: list[bytes],
+    channels: int,
+    resolution: int | None,
+    pool: ThreadPoolExecutor,
+) -> Iterator[np.ndarray]:
+    """uint8 [C, H, W] of each image in turn; a few are decoded ahead of the one that is taken."""
+    arguments = ((table.path, row, data, channels, resolution) for row, data in enumerate(encoded, first_row))
+    if sum(map(len, encoded)) < _BYTES_WORTH_A_THREAD * len(encoded):
+        yield from map(_decode_row, arguments)
+        return
+    # Executor.map would decode all of them before the first is taken, and hold them all.
+    waiting: deque[Future[np.ndarray]] = deque()
+    for given in arguments:
+        waiting.append(pool.submit(_decode_row, given))
+        if len(waiting) > 2 * (os.cpu_count() or 1):
+            yield waiting.popleft().result()
+    for future in waiting:
+        yield future.result()
 
 
-def _decodable(path: Path, first_row: int, decoded: list[np.ndarray | Exception]) -> list[np.ndarray]:
-    """``decoded`` as it is. Raises InputError, which names the row, where an image could not be decoded."""
-    images = []
-    for row, pixels in enumerate(decoded, first_row):
-        if isinstance(pixels, Exception):
-            raise InputError(
-                f"{path.name}, row {row}: the image cannot be decoded ({pixels}). "
-                "Download or write the file again, or leave the row out."
-            ) from pixels
-        images.append(pixels)
-    return images
-
-
-def _decode(data: bytes, mode: str, resolution: int | None) -> np.ndarray | Exception:
-    """uint8 [C, H, W], or the error of an image that cannot be decoded: the caller names its row."""
-    image_module = need("PIL.Image", "decoding images")
+def _decode_row(given: tuple[Path, int, bytes, int, int | None]) -> np.ndarray:
+    path, row, data, channels, resolution = given
     try:
-        with image_module.open(io.BytesIO(data)) as picture:
-            if picture.mode != mode:
-                picture = picture.convert(mode)
-            if resolution is not None and picture.size != (resolution, resolution):
-                picture = _fit(picture, resolution)
-            pixels = np.asarray(picture, dtype=np.uint8)
-    except (OSError, SyntaxError, ValueError) as error:
-        return error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        return decode(data, channels, resolution)
+    except InputError as error:
+        raise InputError(
+            f"{path}, row {row}: the image cannot be decoded: {error} "
+            "Download or write the file again, or leave the row out."
+        ) from error
 
 
-def decode_file(path: str | Path, grey: bool, resolution: int) -> np.ndarray:
-    """An image file as uint8 [1 or 3, resolution, resolution], resized and cut as a data set's images are.
-
-    Raises InputError when it cannot be read.
-    """
+def _room(table: _Table, rows: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Memory for all images. Raises InputError where the machine has too little."""
+    wanted, memory = rows * int(np.prod(shape)), _memory()
     try:
-        pixels = _decode(Path(path).read_bytes(), "L" if grey else "RGB", resolution)
-    except OSError as error:
-        pixels = error
-    if isinstance(pixels, Exception):
-        raise InputError(f"{path} cannot be read as an image: {pixels}")
-    return pixels
+        if memory is not None and wanted > memory:
+            raise MemoryError
+        return np.empty((rows, *shape), dtype=np.uint8)
+    except (MemoryError, ValueError) as error:
+        has = "" if memory is None else f" of {memory:,}"
+        raise InputError(
+            f"{table.path}: {rows:,} images of {list(shape)} take {wanted:,} bytes, expected at most this machine's "
+            f"memory{has}. Ask for a lower resolution, or for fewer images."
+        ) from error
 
 
-def _fit(picture, resolution: int):
-    """Resize the shorter side to ``resolution`` (bilinear, antialiased), then cut out the central square."""
-    width, height = picture.size
-    scale = resolution / min(width, height)
-    size = (max(resolution, round(width * scale)), max(resolution, round(height * scale)))
-    if picture.size != size:
-        picture = picture.resize(size, resample=2)  # PIL.Image.Resampling.BILINEAR
-    left, top = (size[0] - resolution) // 2, (size[1] - resolution) // 2
-    return picture.crop((left, top, left + resolution, top + resolution))
+def _memory() -> int | None:
+    """This machine's bytes of memory, or its container's; None where the system does not say."""
+    sizes = []
+    with contextlib.suppress(AttributeError, ValueError, OSError):
+        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
+        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return min(sizes, default=None)
 
 
-def _declared_classes(opened) -> int | None:
+def _declared_classes(table: _Table) -> int | None:
     """The number of classes in the metadata that the hub's own library writes; None without such metadata."""
-    table, _, label = opened
+    metadata = (table.file.schema_arrow.metadata or {}).get(b"huggingface", b"{}")
+    if len(metadata) > _MOST_METADATA:
+        raise InputError(
+            f"{table.path} has {len(metadata):,} bytes of metadata, expected at most {_MOST_METADATA:,}. "
+            "Write it again without them."
+        )
     try:
-        features = json.loads(table.schema_arrow.metadata[b"huggingface"])["info"]["features"]
-        return len(features[label]["names"])
-    except (KeyError, TypeError, ValueError):
+        names = json.loads(metadata)["info"]["features"][table.label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
+    return len(names) if isinstance(names, list) and names else None
 
 
 def _size(pixels: np.ndarray) -> str:

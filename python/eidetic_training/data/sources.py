@@ -73,6 +73,7 @@ _KNOWN = {
 }
 NAMES = ("digits", *_KNOWN, "parquet")
 _DIGITS_TEST_PER_CLASS = 100
+_CLASSES_OF_FEW_IMAGES = 2**15  # sets of 20,000 classes exist, and samples of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,8 +118,21 @@ def load(
         image_column, label_column: their names, for "parquet", where they are not obvious.
 
     Raises InputError for an unknown name or split, a missing package, folder, file or column, and for images or labels
-    that cannot be used.
+    that cannot be used; so do labels of "parquet" that would give many more classes than there are images.
     """
+    images = _load(name, split, folder, resolution, image_column, label_column)
+    _check_classes(name, folder, images)
+    return images
+
+
+def _load(
+    name: str,
+    split: str,
+    folder: str | Path | None,
+    resolution: int | None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> ImageSet:
     one_of("name", name, NAMES)
     one_of("split", split, ("train", "test"))
     if name != "parquet" and (image_column or label_column):
@@ -140,15 +154,31 @@ def load(
     else:
         files = find_files(folder, split, prefer=(name, known.config))
     size = known.resolution if resolution is None else resolution
-    images, labels, _ = read_images(files, known.image, known.label, known.channels, size)
+    images, labels, _ = read_images(files, known.image, known.label, known.channels, size, known.classes)
     return ImageSet(images, labels, known.classes)
+
+
+def _check_classes(name: str, folder: str | Path | None, *splits: ImageSet) -> None:
+    """Raise InputError for many more classes than images: the labels are no class indices, and a head has a row each.
+
+    Few images of many classes are fine: a sample of a set, or one of its splits.
+    """
+    classes, rows = max(s.classes for s in splits), sum(map(len, splits))
+    if classes > max(rows, _CLASSES_OF_FEW_IMAGES):
+        distinct = len(torch.cat([s.labels for s in splits]).unique())
+        raise InputError(
+            f"{name} in {str(folder)!r}: labels up to {classes - 1:,} make {classes:,} classes, but there are {rows:,} "
+            f"images with {distinct:,} different labels; expected at most {max(rows, _CLASSES_OF_FEW_IMAGES):,} "
+            f"classes. Renumber the labels 0..{distinct - 1}, or name another label_column=."
+        )
 
 
 def load_source(
     name: str, folder: str | Path | None = None, resolution: int | None = None, **columns: str | None
 ) -> Source:
     """Both splits of the data set ``name``, with its usual augmentation; arguments and errors as :func:`load`."""
-    train, test = (load(name, split, folder, resolution, **columns) for split in ("train", "test"))
+    train, test = (_load(name, split, folder, resolution, **columns) for split in ("train", "test"))
+    _check_classes(name, folder, train, test)
     classes = max(train.classes, test.classes)
     train, test = (ImageSet(s.images, s.labels, classes) for s in (train, test))
     return Source(name, train, test, _KNOWN[name].augment if name in _KNOWN else None)

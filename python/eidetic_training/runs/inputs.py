@@ -13,7 +13,7 @@ from torch import Tensor
 from eidetic_kernels.errors import InputError
 
 from ..data import Normalisation, Task
-from ..data.parquet import decode_file
+from ..data.encoded import decode_file
 
 
 @dataclass(frozen=True)

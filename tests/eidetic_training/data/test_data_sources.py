@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from eidetic_kernels.errors import InputError
-from eidetic_training.data import load, load_source, permuted, sources
+from eidetic_training.data import load, load_source, parquet, permuted, sources
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -158,6 +158,155 @@ def test_large_images_decode_in_threads_to_the_same_pixels(tmp_path):
     assert images.labels.tolist() == list(range(6))
 
 
+def write_table(path, columns, names=None, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_arrays(list(columns.values()), names=names or list(columns)), path, **options)
+
+
+def refused(folder, match, **options):
+    with pytest.raises(InputError, match=match) as caught:
+        load("parquet", "train", folder, **options)
+    assert str(folder) in str(caught.value), "the file is named"
+
+
+def test_labels_that_are_no_class_indices_are_refused(tmp_path):
+    write(tmp_path / "train.parquet", pictures(3), [0, 10**8 - 1, 7])
+    refused(
+        tmp_path, r"100,000,000 classes, but there are 3 images with 3 different labels.*Renumber the labels 0\.\.2"
+    )
+    write(tmp_path / "train.parquet", pictures(3), [0, 2**63 - 1, 7])
+    refused(tmp_path, "3 different labels")
+    table = pa.table({"image": [encode(p) for p in pictures(2)], "label": pa.array([0, 2**64 - 1], pa.uint64())})
+    pq.write_table(table, tmp_path / "train.parquet")
+    refused(tmp_path, r"row 1: the label is 18446744073709551615, expected less than 2\^63")
+
+
+def test_a_split_may_have_fewer_images_than_classes(tmp_path):
+    write(tmp_path / "train.parquet", pictures(3, 2, 2), [0, 1, 20_000])
+    write(tmp_path / "test.parquet", pictures(1, 2, 2), [0])
+    assert load("parquet", "train", tmp_path).classes == load_source("parquet", tmp_path).test.classes == 20_001
+
+
+@pytest.mark.parametrize("columns", ["image image label", "image label label"])
+def test_columns_of_one_name_are_refused(tmp_path, columns):
+    made = {"image": pa.array([encode(pictures(1)[0])]), "label": pa.array([0])}
+    names = columns.split()
+    write_table(tmp_path / "train.parquet", dict(enumerate(made[name] for name in names)), names)
+    refused(tmp_path, "has 2 columns with the name")
+    refused(tmp_path, "has 2 columns with the name", image_column="image", label_column="label")
+
+
+def test_columns_of_other_types_are_refused(tmp_path):
+    image, label = pa.array([encode(pictures(1)[0])]), pa.array([0])
+    path = tmp_path / "train.parquet"
+    texts = pa.StructArray.from_arrays([pa.array(["text"])], ["bytes"])
+    twice = pa.StructArray.from_arrays([image, image], ["bytes", "other"])
+    for wrong in (pa.array(["a.png"]), texts, pa.array([3.5])):
+        write_table(path, {"image": wrong, "label": label})
+        refused(tmp_path, "expected one image .* column, found none among image, label")
+    for wrong in (pa.array(["cat"]), pa.array([0.5]), pa.array([True])):
+        write_table(path, {"image": image, "label": wrong})
+        refused(tmp_path, "expected one label .* column, found none among image, label")
+    write_table(path, {"image": twice, "label": label})
+    assert len(load("parquet", "train", tmp_path)) == 1
+    write_table(path, {"image": pa.array([None], pa.binary()), "label": label})
+    refused(tmp_path, "row 0: the image has no bytes")
+    missing = pa.array(
+        [None, {"bytes": b"x", "path": None}], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    )
+    write_table(path, {"image": missing, "label": pa.array([0, 1])})
+    refused(tmp_path, "row 0: the image has no bytes")
+
+
+def test_many_columns_are_not_all_listed(tmp_path):
+    write_table(tmp_path / "train.parquet", {f"column {i}": pa.array([0.5]) for i in range(500)})
+    refused(tmp_path, "column 9 and 490 more")
+
+
+@pytest.mark.parametrize(
+    "metadata", ["[" * 100_000, "{}", "[]", '{"info": {"features": {"label": {"names": "ab"}}}}', "9" * 10_000, "\0"]
+)
+def test_metadata_that_say_nothing_are_passed_over(tmp_path, metadata):
+    write(tmp_path / "train.parquet", pictures(4), [0, 1, 2, 0], metadata={"huggingface": metadata})
+    assert load("parquet", "train", tmp_path).classes == 3
+
+
+def test_metadata_of_many_bytes_are_refused(tmp_path, monkeypatch):
+    write(tmp_path / "train.parquet", pictures(2), [0, 1], metadata={"huggingface": '"' + "x" * 1000 + '"'})
+    monkeypatch.setattr(parquet, "_MOST_METADATA", 1000)
+    refused(tmp_path, "1,002 bytes of metadata, expected at most 1,000")
+
+
+def test_what_needs_more_memory_than_there_is_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "train.parquet", pictures(4), [0, 1, 2, 0])
+    monkeypatch.setattr(parquet, "_memory", lambda: 4 * 32 * 32 * 3)
+    refused(tmp_path, r"row group 0 takes [\d,]+ bytes when it is read, expected at most .* 12,288")
+    monkeypatch.setattr(parquet, "_check_sizes", lambda path, metadata: None)
+    assert len(load("parquet", "train", tmp_path)) == 4
+    monkeypatch.setattr(parquet, "_memory", lambda: 4 * 32 * 32 * 3 - 1)
+    refused(tmp_path, r"4 images of \[3, 32, 32\] take 12,288 bytes, expected at most this machine's memory of 12,287")
+
+
+def test_this_machine_says_how_much_memory_it_has():
+    assert 2**28 < parquet._memory() < 2**50
+
+
+@pytest.mark.parametrize("at", ["schema_arrow", "iter_batches"])
+@pytest.mark.parametrize("kind", [OSError, UnicodeError, OverflowError, KeyError, MemoryError, NotImplementedError])
+def test_errors_of_other_kinds_are_told_as_input_errors(tmp_path, monkeypatch, at, kind):
+    write(tmp_path / "train.parquet", pictures(4), [0, 1, 2, 0])
+
+    def raises(*given, **options):
+        raise kind("of Arrow's")
+
+    monkeypatch.setattr(pq.ParquetFile, at, property(raises) if at == "schema_arrow" else raises)
+    refused(tmp_path, "is not a readable Parquet file: .*of Arrow's")
+
+
+def test_a_file_with_fewer_rows_than_it_declares_is_refused(tmp_path, monkeypatch):
+    write(tmp_path / "train.parquet", pictures(4), [0, 1, 2, 0])
+    batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *a, **k: iter(list(batches(*a, **k))[:-1]))
+    refused(tmp_path, "declares 4 rows and holds 0")
+
+
+def test_pages_with_a_checksum_are_compared_with_it(tmp_path):
+    path = tmp_path / "train.parquet"
+    image, label = pa.array([encode(p) for p in pictures(4)]), pa.array([0, 1, 2, 0])
+    write_table(path, {"image": image, "label": label}, write_page_checksum=True, compression="none")
+    damaged = bytearray(path.read_bytes())
+    at = pq.read_metadata(path).row_group(0).column(1).data_page_offset - 8  # label 2 in the dictionary before it
+    assert damaged[at : at + 8] == (2).to_bytes(8, "little")
+    damaged[at] = 3
+    path.write_bytes(damaged)
+    refused(tmp_path, "is not a readable Parquet file")
+
+
+def test_images_of_another_size_name_their_row(tmp_path):
+    data = [encode(p) for p in pictures(5)] + [encode(pictures(1, 8, 8)[0])]
+    write(tmp_path / "train.parquet", None, [0] * 6, data=data)
+    refused(tmp_path, r"row 5: images differ in size \(32x32 and 8x8 pixels\)")
+
+
+def test_the_number_of_shards_in_a_name_takes_no_memory(tmp_path):
+    write(tmp_path / "train-00000-of-99999999999999.parquet", pictures(1), [0])
+    with pytest.raises(InputError, match="expected the 99999999999999 shards"):
+        load("parquet", "train", tmp_path)
+
+
+def test_tables_hold_images_of_every_kind(tmp_path):
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    faded = np.dstack([np.zeros((8, 8, 3), np.uint8), np.arange(64, dtype=np.uint8).reshape(8, 8)])
+    write(tmp_path / "train.parquet", None, [0, 1], data=[encode(ramp), encode(ramp // 2)])
+    images = load("parquet", "train", tmp_path).images
+    assert torch.equal(images[0, 0], torch.from_numpy(np.round(ramp / 257).astype(np.uint8)))
+    write(tmp_path / "train.parquet", None, [0], data=[encode(faded)])
+    assert load("parquet", "train", tmp_path).images[0, 0].flatten().tolist() == list(range(255, 191, -1))
+    thin = encode(np.zeros((200_000, 1), np.uint8))
+    write(tmp_path / "train.parquet", None, [0, 1], data=[encode(pictures(1)[0]), thin])
+    refused(tmp_path, r"row 1: the image cannot be decoded: it is 1x200,000 pixels", resolution=8)
+
+
 def test_bad_files_are_named(tmp_path):
     pixels = pictures(5)
     with pytest.raises(InputError, match="there is no folder"):
@@ -183,13 +332,13 @@ def test_bad_files_are_named(tmp_path):
     with pytest.raises(InputError, match=r"train\.parquet, row 3"):
         load("svhn", "train", tmp_path)
     write(path, pixels, [0, 1, None, 1, 0])
-    with pytest.raises(InputError, match="1 labels are missing"):
+    with pytest.raises(InputError, match=r"train\.parquet, row 2: the label is missing. 1 labels are missing"):
         load("svhn", "train", tmp_path)
     write(path, pixels, [0, 1, -1, 1, 0])
-    with pytest.raises(InputError, match="-1"):
+    with pytest.raises(InputError, match=r"train\.parquet, row 2: the label is -1, expected 0\.\.9"):
         load("svhn", "train", tmp_path)
     write(path, pixels, [0, 1, 10, 1, 0])
-    with pytest.raises(InputError, match=r"0\.\.9"):
+    with pytest.raises(InputError, match=r"train\.parquet, row 2: the label is 10, expected 0\.\.9"):
         load("svhn", "train", tmp_path)
     write(path, None, [0], data=[None])
     with pytest.raises(InputError, match="row 0: the image has no bytes"):
