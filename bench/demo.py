@@ -24,6 +24,7 @@ def main() -> None:
         run = run_experiment(config.load("demo"), Path(folder) / "run", say=said.append)
         seconds = time.perf_counter() - started
         table = report.table(run)
+
     text = "\n".join(
         [
             "# The demo",

@@ -59,6 +59,7 @@ def main() -> None:
         "| rate | live units only (EideticDropout) | all units |",
         "|---|---|---|",
     ]
+
     for rate in RATES:
         cells = []
         for everything in (False, True):

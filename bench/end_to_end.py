@@ -159,6 +159,7 @@ def main(arguments: list[str] | None = None) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(store.read_text()) if store.exists() else {}
     tasks = permuted("digits", tasks=given.tasks)
+
     common = {
         "max_epochs": EPOCHS,
         "patience": PATIENCE,
@@ -174,6 +175,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if given.published:
         runs["published"] = lambda: published(tasks, given.width, given.published)
+
     about = f"python bench/end_to_end.py --published CHECKOUT --tasks {given.tasks} --width {given.width}"
     for name, run in runs.items():
         if name not in results:

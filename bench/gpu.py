@@ -204,6 +204,7 @@ def _product(dtype_name: str, dtype: torch.dtype, width: int, state: tuple[int, 
     x, weight, frozen_weight = tensors(structure, dtype)
     weights = Weights(weight, None, frozen_weight, None)
     runs, others = runnable("staircase_linear", lambda: staircase_linear(x, weights, structure))
+
     useful = structure.multiply_adds()
     rows = max(16, round(useful / width / 16) * 16)
     dense_x, dense = (torch.randn(n, width, device=DEVICE, dtype=dtype) for n in (BATCH, rows))
@@ -413,6 +414,7 @@ def check_promises() -> Iterator[dict]:
         if name is not None and (reason := backends.why_missing(name)):
             yield {"backend": name, "declined": reason}
             continue
+
         torch.manual_seed(0)
         net = models.build("mlp", tasks[0].train.shape, width=8 if DRY else 512).to(DEVICE)
         with backends.using(name):
@@ -454,10 +456,12 @@ def measure_mnist() -> Iterator[dict]:
         if data is None:
             yield {"declined": "no folder shared/data/mnist, here or beside the checkout"}
             return
+
         overrides = [*chosen, f"data.folder={data}", f"device={DEVICE.type}"]
         started = time.perf_counter()
         run = run_experiment(config.load("demo", overrides), Path(folder) / "run")
         seconds = time.perf_counter() - started
+
         final = [row.accuracy for row in run.tests if row.learned == max(r.learned for r in run.tests)]
         kept = sum(row.units for row in run.capacity)
         width = sum({row.layer: row.width for row in run.capacity}.values())

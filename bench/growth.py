@@ -103,6 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         "width": [],
         "figure": given.out.with_suffix(".png").name,
     }
+
     most = max(given.tasks)
     subject = replace(SUBJECTS["mlp"], width=SUBJECTS["mlp"].width or 2000)
     plain = dense(subject)
@@ -113,6 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
         wide = replace(subject, width=width)
         results["width"].append({"width": width, "ms": row(eidetic(wide, 50, 10), dense(wide), wide, given.rounds)})
         print(json.dumps(results["width"][-1]), flush=True)
+
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     draw(results, given.out.with_suffix(".png"))

@@ -48,6 +48,7 @@ def cuda_rows() -> list[str]:
     """A row for each CUDA C++ kernel, from ptxas; instances that differ only in types share a row."""
     if shutil.which("nvcc") is None:
         return []
+
     found: dict[str, list[tuple[int, int, int]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         for source in sorted((ROOT / "csrc" / "cuda").glob("*.cu")):
@@ -65,6 +66,7 @@ def cuda_rows() -> list[str]:
                     shared = re.search(r"(\d+) bytes smem", line)
                     sizes = int(used.group(1)), spilled, int(shared.group(1)) if shared else 0
                     found.setdefault(entry, []).append(sizes)
+
     rows = []
     for entry, kernels in found.items():
         registers, spilled, shared = zip(*kernels)

@@ -55,6 +55,7 @@ def table(results: dict[str, dict], about: str) -> str:
         "| search | importance | floor | layer 1 | layer 2 | mean accuracy | epochs | seconds | machine, commit |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+
     for name, row in results.items():
         search, importance, floor = name.split()
         first, second = ([units[i] for units in row["kept"]] for i in (0, 1))

@@ -36,6 +36,7 @@ def measure(name: str, search: str, seeds: int, overrides: list[str], folder: Pa
         runs.append(report.summary(run))
         about = about or run.environment["commit"]
         print(name, search, seed, f"{runs[-1].mean_end:.2%}", flush=True)
+
     used = [sum(layer.kept for layer in r.layers) / sum(layer.width for layer in r.layers) for r in runs]
     cells = [
         name,
@@ -69,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name in given.only:
         overrides = [change for config_name, change in given.sets if config_name == name]
         rows += [measure(name, search, given.seeds, overrides, given.runs) for search in SEARCHES]
+
     lines = ["# The paper's search and backoff", "", "`python bench/searches.py`, " + machine + ".", ""]
     lines += [*__doc__.split("\n\n")[2].splitlines(), ""]
     lines += ["Means and standard deviations over seeds; seconds are upper bounds on a busy machine.", ""]

@@ -113,6 +113,7 @@ def examine(source, name, build, step):
     line = {"model": name, "source": source, "pixels": pixels, "converts": False, "outcome": "refused", "why": ""}
     model = lived_in(build(name))
     x = torch.randn(BATCH, 3, pixels, pixels)
+
     start = time.perf_counter()
     try:
         ek.convert(model, x[:1])
@@ -177,6 +178,7 @@ def page(lines, left):
             ]
             text.append("| " + " | ".join(map(str, cells)) + " |")
         text.append("")
+
     commits = ", ".join(dict.fromkeys(str(line["commit"]) for line in lines))
     text += [f"Not run: {', '.join(left)}.", ""] if left else []
     text += [f"Measured on {described().split(', commit')[0]}; commits {commits}."]
@@ -194,6 +196,7 @@ def main():
     torch.set_num_threads(1)
     if options.fresh:
         RESULTS.unlink(missing_ok=True)
+
     facts = environment()  # before results are written, which would make the commit "-dirty"
     stamp = {"torch": facts["torch"], "commit": facts["commit"]}
     found, done, only = sources(), recorded(), options.only or []
@@ -208,6 +211,7 @@ def main():
             file.write(json.dumps(line) + "\n")
         print(f"{name}: {line['outcome']} {line['why']}", flush=True)
         gc.collect()
+
     order = {(source.split()[0], name): number for number, (source, name, _) in enumerate(found)}
     lines = [done[key] for key in sorted(done, key=lambda key: order.get(key, len(order)))]
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")

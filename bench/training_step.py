@@ -42,11 +42,13 @@ def measure(
     if published and subject.model == "mlp":
         nets["published"] = Published(published, subject, *state)
         optimizers["published"] = torch.optim.Adam(nets["published"].parameters())
+
     steps = {name: step_of(net, x, y, optimizers[name]) for name, net in nets.items()}
     if state[0]:
         steps["kept"] = kept_step(subject, state, x, y)
     seconds = alternate(steps, rounds)
     seconds |= _parts({name: nets[name] for name in ("dense", "eidetic")}, x, y, rounds)
+
     needed = work(nets["eidetic"], x)
     least = {part: needed.seconds(*limits, part) for part in ("full", "forward", "backward")}
     held = {name: sum(state_bytes(nets[name], optimizers[name]).values()) for name in ("dense", "eidetic")}
@@ -183,6 +185,7 @@ def table(results: dict) -> str:
             f"{row['limit_ms']['full'] / ms['eidetic']:.0%} | {row['bytes']['eidetic'] / row['bytes']['dense']:.2f} | "
             f"{row['peak']['eidetic'] / row['peak']['dense']:.2f} |"
         )
+
     lines += ["", "## Recall", "", "A fifth of every layer's units a task. Dense is the whole network's forward.", ""]
     images = any("last_ms" in row for row in results["recall"])
     if images:
@@ -224,12 +227,14 @@ def main(arguments: list[str] | None = None) -> None:
         "rows": [],
         "recall": [],
     }
+
     for name in given.only:
         for state in STATES:
             row = measure(SUBJECTS[name], state, given.rounds, given.published, given.compiled, limits)
             results["rows"].append(row)
             print(json.dumps(results["rows"][-1]), flush=True)
         results["recall"] += measure_recall(SUBJECTS[name], given.rounds)
+
     given.out.parent.mkdir(parents=True, exist_ok=True)
     given.out.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
     given.out.with_suffix(".md").write_text(table(results))

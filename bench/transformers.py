@@ -212,6 +212,7 @@ def main() -> None:
             cells = [f"{mean(run[task][mark] for run in runs):.1%}" for mark in range(len(MARKS))]
             lines.append(f"| {'per unit' if per_unit else 'per reader'} | {task} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
+
     lines += ["", "| pruned | share | accuracy before | at once | after one epoch |", "|---|---|---|---|---|"]
     runs = [pruning(seed) for seed in seeds]
     for kind, share in runs[0]:

@@ -16,7 +16,8 @@ from .experiments import comparison
 from .experiments import config as configuration
 from .experiments.comparison_figure import comparison as comparison_figure
 from .experiments.experiment import make_tasks, run_experiment, verify
-from .experiments.reproduce import REPRODUCTIONS, reproduce
+from .experiments.reproduce import reproduce
+from .experiments.reproductions import REPRODUCTIONS
 from .experiments.sweep import sweep
 from .methods import METHODS
 from .runs import plots, report

@@ -16,7 +16,7 @@ from eidetic_training.cli import load_network, main
 from eidetic_training.runs import callbacks
 from eidetic_training.runs.folder import RunFolder
 
-FIGURES = 4
+FIGURES = 5
 
 
 @pytest.fixture(scope="module")
@@ -138,14 +138,14 @@ def test_a_finished_run_is_only_proved_again(settings, copied, eidetic):
     [
         (["dmeo"], ["eidetic train: there is no configuration 'dmeo'", "demo"]),
         (["missing.toml"], ["missing.toml cannot be read"]),
-        ([None, "--set", "data.tsks=3"], ["unknown key data.tsks", "Did you mean data.tasks?"]),
+        ([None, "--set", "data.tsks=3"], ["unknown key data.tsks", "did you mean 'data.tasks'?"]),
         ([None, "--set", "task.stp=3"], ["unknown setting 'stp'"]),
         ([None, "--set", "task.step=2"], ["step must lie in (0, 1]; got 2"]),
         ([None, "--set", "tasks"], ["key=value"]),
-        ([None, "--set", "data.tasks=0"], ["data.tasks must be 1 or more"]),
+        ([None, "--set", "data.tasks=0"], ["data.tasks must be a whole number, 1 or more"]),
         ([None, "--set", "data.tasks=7", "--set", "data.sequence=split"], ["6 classes, not enough for 7 tasks"]),
-        ([None, "--set", "data.source=mnsit"], ["Unknown data set 'mnsit'", "mnist"]),
-        ([None, "--set", "data.folder=/nowhere"], ["No folder '/nowhere'"]),
+        ([None, "--set", "data.source=mnsit"], ["got 'mnsit'", "mnist"]),
+        ([None, "--set", "data.folder=/nowhere"], ["there is no folder '/nowhere'"]),
         ([None, "--set", "model.name=perceptron"], ["unknown model 'perceptron'", "mlp"]),
         ([None, "--set", "model.widht=3"], ["takes no widht", "width"]),
         ([None, "--set", "optimizer.learning_rate=3"], ["optimizer adamw", "learning_rate"]),
@@ -446,7 +446,10 @@ def test_sweep_prints_the_trials_and_writes_what_train_takes(settings, tmp_path,
     status, out, _ = eidetic("train", folder / "best.toml", "--run", tmp_path / "run")
     assert status == 0 and "2 of 2 tasks" in out
     failing(eidetic("sweep", settings, "--run", folder), "eidetic sweep: ", "has no sweep.space")
-    failing(eidetic("sweep", settings, "--run", folder, *arguments, "--workers", "0"), "one worker or more")
+    failing(
+        eidetic("sweep", settings, "--run", folder, *arguments, "--workers", "0"),
+        "workers must be a whole number, 1 or more",
+    )
 
 
 # ---- reproduce
@@ -472,7 +475,7 @@ def test_reproduce_runs_one_row(settings, tmp_path, eidetic):
     assert {path.name for path in folder.iterdir()} == {"backoff-seed0", "table3-digits.md"}
     failing(eidetic("reproduce", "figure3", "--row", "l9"), "eidetic reproduce: figure3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--row", "l9", "--run", folder), "eidetic reproduce: table3 has no row 'l9'")
-    failing(eidetic("reproduce", "table3", "--seeds", "0", "--run", folder), "one seed or more")
+    failing(eidetic("reproduce", "table3", "--seeds", "0", "--run", folder), "seeds must be a whole number, 1 or more")
     with pytest.raises(SystemExit):
         main(["reproduce", "table9"])
 

@@ -1,1 +1,1 @@
-"""Configurations, and what runs them: experiments, sweeps, comparisons, reproductions."""
+"""Configurations, and what runs them: experiments, sweeps, comparisons and reproductions."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from eidetic_kernels.checking import nearest, whole_number
 from eidetic_kernels.errors import InputError
 
 from .. import models
@@ -32,10 +33,13 @@ AT_ONCE = ("joint",)  # learns all tasks together, so there is no accuracy "when
 
 @dataclass(frozen=True)
 class Result:
-    """One method with one seed. ``matrix[l][t]``: test accuracy of task t after task l (a joint method has one row);
-    ``numbers``: float32 numbers kept to answer for all tasks; ``passes``: how often a task's training data were gone
-    through, a mean over tasks, passes that only measure or score included; ``used``: share of the units, where a
-    method has units.
+    """One method with one seed.
+
+    matrix: ``matrix[l][t]`` is test accuracy of task t after task l; a joint method has one row.
+    numbers: how many float32 numbers are kept to answer for all tasks.
+    passes: passes over a task's training data, a mean over tasks; passes that only measure or score count too.
+    seconds: of training alone.
+    used: the fraction of units that tasks use; None for a method without units.
     """
 
     method: str
@@ -48,14 +52,15 @@ class Result:
 
     @property
     def accuracy(self) -> float:
+        """Mean test accuracy of all tasks at the end."""
         return metrics.average_accuracy(self.matrix)
 
 
 class Comparison:
-    """The results of a folder, by method and seed; a run that was cut short continues where it stopped.
+    """The results in a folder, by method and seed; an interrupted comparison continues with what is missing.
 
-    ``folder`` holds comparison.json (conditions, environment and every result) and a matrix in CSV for each.
-    Raises InputError when the folder holds a comparison under other conditions.
+    ``folder`` holds comparison.json (conditions, environment and every result) and a CSV file of each result's matrix.
+    Raises InputError if the folder holds a comparison under other conditions.
     """
 
     def __init__(self, folder: Path, conditions: Mapping[str, Any]):
@@ -72,19 +77,23 @@ class Comparison:
             self.results = {(r["method"], r["seed"]): Result(**r) for r in kept["results"]}
 
     def add(self, result: Result) -> None:
+        """Record a result, and write it to the folder."""
         self.results[result.method, result.seed] = result
         rows = [asdict(r) for r in self.results.values()]
         write_json(self.path, {"conditions": self.conditions, "environment": environment(), "results": rows})
+
         lines = ["learned,task,accuracy"]
-        first = len(result.matrix[-1]) - len(result.matrix)  # a joint method's one row stands after the last task
+        first = len(result.matrix[-1]) - len(result.matrix)  # a joint method's one row is after the last task
         lines += [f"{first + index},{t},{a!r}" for index, row in enumerate(result.matrix) for t, a in enumerate(row)]
         (self.folder / f"{result.method}-seed{result.seed}.csv").write_text("\n".join(lines) + "\n")
 
     def of(self, method: str) -> list[Result]:
+        """A method's results, one for each seed."""
         return [result for (name, _), result in self.results.items() if name == method]
 
     @property
     def methods(self) -> list[str]:
+        """The methods that have results, in the order of their first one."""
         return list(dict.fromkeys(name for name, _ in self.results))
 
 
@@ -96,28 +105,33 @@ def compare(
     say: Callable[[str], None] = print,
     workers: int = 1,
 ) -> Comparison:
-    """Run ``methods`` on the configuration's tasks, for every seed; what is in ``folder`` already is kept.
+    """Run ``methods`` on the configuration's tasks, for every seed; results already in ``folder`` are kept.
 
     Args:
-        config: a complete configuration; its tables ``compare`` (epochs, seeds) and ``methods`` (arguments of single
-            methods) matter here.
+        config: a complete configuration. Its tables ``compare`` (epochs, seeds) and ``methods`` (arguments of methods)
+            matter here.
         tasks_of: the sequence of tasks for a seed. With more than one worker it is pickled.
-        workers: processes that share the methods and seeds, and torch's threads; they are begun anew (spawned).
+        folder: where results are kept; see :class:`Comparison`.
+        say: called with a line about each result.
+        workers: processes that share the methods and seeds, and torch's threads; they are spawned.
 
-    Raises InputError for an unknown method or argument, and for no worker.
+    Raises InputError for an unknown method or argument, for a folder with results under other conditions, and for a
+    number of workers that is less than 1.
     """
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
-        raise InputError(f"a comparison needs one worker or more; got {workers!r}.")
+    whole_number("workers", workers, least=1)
     unknown = [name for name in (*methods, *config["methods"]) if name not in METHODS]
     if unknown:
-        raise InputError(f"unknown method {', '.join(map(repr, unknown))}; there are: {', '.join(METHODS)}.")
+        named = ", ".join(f"{name!r}{nearest(name, METHODS)}" for name in unknown)
+        raise InputError(f"unknown method {named}; there are: {', '.join(METHODS)}.")
+
     comparison = Comparison(folder, _conditions(config))
     seeds = range(config["seed"], config["seed"] + config["compare"]["seeds"])
     missing = [(name, seed) for seed in seeds for name in methods if (name, seed) not in comparison.results]
-    if missing:  # what is wrong with any is said before hours go into others
+    if missing:  # every method is checked before hours go into the first one
         tasks = tasks_of(missing[0][1])
         for name in dict.fromkeys(name for name, _ in missing):
             make_method(config, name, missing[0][1], tasks)
+
     for result in _results(config, tasks_of, missing, workers):
         comparison.add(result)
         say(f"{result.method}, seed {result.seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
@@ -127,15 +141,16 @@ def compare(
 def _results(
     config: Mapping[str, Any], tasks_of: Callable, missing: Sequence[tuple[str, int]], workers: int
 ) -> Iterator[Result]:
-    """The result of every method and seed, as they are done."""
+    """The result of every method and seed, each as soon as it is there."""
     if workers == 1:
         tasks = functools.lru_cache(maxsize=1)(tasks_of)
         for name, seed in missing:
             yield _run(config, name, seed, tasks(seed))
         return
-    share = max(1, torch.get_num_threads() // workers)
+
+    threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(share,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,))
     try:
         futures = [pool.submit(_run_apart, config, name, seed, tasks_of) for name, seed in missing]
         for future in as_completed(futures):
@@ -149,7 +164,7 @@ def _run_apart(config: Mapping[str, Any], name: str, seed: int, tasks_of: Callab
 
 
 def _conditions(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What two results must share to be compared; not how many seeds there are."""
+    """The conditions that two results must have in common to be compared. The number of seeds is none of them."""
     kept = {key: config[key] for key in ("data", "model", "optimizer", "task", "methods")}
     compared = {key: value for key, value in config["compare"].items() if key != "seeds"}
     return {**kept, "compare": compared, "device": find_device(config["device"]).type}
@@ -159,6 +174,7 @@ def _run(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task])
     method = make_method(config, name, seed, tasks)
     batch, device = config["data"]["batch_size"], find_device(config["device"])
     loaders = [task.train_loader(batch, seed, device) for task in tasks]
+
     matrix, seconds = [], 0.0
     if name in AT_ONCE:
         started = time.perf_counter()
@@ -171,20 +187,26 @@ def _run(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task])
             method.learn(loader, task.num_classes)
             seconds += time.perf_counter() - started
             matrix.append([accuracy(method, past, p, device) for p, past in enumerate(tasks[: t + 1])])
-    passes = statistics.mean(loader.epoch for loader in loaders)  # every one of a loader's iterations is an epoch
+
+    passes = statistics.mean(loader.epoch for loader in loaders)  # a loader counts its iterations
     return Result(name, seed, matrix, method.stored_numbers(), passes, seconds, method.units_used())
 
 
 def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence[Task]) -> Method:
-    """The method ``name`` under the configuration's conditions; Raises InputError for an argument it does not take."""
+    """The method ``name`` under the configuration's conditions. Raises InputError for an argument it does not take."""
     model, optimizer = dict(config["model"]), dict(config["optimizer"])
     device, build = find_device(config["device"]), functools.partial(models.build, model.pop("name"), **model)
     if optimizer.keys() - {"name", "lr"}:
-        raise InputError("a comparison's optimizer has a name and a learning rate (lr) only: methods make their own.")
+        raise InputError(
+            "a comparison's optimizer has a name and a learning rate (lr) only, since methods make their own; "
+            f"got {', '.join(sorted(optimizer))}."
+        )
+
     epochs, polish = config["compare"]["epochs"], config["compare"]["polish"]
     conditions = Conditions(
         lambda: build(tasks[0].train.shape).to(device), epochs, optimizer["name"], optimizer["lr"], seed, polish
     )
+
     arguments = dict(config["methods"].get(name, {}))
     if name == "eidetic":
         arguments = {**config["task"], **arguments}
@@ -198,7 +220,7 @@ def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence
 
 @torch.no_grad()
 def accuracy(method: Method, task: Task, number: int, device: torch.device | None = None) -> float:
-    """Test accuracy, in [0, 1], of a learned task, the task being named; ``device`` is the method's."""
+    """Test accuracy, in [0, 1], of a learned task if the task is given; ``device`` is the method's."""
     counted = Accuracy()
     for x, y in task.test_loader(EVALUATION_BATCH, device):
         counted.add(method.logits(x, number).argmax(1) == y)
@@ -206,7 +228,7 @@ def accuracy(method: Method, task: Task, number: int, device: torch.device | Non
 
 
 def table(comparison: Comparison) -> str:
-    """All methods in Markdown, means and standard deviations over seeds."""
+    """All methods in Markdown, best first: means and standard deviations over seeds."""
     alone = {result.seed: result.matrix for result in comparison.of("single")}
     lines = [
         "| method | accuracy | forgetting | backward transfer | forward transfer | units used | numbers kept "
@@ -215,6 +237,7 @@ def table(comparison: Comparison) -> str:
     ]
     for name in sorted(comparison.methods, key=lambda m: -statistics.mean(r.accuracy for r in comparison.of(m))):
         results = comparison.of(name)
+        used = [r.used for r in results if r.used is not None]
         cells = [name, spread([r.accuracy for r in results])]
         if name in AT_ONCE:
             cells += ["", "", ""]
@@ -224,7 +247,7 @@ def table(comparison: Comparison) -> str:
             known = [r for r in results if r.seed in alone]
             gains = [metrics.forward_transfer(r.matrix, [row[t] for t, row in enumerate(alone[r.seed])]) for r in known]
             cells.append(spread(gains) if gains else "")
-        used = [r.used for r in results if r.used is not None]
+
         cells.append(f"{statistics.mean(used):.0%}" if used else "")
         cells.append(f"{statistics.mean(r.numbers for r in results) / 1e6:.2f} M")
         cells.append(f"{statistics.mean(r.passes for r in results):.0f}")

@@ -1,9 +1,8 @@
-"""Configurations of the command: TOML files, checked against what there is, with single values overridden."""
+"""Configurations of the command: TOML files, completed with defaults, checked, and overridden value by value."""
 
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 import sys
@@ -13,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from eidetic_kernels.checking import nearest, one_of, whole_number
 from eidetic_kernels.errors import InputError
 
 from ..training.optimizers import OPTIMIZERS
@@ -23,14 +23,16 @@ from .search_space import SweepSettings
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # pyright: ignore[reportMissingImports]  installed on Python 3.10 alone
 
-# The router is trained by the configuration's own seed, and with the memory that is the default.
+SEQUENCES = ("permuted", "split", "several")
+
+# The configuration's own seed trains the router too, and its cache always has the default size.
 ROUTER = {
     field.name: field.default for field in fields(RouterSettings) if field.name not in ("seed", "max_cached_bytes")
 }
 
-# Every table and value a configuration may have, with its default; None stands for "not given".
+# Every table and value that a configuration may have, with its default. None stands for "not given".
 DEFAULTS: dict[str, Any] = {
     "name": "run",
     "seed": 0,
@@ -38,36 +40,38 @@ DEFAULTS: dict[str, Any] = {
     "data": {
         "sequence": "permuted",  # "permuted" pixels, "split" classes, or "several" data sets one after another
         "source": "digits",  # a data set; for "several" a list of them
-        "tasks": 10,  # how many; "several" has one a source
-        "folder": None,  # of Parquet files; None is the hub
+        "tasks": 10,  # number of tasks; "several" has one for each source
+        "folder": None,  # of Parquet files; None downloads from the hub
         "resolution": None,
         "batch_size": 128,
-        "augment": True,  # as is usual for the data set; permuted pixels never are
-        "learn_first": None,  # so many of the tasks, from the first on; all when not given
-        # This share of each class of the training set takes the test set's place, to choose settings on.
+        "augment": True,  # as is usual for the data set; permuted pixels are never augmented
+        "learn_first": None,  # learn only this many tasks, the first ones; None learns all
+        # Test on this fraction of each class of the training set instead of the test set, to choose settings.
         "held_out": None,
     },
     "model": {"name": "mlp"},  # and any argument of that model
     "optimizer": {"name": "adamw", "lr": 1e-3},  # and any argument of that optimizer
     "task": {},  # see TaskSettings
     "capacity": {
-        # Caps a task's new units: a share of each layer's width, or "even": what is free over the tasks to come.
+        # Caps a task's new units: a fraction of each layer's width, or "even": the free units over the tasks to come.
         "share": None,
-        # Keep what tasks take at multiples of so many units (net.align); "auto" is 16 on a GPU, whose products want it.
+        # Round unit counts to multiples of this where possible (net.align). "auto" is 16 on a GPU, which runs them
+        # faster, and 1 otherwise.
         "multiple": "auto",
         "forward_transfer": True,
-        "prune_last": True,  # False: the last task takes all that is free
+        "prune_last": True,  # False: the last task keeps all units that it begins with
     },
     "compare": {
         "epochs": 10,  # passes over a task's data, for every method
-        "polish": 0,  # of these, so many at the end let the learning rate fall to zero
-        "seeds": 1,  # how many, from `seed` on; each draws its own tasks and weights
-        "tasks_known": True,  # methods that share a network out may know how many tasks will come
+        "polish": 0,  # how many of these, at the end, let the learning rate fall to zero
+        "seeds": 1,  # number of seeds, from `seed` on; each draws its own tasks and weights
+        "tasks_known": True,  # tell methods that divide a network how many tasks will come
     },
     "sweep": {},  # see SweepSettings
-    "methods": {},  # arguments of single methods, a table each: [methods.ewc] strength = 100.0
+    "methods": {},  # arguments of methods, a table for each: [methods.ewc] strength = 100.0
     "router": {"train": True, **ROUTER},  # see RouterSettings
 }
+CONFIGS = __name__.rpartition(".")[0]  # the package that the built-in configurations lie in
 OPEN_TABLES = ("model", "optimizer", "task", "methods", "sweep")
 
 
@@ -87,38 +91,23 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
-    """``given`` with every default filled in; raises InputError for what is unknown."""
+    """``given`` with every default filled in. Raises InputError for unknown keys and wrong values."""
     config = _merged(DEFAULTS, given, "")
     _check_types(config, "")
     TaskSettings.of_dict(config["task"])
     SweepSettings.of_dict(config["sweep"])
-    data, capacity, optimizer = config["data"], config["capacity"], config["optimizer"]
-    if data["sequence"] not in ("permuted", "split", "several"):
-        raise InputError(f'data.sequence must be "permuted", "split" or "several"; got {data["sequence"]!r}.')
-    held_out = data["held_out"]
-    if held_out is not None and not 0 < held_out < 1:
-        raise InputError(f"data.held_out must be a share between 0 and 1, such as 0.1; got {held_out!r}.")
-    share = capacity["share"]
-    if share is not None and share != "even" and not (isinstance(share, float) and 0 < share <= 1):
-        raise InputError(f'capacity.share must be a share in (0, 1], such as 0.1, or "even"; got {share!r}.')
-    multiple = capacity["multiple"]
-    if multiple != "auto" and (not isinstance(multiple, int) or multiple < 1):
-        raise InputError(f'capacity.multiple must be a number of units, 1 or more, or "auto"; got {multiple!r}.')
-    source = data["source"]
-    names = source if isinstance(source, list) else [source]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"data.source must be a data set's name, or a list of them; got {source!r}.")
+    _check_data(config["data"])
+    _check_capacity(config["capacity"])
+    one_of("optimizer.name", config["optimizer"]["name"], list(OPTIMIZERS))
     try:
         RouterSettings.of_dict({name: config["router"][name] for name in ROUTER})
     except InputError as error:
         raise InputError(f"router.{error}") from None
-    if optimizer["name"] not in OPTIMIZERS:
-        raise InputError(f"optimizer.name must be one of {', '.join(OPTIMIZERS)}; got {optimizer['name']!r}.")
     return config
 
 
 def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A complete configuration with the values of dotted keys replaced, checked again."""
+    """A complete configuration with the values of dotted keys replaced. Raises InputError as :func:`complete`."""
     config = copy.deepcopy(dict(config))
     for key, value in values.items():
         _set(config, key, value)
@@ -126,12 +115,12 @@ def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, A
 
 
 def to_toml(config: Mapping[str, Any]) -> str:
-    """A configuration as a TOML file's text, which reads back equal; what is not given is left out."""
+    """A configuration as the text of a TOML file, which reads back equal; None is left out."""
     return "\n".join(_lines(config, ())) + "\n"
 
 
 def toml_value(value: Any) -> str:
-    """A value as TOML writes it: text, numbers, truth values, and lists of these."""
+    """A value as TOML writes it: a string, number or boolean, or a list of these."""
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(toml_value, value)) + "]"
     if isinstance(value, (bool, str)):
@@ -156,20 +145,22 @@ def _toml_key(key: str) -> str:
 
 def built_in() -> list[str]:
     """Names of the configurations that come with the package."""
-    files = resources.files(__package__).joinpath("configs").iterdir()
+    files = resources.files(CONFIGS).joinpath("configs").iterdir()
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
 def _read(name: str | Path) -> dict[str, Any]:
+    """The tables of a TOML file, or of a built-in configuration."""
     path = Path(name)
     try:
         if path.suffix == ".toml":
             text = path.read_text(encoding="utf-8")
         elif str(name) in built_in():
-            text = resources.files(__package__).joinpath("configs", f"{name}.toml").read_text(encoding="utf-8")
+            text = resources.files(CONFIGS).joinpath("configs").joinpath(f"{name}.toml").read_text(encoding="utf-8")
         else:
             raise InputError(
-                f"there is no configuration {str(name)!r}; built in are {', '.join(built_in())}, or give a .toml file."
+                f"there is no configuration {str(name)!r}{nearest(name, built_in())}; built in are "
+                f"{', '.join(built_in())}, or give a .toml file."
             )
         return tomllib.loads(text)
     except OSError as error:
@@ -194,7 +185,7 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
     config[last] = value
 
 
-# What a value whose default is None, or that may take other forms than its default, may be.
+# The types of values whose default is None, or that may have another type than their default.
 _FORMS = {
     "data.folder": (str, type(None)),
     "data.resolution": (int, type(None)),
@@ -214,6 +205,26 @@ _AT_LEAST_ONE = (
 )
 
 
+def _check_data(data: Mapping[str, Any]) -> None:
+    """Raise InputError for a table ``data`` with a wrong value."""
+    one_of("data.sequence", data["sequence"], SEQUENCES)
+    held_out, source = data["held_out"], data["source"]
+    if held_out is not None and not 0 < held_out < 1:
+        raise InputError(f"data.held_out must be a fraction between 0 and 1, such as 0.1; got {held_out!r}.")
+    names = source if isinstance(source, list) else [source]
+    if not names or not all(isinstance(name, str) for name in names):
+        raise InputError(f"data.source must be a data set's name, or a list of them; got {source!r}.")
+
+
+def _check_capacity(capacity: Mapping[str, Any]) -> None:
+    """Raise InputError for a table ``capacity`` with a wrong value."""
+    share, multiple = capacity["share"], capacity["multiple"]
+    if share is not None and share != "even" and not (isinstance(share, float) and 0 < share <= 1):
+        raise InputError(f'capacity.share must be a fraction in (0, 1], such as 0.1, or "even"; got {share!r}.')
+    if multiple != "auto" and (not isinstance(multiple, int) or multiple < 1):
+        raise InputError(f'capacity.multiple must be a number of units, 1 or more, or "auto"; got {multiple!r}.')
+
+
 def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:
     for key, default in defaults.items():
         name, value = f"{prefix}{key}", config[key]
@@ -226,8 +237,8 @@ def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, 
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join("nothing" if t is type(None) else t.__name__ for t in types)
             raise InputError(f"{name} must be {expected}; got {value!r}.")
-        if name in _AT_LEAST_ONE and value is not None and value < 1:
-            raise InputError(f"{name} must be 1 or more; got {value!r}.")
+        if name in _AT_LEAST_ONE and value is not None:
+            whole_number(name, value, least=1)
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -241,7 +252,7 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) 
         merged[key] = value
     for key in given:
         if key not in defaults:
-            close = difflib.get_close_matches(key, defaults, 1)
-            hint = f" Did you mean {prefix}{close[0]}?" if close else ""
-            raise InputError(f"unknown key {prefix}{key}; there are: {', '.join(prefix + k for k in defaults)}.{hint}")
+            names = [f"{prefix}{name}" for name in defaults]
+            alike = nearest(f"{prefix}{key}", names)
+            raise InputError(f"unknown key {prefix}{key}{alike}; there are: {', '.join(names)}.")
     return merged

@@ -1,4 +1,4 @@
-"""A whole run from a configuration: every task in turn, the router, and the proof that nothing was forgotten."""
+"""A whole run from a configuration: every task in turn, the router, and the check that nothing was forgotten."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ..training.settings import TaskSettings
 from ..training.trainer import train_task
 
 EVALUATION_BATCH = 500
-ALIGNED = 16  # units; kernels and tensor cores load and multiply so many half-precision numbers at once
+ALIGNED = 16  # units; kernels and tensor cores load and multiply 16 half-precision numbers at once
 
 
 def run_experiment(
@@ -42,21 +42,30 @@ def run_experiment(
 ) -> RunFolder:
     """Learn the configuration's tasks one after another, then train the router; everything is kept in ``folder``.
 
-    A run that was cut short goes on after its last finished task, and ends with the same weights as one that was not:
-    each task draws from its own random stream. ``progress`` is told of every event and finished task; a bar, when left
-    out. Raises ForgettingError if any finished task's test logits differ, in
-    a single bit, from those taken when it was learned.
+    An interrupted run continues after its last finished task. It ends with the same weights as an undisturbed run,
+    since each task draws from its own random stream.
+
+    Args:
+        config: a complete configuration (see :func:`eidetic_training.experiments.config.complete`).
+        callbacks: called with every event of training.
+        say: prints the result of the final check.
+        progress: called with every event, and told of every finished task; None is a progress bar.
+
+    Raises InputError for a configuration that does not fit the data or the folder, and ForgettingError if a single bit
+    of a finished task's test logits differs from when it was learned.
     """
     started = time.perf_counter()
     tasks = make_tasks(config["data"], config["seed"])
-    network = _build(config, tasks)  # before the folder is made: a refused configuration leaves none behind
+    network = _build(config, tasks)  # before the folder is made, so that a refused configuration leaves none
     run = RunFolder.create(folder, config)
     network, done = _begin(config, run, network, tasks)
     network.align(_multiple(config))
+
     progress = progress or Progress(len(tasks), done)
     recorder = Recorder(run, started)
     if done:
         progress.say(f"{run.path}: continuing after task {done - 1}")
+
     try:
         for t in range(done, len(tasks)):
             _learn(config, run, network, tasks, t, (progress, recorder, *callbacks))
@@ -66,13 +75,17 @@ def run_experiment(
             _route(config, run, network, tasks, (progress, recorder, *callbacks))
     finally:
         progress.close()
+
     verify(run, network, tasks)
     say(f"{len(tasks)} of {len(tasks)} tasks: the test logits' SHA-256 equals the one taken when the task was learned.")
     return run
 
 
 def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
-    """The tasks to learn, as a configuration's table ``data`` describes them."""
+    """The tasks to learn, as a configuration's table ``data`` describes them; ``seed`` permutes pixels and holds out.
+
+    Raises InputError for an unknown data set, and for values that do not fit it.
+    """
     tasks = _sequence(data, seed)[: data.get("learn_first")]
     share = data.get("held_out")
     return tasks if share is None else [hold_out(task, share, seed) for task in tasks]
@@ -93,12 +106,15 @@ def _sequence(data: dict[str, Any], seed: int) -> list[Task]:
 
 
 def _planned(data: dict[str, Any]) -> int:
-    """How many tasks the sequence has, whether or not all are learned."""
+    """The number of tasks in the sequence, whether or not all are learned."""
     return len(data["source"]) if data["sequence"] == "several" else data["tasks"]
 
 
 def verify(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
-    """Recall every finished task's test set and compare its logits with the digests taken when it was learned."""
+    """Recall every finished task's test set and compare its logits with the digests taken when it was learned.
+
+    Raises ForgettingError, which names the tasks whose logits differ.
+    """
     wrong = []
     for t, expected in run.digests.items():
         if evaluate(network, _test_loader(network, tasks[t]), t).digest != expected:
@@ -108,43 +124,56 @@ def verify(run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> None:
 
 
 def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
-    """A fresh network; whatever the configuration gets wrong of model, optimizer or device is raised here."""
+    """A fresh network. Raises InputError for a model, optimizer, router or device that cannot be."""
     find_device(config["device"])
     torch.manual_seed(config["seed"])
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
-    network.wiring  # noqa: B018  raises what cannot be wired
+    network.wiring  # noqa: B018  raises if it cannot be wired
     make_optimizer(config["optimizer"]["name"], network.parameters(), **_arguments(config["optimizer"]))
+
     stages, shape = config["router"]["convolutions"], tasks[0].train.shape
     if stages:
         check_images((1, *shape), (shape[0], *stages))
     return network
 
 
-def _begin(config, run: RunFolder, network: EideticNetwork, tasks: list[Task]) -> tuple[EideticNetwork, int]:
-    """The network as it was after the last task that is complete in the run folder, and how many tasks it knows."""
+def _begin(
+    config: dict[str, Any], run: RunFolder, network: EideticNetwork, tasks: list[Task]
+) -> tuple[EideticNetwork, int]:
+    """The network after the last task that is complete in the run folder, and the number of complete tasks."""
     done = 0
     while done < len(tasks) and done in run.digests and run.checkpoint_path(done).is_file():
         done += 1
     complete = done == len(tasks) and run.router is not None
     if not complete:
         run.truncate_after(done - 1)
+
     if done:
         path = run.network_path if complete else run.checkpoint_path(done - 1)
         network = EideticNetwork.load(path, network=network)
-        if not complete:  # it may have been killed between its checkpoint and this
+        if not complete:  # the run may have been killed after it saved the checkpoint and before it saved this
             network.save(run.network_path)
     else:
         run.record_inputs(Inputs.of(tasks))
     return network.to(find_device(config["device"])), done
 
 
-def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t: int, callbacks) -> None:
+def _learn(
+    config: dict[str, Any],
+    run: RunFolder,
+    network: EideticNetwork,
+    tasks: list[Task],
+    t: int,
+    callbacks: tuple[Callback, ...],
+) -> None:
+    """Learn task ``t``, and record its capacity, its checkpoint and the test accuracy of all tasks so far."""
     data, optimizer = config["data"], config["optimizer"]
     torch.manual_seed((config["seed"] << 16) + t)
     settings = dict(config["task"])
     left = _planned(data) - t
     if left == 1 and not config["capacity"]["prune_last"]:
         settings["search"] = "none"
+
     network.prepare_for_task(
         t,
         tasks[t].num_classes,
@@ -158,6 +187,7 @@ def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t
         settings=TaskSettings.of_dict(settings),
         callbacks=callbacks,
     )
+
     run.record_capacity(t, network.capacity())
     for past in range(t + 1):
         result = evaluate(network, _test_loader(network, tasks[past]), past)
@@ -171,7 +201,14 @@ def _learn(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], t
     network.save(run.network_path)
 
 
-def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], callbacks) -> None:
+def _route(
+    config: dict[str, Any],
+    run: RunFolder,
+    network: EideticNetwork,
+    tasks: list[Task],
+    callbacks: tuple[Callback, ...],
+) -> None:
+    """Train the router, and record its accuracy on the test sets beside the oracle's."""
     options = {key: value for key, value in config["router"].items() if key != "train"}
     size = options["batch_size"]
     loaders = [task.train_loader(size, config["seed"], find_device(config["device"])) for task in tasks]
@@ -188,7 +225,8 @@ def _route(config, run: RunFolder, network: EideticNetwork, tasks: list[Task], c
             answered.add((guess.task == t) & (guess.label == y))
         oracle.append(evaluate(network, _test_loader(network, task), t).accuracy)
         routed.append(answered.value)
-    network.save(run.network_path)  # first: a run with a router's record counts as complete
+
+    network.save(run.network_path)  # before the router's record, since a run that has one counts as complete
     run.record_router(named.value, oracle, routed)
 
 
@@ -197,19 +235,20 @@ def _test_loader(network: EideticNetwork, task: Task) -> TensorLoader:
 
 
 def _units(share: float | str | None, network: EideticNetwork, remaining: int) -> dict[str, int] | float | None:
-    """The cap on a task's new units: none, a share of the width, or an even share of what is free."""
-    if share == "even":
+    """The cap on a task's new units: None, a fraction of the width, or an even share of the free units by group."""
+    if isinstance(share, str):  # "even" is the only one
         return even_share(network, remaining)
     return share
 
 
 def _multiple(config: dict[str, Any]) -> int:
-    """Of how many units a task's share of a layer is a multiple."""
+    """The number whose multiples a task's units are kept at, if possible."""
     multiple = config["capacity"]["multiple"]
     return multiple if multiple != "auto" else ALIGNED if find_device(config["device"]).type == "cuda" else 1
 
 
 def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy: float) -> str:
+    """What is printed once task ``t`` is finished."""
     kept = ", ".join(str(row.frozen[t]) for row in network.capacity().rows[:6])
     more = ", ..." if len(network.capacity().rows) > 6 else ""
     so_far = duration(run.seconds)

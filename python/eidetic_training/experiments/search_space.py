@@ -1,4 +1,4 @@
-"""What a search of hyperparameters tries: its settings, and the values that keys of the configuration may take."""
+"""What a hyperparameter search tries: its settings, and the values that keys of the configuration may take."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from eidetic_kernels.checking import nearest, whole_number
 from eidetic_kernels.errors import InputError
 
-# A search may change how a sequence is learned, never which sequence it is.
+# A search may change how a sequence is learned, but not which sequence is learned.
 TABLES = ("model", "optimizer", "task", "capacity")
 KEYS = ("data.batch_size", "data.augment")
 _RANGE = ("low", "high", "log", "step")
@@ -21,18 +22,21 @@ class Choice:
     values: tuple[Any, ...]
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """The value of ``key`` in an Optuna trial."""
+        """The value that an Optuna trial chooses for ``key``."""
         return trial.suggest_categorical(key, self.values)
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values that are wrong if any is."""
+        """Values to check: if these are valid, all are."""
         return self.values
 
 
 @dataclass(frozen=True)
 class Range:
-    """A number from ``low`` to ``high``, both included: a whole one when both are; ``log``: even in its logarithm."""
+    """A number from ``low`` to ``high``, both included. It is a whole number if both of them are.
+
+    ``log``: evenly distributed in its logarithm. ``step``: a multiple of it above ``low``.
+    """
 
     low: int | float
     high: int | float
@@ -40,26 +44,28 @@ class Range:
     step: int | float | None = None
 
     def suggest(self, trial: Any, key: str) -> int | float:
-        """The value of ``key`` in an Optuna trial."""
+        """The value that an Optuna trial chooses for ``key``."""
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         step = {} if self.step is None else {"step": self.step}
         return (trial.suggest_int if whole else trial.suggest_float)(key, self.low, self.high, log=self.log, **step)
 
     @property
     def examples(self) -> tuple[Any, ...]:
-        """Values that are wrong if any is."""
+        """Values to check: if these are valid, all are."""
         return (self.low, self.high)
 
 
 @dataclass(frozen=True)
 class SweepSettings:
-    """Settings of :func:`eidetic_training.sweep.sweep`, the table ``sweep`` of a configuration (paper, section 4).
+    """A configuration's table ``sweep``: the settings of a hyperparameter search (paper, section 4).
 
-    trials: how many settings are tried.
-    tasks: how many tasks of the sequence each learns, from the first on.
-    held_out: the share of every task's training set that is held out to measure accuracy on.
-    prune: give up a trial after a task when its accuracy so far is below the median of the others' there.
-    space: by dotted key of the configuration, a list of values or a range ``{low, high, log, step}``.
+    trials: number of settings to try.
+    tasks: number of tasks that each trial learns, the first ones of the sequence.
+    held_out: the fraction of every task's training set that is held out to measure accuracy on, in (0, 1).
+    prune: give up a trial after a task if its accuracy so far is below the median of the other trials' there.
+    space: a list of values or a range ``{low, high, log, step}`` for each dotted key of the configuration.
+
+    Raises InputError for a value of a wrong type or out of its range, and for a key that a search may not change.
     """
 
     trials: int = 20
@@ -70,11 +76,9 @@ class SweepSettings:
 
     def __post_init__(self):
         for name in ("trials", "tasks"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"sweep.{name} must be a number, 1 or more; got {value!r}.")
+            whole_number(f"sweep.{name}", getattr(self, name), least=1)
         if not isinstance(self.held_out, float) or not 0 < self.held_out < 1:
-            raise InputError(f"sweep.held_out must be a share between 0 and 1, such as 0.1; got {self.held_out!r}.")
+            raise InputError(f"sweep.held_out must be a fraction between 0 and 1, such as 0.1; got {self.held_out!r}.")
         if not isinstance(self.prune, bool):
             raise InputError(f"sweep.prune must be true or false; got {self.prune!r}.")
         if not isinstance(self.space, Mapping):
@@ -83,15 +87,16 @@ class SweepSettings:
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> SweepSettings:
-        """Settings from a configuration; raises InputError for a name or value that is none."""
+        """Settings from a configuration. Raises InputError for an unknown name and a wrong value."""
         known = [each.name for each in fields(cls)]
         unknown = [name for name in values if name not in known]
         if unknown:
-            raise InputError(f"unknown key sweep.{unknown[0]}; there are: {', '.join('sweep.' + k for k in known)}.")
+            names = ", ".join(f"sweep.{name}" for name in known)
+            raise InputError(f"unknown key sweep.{unknown[0]}{nearest(unknown[0], known)}; there are: {names}.")
         return cls(**values)
 
     def values(self) -> dict[str, Choice | Range]:
-        """The space by dotted key; keys may be quoted ("optimizer.lr") or tables of their own (optimizer.lr)."""
+        """The space by dotted key. In TOML a key may be quoted ("optimizer.lr") or a nested table (optimizer.lr)."""
         return _flat(self.space, "")
 
 
@@ -122,6 +127,6 @@ def _values(key: str, given: Any) -> Choice | Range:
                 if wanted.low > 0 or not wanted.log:
                     return wanted
     raise InputError(
-        f"sweep.space.{key} must be a list of two values or more, or a range {{low, high}} with low < high and, at "
-        f"most one of them, log = true (low > 0) or a step; got {given!r}."
+        f"sweep.space.{key} must be a list of two values or more, or a range {{low, high}} with low < high, which "
+        f"may have log = true (if low > 0) or a step, but not both; got {given!r}."
     )

@@ -1,10 +1,10 @@
-"""The search of hyperparameters (paper, section 4): a part of the training set held out, the first tasks learned.
+"""The hyperparameter search (paper, section 4): learn the first tasks, measure on a held-out part of training sets.
 
 A sweep's folder holds
 
     sweep.json     the configuration and the environment
     study.db       every trial, in Optuna's own storage
-    trials/        a run folder for each trial, without its networks once it is over
+    trials/        a run folder for each trial; its networks are removed once it is over
     table.md       the trials, best first
     best.toml      the configuration with the best trial's values, for `eidetic train`
 """
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from eidetic_kernels.checking import whole_number
 from eidetic_kernels.errors import CapacityError, EideticError, InputError, NonFiniteLossError
 
 from ..data._extras import need
@@ -40,29 +41,36 @@ Say = Callable[[str], None]
 
 
 def sweep(config: Mapping[str, Any], folder: Path, workers: int = 1, say: Say = print) -> str:
-    """Try settings of a complete configuration's ``sweep.space``, and return the table of trials.
+    """Try settings from a complete configuration's ``sweep.space``. Returns the table of trials.
 
-    Each trial learns the first tasks of the sequence on what is not held out of their training sets; its value is the
-    mean accuracy, over these tasks at the end, on what is held out. The test sets are never looked at. All trials have
-    the configuration's seed. A sweep that was cut short goes on, the trials in work after their last finished tasks,
-    and tries what an undisturbed one would have tried. The same sweep may be begun in several processes, which then
-    share its trials (``workers`` begins so many here, dividing torch's threads among them); then what is tried, after
-    the sampler's first ten draws, depends on which trials are finished by then.
+    Each trial learns the first tasks of the sequence, without the held-out part of their training sets. Its value is
+    the mean accuracy of these tasks, at the end, on the held-out part. Test sets are never used. All trials have the
+    configuration's seed.
 
-    Raises InputError for settings or a space that cannot be, without Optuna, and for a folder that holds another sweep.
+    Run it again to resume, even in the middle of a trial: it tries what an undisturbed sweep would have tried. Several
+    processes may run the same sweep and share its trials. Then the trials after the sampler's first ten draws depend on
+    which trials are finished by then.
+
+    Args:
+        folder: where trials and results are kept.
+        workers: how many processes to start here; torch's threads are divided among them.
+        say: called with a line about each trial.
+
+    Raises InputError for wrong settings or a wrong space, without Optuna, for a folder that holds another sweep, and if
+    a worker fails.
     """
     optuna = _optuna()
     settings = SweepSettings.of_dict(config["sweep"])
-    if workers < 1:
-        raise InputError(f"a sweep needs one worker or more; got {workers}.")
+    whole_number("workers", workers, least=1)
     if not settings.space:
         raise InputError(
             "the configuration has no sweep.space, so there is nothing to search. Give it one, e.g.\n"
             '[sweep.space]\n"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }\n"task.importance" = ["l1", "l2"]'
         )
     for key, values in settings.values().items():
-        for value in values.examples:  # what is wrong with any is said before hours go into others
+        for value in values.examples:  # every value is checked before hours go into the first one
             configuration.changed(config, {key: value})
+
     folder = Path(folder)
     _begin(folder, config)
     with _company(config, folder, workers):
@@ -71,13 +79,13 @@ def sweep(config: Mapping[str, Any], folder: Path, workers: int = 1, say: Say = 
         trials = finished_trials(study)
     text = table(trials, settings)
     write_bytes(folder / "table.md", (text + "\n").encode())
-    if trials:  # all of them may still be in work elsewhere
+    if trials:  # otherwise all of them are still running in other processes
         write_bytes(folder / "best.toml", _best(config, trials[0]).encode())
     return text
 
 
 def work(config: Mapping[str, Any], folder: Path, say: Say = print) -> None:
-    """Run trials until as many as the configuration asks for are done or in work elsewhere."""
+    """Run trials until the configuration's number of them is finished or running in other processes."""
     optuna, settings = _optuna(), SweepSettings.of_dict(config["sweep"])
     with _study(optuna, folder, settings) as study:
         while (begun := _next_trial(optuna, study, config, settings, folder)) is not None:
@@ -94,17 +102,17 @@ def work(config: Mapping[str, Any], folder: Path, say: Say = print) -> None:
 
 
 def finished_trials(study: Any) -> list[Any]:
-    """The trials of an Optuna study that are over, given up ones last, best first."""
+    """The trials of an Optuna study that are over, best first; those that were given up come last."""
     over = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
 
-    def rank(trial):
+    def rank(trial: Any) -> tuple[bool, float, int]:
         return trial.state.name == "PRUNED", -(trial.value or 0.0), int(trial.user_attrs["folder"])
 
     return sorted(over, key=rank)
 
 
 def table(trials: list[Any], settings: SweepSettings) -> str:
-    """Trials in Markdown, in the order given."""
+    """Trials in Markdown, in the given order."""
     keys = list(settings.values())
     header = ["trial", "accuracy, held out", "by task", "units", "epochs", "s", *keys]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
@@ -121,7 +129,7 @@ def table(trials: list[Any], settings: SweepSettings) -> str:
 
 
 def trial_config(config: Mapping[str, Any], settings: SweepSettings, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a trial with these values runs: the first tasks, tested on what is held out of their training sets."""
+    """The configuration of a trial with these values: the first tasks, tested on the held-out part of training sets."""
     protocol = {"data.learn_first": settings.tasks, "data.held_out": settings.held_out, "router.train": False}
     return configuration.changed({**config, "sweep": {}}, {**values, **protocol})
 
@@ -131,9 +139,9 @@ def _optuna() -> ModuleType:
 
 
 def _begin(folder: Path, config: Mapping[str, Any]) -> None:
-    """Make the folder, or check that it holds this sweep, whatever its number of trials."""
+    """Make the folder, or check that it holds this sweep. Only the number of trials may differ."""
 
-    def described(config):
+    def described(config: Mapping[str, Any]) -> dict[str, Any]:
         return {**config, "sweep": {key: value for key, value in config["sweep"].items() if key != "trials"}}
 
     if folder.exists() and not (folder / "sweep.lock").exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -149,11 +157,11 @@ def _begin(folder: Path, config: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _study(optuna: ModuleType, folder: Path, settings: SweepSettings) -> Iterator[Any]:
-    """The study in the folder's storage, closed again at the end."""
+    """Open the study in the folder's storage, and close it at the end."""
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     url = f"sqlite:///{(folder / 'study.db').resolve().as_posix()}"
-    with Lock(folder / "sweep.lock"):  # two processes cannot make the tables at once
+    with Lock(folder / "sweep.lock"):  # two processes must not create the tables at once
         storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 600}})
         study = optuna.create_study(
             storage=storage,
@@ -173,7 +181,7 @@ def _study(optuna: ModuleType, folder: Path, settings: SweepSettings) -> Iterato
 def _next_trial(
     optuna: ModuleType, study: Any, config: Mapping[str, Any], settings: SweepSettings, folder: Path
 ) -> tuple[Any, Lock] | None:
-    """A trial that nobody else has, and the lock that says so; None when enough are done or in work."""
+    """A trial for this process, and the lock that claims it. None if enough trials are finished or running."""
     state = optuna.trial.TrialState
     with Lock(folder / "sweep.lock"):
         for left in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
@@ -181,7 +189,8 @@ def _next_trial(
         taken = len(study.get_trials(deepcopy=False, states=(state.RUNNING, state.COMPLETE, state.PRUNED)))
         if taken >= settings.trials:
             return None
-        # A sampler of its own for each trial: what is tried does not depend on interruptions.
+
+        # Each trial has its own sampler, so that interruptions do not change what is tried.
         study.sampler = optuna.samplers.TPESampler(seed=((config["seed"] << 16) + taken) % 2**32)
         trial = study.ask()
         trial.set_user_attr("folder", trial.user_attrs.get("folder", f"{trial.number:03d}"))
@@ -193,13 +202,13 @@ def _next_trial(
 
 
 def _take_over(study: Any, state: Any, left: Any, settings: SweepSettings, folder: Path) -> None:
-    """Queue a trial again, with its values and its run folder, whose process has ended without finishing it."""
+    """If the process of a trial has ended without finishing it, queue the trial again, with its values and folder."""
     lock = Lock(_lock_path(folder, left))
     if not lock.acquire(wait=0):
         return
-    if study.get_trials(deepcopy=False)[left.number].state is state.RUNNING:  # it may have been finished just now
+    if study.get_trials(deepcopy=False)[left.number].state is state.RUNNING:  # it may just have been finished
         study.tell(left.number, state=state.FAIL)
-        if left.params.keys() == settings.values().keys():  # all of its values had been chosen
+        if left.params.keys() == settings.values().keys():  # otherwise not all values had been chosen
             study.enqueue_trial(left.params, user_attrs={"folder": left.user_attrs["folder"]})
     lock.release()
     lock.path.unlink(missing_ok=True)
@@ -209,13 +218,15 @@ def _lock_path(folder: Path, trial: Any) -> Path:
     return folder / "trials" / f"{trial.number:03d}.lock"
 
 
-def _run_trial(optuna, study, trial, config: Mapping[str, Any], settings: SweepSettings, folder: Path) -> None:
-    """Learn the first tasks with the trial's values, and tell the study what came of it."""
+def _run_trial(
+    optuna: ModuleType, study: Any, trial: Any, config: Mapping[str, Any], settings: SweepSettings, folder: Path
+) -> None:
+    """Learn the first tasks with the trial's values, and tell the study the result."""
     path = folder / "trials" / trial.user_attrs["folder"]
     watch = _Watch(path, settings.tasks, trial)
     try:
         run = run_experiment(trial_config(config, settings, trial.params), path, say=lambda line: None, progress=watch)
-    except (NonFiniteLossError, CapacityError) as error:  # as bad as can be: the sampler learns to keep away
+    except (NonFiniteLossError, CapacityError) as error:  # the worst value, so that the sampler avoids such settings
         trial.set_user_attr("note", "no units left" if isinstance(error, CapacityError) else "loss not finite")
         study.tell(trial, 0.0)
     except optuna.TrialPruned:
@@ -226,26 +237,28 @@ def _run_trial(optuna, study, trial, config: Mapping[str, Any], settings: SweepS
     else:
         result = summary(run)
         units = [(layer.kept, layer.width) for layer in result.layers]
-        came_of_it = {
+        found = {
             "by_task": [task.end for task in result.tasks],
             "used": sum(kept for kept, _ in units) / sum(width for _, width in units),
             "epochs": result.epochs,
             "seconds": result.seconds,
         }
-        trial.set_user_attr("result", came_of_it)
+        trial.set_user_attr("result", found)
         study.tell(trial, result.mean_end)
+
     shutil.rmtree(path / "checkpoints", ignore_errors=True)
     (path / "network.safetensors").unlink(missing_ok=True)
 
 
 class _Watch(Progress):
-    """Shows nothing; after each task it tells the trial what has come of it so far, and ends it if that is bad."""
+    """Shows nothing. After each task it reports the accuracy so far, and ends the trial if Optuna gives it up."""
 
     def __init__(self, path: Path, tasks: int, trial: Any):
         super().__init__(tasks, file=io.StringIO())
         self.path, self.trial = path, trial
 
     def task_done(self, line: str) -> None:
+        """Report mean accuracy so far. Raises TrialPruned if the trial is given up."""
         scores = RunFolder(self.path).tests
         learned = scores[-1].learned
         self.trial.report(statistics.mean(s.accuracy for s in scores if s.learned == learned), learned)
@@ -255,14 +268,15 @@ class _Watch(Progress):
 
 @contextmanager
 def _company(config: Mapping[str, Any], folder: Path, workers: int) -> Iterator[None]:
-    """The other workers: begun here and waited for, or stopped when this one does not come to its end."""
+    """Start the other workers and wait for them at the end; stop them if this process fails."""
     threads = torch.get_num_threads()
-    share = max(1, threads // workers)
+    each_has = max(1, threads // workers)
     context = multiprocessing.get_context("spawn")
-    others = [context.Process(target=_work_apart, args=(config, folder, share)) for _ in range(workers - 1)]
+    others = [context.Process(target=_work_apart, args=(config, folder, each_has)) for _ in range(workers - 1)]
     for each in others:
         each.start()
-    torch.set_num_threads(share)
+    torch.set_num_threads(each_has)
+
     try:
         yield
         for each in others:
@@ -273,11 +287,11 @@ def _company(config: Mapping[str, Any], folder: Path, workers: int) -> Iterator[
             each.terminate()
             each.join()
     if any(each.exitcode for each in others):
-        raise InputError("a worker stopped before its end, as it said above; the same command goes on.")
+        raise InputError("a worker stopped before its end; its own error is above. Run the same command to continue.")
 
 
 def _work_apart(config: Mapping[str, Any], folder: Path, threads: int) -> None:
-    """A worker in a process of its own."""
+    """What a worker's process runs."""
     torch.set_num_threads(threads)
     try:
         work(config, folder)
@@ -288,10 +302,10 @@ def _work_apart(config: Mapping[str, Any], folder: Path, threads: int) -> None:
 
 
 def _best(config: Mapping[str, Any], trial: Any) -> str:
-    """The configuration with a trial's values, as TOML; it learns all tasks from all training data."""
+    """The configuration with a trial's values, as TOML. It learns all tasks from all training data."""
     chosen = configuration.changed(config, trial.params)
     kept = {key: value for key, value in chosen.items() if key not in ("sweep", "compare", "methods")}
-    about = f"Trial {trial.user_attrs['folder']} of a sweep: {_percent(trial)} on what was held out."
+    about = f"Trial {trial.user_attrs['folder']} of a sweep: {_percent(trial)} on the held-out part."
     return f"# {about}\n{configuration.to_toml(kept)}"
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.layers import StaircaseLayer
-from eidetic_kernels.layout import Segments
+from eidetic_kernels.layout import Fixed, Segments
 from eidetic_kernels.tasks.base import BaseNetwork
 
 from .folder import RunFolder, open_run
 from .networks import load_network
-from .style import FREE, NOTE, SMALL, TEXT, TITLE, new_figure, set_legend, task_colours, tint
+from .style import FREE, NOTE, SMALL, TEXT, TITLE, Colour, new_figure, set_legend, task_colours, tint
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -135,9 +135,9 @@ def _is_drawn(layer: object) -> bool:
     return isinstance(layer, StaircaseLayer)
 
 
-def _owned(group: object, block: int) -> Iterable[tuple[int, int, int]]:
+def _owned(group: Segments | Fixed, block: int) -> Iterable[tuple[int, int, int]]:
     """The columns that each task owns of a source, as (task, start, stop)."""
-    if not isinstance(group, Segments):
+    if isinstance(group, Fixed):
         return [(NO_OWNER, 0, group.present(None) * block)]
     return [(t, group.start(t) * block, group.stop(t) * block) for t in range(group.tasks + (group.live > 0))]
 
@@ -183,7 +183,7 @@ def _draw(panels: Sequence[Staircase], path: str):
     return figure
 
 
-def _draw_panel(axes: Axes, panel: Staircase, colours: Sequence[tuple[float, ...]]) -> None:
+def _draw_panel(axes: Axes, panel: Staircase, colours: Sequence[Colour]) -> None:
     from matplotlib.patches import Rectangle
 
     for block in panel.blocks:
@@ -205,7 +205,7 @@ def _draw_panel(axes: Axes, panel: Staircase, colours: Sequence[tuple[float, ...
     axes.set_yticks([])
 
 
-def _entries(panels: Sequence[Staircase], colours: Sequence[tuple[float, ...]]) -> list:
+def _entries(panels: Sequence[Staircase], colours: Sequence[Colour]) -> list:
     """The legend: a task a line, then what light and white areas mean, where there are any."""
     from matplotlib.patches import Patch
 

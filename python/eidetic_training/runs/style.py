@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.ticker import Formatter
 
+Colour = tuple[float, float, float]  # red, green and blue, each in [0, 1]
+
 DPI = 150
 WIDTH = 8.6  # inches, of most figures
 
@@ -141,16 +143,18 @@ def _apart(values: Sequence[float], gap: float, low: float, high: float) -> list
     return [centre(block) + gap * (i - (len(block) - 1) / 2) for block in blocks for i in range(len(block))]
 
 
-def task_colours(count: int) -> list[tuple[float, ...]]:
-    """One RGBA colour for each task, dark to light in the order of learning: told apart without seeing hue."""
+def task_colours(count: int) -> list[Colour]:
+    """One colour for each task, dark to light in the order of learning: told apart without seeing hue."""
     from matplotlib import colormaps
 
-    return [tuple(colour) for colour in colormaps["viridis"](np.linspace(0, 0.92, max(count, 1)))]
+    shades = colormaps["viridis"](np.linspace(0, 0.92, max(count, 1)))
+    return [(float(red), float(green), float(blue)) for red, green, blue, _ in shades]
 
 
-def tint(colour: tuple[float, ...], strength: float = 0.38) -> tuple[float, ...]:
-    """``colour`` mixed with white: ``strength`` of it, in [0, 1]."""
-    return tuple(1 - strength * (1 - part) for part in colour[:3])
+def tint(colour: Colour, strength: float = 0.38) -> Colour:
+    """``colour`` mixed with white; ``strength``, in [0, 1], is how much of the colour is left."""
+    red, green, blue = (1 - strength * (1 - part) for part in colour)
+    return red, green, blue
 
 
 def percent_formatter() -> Formatter:

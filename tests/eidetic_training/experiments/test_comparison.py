@@ -119,7 +119,7 @@ def test_workers_come_to_the_results_of_one(data, tmp_path):
     assert len(said) == len(shared.results) == 6
     assert {key: r.matrix for key, r in shared.results.items()} == {key: r.matrix for key, r in alone.results.items()}
     assert Comparison(tmp_path / "shared", shared.conditions).results == shared.results
-    with pytest.raises(InputError, match="one worker or more; got 0"):
+    with pytest.raises(InputError, match="workers must be a whole number, 1 or more; got 0"):
         compare(config, tasks_of, methods, tmp_path / "shared", workers=0)
 
 
@@ -164,7 +164,7 @@ def test_a_run_that_is_cut_short_keeps_what_is_done(data, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "methods, tables, message",
     [
-        (["single", "ewk"], {}, "unknown method 'ewk'; there are: eidetic, single"),
+        (["single", "ewk"], {}, "unknown method 'ewk' .did you mean 'ewc'..; there are: eidetic, single"),
         (["single"], {"methods": {"ewk": {}}}, "unknown method 'ewk'"),
         (["single", "ewc"], {"methods": {"ewc": {"strenght": 3}}}, "method ewc: .*strenght"),
         (["single", "eidetic"], {"methods": {"eidetic": {"stp": 3}}}, "unknown setting 'stp'"),

@@ -509,7 +509,7 @@ def test_other_models_and_optimizers(data, tmp_path):
 
 
 def test_data_that_is_not_there_leaves_no_folder(tmp_path):
-    with pytest.raises(InputError, match="No folder"):
+    with pytest.raises(InputError, match="there is no folder"):
         run(make_config(tmp_path / "nothing"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

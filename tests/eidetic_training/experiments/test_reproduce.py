@@ -7,7 +7,8 @@ from tiny_runs import WIDTH, write_data
 from eidetic_kernels.errors import InputError
 from eidetic_training import TaskSettings, models
 from eidetic_training.experiments import config as configuration
-from eidetic_training.experiments.reproduce import PAPER, REPRODUCTIONS, reproduce
+from eidetic_training.experiments.reproduce import reproduce
+from eidetic_training.experiments.reproductions import PAPER, REPRODUCTIONS
 from eidetic_training.experiments.search_space import SweepSettings
 from eidetic_training.runs import plots
 from eidetic_training.runs.folder import RunFolder
@@ -160,9 +161,9 @@ def test_a_tiny_search(tiny, tmp_path):
     text = reproduce("table2-digits", tmp_path / "run", sets, say=lambda line: None)
     assert (tmp_path / "run" / "table2-digits.md").read_text() == text
     assert (tmp_path / "run" / "table.md").read_text().strip() in text
-    assert "Which values were tried is assumed" in text and f"torch {torch.__version__}" in text
+    assert "The values that were tried are assumed" in text and f"torch {torch.__version__}" in text
     for options in ({"seeds": 2}, {"rows": ["l1"]}):
-        with pytest.raises(InputError, match="table2 is a sweep: it has no rows, and one seed"):
+        with pytest.raises(InputError, match="table2 is a sweep: it has no rows and one seed"):
             reproduce("table2", tmp_path / "run", tiny, **options)
 
 
@@ -206,11 +207,13 @@ def test_table_8_and_figures_3_and_4_are_drawn_from_table_4_s_runs(tiny, tmp_pat
 
 
 def test_what_is_unknown_is_refused_before_anything_runs(tiny, tmp_path):
-    with pytest.raises(InputError, match="there is no reproduction 'table9'; there are: table2, "):
+    with pytest.raises(
+        InputError, match="there is no reproduction 'table9' .did you mean 'table[0-9]'..; there are: table2, "
+    ):
         reproduce("table9", tmp_path / "run")
     with pytest.raises(InputError, match="table3 has no row 'l1'; there are: paper's search, backoff"):
         reproduce("table3", tmp_path / "run", rows=["backoff", "l1"])
-    with pytest.raises(InputError, match="one seed or more; got 0"):
+    with pytest.raises(InputError, match="seeds must be a whole number, 1 or more; got 0"):
         reproduce("table3", tmp_path / "run", seeds=0)
     with pytest.raises(InputError, match="unknown key data.tsks"):
         reproduce("table3", tmp_path / "run", ["data.tsks=3"])

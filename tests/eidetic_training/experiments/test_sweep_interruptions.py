@@ -140,7 +140,7 @@ def test_a_worker_that_fails_is_told(data, tmp_path, monkeypatch, capfd):
     with pytest.raises(InputError, match=r"trial 000 \({'optimizer.betas': .*optimizer adamw"):
         quietly(config, tmp_path / "alone")
     monkeypatch.setattr(module, "work", lambda *arguments: None)  # here; the other process runs the real one
-    with pytest.raises(InputError, match="a worker stopped before its end, as it said above"):
+    with pytest.raises(InputError, match="a worker stopped before its end; its own error is above"):
         quietly(config, tmp_path / "run", workers=2)
     assert "eidetic sweep: trial 000" in capfd.readouterr().err
 
