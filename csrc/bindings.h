@@ -41,7 +41,7 @@ void run(const Struct& problem) {
 
 inline void bind_segmented_batch_norm(py::module_& m) {
     using Norm = SegmentedBatchNorm;
-    py::class_<Norm> norm(m, "SegmentedBatchNorm", py::module_local());  // each twin has its own
+    py::class_<Norm> norm(m, "SegmentedBatchNorm", py::module_local());  // each module has its own
     norm.def(py::init([] { return Norm{}; }));
     attribute<&Norm::outer>(norm, "outer");
     attribute<&Norm::channels>(norm, "channels");

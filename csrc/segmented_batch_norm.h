@@ -1,7 +1,7 @@
 // Segmented BatchNorm with activation and residual; the contract is in eidetic_kernels/ops/batch_norm.py.
 //
-// The CUDA and the CPU twin have the same entry points and are linked into different modules. Tensors are seen as
-// [outer, channels, inner]: contiguous [N, C, H, W] is [N, C, H * W]; channels_last [N, C, H, W] and [N, C] have
+// The CUDA and the CPU implementation have the same entry points and are linked into different modules. Tensors are
+// seen as [outer, channels, inner]: contiguous [N, C, H, W] is [N, C, H * W]; channels_last [N, C, H, W] and [N, C] have
 // inner = 1. Within one outer index memory is dense; from one to the next it is the tensor's stride, so that a slice
 // of the columns of [N, C] runs as it is. Outputs are dense.
 #pragma once

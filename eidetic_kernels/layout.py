@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from .checking import whole_number
 from .errors import CapacityError, InputError
 
-# In the place of a task: live units alone run, what they read of frozen ones being known (:mod:`.frozen_features`).
+# In place of a task: live units alone run, and what they read of frozen units is cached (FrozenFeatures).
 LIVE = -1
 
 
@@ -47,14 +47,16 @@ class Geometry(NamedTuple):
 class Segments:
     """How the units of one group are owned: frozen segment sizes in task order, then the live ones.
 
-    This is the only record of a group's sizes and these methods are its only writers. ``width`` is how many
-    units the group may hold, ``frozen_total`` how many finished tasks own; sizes of zero are normal. ``version`` counts
+    This is the only record of a group's sizes, and these methods are its only writers. ``width`` is how many
+    units the group may hold, ``frozen_total`` how many finished tasks own. Sizes of zero are normal. ``version`` counts
     the changes, so that what was derived from the sizes is known to be out of date.
 
-    ``grain``: units live and go in runs of so many consecutive ones (the channels of one group of a grouped
-    convolution), so every size is a multiple of it, and another is refused. ``multiple``: what sizes are kept at
-    multiples of besides, wherever units allow (the tile of a GPU's product); a choice, which ``ladder`` and
+    ``grain``: this many consecutive units are pruned and frozen together (the channels of one group of a grouped
+    convolution). Every size is a multiple of it; another size raises InputError. ``multiple``: sizes are also rounded
+    to multiples of this where units allow (the tile of a GPU's product). That is a choice, which ``ladder`` and
     ``fitting`` follow.
+
+    Raises InputError for a size that is no whole number, and CapacityError for more units than ``width``.
     """
 
     def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = (), grain: int = 1):
@@ -73,6 +75,7 @@ class Segments:
 
     @property
     def total(self) -> int:
+        """Frozen and live units together."""
         return self.frozen_total + self.live
 
     @property
@@ -81,6 +84,7 @@ class Segments:
         return self.width - self.frozen_total
 
     def size(self, task: int) -> int:
+        """How many units segment ``task`` has; ``task == tasks`` is the live segment."""
         return self.frozen[task] if task < self.tasks else self.live
 
     def start(self, task: int) -> int:
@@ -101,6 +105,7 @@ class Segments:
         return self.total if task is None else self.stop(task)
 
     def trainable(self) -> Span:
+        """The live units."""
         return Span(self.frozen_total, self.total)
 
     @property
@@ -127,7 +132,7 @@ class Segments:
         return all(run[0] % self.grain == 0 and run == list(range(run[0], run[0] + self.grain)) for run in runs)
 
     def prune(self, kept: int) -> None:
-        """The live segment shrinks to ``kept`` units."""
+        """The live segment shrinks to ``kept`` units. Raises InputError for more than there are."""
         if not 0 <= kept <= self.live:
             raise InputError(f"cannot keep {kept} of {self.live} live units.")
         self._hold(self.frozen, self._whole("live", kept))
@@ -137,7 +142,7 @@ class Segments:
         self._hold((*self.frozen, self.live), 0)
 
     def recycle(self, live: int) -> None:
-        """``live`` fresh units for the next task."""
+        """``live`` fresh units for the next task. Raises CapacityError for more than are free."""
         if not 0 <= live <= self.free:
             raise CapacityError(
                 f"{live} live units were asked for, but {self.frozen_total} of {self.width} are frozen and only "
@@ -146,16 +151,17 @@ class Segments:
         self._hold(self.frozen, self._whole("live", live))
 
     def widen(self, width: int) -> None:
+        """The group may hold ``width`` units from now on. Raises CapacityError for fewer than it may hold now."""
         if width < self.width:
             raise CapacityError(f"a group of width {self.width} cannot become {width}: units are never taken away.")
         self.width = self._whole("width", width)
 
     def align(self, multiple: int) -> None:
-        """From now on sizes are kept at multiples of ``multiple`` units, wherever units allow."""
+        """Round sizes to multiples of ``multiple`` units where possible, from now on."""
         self.multiple = whole_number("multiple", multiple, 1, unit="units")
 
     def assign(self, frozen: tuple[int, ...], live: int) -> None:
-        """Take over the sizes of a saved group."""
+        """Take over the sizes of a saved group. Raises CapacityError for more units than ``width``."""
         if sum(frozen) + live > self.width:
             raise CapacityError(f"{sum(frozen) + live} units do not fit a group of width {self.width}.")
         for size in (*frozen, live):
@@ -169,8 +175,8 @@ class Segments:
     def _whole(self, name: str, value: int) -> int:
         if whole_number(name, value, unit="units") % self.grain:
             raise InputError(
-                f"{name} must be a multiple of {self.grain}, since so many units can only live together (a group of "
-                f"channels of a grouped convolution); got {value}."
+                f"{name} must be a multiple of {self.grain}, since every {self.grain} units are pruned and frozen "
+                f"together (a group of channels of a grouped convolution); got {value}."
             )
         return value
 
@@ -224,13 +230,13 @@ class Source:
 class Stair:
     """One segment of a layer: ``rows`` units that read the columns ``spans`` of the layer's present input.
 
-    ``shares``: how many of these columns each of several sources gives, in order; empty where one gives all.
+    ``by_source``: how many of these columns each of several sources gives, in order; empty where one gives all.
     """
 
     rows: int
     spans: tuple[Span, ...]
     live: bool = False
-    shares: tuple[int, ...] = ()
+    by_source: tuple[int, ...] = ()
 
     @property
     def columns(self) -> int:
@@ -238,10 +244,13 @@ class Stair:
 
     @property
     def spans_by_source(self) -> tuple[Span, ...]:
-        """``spans``, cut where a source ends: as many and as long in training as in recall. What others of a source's
-        units lie between two spans in training is gone in recall, where the two may touch and are one."""
+        """``spans``, cut where a source ends: equally many and equally long in training and in recall.
+
+        In training other units may lie between the spans of two sources. In recall these are gone, the two spans touch,
+        and ``spans`` has them as one.
+        """
         spans: list[Span] = []
-        ends, read = list(accumulate(self.shares)), 0
+        ends, read = list(accumulate(self.by_source)), 0
         for start, stop in self.spans:
             while start < stop:
                 while ends and ends[0] <= read:
@@ -259,8 +268,8 @@ class Staircase:
     ``rows`` counts the units of all of them, ``columns`` is the width of the input that is present, ``trainable`` the
     spans of it that lead to something trainable: the only columns for which a backward pass owes a gradient.
 
-    ``kept`` is a backend's own: what it made of this staircase for a device, under keys of its own. It lives as long as
-    the staircase does, which its layer owns; copies start without.
+    ``kept`` belongs to the backends: what they made of this staircase for a device. It lives as long as the staircase,
+    which its layer owns. Copies start without it.
     """
 
     stairs: tuple[Stair, ...]
@@ -277,6 +286,7 @@ class Staircase:
 
     @property
     def frozen_rows(self) -> int:
+        """How many units belong to finished tasks."""
         return sum(stair.rows for stair in self.stairs if not stair.live)
 
     @property
@@ -285,15 +295,19 @@ class Staircase:
 
     @property
     def live(self) -> Stair | None:
+        """The live segment; None in recall."""
         return self.stairs[-1] if self.stairs and self.stairs[-1].live else None
 
     def encode(self) -> tuple[int, ...]:
-        """All of it as one row of integers, for ops that take it as a tensor: columns, how many trainable spans and
-        stairs, the spans, then rows, live, spans and shares (their numbers first) of each stair."""
+        """All of it as one row of integers, for ops that take it as a tensor.
+
+        Columns, how many trainable spans and stairs there are, the spans; then for each stair rows, live, spans and
+        columns by source (their numbers first).
+        """
         numbers = [self.columns, len(self.trainable), len(self.stairs), *_flat(self.trainable)]
         for stair in self.stairs:
             numbers += [stair.rows, int(stair.live), len(stair.spans), *_flat(stair.spans)]
-            numbers += [len(stair.shares), *stair.shares]
+            numbers += [len(stair.by_source), *stair.by_source]
         return tuple(numbers)
 
     @classmethod
@@ -339,7 +353,7 @@ def staircase(output: Segments, sources: tuple[Source, ...], nested: tuple[bool,
         return Staircase((Stair(output.live, spans, live=True),), columns, positions(read, trainable(sources)))
     last = output.tasks if task is None else task
     stairs = tuple(
-        Stair(output.size(s), reads(sources, s, nested[s], task), s == output.tasks, _shares(sources, s, nested[s]))
+        Stair(output.size(s), reads(sources, s, nested[s], task), s == output.tasks, _by_source(sources, s, nested[s]))
         for s in range(last + 1)
     )
     learning = trainable(sources) if task is None else ()
@@ -401,11 +415,11 @@ def _joined(parts: Iterable[tuple[int, Span]]) -> tuple[Span, ...]:
     return tuple(spans)
 
 
-def _shares(sources: tuple[Source, ...], segment: int, nested: bool) -> tuple[int, ...]:
+def _by_source(sources: tuple[Source, ...], segment: int, nested: bool) -> tuple[int, ...]:
     """How many columns each source gives to a segment, where several do."""
     spans = [source.span(segment, nested) for source in sources]
-    shares = tuple(stop - start for start, stop in spans if start < stop)
-    return shares if len(shares) > 1 else ()
+    columns = tuple(stop - start for start, stop in spans if start < stop)
+    return columns if len(columns) > 1 else ()
 
 
 def _flat(spans: Sequence[Span]) -> list[int]:

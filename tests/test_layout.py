@@ -321,7 +321,7 @@ def test_sizes_of_grains_are_whole():
     group = Segments(12, grain=3)
     assert repr(group) == "Segments(width=12, frozen=[], live=12, grain=3)"
     for change in (group.prune, group.widen, lambda n: group.assign((3, n), 0), lambda n: group.assign((), n)):
-        with pytest.raises(InputError, match="must be a multiple of 3, since so many units .* got (4|13)"):
+        with pytest.raises(InputError, match="must be a multiple of 3, since every 3 units .* got (4|13)"):
             change(13 if change == group.widen else 4)
         assert (group.width, group.frozen, group.live) == (12, (), 12)
     group.prune(6)

@@ -64,7 +64,7 @@ class AppliedNorm(NamedTuple):
 
 
 class NormGradients(NamedTuple):
-    """Which gradients a backward pass of a normalisation owes, beside those of weight and bias."""
+    """Which gradients a backward pass of a normalisation owes, in addition to those of weight and bias."""
 
     full_input_grad: bool  # at frozen channels too; otherwise they get zeros
     x: bool

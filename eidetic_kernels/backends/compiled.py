@@ -45,6 +45,7 @@ def why_no_batch_norm(
                 f"{name} is {_name(tensor.dtype)} on {tensor.device} and the running statistics are "
                 f"{_name(running_mean.dtype)} on {running_mean.device}; they must be alike."
             )
+
     if running_mean.device != x.device:
         return f"x is on {x.device} and the running statistics on {running_mean.device}; they must be on one device."
     if running_mean.dtype not in (torch.float32, x.dtype):

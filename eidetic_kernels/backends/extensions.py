@@ -12,7 +12,7 @@ import torch  # before our modules: its OpenMP runtime is then theirs too, one p
 
 from .gpu_code import version, why_not_on
 
-PACKAGE = __name__.removesuffix(".backends.extensions")  # setup.py puts the compiled modules beside the package's rooms
+PACKAGE = __name__.removesuffix(".backends.extensions")  # setup.py puts the compiled modules into it
 
 _BUILD = {
     "_cpu": "build it with a C++ compiler (g++) and this Python's headers at hand: pip install -v -e . in a checkout.",
@@ -80,6 +80,7 @@ def _unusable(cuda: ModuleType) -> str | None:
             f"{here}, and this machine's driver supports CUDA {version(driver)} at most; "
             f"update the driver, or install a build for CUDA {driver // 1000}."
         )
+
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA and knows no GPU; install a build of it for CUDA."
     if int(torch.version.cuda.split(".")[0]) != built // 1000:
@@ -87,6 +88,7 @@ def _unusable(cuda: ModuleType) -> str | None:
             f"{here}, and torch {torch.__version__} runs CUDA {torch.version.cuda}; "
             f"install builds of both for the same CUDA (CUDA_HOME names the toolkit to build with)."
         )
+
     count, error = cuda.device_count()
     if not count:
         return f"it finds no GPU: {error}"

@@ -99,6 +99,7 @@ class EideticBatchNorm(SegmentedLayer):
         if len(shape) not in self.dims or shape[1] != present:
             ranks = " or ".join(f"{dim}-dimensional" for dim in self.dims)
             raise InputError(f"{self} expects {ranks} input with {present} channels, got {list(shape)}.")
+
         live = self.segments.live if task is None or task == LIVE else 0
         training = self.training and live > 0
         if training and math.prod(shape) == present:
@@ -108,6 +109,7 @@ class EideticBatchNorm(SegmentedLayer):
             )
         if residual is not None and residual.shape != torch.Size(shape):
             raise InputError(f"{self} adds a residual shaped as its input, {list(shape)}; got {list(residual.shape)}.")
+
         scale, shift = self.frozen_scale, self.frozen_shift
         if task is not None:
             frozen = 0 if task == LIVE else present

@@ -72,11 +72,13 @@ class EideticConv2d(StaircaseLayer):
         if self.order is not None and self.untouched:
             y = self.whole(x, weights.weight, weights.bias)
             return y if self.norm is None else self.norm.normalise(y, residual, full_input_grad)
+
         x = self._padded(x)
         if self.segments.tasks:
             weights = ops.Weights(lying_as(x, weights.weight), *weights[1:])
         if self.norm is None:
             return image(ops.staircase_conv2d(x, weights, stairs, self.geometry, full_input_grad))
+
         shape = output_shape(x, self.kernel_size, stairs.rows, self.geometry)
         if min(shape[2:]) < 1:
             raise InputError(

@@ -58,12 +58,14 @@ class EideticLinear(StaircaseLayer):
                 f"{self} {part} and expects [N, {stairs.columns}], got {list(x.shape)}: units are "
                 "counted in dimension 1. Flatten the input (x.flatten(1))."
             )
+
         flat = x.flatten(0, -2) if x.dim() > 2 else x.unsqueeze(0) if x.dim() == 1 else x
         flat, weights, full_input_grad = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
         if self.order is not None and self.untouched:
             y = self.whole(x, self.weight, self.bias)
             return y if self.norm is None else self.norm.normalise(y, None, full_input_grad)
+
         if self.norm is not None:
             norm, elsewhere = self.norm.arguments((len(x), stairs.rows)), self.norm.num_frozen_elsewhere
             return ops.staircase_linear_norm(

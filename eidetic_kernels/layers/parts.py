@@ -22,9 +22,9 @@ _ALIKE = ("training", "eps", "momentum", "activation", "affine")
 class Parts(nn.ModuleList):
     """Stands for a layer that treats each unit by itself (BatchNorm) where its input concatenates several groups.
 
-    Every group lives its own life, so each gets its own part of the layer: that for ``units`` of it, with the layer's
-    parameters and statistics. DenseNet, GoogLeNet and ShuffleNet need it. Parts of a BatchNorm run in one call where
-    all their channels are live, or all frozen: a channel's output does not depend on those beside it.
+    Every group is pruned and frozen on its own, so each gets its own part of the layer: that for ``units`` of it, with
+    the layer's parameters and statistics. DenseNet, GoogLeNet and ShuffleNet need it. Parts of a BatchNorm run in one
+    call where all their channels are live, or all frozen: a channel's output does not depend on its neighbours.
     """
 
     if TYPE_CHECKING:  # a ModuleList does not say of what; layers differ in what else they have
@@ -41,7 +41,7 @@ class Parts(nn.ModuleList):
         if self._are_one() and x.dim() in self[0].dims and x.shape[1] == sum(sizes) > 0:
             if residual is None or residual.shape == x.shape:
                 return self._at_once(x, residual, sizes)
-        # A part's bits must not depend on what lies beside it: each reads memory of its own.
+        # A part's bits must not depend on its neighbours: each reads memory of its own.
         pieces = [(piece.contiguous(),) for piece in x.split(sizes, 1)]
         if residual is not None:
             pieces = [(*piece, other.contiguous()) for piece, other in zip(pieces, residual.split(sizes, 1))]

@@ -12,7 +12,7 @@ class Scope(threading.local):
 
     ``task`` None: everything present (training); k: the prefix of finished task k (recall); LIVE: live units alone.
     ``full_input_grad``: the network's input asks for a gradient, so backward owes all of it, frozen paths included.
-    ``live_only``: passes of the task in training run LIVE, since somebody knows what they read of frozen units.
+    ``live_only``: passes of the task in training run LIVE, since what they read of frozen units is cached.
     """
 
     def __init__(self) -> None:  # once in every thread

@@ -1,4 +1,4 @@
-"""What every segmented layer shares: its unit group, and the life of that group when the layer is used alone."""
+"""What every segmented layer has: its unit group, and the calls that prune and freeze it when the layer is alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .scope import Scope
 
 @dataclass(frozen=True)
 class Known:
-    """What a layer derived from its units' numbers when they had this version."""
+    """What a layer derived from the sizes of its groups when these had this version."""
 
     version: int
     task: int | None
@@ -36,9 +36,9 @@ class SegmentedLayer(nn.Module):
     """
 
     frozen_names: tuple[str, ...] = ()
-    # Where the units lie in what the layer is given and gives: 1, or -1 (tokens, images with channels last).
+    # The dimension of the units in the layer's input and output: 1, or -1 (tokens, images with channels last).
     unit_dim = 1
-    # How many neighbouring units share one row of its tensors: a head's, in what there is one of a head.
+    # How many neighbouring units share one row of the layer's tensors: a head's, where there is one row for each head.
     shared = 1
 
     def __init__(self, width: int, grain: int = 1):
@@ -61,12 +61,13 @@ class SegmentedLayer(nn.Module):
         """Hand the layer's units to a network: from now on they are pruned, frozen and recycled there."""
         if self.segments.tasks or self.segments.live != segments.live:
             raise TaskError(
-                f"{self} already has a life of its own ({self.segments}); only a fresh layer can join a network."
+                f"{self} was already pruned, frozen or added to a network ({self.segments}); only a fresh layer can "
+                "join one: build another."
             )
         self.segments, self.scope, self.owned = segments, scope, True
 
     def attach(self, part: SegmentedLayer) -> None:
-        """Let ``part``, a fresh layer of this one's own, live its life: the same units, pruned and frozen with them."""
+        """Let ``part``, a fresh layer inside this one, have the same units: it is pruned and frozen with them."""
         part.segments, part.scope, part.attached = self.segments, self.scope, True
 
     def together(self) -> list[SegmentedLayer]:
@@ -87,18 +88,18 @@ class SegmentedLayer(nn.Module):
         raise NotImplementedError
 
     def derive(self, task: int | None) -> Any:
-        """What forward needs of the units' numbers, in training (None) or in the recall of a finished task."""
+        """What forward needs to know of the units, in training (None) or in the recall of a finished task."""
         return self.segments.present(task)
 
     def version(self) -> int:
-        """A number that changes whenever the units do that :meth:`derive` looks at."""
+        """A number that changes whenever the sizes change that :meth:`derive` depends on."""
         return self.segments.version
 
     def derived(self, task: int | None) -> Any:
-        """What :meth:`derive` says, kept until the units or the task change.
+        """What :meth:`derive` returns, kept until the units or the task change.
 
-        Asked for once before a forward pass, so that torch.compile sees the result and not the way to it, which it
-        would follow anew after every change.
+        A network asks for it before each forward pass, so that torch.compile sees the result and not the computation,
+        which it would trace again after every change.
         """
         known, version = self._known, self.version()
         if known is None or known.version != version or known.task != task:
@@ -116,7 +117,9 @@ class SegmentedLayer(nn.Module):
         if len(keep) and not (0 <= keep[0] and keep[-1] < self.segments.live):
             raise InputError(f"keep names units outside 0..{self.segments.live - 1}, the live units present.")
         if not self.segments.keeps_whole(keep.tolist()):
-            raise InputError(f"keep must name whole runs of {self.segments.grain} units, which can only live together.")
+            raise InputError(
+                f"keep must name whole runs of {self.segments.grain} units, which are pruned and frozen together."
+            )
         for layer in self.together():
             layer.cut_live(keep)
         self.segments.prune(len(keep))

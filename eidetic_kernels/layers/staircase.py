@@ -220,7 +220,10 @@ class StaircaseLayer(SegmentedLayer):
                 f"{self.norms.__name__}({self.segments.width})."
             )
         if norm.owned or norm.attached or norm.segments.tasks or norm.segments.live != norm.segments.width:
-            raise InputError(f"norm must be a fresh {self.norms.__name__}; this one already has a life of its own.")
+            raise InputError(
+                f"norm must be a fresh {self.norms.__name__}; this one was already pruned, frozen or added to a "
+                "network."
+            )
         self.attach(norm)
 
     def _arguments(self, x: Tensor) -> tuple[Tensor, ops.Weights, bool]:

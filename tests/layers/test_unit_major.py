@@ -47,7 +47,7 @@ LAYOUTS = {"unit-major": arranged, "row-major": torch.Tensor.contiguous}
 # ---- the products
 
 
-@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "full"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("name", CASES)
 def test_a_product_equals_the_dense_masked_layer(name, bias, full_input_grad):

@@ -26,7 +26,7 @@ RUNS = [("op", name) for name in CASES]
 RUNS += [("oracle", name) for name, case in CASES.items() if case.mask().numel()]
 
 
-@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "full"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("implementation", "name"), RUNS)
 def test_equals_the_dense_masked_layer(name, implementation, dtype, full_input_grad):
@@ -39,7 +39,7 @@ def test_equals_the_dense_masked_layer(name, implementation, dtype, full_input_g
         assert_same_results(results, layer.by_hand(product(geometry), x, full_input_grad=full_input_grad, dy=dy))
 
 
-@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "full"])
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
 def test_stride_padding_and_dilation(geometry, implementation, full_input_grad):
@@ -69,7 +69,7 @@ def test_memory_formats_and_strided_inputs(name):
     assert_same_results(layer.run(staircase_conv2d, x, geometry, dy=ones), layer.by_hand(product(geometry), x))
 
 
-@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "full"])
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_are_fully_written(name, full_input_grad, poisoned_memory):
     kernel, geometry = PLAIN

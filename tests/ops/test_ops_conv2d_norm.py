@@ -132,7 +132,7 @@ def dtype_of(backend):
     return torch.float64 if backend == "torch" else torch.float32
 
 
-@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "full"])
 @pytest.mark.parametrize(("backend", "name"), RUNS, indirect=["backend"])
 def test_equals_the_dense_masked_layer_and_its_norms(name, full_input_grad, poisoned_memory, backend):
     """P4, with memory that holds NaN until it is written."""

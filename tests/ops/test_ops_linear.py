@@ -28,7 +28,7 @@ def inputs(case, samples=4, dtype=torch.float64):
     return x, torch.randn(samples, len(case.row_owners()), dtype=dtype)
 
 
-@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "full"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("name", CASES)
@@ -66,7 +66,7 @@ def test_strided_inputs_and_gradients(name):
     assert_same_results(layer.run(staircase_linear, x, dy=ones), layer.by_hand(F.linear, x))
 
 
-@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "exact"])
+@pytest.mark.parametrize("full_input_grad", [False, True], ids=["live", "full"])
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_are_fully_written(name, full_input_grad, poisoned_memory):
     layer = Layer(CASES[name])

@@ -49,7 +49,7 @@ def batch_norm(dtype, memory_format=torch.contiguous_format, channels=(128, 64),
 
 
 def plain_batch_norm(dtype, channels, activation):
-    """Without affine and residual, with the exact gradient."""
+    """Without affine and residual, with the full input gradient."""
     x, dy = (_images(dtype, channels, torch.contiguous_format) for _ in range(2))
     _batch_norm(x, None, dy, channels, activation, training=False, full_input_grad=True)
     _batch_norm(x, None, dy, channels, activation, training=True, full_input_grad=True)

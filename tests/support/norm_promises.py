@@ -90,7 +90,7 @@ def check_layouts(kernels, device):
 
 
 def check_frozen_bits(kernels, device, dtypes, count: int):
-    """P1, P3: a frozen channel's output is its own affair, whatever lies beside it, in training and in recall."""
+    """P1, P3: a frozen channel's output depends on nothing that lies beside it, in training and in recall."""
     choice = random.Random(1)
     for _ in range(count):
         frozen, live = choice.randint(1, 40), choice.randint(0, 40)
@@ -244,7 +244,7 @@ def _same_kind(name, given, expected, at):
 
 
 def _inside(t, samples, channels):
-    """``t`` as a part of something NaN that is larger by so many samples and channels before and after."""
+    """``t`` as a part of something NaN with this many more samples and channels before and after."""
     pads = [0, 0] * (t.dim() - 2) + [*channels, *samples]
     return F.pad(t, pads, value=float("nan"))[samples[0] :, channels[0] :][: t.shape[0], : t.shape[1]]
 

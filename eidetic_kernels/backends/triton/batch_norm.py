@@ -78,6 +78,7 @@ def apply_kernel(
     unit = channel - frozen
     is_frozen = channel < frozen
     is_live = (channel >= frozen) & (channel < channels)
+
     scale = by_channel(frozen_scale, channel, is_frozen, 0.0)
     shift = by_channel(frozen_shift, channel, is_frozen, 0.0)
     if running_mean is not None:
@@ -92,6 +93,7 @@ def apply_kernel(
         r = by_channel(rstd, unit, is_live, 0.0)
     gain = by_channel(weight, unit, is_live, 1.0)
     move = by_channel(bias, unit, is_live, 0.0)
+
     for tile in range(first, first + steps):
         row, place = positions(tile, inner, BLOCK_OUTER, BLOCK_INNER)
         inside = (row < outer) & (channel < channels)[None, :, None] & (place < inner)
@@ -126,6 +128,7 @@ def segmented_batch_norm_supports(
     }.items():
         if numbers is not None and numbers.dtype not in (torch.float32, x.dtype):
             return f"{name} is {numbers.dtype}, neither float32 nor the input's {x.dtype}"
+
     if not running_mean.is_contiguous():
         return "the running statistics are not contiguous"
     channels, pixels = x.shape[1], x.shape[2:].numel()
@@ -179,6 +182,7 @@ def _apply(
     frozen = len(norm.frozen_scale)
     by_running = not norm.training and len(mean) > 0
     block, steps, grid = Sweep.of(layout)
+
     apply_kernel[grid](
         x,
         residual,

@@ -21,7 +21,7 @@ WARPS = 8
 APPLY_RUN = 128  # values that should lie side by side in a block: where each value is on its own ...
 REDUCE_RUN = 32  # ... and where a block sums over rows, so that there are enough blocks
 SPLIT_AFTER = 4  # steps that a block makes alone before its rows are split
-SPLITS = 256  # among at most so many blocks
+SPLITS = 256  # among at most this many blocks
 PROGRAMS = 1024  # and only while there are fewer programs than this in all
 STEPS = 8  # blocks that one program does in turn, its channels' numbers loaded once, where there are enough programs
 

@@ -280,6 +280,7 @@ def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[i
     if known is None or known.state != state or known.blocks[: len(blocks)] != blocks[: len(known.blocks)]:
         with torch.inference_mode(False):  # it is kept, and added to
             known = Packed(state, (), torch.empty_like(frozen_weight))
+
     if len(known.blocks) < len(blocks):
         taps = kernel[0] * kernel[1]
         offset = sum(rows * columns * taps for rows, columns in known.blocks)

@@ -76,6 +76,7 @@ def gradient_sums_kernel(
     shape: tl.constexpr = (BLOCK_OUTER, BLOCK_CHANNELS, BLOCK_INNER)
     lane_dz = tl.zeros(shape, tl.float32)
     lane_dz_normalised = tl.zeros(shape, tl.float32)
+
     for tile in range(0, tl.cdiv(here, BLOCK_OUTER) * tl.cdiv(inner, BLOCK_INNER)):
         row, place = positions(tile, inner, BLOCK_OUTER, BLOCK_INNER)
         inside = (row < here) & is_live[None, :, None] & (place < inner)
@@ -90,6 +91,7 @@ def gradient_sums_kernel(
         dz = tl.where(inside, activation_gradient(z, upstream, ACTIVATION), 0.0)
         lane_dz += dz
         lane_dz_normalised += tl.where(inside, dz * normalised, 0.0)
+
     place = block.to(tl.int64) * live + unit
     tl.store(sum_dz + place, total_by_channel(lane_dz), mask=is_live)
     tl.store(sum_dz_normalised + place, total_by_channel(lane_dz_normalised), mask=is_live)
@@ -150,6 +152,7 @@ def gradients_kernel(
         values = count.to(tl.float32)
         mean_dz = by_channel(sum_dz, unit, is_live, 0.0) / values
         mean_dz_normalised = by_channel(sum_dz_normalised, unit, is_live, 0.0) / values
+
     for tile in range(first, first + steps):
         row, place = positions(tile, inner, BLOCK_OUTER, BLOCK_INNER)
         inside = (row < outer) & (channel < channels)[None, :, None] & (place < inner)
@@ -165,6 +168,7 @@ def gradients_kernel(
             z = tl.where(is_frozen[None, :, None], tl.fma(value, scale, shift), z)
         if residual is not None:
             z += tl.load(residual + row * residual_stride + column, mask=wanted, other=0.0).to(tl.float32)
+
         dz = tl.where(wanted, activation_gradient(z, upstream, ACTIVATION), 0.0)
         out = row * (channels.to(tl.int64) * inner) + column
         if dresidual is not None:
@@ -231,6 +235,7 @@ def _gradient_sums(layout: Layout, given: Given, norm: AppliedNorm) -> tuple[Ten
     live = len(norm.mean)
     block, rows, blocks, grid = Reduction.of(layout, live)
     parts = [given.x.new_empty(blocks, live, dtype=torch.float32) for _ in range(2)]
+
     gradient_sums_kernel[grid](
         given.dy,
         given.x,

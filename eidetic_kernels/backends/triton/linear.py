@@ -234,6 +234,7 @@ def _table(stairs: Sequence[Stair], units: int, device: torch.device) -> Table:
             aligned = aligned and all(number % ALIGNMENT == 0 for number in numbers)
         column += stair.rows
         frozen_weights += 0 if stair.live else stair.rows * width
+
     tiles.sort(key=lambda tile: -tile[3])
     with torch.inference_mode(False):  # it is kept
         return Table(
@@ -343,6 +344,7 @@ def _launch(tile: Tile, x: Tensor, weights: Weights, staircase: Staircase, y: Te
     if not samples or not len(tiles):
         return
     frozen = staircase.frozen_rows
+
     with on_device(x):
         staircase_linear_kernel[(triton.cdiv(samples, tile.samples), len(tiles))](
             x,

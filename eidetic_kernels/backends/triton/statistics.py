@@ -97,6 +97,7 @@ def statistics_kernel(
     lane_count = tl.zeros(shape, tl.float32)
     lane_mean = tl.zeros(shape, tl.float32)
     lane_m2 = tl.zeros(shape, tl.float32)
+
     for tile in range(0, tl.cdiv(here, BLOCK_OUTER) * tl.cdiv(inner, BLOCK_INNER)):
         row, place = positions(tile, inner, BLOCK_OUTER, BLOCK_INNER)
         inside = (row < here) & (unit < live)[None, :, None] & (place < inner)
@@ -104,6 +105,7 @@ def statistics_kernel(
         value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
         one = inside.to(tl.float32)
         lane_count, lane_mean, lane_m2 = combine(lane_count, lane_mean, lane_m2, one, value, 0.0)
+
     its_mean, its_m2 = merge_lanes(lane_count, lane_mean, lane_m2)
     if block_mean is None:
         count = outer.to(tl.int64) * inner
@@ -166,6 +168,7 @@ def batch_statistics(layout: Layout, x: Tensor, norm: Norm, mean: Tensor, rstd: 
     # Two allocations: the rows of one may begin off 16 bytes, and a kernel is compiled once for each alignment.
     parts = [x.new_empty(blocks, live, dtype=mean.dtype) for _ in range(2 if blocks > 1 else 0)]
     stride = layout.stride(x)
+
     statistics_kernel[grid](
         x,
         *(parts or (None, None)),
@@ -186,6 +189,7 @@ def batch_statistics(layout: Layout, x: Tensor, norm: Norm, mean: Tensor, rstd: 
         num_warps=WARPS,
         **OPTIONS,
     )
+
     if blocks > 1:
         merge_statistics(Blocks(*parts, rows * layout.inner, layout.outer * layout.inner), norm, mean, rstd)
 
