@@ -1,4 +1,4 @@
-"""Parquet files damaged at random load, or are refused with an InputError that names the file: nothing else is raised."""
+"""Parquet files damaged at random load, or are refused with an InputError that names the file: nothing else happens."""
 
 import functools
 import io

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,63 +21,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eidetic_kernels.checking import one_of, whole_number
+from eidetic_kernels.checking import whole_number
 from eidetic_kernels.errors import InputError
 
 from ._extras import need
 from .encoded import decode, is_grey
 
-_SPLIT_NAMES = {"train": ("train",), "test": ("test", "validation", "valid", "val")}
-_SHARD = re.compile(r"-(\d+)-of-(\d+)")
 _ROWS_AT_ONCE = 256
 # Small images decode faster in one thread: 10,000 PNGs of 28x28 take 0.33 s, in two threads 0.58.
 _BYTES_WORTH_A_THREAD = 4096
 _MOST_METADATA = 2**24  # bytes; the hub's names of 1,000 classes take 30,000
-
-
-def find_files(folder: str | Path, split: str, prefer: Sequence[str] = ()) -> list[Path]:
-    """The Parquet files of ``split``: "train", or "test" (validation if there is no test split).
-
-    Enters each folder of ``prefer`` that exists. Then it looks, at any depth, for ``SPLIT.parquet``,
-    ``SPLIT-00000-of-00002.parquet`` and ``SPLIT/*.parquet``.
-
-    Raises InputError when there is none, when a shard is missing, or when several folders hold the split.
-    """
-    one_of("split", split, tuple(_SPLIT_NAMES))
-    root = Path(folder)
-    if not root.is_dir():
-        raise InputError(f"there is no folder {str(root)!r}: give the folder that holds the Parquet files.")
-    for name in prefer:
-        if (root / name).is_dir():
-            root = root / name
-
-    every = sorted(f for f in root.rglob("*.parquet") if f.is_file())
-    for alias in _SPLIT_NAMES[split]:
-        files = [f for f in every if re.fullmatch(rf"{alias}(-.*)?", f.stem) or f.parent.name == alias]
-        if files:
-            _check_shards(files)
-            return files
-
-    there = ", ".join(str(f.relative_to(root)) for f in every[:5]) or "no Parquet file at all"
-    raise InputError(
-        f"no Parquet file of split {split!r} in {str(root)!r}, which holds {there}. "
-        f"Expected {split}.parquet, {split}-00000-of-0000N.parquet or {split}/*.parquet."
-    )
-
-
-def _check_shards(files: list[Path]) -> None:
-    if len({f.parent for f in files}) > 1:
-        parents = ", ".join(sorted({str(f.parent) for f in files}))
-        raise InputError(f"several folders hold this split: {parents}. Give the one that is meant.")
-    shards = [m for f in files if (m := _SHARD.search(f.stem))]
-    if not shards:
-        return
-    there, totals = {int(m[1]) for m in shards}, {int(m[2]) for m in shards}
-    if totals != {len(files)} or there != set(range(len(files))):
-        raise InputError(
-            f"expected the {max(totals)} shards of one set; got {', '.join(f.name for f in files)}. "
-            "Download the missing ones, or keep each set in a folder of its own."
-        )
 
 
 class _Table(NamedTuple):

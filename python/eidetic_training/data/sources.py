@@ -17,7 +17,8 @@ from ._extras import need
 from ._seeds import generator
 from .augment import Augmentation
 from .image_set import ImageSet
-from .parquet import find_files, read_images
+from .parquet import read_images
+from .parquet_files import find_files
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from eidetic_kernels.errors import InputError
 
 from ._seeds import generator
 from .augment import Augmentation
+from .encoded import MAX_PIXELS, resized
 from .image_set import ImageSet, Normalisation
 from .loader import TensorLoader
 from .preparation import Preparation
@@ -253,7 +254,12 @@ def _reshape(images: ImageSet, shape: tuple[int, int, int], name: str) -> ImageS
             "Only grey images can be given more channels; ask for the largest count among the sources."
         )
     if pixels.shape[2:] != (height, width):
-        pixels = torch.cat([_fit(part, height, width) for part in pixels.split(1024)])
+        try:
+            wide, high = resized(pixels.shape[3], pixels.shape[2], (width, height))
+        except InputError as error:
+            raise InputError(f"{name}: an image cannot be resized: {error}") from error
+        at_once = max(1, min(1024, MAX_PIXELS // (pixels.shape[1] * wide * high)))
+        pixels = torch.cat([_fit(part, height, width) for part in pixels.split(at_once)])
     if pixels.shape[1] != channels:
         pixels = pixels.repeat(1, channels, 1, 1)
     return ImageSet(pixels, images.labels, images.classes)
@@ -261,9 +267,8 @@ def _reshape(images: ImageSet, shape: tuple[int, int, int], name: str) -> ImageS
 
 def _fit(pixels: Tensor, height: int, width: int) -> Tensor:
     """Scaled until both sides cover (height, width), then cut in the centre; keeps the dtype."""
-    scale = max(height / pixels.shape[2], width / pixels.shape[3])
-    size = (max(height, round(pixels.shape[2] * scale)), max(width, round(pixels.shape[3] * scale)))
-    resized = F.interpolate(pixels.float(), size=size, mode="bilinear", antialias=True, align_corners=False)
-    top, left = (size[0] - height) // 2, (size[1] - width) // 2
-    window = resized[:, :, top : top + height, left : left + width]
+    wide, high = resized(pixels.shape[3], pixels.shape[2], (width, height))
+    scaled = F.interpolate(pixels.float(), size=(high, wide), mode="bilinear", antialias=True, align_corners=False)
+    top, left = (high - height) // 2, (wide - width) // 2
+    window = scaled[:, :, top : top + height, left : left + width]
     return window.round().clamp(0, 255).to(torch.uint8) if pixels.dtype == torch.uint8 else window.to(pixels.dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from eidetic_kernels.checking import whole_number
 from eidetic_kernels.errors import InputError
 
 from ..data import Normalisation, Task
@@ -38,9 +39,17 @@ class Inputs:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Inputs:
-        """What :meth:`to_json` wrote."""
-        labels = tuple(map(tuple, values["labels"]))
-        return cls(_image(values["shape"]), tuple(values["mean"]), tuple(values["std"]), labels)
+        """What :meth:`to_json` wrote. Raises InputError for anything else."""
+        try:
+            labels = tuple(tuple(map(int, task)) for task in values["labels"])
+            mean, std = (tuple(map(float, values[name])) for name in ("mean", "std"))
+            return cls(_image(values["shape"]), mean, std, labels)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise InputError(
+                "the run's inputs must be shape (three whole numbers), mean and std (a number for each channel) and "
+                f"labels (class labels for each task); got {str(values)[:200]} ({type(error).__name__}: {error}). "
+                "Restore inputs.json from a copy of the run."
+            ) from error
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON knows them."""
@@ -49,15 +58,20 @@ class Inputs:
     def read_image(self, path: Path) -> Tensor:
         """An image file as the network takes it, float32 [C, H, W]: the shorter side resized, the centre cut out.
 
-        Raises InputError for a network whose inputs are not square, and for a file that is no image.
+        16 bits are scaled to 8, EXIF orientations applied, transparent pixels shown on white, as in data sets
+        (:mod:`eidetic_training.data.encoded`).
+
+        Raises InputError for a network whose inputs are not square, grey or RGB, and for a file that is no image.
         """
         channels, height, width = self.shape
         if height != width:
             raise InputError(f"image files can be read for square inputs only; this network takes {height}x{width}.")
+        if channels not in (1, 3):
+            raise InputError(f"image files can be read with 1 or 3 channels only; this network takes {channels}.")
         pixels = torch.from_numpy(decode_file(path, grey=channels == 1, resolution=height).copy())
         return Normalisation(self.mean, self.std)(pixels.unsqueeze(0))[0]
 
 
 def _image(shape: Sequence[int]) -> tuple[int, int, int]:
-    channels, height, width = shape
+    channels, height, width = (whole_number("shape", side, least=1) for side in shape)
     return channels, height, width

@@ -14,6 +14,7 @@ from eidetic_training.data import (
     several,
     split_classes,
 )
+from eidetic_training.data import tasks as sequences
 
 
 def make(classes=5, per_class=4, shape=(3, 4, 4), name="made", seed=0, augment=None):
@@ -190,3 +191,18 @@ def test_a_class_too_small_and_a_share_that_is_none_are_refused():
     with pytest.raises(InputError, match="made permutation 0: class 0 has one image, expected two or more"):
         hold_out(permuted(make(per_class=1), 1)[0], 0.5)
     assert hold_out(permuted(make(per_class=2), 1)[0], 0.9).train.labels.bincount().tolist() == [1] * 5
+
+
+def test_images_too_thin_to_be_cut_square_are_refused():
+    thin = ImageSet(torch.zeros(2, 1, 1, 1_000_000, dtype=torch.uint8), torch.tensor([0, 1]), 2)
+    with pytest.raises(InputError, match="1,000,000x1 pixels, expected sides that differ by a factor of at most 100"):
+        several([(thin, thin)], (1, 28, 28))
+
+
+def test_images_are_resized_a_few_at_a_time_where_they_are_large(monkeypatch):
+    drawn = torch.randint(0, 256, (5, 1, 6, 9), dtype=torch.uint8)
+    images = ImageSet(drawn, torch.tensor([0, 1, 0, 1, 0]), 2)
+    (together,) = several([(images, images)], (3, 12, 12))
+    monkeypatch.setattr(sequences, "MAX_PIXELS", 2 * 12 * 18)
+    (apart,) = several([(images, images)], (3, 12, 12))
+    assert torch.equal(together.train.images, apart.train.images)
