@@ -34,7 +34,7 @@ def test_exact_and_nothing_forgotten(name):
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_evaluation_has_the_modules_bits_with_and_without_gradients(name, batch):
-    """torch's attention computes other bits without gradients (its fast path); so does its twin."""
+    """torch's attention computes other bits without gradients (its fast path); so does what replaces it."""
     module, shape = make(name, seed=3)
     x = torch.randn(batch, *shape)
     net = ek.convert(module, x[:1]).eval()

@@ -1,4 +1,4 @@
-"""chunk, split, slices and channel shuffles: the same bits, tasks kept apart, and each share of units a group."""
+"""chunk, split, slices and channel shuffles: the same bits, tasks kept apart, and each slice of units a group."""
 
 import copy
 
@@ -124,7 +124,7 @@ def residual_then_halves():
 
 
 def another_cut():
-    """Units of concatenations of other sizes are combined: each share of them is a group of its own."""
+    """Units of concatenations of other sizes are combined: each slice of them is a group of its own."""
     return Plain(
         lambda s, x: s.e(F.relu(torch.cat([s.a(x), s.b(x)], 1) + torch.cat([s.c(x), s.d(x)], 1))),
         a=nn.Linear(6, 4),

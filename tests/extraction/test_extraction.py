@@ -422,7 +422,7 @@ def test_no_task_is_finished():
         MLP().extract(0)
 
 
-def test_a_layer_without_a_plain_twin_is_named(monkeypatch):
+def test_a_layer_without_a_plain_version_is_named(monkeypatch):
     from eidetic_kernels.extraction import layers
 
     net = learned(MLP())

@@ -111,7 +111,7 @@ def test_it_can_be_trained(name):
     assert not unused
 
 
-def test_an_attention_without_a_plain_twin_is_named(monkeypatch):
+def test_an_attention_without_a_plain_version_is_named(monkeypatch):
     net = learned("encoder", tasks=1)
     for module in list(net.modules()):
         if isinstance(module, ek.EideticMultiheadAttention):
