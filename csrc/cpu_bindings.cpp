@@ -4,7 +4,7 @@
 #include "cpu/instruction_sets.h"
 
 PYBIND11_MODULE(_cpu, m) {
-    m.doc() = "C++ kernels for the CPU; called by eidetic_kernels.cpu alone.";
+    m.doc() = "C++ kernels for the CPU; called by eidetic_kernels.backends.cpu alone.";
     m.def("instruction_sets", &eidetic::instruction_sets, "those of this build and processor, best first");
     m.def("use_instruction_set", [](const std::string& name) {
         const std::string error = eidetic::use_instruction_set(name);

@@ -2,7 +2,7 @@
 #include "cuda/device.h"
 
 PYBIND11_MODULE(_cuda, m) {
-    m.doc() = "CUDA kernels; called by eidetic_kernels.cuda alone.";
+    m.doc() = "CUDA kernels; called by eidetic_kernels.backends.cuda alone.";
     m.def("device_count", [] {
         std::string error;
         int count = eidetic::cuda_device_count(error);

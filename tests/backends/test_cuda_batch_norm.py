@@ -33,7 +33,7 @@ def emulated():
 
 @pytest.fixture
 def settings(emulated):
-    """The pretended device, as new; :mod:`eidetic_kernels.cuda` runs on it."""
+    """The pretended device, as new; :mod:`eidetic_kernels.backends.cuda` runs on it."""
     module, settings = emulated
     fresh = bytes(cuda_on_cpu.fresh())
     cuda_on_cpu.restore(settings, fresh)
@@ -44,7 +44,7 @@ def settings(emulated):
 
 @pytest.fixture(params=[pytest.param("on a CPU", marks=on_cpu), "on a GPU"])
 def device(request):
-    """Where the tensors of `eidetic_kernels.cuda` live."""
+    """Where the tensors of ``eidetic_kernels.backends.cuda`` live."""
     if request.param == "on a GPU":
         reason = extensions.why_missing("_cuda")
         if reason is not None:
@@ -287,7 +287,7 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour():
         pytest.skip("g++ has no libasan")
     script = textwrap.dedent("""
         import cuda_on_cpu, norm_promises, torch
-        from eidetic_kernels import cuda
+        from eidetic_kernels.backends import cuda
         module, settings = cuda_on_cpu.load(cuda_on_cpu.build(sanitize=True))
         settings.order = cuda_on_cpu.RANDOM
         with cuda_on_cpu.in_place_of_cuda(module):
