@@ -27,7 +27,10 @@ from eidetic_kernels.errors import InputError
 from ._extras import need
 from .encoded import decode, is_grey
 
-_ROWS_AT_ONCE = 256
+_MOST_ROWS_AT_ONCE, _FEWEST_ROWS_AT_ONCE = 256, 64
+_BYTES_AT_ONCE = 2**30
+# Encoded images hardly shrink any further. A file of 31 kB can hold an image of 1 GB of zeros.
+_MOST_SHRUNK, _ROW_GROUP_OF_ANY_FILE = 100, 2**28
 # Small images decode faster in one thread: 10,000 PNGs of 28x28 take 0.33 s, in two threads 0.58.
 _BYTES_WORTH_A_THREAD = 4096
 _MOST_METADATA = 2**24  # bytes; the hub's names of 1,000 classes take 30,000
@@ -138,7 +141,7 @@ def _open(path: Path, image_column: str | None, label_column: str | None) -> _Ta
 
 
 def _check_sizes(path: Path, metadata: Any) -> None:
-    """Raise InputError for row counts that contradict each other, and for row groups larger than the memory."""
+    """Raise InputError for row counts that contradict each other, and for row groups too large to be read."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     counted = sum(group.num_rows for group in groups)
     if metadata.num_rows != counted or any(group.num_rows < 0 for group in groups):
@@ -147,12 +150,14 @@ def _check_sizes(path: Path, metadata: Any) -> None:
             "Download or write it again."
         )
 
-    memory = _memory()
+    memory, size = _memory(), path.stat().st_size
+    most = max(_ROW_GROUP_OF_ANY_FILE, _MOST_SHRUNK * size)
+    most = most if memory is None else min(most, memory)
     for i, group in enumerate(groups):
-        if memory is not None and group.total_byte_size > memory:
+        if group.total_byte_size > most:
             raise InputError(
-                f"{path}, row group {i} takes {group.total_byte_size:,} bytes when it is read, expected at most this "
-                f"machine's memory of {memory:,}. Write it again in smaller row groups."
+                f"{path}, row group {i} takes {group.total_byte_size:,} bytes when it is read, expected at most "
+                f"{most:,} for a file of {size:,} bytes on this machine. Write it again in smaller row groups."
             )
 
 
@@ -200,7 +205,7 @@ def _rows(table: _Table) -> Iterator[tuple[int, list[bytes], np.ndarray]]:
     columns = [f"{table.image}.bytes" if table.image_is_struct else table.image, table.label]
     batches: Iterator[Any] = iter(())
     with _reading(path):
-        batches = table.file.iter_batches(_ROWS_AT_ONCE, columns=columns)
+        batches = table.file.iter_batches(_rows_at_once(table.file.metadata), columns=columns)
 
     while True:
         with _reading(path):
@@ -231,6 +236,12 @@ def _rows(table: _Table) -> Iterator[tuple[int, list[bytes], np.ndarray]]:
 
     if at != table.rows:
         raise InputError(f"{path} declares {table.rows:,} rows and holds {at:,}. Download or write it again.")
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Fewer where a row can be large: a dictionary holds a value once, and a batch once for each of its rows."""
+    largest = max((metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups)), default=0)
+    return max(_FEWEST_ROWS_AT_ONCE, min(_MOST_ROWS_AT_ONCE, _BYTES_AT_ONCE // max(largest, 1)))
 
 
 def _check_labels(table: _Table, first_row: int, labels: np.ndarray, classes: int | None) -> None:

@@ -240,11 +240,27 @@ def test_metadata_of_many_bytes_are_refused(tmp_path, monkeypatch):
 def test_what_needs_more_memory_than_there_is_is_refused(tmp_path, monkeypatch):
     write(tmp_path / "train.parquet", pictures(4), [0, 1, 2, 0])
     monkeypatch.setattr(parquet, "_memory", lambda: 4 * 32 * 32 * 3)
-    refused(tmp_path, r"row group 0 takes [\d,]+ bytes when it is read, expected at most .* 12,288")
+    refused(tmp_path, r"row group 0 takes [\d,]+ bytes when it is read, expected at most 12,288 for a file of")
     monkeypatch.setattr(parquet, "_check_sizes", lambda path, metadata: None)
     assert len(load("parquet", "train", tmp_path)) == 4
     monkeypatch.setattr(parquet, "_memory", lambda: 4 * 32 * 32 * 3 - 1)
     refused(tmp_path, r"4 images of \[3, 32, 32\] take 12,288 bytes, expected at most this machine's memory of 12,287")
+
+
+def test_files_that_grow_too_much_when_they_are_read_are_refused(tmp_path, monkeypatch):
+    columns = {"image": pa.array([bytes(10**6)]), "label": pa.array([0])}
+    write_table(tmp_path / "train.parquet", columns, compression="zstd", use_dictionary=False)
+    refused(tmp_path, "row 0: the image cannot be decoded")
+    monkeypatch.setattr(parquet, "_ROW_GROUP_OF_ANY_FILE", 0)
+    refused(tmp_path, r"row group 0 takes 1,000,\d\d\d bytes when it is read, expected at most")
+
+
+def test_of_large_row_groups_fewer_rows_are_read_at_once(tmp_path, monkeypatch):
+    write(tmp_path / "train.parquet", pictures(4), [0, 1, 2, 0])
+    file = pq.ParquetFile(tmp_path / "train.parquet")
+    assert parquet._rows_at_once(file.metadata) == 256
+    monkeypatch.setattr(parquet, "_BYTES_AT_ONCE", 100 * file.metadata.row_group(0).total_byte_size)
+    assert parquet._rows_at_once(file.metadata) == 100
 
 
 def test_this_machine_says_how_much_memory_it_has():
