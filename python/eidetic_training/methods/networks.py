@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.tasks.base import OWN_MODULES
 
 from .plain_layers import plain
 
@@ -64,7 +65,7 @@ class _Body(nn.Module):
         own = vars(net).keys() - vars(EideticNetwork()).keys()
         self.__dict__.update({name: vars(net)[name] for name in own})
         for name, child in list(net.named_children()):
-            if name != "heads":
+            if name not in OWN_MODULES:
                 setattr(self, name, plain(child))
         self._forward = type(net).forward
 
