@@ -138,7 +138,7 @@ def test_the_accuracy_at_the_end_is_the_accuracy_when_learned_to_the_last_digit(
 
     learned = []
     for task in range(TASKS):
-        learn(net, task, how)
+        learn(net, task, how, max_units=0.3)
         learned.append(accuracy(task))
     assert [accuracy(task) for task in range(TASKS)] == learned
 
