@@ -123,8 +123,9 @@ def test_the_orientation_in_exif_is_applied(form, orientation):
     assert np.abs(pixels.transpose(1, 2, 0).astype(int) - shown).max() <= (60 if form == "JPEG" else 0)
 
 
-def test_exif_that_cannot_be_read_changes_nothing():
-    data = encode(COLOURS, "PNG", exif=b"Exif\0\0II*\0\xff\xff\xff\xff broken")
+@pytest.mark.parametrize("broken", [b"II*\0\xff\xff\xff\xff broken", b"no header", b""])
+def test_exif_that_cannot_be_read_changes_nothing(broken):
+    data = encode(COLOURS, "PNG", exif=b"Exif\0\0" + broken)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         assert np.array_equal(decode(data, 3, None), COLOURS.transpose(2, 0, 1))

@@ -195,7 +195,10 @@ def test_a_class_too_small_and_a_share_that_is_none_are_refused():
 
 def test_images_too_thin_to_be_cut_square_are_refused():
     thin = ImageSet(torch.zeros(2, 1, 1, 1_000_000, dtype=torch.uint8), torch.tensor([0, 1]), 2)
-    with pytest.raises(InputError, match="1,000,000x1 pixels, expected sides that differ by a factor of at most 100"):
+    with pytest.raises(
+        InputError,
+        match="images: an image cannot be resized: it is 1,000,000x1 pixels, expected sides that differ by a factor of at most 100",
+    ):
         several([(thin, thin)], (1, 28, 28))
 
 
@@ -203,6 +206,9 @@ def test_images_are_resized_a_few_at_a_time_where_they_are_large(monkeypatch):
     drawn = torch.randint(0, 256, (5, 1, 6, 9), dtype=torch.uint8)
     images = ImageSet(drawn, torch.tensor([0, 1, 0, 1, 0]), 2)
     (together,) = several([(images, images)], (3, 12, 12))
+    sizes, fit = [], sequences._fit
+    monkeypatch.setattr(sequences, "_fit", lambda part, *size: sizes.append(len(part)) or fit(part, *size))
     monkeypatch.setattr(sequences, "MAX_PIXELS", 2 * 12 * 18)
     (apart,) = several([(images, images)], (3, 12, 12))
+    assert sizes == [2, 2, 1] * 2
     assert torch.equal(together.train.images, apart.train.images)
