@@ -8,7 +8,7 @@ user and a lack of memory included.
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -51,7 +51,7 @@ def atomic(network: nn.Module, optimizer: Optimizer | None = None, *written: Ten
 
     ``written``: tensors that are written in place inside; their values are copied first. All others must be replaced.
     """
-    before = _State(network, optimizer, written)
+    before = State(network, optimizer, written)
     try:
         yield
     except BaseException:
@@ -59,10 +59,13 @@ def atomic(network: nn.Module, optimizer: Optimizer | None = None, *written: Ten
         raise
 
 
-class _State:
-    """References to all that structural calls change, and copies of the containers that hold them."""
+class State:
+    """References to all that structural calls change, and copies of the containers that hold them.
 
-    def __init__(self, network: nn.Module, optimizer: Optimizer | None, written: tuple[Tensor, ...]):
+    ``written``: tensors whose values are copied too.
+    """
+
+    def __init__(self, network: nn.Module, optimizer: Optimizer | None, written: Sequence[Tensor]):
         self.objects: list[tuple[object, dict[str, Any]]] = []
         self.containers: list[tuple[Any, Any]] = []
         self.gradients: list[tuple[nn.Parameter, Tensor | None]] = []
@@ -83,9 +86,12 @@ class _State:
                 self._note_container(group)
                 self._note_container(group["params"])
             self._note_container(optimizer.state)
+            for entry in optimizer.state.values():
+                self._note_container(entry)
         self.values = [(tensor, tensor.detach().clone()) for tensor in written]
 
     def put_back(self) -> None:
+        """Let everything be as it was noted. May be called again if it was cut off."""
         later = [segments.version for segments in self.segments]
         for each, attributes in self.objects:
             vars(each).clear()

@@ -5,8 +5,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import eidetic_kernels
+import eidetic_training
 
 PACKAGE = str(Path(eidetic_kernels.__file__).parent)
+TRAINING = str(Path(eidetic_training.__file__).parent)
 
 
 class Interruption(BaseException):
@@ -46,18 +48,18 @@ class Lines:
             sys.settrace(before)
 
 
-def points_of(call):
+def points_of(call, folder=PACKAGE):
     """Where ``call()`` is worth cutting off: the first time and the last time that it runs each line, as numbers."""
-    with Lines().watching() as lines:
+    with Lines(folder=folder).watching() as lines:
         call()
     first = {place: number for number, place in reversed(list(enumerate(lines.places)))}
     last = {place: number for number, place in enumerate(lines.places)}
     return sorted({*first.values(), *last.values()})
 
 
-def interrupted_at(call, at):
+def interrupted_at(call, at, folder=PACKAGE):
     """Run ``call()`` and cut it off at line ``at``; the place, or None where the call ended before."""
-    lines = Lines(at)
+    lines = Lines(at, folder)
     try:
         with lines.watching():
             call()

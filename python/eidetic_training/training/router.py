@@ -18,6 +18,7 @@ from eidetic_kernels.tasks.routing import of_tasks
 
 from .annealing import annealed
 from .events import Callback, Event, units_of
+from .last_good import modes_put_back
 from .router_data import moments_of, router_data
 from .router_settings import RouterSettings
 from .trained_router import TrainedRouter
@@ -34,7 +35,8 @@ def train_router(
     """Train the task classifier on all tasks' data, relabelled by task.
 
     The body is frozen, so what the router reads of it is computed once and cached if it can be. The network changes
-    only when training is done.
+    only when training is done: whatever is raised before (by a loader, a callback or a lack of memory, and Ctrl-C), it
+    has the router it had.
 
     Args:
         loaders: one for each finished task, in order, of batches (x [N, ...], y [N] int64). The labels y matter with
@@ -62,12 +64,15 @@ def train_router(
             "for each, since the router needs data of every task."
         )
 
-    run = _RouterRun(network, loaders, settings, callbacks)
-    run.train()
-    run.polish()
-    dtype = network.heads[0].get_buffer("frozen_weight").dtype
-    network.router = run.kept.folded(run.classes).to(dtype)
-    return run.best
+    with modes_put_back(network):
+        run = _RouterRun(network, loaders, settings, callbacks)
+        run.train()
+        run.polish()
+        dtype = network.heads[0].get_buffer("frozen_weight").dtype
+        router = run.kept.folded(run.classes).to(dtype)
+        with network.changing():
+            network.router = router
+        return run.best
 
 
 class _RouterRun:

@@ -16,7 +16,7 @@ import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError, NonFiniteLossError, StaleOptimizerError, TaskError
 from eidetic_training import TaskSettings, evaluate, train_task
 from eidetic_training.data import TensorLoader
-from eidetic_training.training import trainer as trainer_module
+from eidetic_training.training import task_run
 from eidetic_training.training.epoch import EpochResult, Evaluation
 from eidetic_training.training.epoch import train_epoch as real_epoch
 
@@ -45,8 +45,8 @@ def play(monkeypatch):
 
     def play(*accuracies, forever=None):
         script = Script(*accuracies, forever=forever)
-        monkeypatch.setattr(trainer_module, "train_epoch", script)
-        monkeypatch.setattr(trainer_module, "evaluate", lambda net, loader: Evaluation(script.evaluated, ""))
+        monkeypatch.setattr(task_run, "train_epoch", script)
+        monkeypatch.setattr(task_run, "evaluate", lambda net, loader: Evaluation(script.evaluated, ""))
         return script
 
     return play

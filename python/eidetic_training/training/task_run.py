@@ -1,0 +1,282 @@
+"""One task's training, epoch by epoch, as a procedure that can be left after any epoch and taken up there."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from eidetic_kernels import EideticNetwork
+from eidetic_kernels.errors import NonFiniteLossError
+
+from .annealing import anneal
+from .captured_step import captured_steps
+from .epoch import NotFinite, evaluate, train_epoch
+from .events import NOTES, Callback, Event, units_of
+from .features import frozen_features
+from .last_good import LastGood
+from .settings import TaskSettings
+from .training_state import TrainingState
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+PHASES = ("train", "settle", "prune", "polish", "end")
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """The outcome of training a task.
+
+    train_accuracy: the best training accuracy before pruning, in [0, 1].
+    kept: how many units the task keeps, by unit group.
+    epochs: all of them, recovery and polishing included.
+    seconds: from the call to its end.
+    history: every event.
+    """
+
+    task: int
+    train_accuracy: float
+    kept: dict[str, int]
+    epochs: int
+    seconds: float
+    history: tuple[Event, ...]
+
+
+@dataclass
+class Position:
+    """How far a task's training got.
+
+    phase: one of ``PHASES``.
+    done: epochs of the phase; while pruning, of the recovery from its last step.
+    epochs: of the task.
+    best: the best training accuracy by now, -1 before the first epoch.
+    since: epochs since it rose.
+    unpruned: the best training accuracy before pruning.
+    step: the task's pruning steps.
+    fraction: of the units, that the next step removes, or the one the network recovers from.
+    recovering: whether the network recovers from a step.
+    rates: the learning rates from which polishing lets them fall.
+    """
+
+    phase: str = "train"
+    done: int = 0
+    epochs: int = 0
+    best: float = -1.0
+    since: int = 0
+    unpruned: float = -1.0
+    step: int = 0
+    fraction: float = 0.0
+    recovering: bool = False
+    rates: list[float | Tensor] = field(default_factory=list)
+
+
+class TaskRun:
+    """The state of one call: the position in the procedure, the history, and the last good state.
+
+    ``good`` is where training goes back to when a step of pruning or the call itself fails.
+    """
+
+    def __init__(
+        self,
+        network: EideticNetwork,
+        loader: Iterable,
+        optimizer: Optimizer,
+        settings: TaskSettings,
+        loss: Loss,
+        callbacks: Sequence[Callback],
+        good: LastGood,
+    ):
+        self.network, self.loader, self.optimizer = network, loader, optimizer
+        self.settings, self.loss, self.callbacks, self.good = settings, loss, callbacks, good
+        self.task = len(network.heads) - 1  # the one in training, which has the last head
+        self.at = Position()
+        self.history: list[Event] = []
+        self.started = time.perf_counter()
+        self.generator = torch.Generator().manual_seed(settings.seed)
+
+        self.features, no_features = frozen_features(network, loader, settings)
+        self.captured, no_graphs = captured_steps(network, optimizer, settings)
+        self.note("features", no_features)
+        self.note("graphs", no_graphs)
+
+    # ---- the paper's procedure, step by step
+
+    def procedure(self) -> None:
+        """Everything from the present position to the end."""
+        while self.at.phase != "end":
+            getattr(self, self.at.phase)()
+
+    def begin(self, phase: str) -> None:
+        """Let ``phase`` come next, or the first one after it that the settings want."""
+        settings = self.settings
+        wanted = {
+            "settle": settings.halve_learning_rate,
+            "prune": settings.search != "none",
+            "polish": settings.polish_epochs > 0,
+        }
+        later = PHASES[PHASES.index(phase) :]
+        self.at.phase, self.at.done = next(each for each in later if wanted.get(each, True)), 0
+
+        if self.at.phase == "prune":
+            self.at.fraction = settings.step if settings.search == "linear" else settings.first_step
+        if self.at.phase == "polish":
+            self.at.rates = [group["lr"] for group in self.optimizer.param_groups]
+
+    def train(self) -> None:
+        """Epochs until training accuracy has not improved for ``patience`` of them, or is 1."""
+        at, settings = self.at, self.settings
+        while at.phase == "train":
+            accuracy = self.epoch("train")
+            at.since = 0 if accuracy > at.best else at.since + 1
+            at.best = at.unpruned = max(at.best, accuracy)
+            if accuracy == 1 or at.since >= settings.patience or at.done >= settings.max_epochs:
+                self.begin("settle")
+            self.accept()
+
+    def settle(self) -> None:
+        """One more epoch at half the learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["lr"] / 2
+        accuracy = self.epoch("settle")
+        self.at.best = self.at.unpruned = max(self.at.best, accuracy)
+        self.begin("prune")
+        self.accept()
+
+    def prune(self) -> None:
+        """Remove units as long as accuracy recovers to within the tolerance of the best.
+
+        "linear" is the paper's schedule: it removes the same fraction until accuracy does not recover for the first
+        time. "backoff" begins with a large fraction and halves it whenever accuracy does not recover, down to ``step``.
+        """
+        at, settings = self.at, self.settings
+        while at.phase == "prune":
+            if not at.recovering:
+                # Ends where the fraction is too small, or no live unit is left to remove.
+                if at.fraction < settings.step or not self.cut():
+                    self.begin("polish")
+                    return
+                at.recovering, at.done = True, 0
+
+            if self.recover():
+                at.recovering = False
+                self.accept()
+            else:
+                self.undo()
+
+    def cut(self) -> int:
+        """Score the live units and remove the least important ones. Returns how many were removed."""
+        settings = self.settings
+        plan = self.network.prune(
+            self.at.fraction,
+            settings.importance,
+            of=settings.of,
+            data=self.loader if settings.importance in ("taylor", "hybrid") else None,
+            loss=self.loss,
+            keep_at_least=settings.keep_at_least,
+            generator=self.generator,
+            optimizer=self.optimizer,
+        )
+        if plan.removed:
+            self.at.step += 1
+            self.tell("prune")
+        return plan.removed
+
+    def recover(self) -> bool:
+        """Train until accuracy is within the tolerance of the best. Returns whether it is."""
+        at, settings = self.at, self.settings
+        while at.done < settings.max_recovery_epochs:
+            accuracy = self.epoch("recover")
+            enough = accuracy >= at.best * (1 - settings.tolerance)
+            at.best = max(at.best, accuracy)
+            if enough:
+                return True
+
+        # An epoch's own accuracy is an average over its steps, the first of them on a damaged network and all of them
+        # under dropout. Before a step is undone for good, backoff looks at what the network has become.
+        if settings.search == "backoff":
+            return evaluate(self.network, self.loader).accuracy >= at.best * (1 - settings.tolerance)
+        return False
+
+    def undo(self) -> None:
+        """Go back to before the last step of pruning."""
+        state = self.good.state
+        assert state is not None, "epochs of training come before pruning"
+        self.network.restore(state.snapshot, self.optimizer)
+        self.at.recovering = False
+        self.tell("restore")
+        if self.settings.search == "linear":
+            self.begin("polish")
+        else:
+            self.at.fraction /= 2
+
+    def polish(self) -> None:
+        """Train what is left at a falling learning rate. The last epoch's weights stay: accuracy rises to the end."""
+        at, epochs = self.at, self.settings.polish_epochs
+        while at.phase == "polish":
+            anneal(self.optimizer, at.rates, at.done, epochs)
+            self.epoch("polish")
+            if at.done == epochs:
+                self.begin("end")
+            self.accept()
+
+    # ---- what every step is made of
+
+    def epoch(self, phase: str) -> float:
+        """Train for one epoch. Returns training accuracy."""
+        self.at.epochs += 1
+        try:
+            result = train_epoch(
+                self.network,
+                self.loader,
+                self.optimizer,
+                self.loss,
+                self.features,
+                self.captured,
+                self.settings.autocast,
+            )
+        except NotFinite as error:
+            rate = self.optimizer.param_groups[0]["lr"]
+            raise NonFiniteLossError(
+                f"task {self.task}, epoch {self.at.epochs} ({phase}): {error} at learning rate {rate}. Training "
+                "stopped, and the network is back at its last good state. Lower the learning rate, or check the inputs."
+            ) from None
+
+        self.at.done += 1
+        self.tell(phase, result.loss, result.accuracy)
+        if self.features is not None and self.features.off is not None:
+            self.note("features", self.features.off)
+            self.features = None
+        if self.captured is not None and self.captured.off is not None:
+            self.note("graphs", self.captured.off)
+            self.captured = None
+        return result.accuracy
+
+    def accept(self) -> None:
+        """Let the present state be the last good one."""
+        self.good.keep(TrainingState.of(self.network, self.optimizer, self.good.state))
+
+    def note(self, about: str, reason: str | None) -> None:
+        """Report why frozen "features" are not cached, or why there are no CUDA "graphs"; None reports nothing."""
+        if reason is not None:
+            self.tell(about, note=f"{NOTES[about]}: {reason}.")
+
+    def tell(
+        self, phase: str, loss: float | None = None, accuracy: float | None = None, note: str | None = None
+    ) -> None:
+        """Add an event to the history, and report it to every callback."""
+        seconds = time.perf_counter() - self.started
+        units = units_of(self.network)
+        event = Event(seconds, self.task, phase, self.at.epochs, self.at.step, loss, accuracy, *units, note)
+        self.history.append(event)
+        for callback in self.callbacks:
+            callback(event)
+
+    def result(self) -> TaskResult:
+        """The outcome so far."""
+        kept = {group.name: group.segments.size(self.task) for group in self.network.groups}
+        seconds = time.perf_counter() - self.started
+        return TaskResult(self.task, self.at.unpruned, kept, self.at.epochs, seconds, tuple(self.history))
