@@ -196,8 +196,7 @@ def test_a_class_too_small_and_a_share_that_is_none_are_refused():
 def test_images_too_thin_to_be_cut_square_are_refused():
     thin = ImageSet(torch.zeros(2, 1, 1, 1_000_000, dtype=torch.uint8), torch.tensor([0, 1]), 2)
     with pytest.raises(
-        InputError,
-        match="images: an image cannot be resized: it is 1,000,000x1 pixels, expected sides that differ by a factor of at most 100",
+        InputError, match="images: an image cannot be resized: it is 1,000,000x1 pixels, expected sides"
     ):
         several([(thin, thin)], (1, 28, 28))
 
