@@ -22,6 +22,7 @@ def prepared(make, how="nested", dtype=torch.float32, **prepare):
     """A network with three finished tasks and a fourth in training."""
     torch.manual_seed(0)
     net = make().to(dtype)
+    prepare.setdefault("max_units", 0.3)  # a grain stays of whatever is pruned, and later tasks need some
     for task in range(TASKS):
         learn(net, task, how, **prepare)
     net.prepare_for_task(TASKS, 3, reading(net, how, TASKS), **prepare)
@@ -230,9 +231,9 @@ def test_finished_tasks_keep_their_bits(name, how):
     net = NETWORKS[name]()
     memory = Memory(net)
     for task in range(TASKS):
-        learn(net, task, how)
+        learn(net, task, how, max_units=0.3)
         memory.note(net)
-    net.prepare_for_task(TASKS, 3, reading(net, how, TASKS))
+    net.prepare_for_task(TASKS, 3, reading(net, how, TASKS), max_units=0.3)
     before, x = net.snapshot(), batch(net, SAMPLES)[0]
     poison(net)
     features = ek.FrozenFeatures(net, SAMPLES)
