@@ -2,6 +2,8 @@
 # make test   what `make lint` checks, then the tests
 # make lint   style, the direction of imports, types
 # make docs   the documentation site, in build/site
+# make fuzz   damaged and made-up files, many more than the tests try (FUZZ=20000)
+# make soak   what the tests sample, whole: calls cut off at every line
 # make bench  the measurements
 # make clean  removes what the others made, runs excepted
 #
@@ -18,7 +20,7 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 COMPILED := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test fuzz soak bench lint docs clean
 
 demo: $(STAMPS)/run
 	$(BIN)/eidetic train demo $(ARGS)
@@ -26,6 +28,13 @@ demo: $(STAMPS)/run
 # One thread a process: the processes already share the cores among themselves.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+
+FUZZ ?= 20000
+fuzz: $(STAMPS)/test
+	OMP_NUM_THREADS=1 EIDETIC_FUZZ=$(FUZZ) $(BIN)/python -m pytest -s -n $(JOBS) tests/fuzz $(ARGS)
+
+soak: $(STAMPS)/test
+	OMP_NUM_THREADS=1 EIDETIC_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/promises/test_atomic.py $(ARGS)
 
 # What is timed is tested first: a wrong kernel must not look fast.
 bench: $(STAMPS)/test

@@ -1,6 +1,7 @@
 """Calls that change a network's structure are atomic: cut off at any line, they leave the state before or after."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from interruptions import interrupted_at, points_of
 from life import Memory, batch, digest, learn, train
 from small_networks import MLP, Residual
 
+SOAK = bool(os.environ.get("EIDETIC_SOAK"))  # `make soak`: every line, not a sample of them
 NETWORKS = {"mlp": lambda: MLP((7, 6)), "residual": lambda: Residual(5, 6)}
 
 
@@ -69,8 +71,7 @@ def test_a_call_that_is_cut_off_at_any_line_leaves_the_state_before_or_after(net
     points = points_of(done.run)
     after = done.digest()
     assert after != before and len(points) > 20
-    # Every line of the MLP's finish_task, some thirty of each other call.
-    step = 1 if (network, call) == ("mlp", "finish") else max(1, len(points) // 30)
+    step = 1 if SOAK else max(1, len(points) // (60 if (network, call) == ("mlp", "finish") else 20))
     for at in points[::step]:
         cut_off = case.copied()
         place = interrupted_at(cut_off.run, at)
