@@ -25,9 +25,13 @@ COMPILED := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 demo: $(STAMPS)/run
 	$(BIN)/eidetic train demo $(ARGS)
 
-# One thread a process: the processes already share the cores among themselves.
+# One thread a process: the processes already share the cores among themselves. The driver, the promises and all else run
+# in processes of their own, so that what one changes in torch (compilers, settings) is not met by the others.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup $(ARGS)
+	$(PYTEST) tests/eidetic_training $(ARGS)
+	$(PYTEST) tests/promises $(ARGS)
+	$(PYTEST) tests --ignore=tests/eidetic_training --ignore=tests/promises $(ARGS)
 
 FUZZ ?= 20000
 fuzz: $(STAMPS)/test
