@@ -148,11 +148,11 @@ def test_a_failed_first_step_leaves_what_training_left_bit_for_bit(play, search)
         assert state_of(net, optimizer) == script.states[0]
 
 
-def test_linear_ends_when_no_unit_is_left_to_remove(play):
+def test_linear_ends_when_one_unit_of_each_layer_is_left(play):
     play(forever=1.0)
     net = network((20, 12))
     result = run(net, **LINEAR)
-    assert live_units(net) == [0, 0]
+    assert live_units(net) == [1, 1]
     assert phases(result)[-1] == "recover"
 
 
@@ -252,7 +252,7 @@ def test_an_accuracy_above_the_best_is_the_new_best(play):
 
 
 @pytest.mark.parametrize("search", ["linear", "backoff"])
-@pytest.mark.parametrize("floor, kept", [(4, [4, 4]), (0.25, [5, 3]), (0, [0, 0]), (1.0, [20, 12]), (15, [15, 12])])
+@pytest.mark.parametrize("floor, kept", [(4, [4, 4]), (0.25, [5, 3]), (0, [1, 1]), (1.0, [20, 12]), (15, [15, 12])])
 def test_every_layer_keeps_at_least_a_count_or_a_share_of_its_width(play, search, floor, kept):
     play(forever=1.0)
     net = network((20, 12))
