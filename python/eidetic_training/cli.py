@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"eidetic {arguments.command}: {error}", file=sys.stderr)
         return EXIT_FORGOTTEN if isinstance(error, ForgettingError) else EXIT_ERROR
     except KeyboardInterrupt:
-        print("\nstopped; the same command continues after the last finished task.", file=sys.stderr)
+        print("\nstopped; the same command continues after the last whole epoch.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -119,7 +119,7 @@ def test_the_same_command_goes_on_after_an_interruption(settings, trained, tmp_p
         patch.setattr(callbacks.Recorder, "__call__", interrupted)
         status, out, err = eidetic(*command)
     assert status == 130
-    assert "stopped; the same command continues after the last finished task" in err
+    assert "stopped; the same command continues after the last whole epoch" in err
     status, out, err = eidetic(*command)
     assert status == 0
     assert "continuing after task 0" in err and "task 0 (" not in err

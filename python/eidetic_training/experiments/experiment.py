@@ -25,6 +25,7 @@ from ..training.epoch import evaluate
 from ..training.even_share import even_share
 from ..training.events import Callback
 from ..training.optimizers import make_optimizer
+from ..training.progress import reached
 from ..training.router import train_router
 from ..training.settings import TaskSettings
 from ..training.trainer import train_task
@@ -42,8 +43,8 @@ def run_experiment(
 ) -> RunFolder:
     """Learn the configuration's tasks one after another, then train the router; everything is kept in ``folder``.
 
-    An interrupted run continues after its last finished task. It ends with the same weights as an undisturbed run,
-    since each task draws from its own random stream.
+    An interrupted run continues after the last epoch that was trained to its end. It ends with the same weights as an
+    undisturbed run (on the same machine).
 
     Args:
         config: a complete configuration (see :func:`eidetic_training.experiments.config.complete`).
@@ -63,7 +64,10 @@ def run_experiment(
 
     progress = progress or Progress(len(tasks), done)
     recorder = Recorder(run, started)
-    if done:
+    if run.progress_path.exists():
+        where = f"in task {done}" if done < len(tasks) else "in the router's training"
+        progress.say(f"{run.path}: continuing {where}")
+    elif done:
         progress.say(f"{run.path}: continuing after task {done - 1}")
 
     try:
@@ -145,8 +149,10 @@ def _begin(
     while done < len(tasks) and done in run.digests and run.checkpoint_path(done).is_file():
         done += 1
     complete = done == len(tasks) and run.router is not None
-    if not complete:
-        run.truncate_after(done - 1)
+    if complete:
+        run.progress_path.unlink(missing_ok=True)
+    else:
+        run.truncate_after(done - 1, _events_in_work(run, done, len(tasks)))
 
     if done:
         path = run.network_path if complete else run.checkpoint_path(done - 1)
@@ -156,6 +162,20 @@ def _begin(
     else:
         run.record_inputs(Inputs.of(tasks))
     return network.to(find_device(config["device"])), done
+
+
+def _events_in_work(run: RunFolder, done: int, tasks: int) -> int:
+    """How many events of the training after ``done`` complete tasks are recorded, if it can be continued inside; or 0.
+
+    Removes progress that is of no use.
+    """
+    found = reached(run.progress_path)
+    rows = [row for row in run.metrics if row.task >= done or row.phase == "router"]
+    right = found is not None and (found.kind, found.task) == ("router" if done == tasks else "task", done)
+    if found is None or not right or len(rows) < found.events:
+        run.progress_path.unlink(missing_ok=True)
+        return 0
+    return found.events
 
 
 def _learn(
@@ -186,6 +206,7 @@ def _learn(
         make_optimizer(optimizer["name"], network.parameters(), **_arguments(optimizer)),
         settings=TaskSettings.of_dict(settings),
         callbacks=callbacks,
+        progress=run.progress_path,
     )
 
     run.record_capacity(t, network.capacity())
@@ -199,6 +220,7 @@ def _learn(
         elif result.digest != run.digests[past]:
             raise ForgettingError(f"learning task {t} changed the test logits of task {past}.")
     network.save(run.network_path)
+    run.progress_path.unlink(missing_ok=True)
 
 
 def _route(
@@ -213,7 +235,7 @@ def _route(
     size = options["batch_size"]
     loaders = [task.train_loader(size, config["seed"], find_device(config["device"])) for task in tasks]
     torch.manual_seed((config["seed"] << 16) + len(tasks))
-    train_router(network, loaders, seed=config["seed"], callbacks=callbacks, **options)
+    train_router(network, loaders, seed=config["seed"], callbacks=callbacks, progress=run.progress_path, **options)
 
     named = Accuracy()
     oracle, routed = [], []
@@ -228,6 +250,7 @@ def _route(
 
     network.save(run.network_path)  # before the router's record, since a run that has one counts as complete
     run.record_router(named.value, oracle, routed)
+    run.progress_path.unlink(missing_ok=True)
 
 
 def _test_loader(network: EideticNetwork, task: Task) -> TensorLoader:

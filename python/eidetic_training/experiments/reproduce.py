@@ -28,7 +28,7 @@ def reproduce(
 ) -> str:
     """Run a reproduction, row by row and seed by seed, each in its own run folder. Returns the results in Markdown.
 
-    Complete runs are not repeated, and an interrupted run continues after its last finished task. The text is also
+    Complete runs are not repeated, and an interrupted run continues after its last whole epoch. The text is also
     written to ``folder``, as NAME.md.
 
     Args:

@@ -8,6 +8,7 @@ capacity.csv           units that a task kept in each layer (``CapacityEntry``)
 digests.json           {"0": SHA-256 of task 0's test logits when it was learned, ...}
 network.safetensors    the latest network
 checkpoints/           task_00.safetensors, ...: the network after each task
+progress.safetensors   how far the task or router in training got; gone when it is finished
 router.json            {"accuracy", "oracle", "routed"}, once the router is trained
 figures/               what ``plots.all_figures`` draws
 """
@@ -18,6 +19,7 @@ import json
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -139,6 +141,11 @@ class RunFolder:
         return self.path / "checkpoints" / f"task_{task:02d}.safetensors"
 
     @property
+    def progress_path(self) -> Path:
+        """How far the task in training, or the router, got. The file need not exist."""
+        return self.path / "progress.safetensors"
+
+    @property
     def figures_path(self) -> Path:
         """The folder of the figures; it need not exist."""
         return self.path / "figures"
@@ -247,13 +254,15 @@ class RunFolder:
         score = RouterScore(float(accuracy), [float(x) for x in oracle], [float(x) for x in routed])
         write_json(self.path / "router.json", score._asdict())
 
-    def truncate_after(self, task: int) -> None:
+    def truncate_after(self, task: int, events: int = 0) -> None:
         """Make the records those of a run that has just finished task ``task`` (-1: of a run that has not begun).
 
-        Drops every row, digest and checkpoint of later tasks, and the router's records. network.safetensors stays as it
-        is: the caller loads or replaces it.
+        The first ``events`` rows of metrics.csv that belong to the training after it (of the next task, or of the
+        router) stay. Drops every other row, digest and checkpoint of later tasks, and the router's records.
+        network.safetensors stays as it is: the caller loads or replaces it.
         """
-        self._metrics.keep(lambda row: row.task <= task and row.phase != "router")
+        later = count()
+        self._metrics.keep(lambda row: (row.task <= task and row.phase != "router") or next(later) < events)
         self._tests.keep(lambda row: row.learned <= task)
         self._capacity.keep(lambda row: row.task <= task)
 

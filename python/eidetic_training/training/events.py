@@ -12,6 +12,7 @@ from eidetic_kernels import EideticNetwork
 NOTES = {
     "features": "Frozen features are computed at every step",
     "graphs": "Steps are launched kernel by kernel, not as a CUDA graph",
+    "progress": "Training that is cut off begins anew",
 }
 
 
@@ -22,13 +23,13 @@ class Event:
     seconds: since the start of the task's training.
     task: the task in training; for the router, how many tasks it learns to tell apart.
     phase: "train", "settle", "recover", "polish" and "router" (the task classifier) are epochs; "prune", "restore" and
-        "finish" are changes of units; "features" and "graphs" are notes that something is done without frozen features
-        or CUDA graphs.
+        "finish" are changes of units; "features", "graphs" and "progress" are notes that something is done without
+        frozen features, CUDA graphs or a file of progress.
     epoch: the task's epochs so far, from 1.
     step: the task's pruning steps so far; 0 before the first.
     loss, train_accuracy: mean loss, and accuracy in [0, 1], of an epoch; None in other events.
     live_units, frozen_units, width: totals over unit groups.
-    note: why something is done without frozen features or CUDA graphs; None in other events.
+    note: why something is done without; None in other events.
     """
 
     seconds: float

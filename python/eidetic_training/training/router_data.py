@@ -14,6 +14,7 @@ from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.base import device_of
 
 from ..data import MetaLoader, TensorLoader
+from ..data._epochs import Epochs
 from .router_settings import RouterSettings
 
 Batches = Iterable[tuple[Tensor, Tensor]]
@@ -32,7 +33,7 @@ class Moments(NamedTuple):
 
 def router_data(
     network: EideticNetwork, loaders: Sequence[Iterable], settings: RouterSettings, classes: Sequence[int] | None
-) -> Batches:
+) -> Epochs:
     """Batches (columns [N, C] float32, label [N] int64) of all tasks mixed, on the network's device.
 
     Columns are the features, then what ``settings`` add: other layers, and the flattened input as the last columns,
@@ -71,21 +72,22 @@ def moments_of(data: Batches) -> Moments:
     return Moments(mean.float(), deviation.float())
 
 
-class _Computed:
+class _Computed(Epochs):
     """Batches (columns, label), computed anew every epoch."""
 
     def __init__(self, network: EideticNetwork, meta: MetaLoader, layers: bool, inputs: bool):
         self.network, self.meta, self.layers, self.inputs = network, meta, layers, inputs
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch; this loader's own count of epochs stays as it is."""
         device = device_of(self.network)
-        for x, label in self.meta:
+        for x, label in self.meta.batches(epoch):
             with torch.no_grad(), evaluating(self.network):
                 _, columns = self.network.routing_features(x.to(device), self.layers, self.inputs)
             yield columns.float(), label.to(device)
 
 
-def _cached(computed: _Computed, max_bytes: int) -> Batches:
+def _cached(computed: _Computed, max_bytes: int) -> Epochs:
     """What ``computed`` gives, kept in memory; ``computed`` itself where that takes more than ``max_bytes``."""
     columns, labels, used = [], [], 0
     for each, label in computed:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.errors import NonFiniteLossError
+from eidetic_kernels.errors import InputError, NonFiniteLossError
 
 from .annealing import anneal
 from .captured_step import captured_steps
@@ -19,7 +21,9 @@ from .epoch import NotFinite, evaluate, train_epoch
 from .events import NOTES, Callback, Event, units_of
 from .features import frozen_features
 from .last_good import LastGood
+from .progress import CountsEpochs, cannot_resume
 from .settings import TaskSettings
+from .task_progress import TaskProgress
 from .training_state import TrainingState
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -60,6 +64,7 @@ class Position:
     fraction: of the units, that the next step removes, or the one the network recovers from.
     recovering: whether the network recovers from a step.
     rates: the learning rates from which polishing lets them fall.
+    passes: for each of the task's epochs, which one it was of the loader's; empty where the loader does not count.
     """
 
     phase: str = "train"
@@ -72,12 +77,14 @@ class Position:
     fraction: float = 0.0
     recovering: bool = False
     rates: list[float | Tensor] = field(default_factory=list)
+    passes: list[int] = field(default_factory=list)
 
 
 class TaskRun:
     """The state of one call: the position in the procedure, the history, and the last good state.
 
-    ``good`` is where training goes back to when a step of pruning or the call itself fails.
+    ``good`` is where training goes back to when a step of pruning or the call itself fails. ``progress`` is the file
+    from which this run continues, if it holds this task's progress, and which is written after every epoch.
     """
 
     def __init__(
@@ -89,6 +96,7 @@ class TaskRun:
         loss: Loss,
         callbacks: Sequence[Callback],
         good: LastGood,
+        progress: str | Path | None = None,
     ):
         self.network, self.loader, self.optimizer = network, loader, optimizer
         self.settings, self.loss, self.callbacks, self.good = settings, loss, callbacks, good
@@ -100,8 +108,17 @@ class TaskRun:
 
         self.features, no_features = frozen_features(network, loader, settings)
         self.captured, no_graphs = captured_steps(network, optimizer, settings)
+        self.progress: TaskProgress | None = None
+        no_progress = None if progress is None else cannot_resume(loader)
+        if progress is not None and no_progress is None:
+            self.progress = TaskProgress(progress, network, loader, optimizer, settings, self.generator, good)
+        if self.progress is not None and self.progress.saved is not None:
+            self.resume(self.progress, self.progress.saved)
+            return
+
         self.note("features", no_features)
         self.note("graphs", no_graphs)
+        self.note("progress", no_progress)
 
     # ---- the paper's procedure, step by step
 
@@ -194,6 +211,7 @@ class TaskRun:
             at.best = max(at.best, accuracy)
             if enough:
                 return True
+            self.save(recovering=True)
 
         # An epoch's own accuracy is an average over its steps, the first of them on a damaged network and all of them
         # under dropout. Before a step is undone for good, backoff looks at what the network has become.
@@ -228,6 +246,8 @@ class TaskRun:
     def epoch(self, phase: str) -> float:
         """Train for one epoch. Returns training accuracy."""
         self.at.epochs += 1
+        if isinstance(self.loader, CountsEpochs):
+            self.at.passes.append(self.loader.epoch)
         try:
             result = train_epoch(
                 self.network,
@@ -258,6 +278,42 @@ class TaskRun:
     def accept(self) -> None:
         """Let the present state be the last good one."""
         self.good.keep(TrainingState.of(self.network, self.optimizer, self.good.state))
+        self.save(recovering=False)
+
+    def save(self, recovering: bool) -> None:
+        """Write how far training got, if that was asked for; ``recovering``: the present state is not accepted."""
+        if self.progress is None:
+            return
+        run = {
+            "at": vars(self.at),
+            "history": [vars(event) for event in self.history],
+            "seconds": time.perf_counter() - self.started,
+            "features": self.features is not None,
+            "graphs": self.captured is not None,
+        }
+        try:
+            self.progress.save(run, sum(event.note is None for event in self.history), recovering)
+        except InputError as error:
+            self.progress = None
+            self.note("progress", f"{error.args[0].rstrip('.')} (the state of {type(self.optimizer).__name__})")
+
+    def resume(self, progress: TaskProgress, saved: dict[str, Any]) -> None:
+        """Go on where the process that wrote ``saved`` was."""
+        run = saved["run"]
+        self.at = Position(**run["at"])
+        self.history = [Event(**event) for event in run["history"]]
+        self.features = self.features if run["features"] else None
+        self.captured = self.captured if run["graphs"] else None
+        progress.put_back(saved, self.features, self.at.passes)
+        progress.saved = None  # frees its tensors
+        self.started = time.perf_counter() - run["seconds"]
+
+        for event in self.history:
+            if event.note is not None:  # for people who watch this process
+                for callback in self.callbacks:
+                    callback(event)
+
+    # ---- what callbacks and callers are told
 
     def note(self, about: str, reason: str | None) -> None:
         """Report why frozen "features" are not cached, or why there are no CUDA "graphs"; None reports nothing."""

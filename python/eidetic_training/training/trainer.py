@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,7 @@ def train_task(
     loss: Loss | None = None,
     callbacks: Sequence[Callback] = (),
     finish: bool = True,
+    progress: str | Path | None = None,
     **overrides: Any,
 ) -> TaskResult:
     """Train the network's current task on ``loader``, prune it, and finish it.
@@ -49,10 +51,18 @@ def train_task(
         loss: mean loss of (logits [N, classes], y [N]); by default cross-entropy, labels smoothed as set.
         callbacks: each is called with every :class:`~eidetic_training.training.events.Event`.
         finish: freeze the task at the end; False leaves it in training.
+        progress: a file that is written after every epoch. If it exists, and the process before this one was killed,
+            training goes on where that one was, at worst one epoch back, and ends with the same bits: begin the task as
+            there, with the same random seed, loader, optimizer and settings. A file of another task is ignored, and
+            replaced after the first epoch. Delete the file once the finished task is saved. The loader must count its
+            epochs, as :class:`~eidetic_training.data.TensorLoader` does; for others an event says that nothing is
+            written.
 
     Raises:
         TaskError: no task is in training.
-        InputError: an empty loader, wrong labels or inputs, a loss beside label smoothing.
+        InputError: an empty loader, wrong labels or inputs, a loss beside label smoothing, or ``progress`` of a
+            training of this task with other settings, loader or optimizer.
+        CheckpointError: the file of ``progress`` is damaged.
         StaleOptimizerError: the optimizer holds none of the network's current parameters.
         NonFiniteLossError: the loss, or what was trained, became NaN or infinite.
     """
@@ -72,7 +82,7 @@ def train_task(
         else:
             network.adopt(optimizer)
 
-        run = TaskRun(network, loader, optimizer, settings, loss, callbacks, good)
+        run = TaskRun(network, loader, optimizer, settings, loss, callbacks, good, progress)
         run.procedure()
         good.put_rates_back()  # the next task starts from the learning rates as they were given
         if finish:

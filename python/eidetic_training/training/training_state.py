@@ -58,6 +58,21 @@ class TrainingState(NamedTuple):
             {path: _buffer(buffer, known.get(path)) for path, _, buffer in own_buffers(network)},
         )
 
+    def as_plain(self) -> dict[str, Any]:
+        """The state as plain values and tensors, which :meth:`from_plain` reads."""
+        return {
+            "snapshot": {name: getattr(self.snapshot, name) for name in ("task", "live", "tensors", "optimizer")},
+            "options": self.options,
+            "others": self.others,
+            "buffers": {path: buffer.values for path, buffer in self.buffers.items()},
+        }
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> TrainingState:
+        """The state that :meth:`as_plain` gave."""
+        buffers = {path: Buffer(values, None) for path, values in plain["buffers"].items()}
+        return cls(Snapshot(**plain["snapshot"]), plain["options"], plain["others"], buffers)
+
     def put_back(self, network: EideticNetwork, optimizer: Optimizer) -> None:
         """Let the network and the optimizer be in this state; learning rates and gradients are left alone.
 

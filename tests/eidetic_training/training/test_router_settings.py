@@ -21,7 +21,8 @@ def test_every_setting_has_its_line_in_the_documentation():
 
 
 def test_train_router_takes_settings_by_name():
-    assert [*inspect.signature(train_router).parameters] == ["network", "loaders", "settings", "callbacks", "overrides"]
+    given = ["network", "loaders", "settings", "callbacks", "progress", "overrides"]
+    assert [*inspect.signature(train_router).parameters] == given
 
 
 @pytest.mark.parametrize(
