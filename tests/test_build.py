@@ -123,8 +123,9 @@ def test_a_wheel_holds_the_packages_and_the_modules_alone(kind, wheels):
     python = {path.relative_to(ROOT).as_posix() for path in ROOT.glob("eidetic_kernels/**/*.py")}
     driver = {path.relative_to(ROOT / "python").as_posix() for path in ROOT.glob("python/eidetic_training/**/*.*")}
     driver = {name for name in driver if name.endswith((".py", ".toml"))}
-    rest = {name for name in names - python - driver - modules(kind) if ".dist-info/" not in name}
-    assert python | driver | modules(kind) <= names and not rest
+    typed = {"eidetic_kernels/py.typed", "eidetic_training/py.typed"}
+    expected = python | driver | modules(kind) | typed
+    assert expected <= names and not {name for name in names - expected if ".dist-info/" not in name}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -147,7 +148,7 @@ def test_the_cuda_module_holds_what_was_asked_for(environments):
 RUNS = """
 import importlib, importlib.metadata, json, sys
 import torch, eidetic_kernels as ek
-from eidetic_kernels import extensions
+from eidetic_kernels.backends import extensions
 
 class Net(ek.EideticNetwork):
     def __init__(self):

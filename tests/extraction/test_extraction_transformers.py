@@ -121,7 +121,7 @@ def test_an_attention_without_a_plain_version_is_named(monkeypatch):
 
 
 class Untraced(ek.EideticNetwork):
-    """Wired by hand, with a module of ours in between that only a traced network is rid of."""
+    """Wired by hand, with a module of ours before its layer that only a traced network is rid of."""
 
     example = (6,)
 
@@ -130,7 +130,7 @@ class Untraced(ek.EideticNetwork):
         self.layer, self.shuffle = ek.EideticLinear(6, 8), Shuffle(2)
 
     def forward(self, x):
-        return self.shuffle(F.relu(self.layer(x if x.sum() > 0 else -x)))
+        return F.relu(self.layer(self.shuffle(x if x.sum() > 0 else -x)))
 
     def connections(self):
         return {"layer": "input", "output": "layer"}
