@@ -111,7 +111,7 @@ def test_recall_equals_what_the_dense_network_said_when_the_task_was_finished(ne
     """Freezing folds BatchNorm into two numbers; the reference keeps torch's own module in evaluation mode."""
     x, said = batch(net, 11)[0], []
     for task in range(TASKS):
-        net.prepare_for_task(task, 3, reading(net, how, task), max_units=0.4 if task else None)
+        net.prepare_for_task(task, 3, reading(net, how, task), max_units=0.3)
         shift_normalisation(net)
         train(net, torch.optim.Adam(net.parameters(), 0.05), 3, seed=task)
         net.prune(0.3)
@@ -146,7 +146,7 @@ def test_masks_are_what_the_paper_says(net, how):
     choices = []
     for task in range(3):
         choices.append(reading(net, how, task))
-        learn(net, task, how)
+        learn(net, task, how, max_units=0.3)
     net.prepare_for_task(3, 3, (last := reading(net, how, 3)))
     choices.append(last)
     assert_masks_are_the_papers(net, choices)
