@@ -172,7 +172,7 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
         )
         return
     expected, now = _decoded(entry.values, logits.shape), logits.double().cpu()
-    allowed = max(_tolerance(entry.environment), _tolerance(here))
+    allowed = max(tolerance(entry.environment), tolerance(here))
     apart = float((now - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not apart <= allowed:
         yield (
@@ -186,7 +186,8 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
     )
 
 
-def _tolerance(environment: Environment) -> float:
+def tolerance(environment: Environment) -> float:
+    """How far logits computed in ``environment`` may lie from the same computed elsewhere, in units of the largest."""
     reduced = any(key.endswith("fp32_precision") and value != "ieee" for key, value in environment.items())
     return max(TOLERANCE.get(str(environment.get("dtype")), 0.0), REDUCED if reduced else 0.0)
 
