@@ -5,10 +5,15 @@ ones (P3), and no dropout touches them (P5). So the first pass over the samples 
 ones, and later passes run live units alone, beside the cache. A sample must be the same in every pass: augmentation, or
 noise in the network's own forward, changes it. Therefore the first batch whose samples are all cached is computed once
 more, and if it differs by then, nothing is cached.
+
+What is cached is what a layer read, once for each sample. So every layer that reads units must run exactly once in a
+pass, and every layer as often in one pass as in another. Recurrent layers, layers shared between two places and layers
+that run in some passes only do not: calls are counted in every pass, and nothing is cached then.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -19,7 +24,7 @@ from torch import Tensor
 
 from ..checking import whole_number
 from ..errors import InputError, TaskError
-from ..layers import CONVOLUTIONS, EideticBatchNorm, EideticLinear, StaircaseLayer
+from ..layers import CONVOLUTIONS, EideticBatchNorm, EideticLinear, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Fixed, Span, without
 from ..memory import memory_format
 from ..ops.staircase import read
@@ -30,7 +35,12 @@ from .frozen_inputs import JoinedInputs
 _COVERED = (EideticLinear, *CONVOLUTIONS, EideticBatchNorm)
 
 _Inputs = dict[StaircaseLayer, Tensor]
+_Calls = Counter[SegmentedLayer]
 _Hook = Callable[[StaircaseLayer, tuple[Tensor, ...]], tuple[Tensor, ...] | None]
+
+
+class PassDiffers(InputError):
+    """A pass beside cached features called other layers than those by which they were cached. It may be repeated."""
 
 
 class FrozenFeatures:
@@ -58,6 +68,10 @@ class FrozenFeatures:
     modules between layers see live units only. Any other pass is an ordinary one, and fills the cache. Finished tasks
     are recalled as ever (P1).
 
+    ``forward`` must compute the same in every pass. How often it calls each layer is counted. Nothing is cached where
+    one that reads units runs more or less than once. Where a pass beside cached features calls another layer than those
+    before it, it raises InputError and features are off: make the pass again.
+
     Loss and gradients have the same bits either way, if an operation's bits depend on a unit's own values alone, and a
     product's bits not on where in its batch a sample lies. Most libraries work so, but for products of few units (under
     20 on a CPU) and for the ends of vectors in exp and tanh. Elsewhere they agree up to rounding.
@@ -78,11 +92,14 @@ class FrozenFeatures:
         heads = set(network.heads)
         layers = [layer for layer in network.modules() if isinstance(layer, StaircaseLayer) and layer not in heads]
         self.readers = [*filter(_reads_units, layers), head]
+        self._paths = {layer: path for path, layer in network.segmented_layers() if not layer.attached}
+        self._paths[head] = "the head"
         self.reads = any(map(_frozen_columns, self.readers))
         self._cache: _Inputs = {}
         self._cached: Tensor | None = None  # bool [samples]
         self._missing = samples if self.reads else 0
         self._verified = not self.reads
+        self._calls: _Calls | None = None  # of every layer, in the first pass
         self._inputs = JoinedInputs()
 
     @property
@@ -120,12 +137,15 @@ class FrozenFeatures:
         """An ordinary pass that fills or verifies the cache, or a pass of live units beside it."""
         if rows is not None and (not self._verified or (self._missing and not self._holds(rows))):
             inputs: _Inputs = {}
-            self._hook(stack, partial(_note, rows, inputs))
+            self._count(stack, rows)
+            self._hook(stack, partial(self._note, rows, inputs))
             yield
             self._keep(rows, inputs)
             return
 
         if self._can_run_live():
+            if rows is not None and self.reads:
+                self._count(stack, rows)
             self._hook(stack, partial(self._join, rows))
             for layer in self._cache:
                 stack.callback(layer.register_forward_hook(self._inputs.lead_back).remove)
@@ -145,6 +165,53 @@ class FrozenFeatures:
         for layer in self.readers:
             stack.callback(layer.register_forward_pre_hook(call, with_kwargs=True).remove)
 
+    def _count(self, stack: ExitStack, rows: Tensor) -> None:
+        """Count each layer's calls in every pass of the task in training, up to the head, which comes last."""
+        head, calls = self.readers[-1], _Calls()
+
+        def begin(network: BaseNetwork, given: tuple[Tensor, ...]) -> None:
+            if head.scope.task in (None, LIVE):
+                calls.clear()
+                if len(given[0]) != len(rows):
+                    raise InputError(
+                        f"the batch has {len(given[0])} samples and rows {len(rows)}: give each sample's index."
+                    )
+
+        def count(layer: SegmentedLayer, given: tuple[Any, ...]) -> None:
+            if layer.scope.task in (None, LIVE):
+                calls[layer] += 1
+                if layer is head:
+                    self._compare(calls)
+
+        stack.callback(self.network.register_forward_pre_hook(begin).remove)
+        for layer in self._paths:
+            stack.callback(layer.register_forward_pre_hook(count).remove)
+
+    def _compare(self, calls: _Calls) -> None:
+        """Turn off where a reader ran more or less than once, or a layer more or less often than in the first pass.
+
+        Raises PassDiffers in a pass of live units, whose cached features belong to other calls.
+        """
+        if calls == self._calls:
+            return
+        if self._calls is None:
+            self._calls = calls.copy()
+            wrong = next((layer for layer in self.readers if calls[layer] != 1), None)
+            if wrong is not None:
+                self._turn_off(f"{self._paths[wrong]} runs {_times(calls[wrong])} in a pass, in place of once")
+            return
+        layer = next(layer for layer in self._paths if calls[layer] != self._calls[layer])
+        self._differ(layer, f"runs {_times(calls[layer])} in one pass and {_times(self._calls[layer])} in another")
+
+    def _differ(self, layer: SegmentedLayer, how: str) -> None:
+        """Turn off since ``layer`` is not called as before. Raises PassDiffers in a pass of live units."""
+        self._turn_off(f"{self._paths[layer]} {how}")
+        if layer.scope.task == LIVE:
+            raise PassDiffers(f"frozen features are off from here on, since {self.off}. Make the pass again.")
+
+    def _turn_off(self, reason: str) -> None:
+        self.off, self._cache, self.bytes = reason, {}, 0
+
     def _holds(self, rows: Tensor) -> bool:
         """Whether every one of these samples is cached."""
         return self._cached is not None and bool(self._cached[rows].all())
@@ -156,7 +223,7 @@ class FrozenFeatures:
 
     def _keep(self, rows: Tensor, inputs: _Inputs) -> None:
         """Cache what the pass read of frozen units or, where the cache holds it, verify that it is the same."""
-        if len(inputs) < len(self.readers):
+        if self.off is not None or len(inputs) < len(self.readers):
             return  # no whole pass was made
         columns = {layer: _frozen_columns(layer) for layer in self.readers}
         cached = self._allocate(inputs, columns) if self._cached is None else self._cached
@@ -177,7 +244,7 @@ class FrozenFeatures:
         for cache, values in found:
             expected = cache.index_select(0, rows)
             if not (values - expected).abs().max() <= 0.01 * expected.abs().max():
-                self.off, self._cache, self.bytes = "a sample is another from pass to pass (augmentation, noise)", {}, 0
+                self._turn_off("a sample is another from pass to pass (augmentation, noise)")
                 return
         self._verified = True
 
@@ -207,12 +274,24 @@ class FrozenFeatures:
         self._cached = torch.zeros(self.samples, dtype=torch.bool, device=device)
         return self._cached
 
+    def _note(self, rows: Tensor, inputs: _Inputs, layer: StaircaseLayer, given: tuple[Tensor, ...]) -> None:
+        """Remember the input of ``layer`` in a pass of the task in training."""
+        if layer.scope.task is None and self._one_row_each(rows, layer, given[0]):
+            inputs[layer] = given[0].detach()
+
     def _join(self, rows: Tensor | None, layer: StaircaseLayer, given: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """The arguments of ``layer`` with cached columns joined in; None where it reads none, or a task is recalled."""
         if rows is None or layer.scope.task != LIVE or layer not in self._cache:
             return None
-        _check_rows(rows, given[0])
+        self._one_row_each(rows, layer, given[0])
         return self._inputs.join(layer, given, self._cache[layer], rows)
+
+    def _one_row_each(self, rows: Tensor, layer: StaircaseLayer, x: Tensor) -> bool:
+        """Whether ``layer`` is given one row for each sample; turn off where it is not."""
+        if len(x) == len(rows):
+            return True
+        self._differ(layer, f"is given {len(x)} rows for {len(rows)} samples")
+        return False
 
 
 def why_not(network: BaseNetwork) -> str | None:
@@ -238,13 +317,5 @@ def _frozen_columns(layer: StaircaseLayer) -> tuple[Span, ...]:
     return without(live.spans, stairs.trainable) if live is not None else ()
 
 
-def _note(rows: Tensor, inputs: _Inputs, layer: StaircaseLayer, given: tuple[Tensor, ...]) -> None:
-    """Remember the input of ``layer`` in a pass of the task in training."""
-    if layer.scope.task is None:
-        _check_rows(rows, given[0])
-        inputs[layer] = given[0].detach()
-
-
-def _check_rows(rows: Tensor, x: Tensor) -> None:
-    if len(x) != len(rows):
-        raise InputError(f"the batch has {len(x)} samples and rows {len(rows)}: give each sample's index.")
+def _times(count: int) -> str:
+    return "never" if not count else "once" if count == 1 else f"{count} times"

@@ -1,6 +1,7 @@
 """Frozen features kept by sample: training is the same as without them, and only live units are computed."""
 
 import random
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ import eidetic_kernels as ek
 from eidetic_kernels.errors import InputError, TaskError
 from eidetic_kernels.layout import LIVE, Segments, Source, staircase
 from eidetic_kernels.ops import Weights, staircase_linear
+from eidetic_kernels.tasks.frozen_features import PassDiffers
+from eidetic_training.data import TensorLoader
 
 SAMPLES, TASKS = 40, 3
 
@@ -406,6 +409,126 @@ def test_a_compiled_network_keeps_nothing():
     net = prepared(MLP)
     net.compile(backend="eager")
     assert "compiled" in ek.FrozenFeatures(net, 8).off
+
+
+# ---- when layers do not run once in each pass
+
+
+class ByHand(ek.EideticNetwork):
+    """Four steps [N, 4, 6] wired by hand; ``how`` says what forward does with its layers."""
+
+    example = (4, 6)
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.passes = how, 0
+        self.first, self.second = ek.EideticLinear(6, 24), ek.EideticLinear(24, 24)
+        self.extra = ek.EideticLinear(6, 24)
+
+    def connections(self):
+        added = ("first", "second", "extra")
+        return {"first": "input", "second": "first", "extra": "input", "output": added}
+
+    def forward(self, x):
+        return getattr(self, self.how)(x).relu()
+
+    def recurrent(self, x):
+        h = self.first(x[:, 0]) + self.extra(x[:, 0])
+        for step in range(1, 4):
+            h = self.first(x[:, step]) + self.second(h.tanh())
+        return h
+
+    def shared(self, x):
+        h = self.first(x[:, 0]) + self.extra(x[:, 0])
+        return h + self.second(h.tanh()) + self.second(-h)
+
+    def steps_as_samples(self, x):
+        h = self.first(x.flatten(0, 1)) + self.extra(x.flatten(0, 1))
+        return (h + self.second(h.tanh())).unflatten(0, (-1, 4)).mean(1)
+
+    def sometimes_what_reads_units(self, x, since=1):
+        h = self.first(x[:, 0]) + self.extra(x[:, 0])
+        return h + self.second(h.tanh()) if self.often(since) else h
+
+    def sometimes_what_reads_the_input(self, x, since=1):
+        h = self.first(x[:, 0])
+        return h + self.second((h + self.extra(x[:, 1]) if self.often(since) else h).tanh())
+
+    def reads_units_at_last_not(self, x):
+        return self.sometimes_what_reads_units(x, since=8)
+
+    def reads_the_input_at_last_not(self, x):
+        return self.sometimes_what_reads_the_input(x, since=8)
+
+    def several_readings_of_the_input(self, x):
+        h = self.first(x[:, 0]) + self.first(x[:, 1]) + self.extra(x[:, 2])
+        return h + self.second(h.tanh())
+
+    def often(self, since):
+        """False in every second pass of the training after the first ``since``."""
+        self.passes += self.training
+        return not self.training or self.passes <= since or self.passes % 2 == 0
+
+
+def trained_by_hand(how, keep):
+    """As the driver trains: a pass that other layers took part in is made again."""
+    torch.manual_seed(0)
+    net = ByHand(how)
+    for task in range(2):
+        learn(net, task, max_units=0.4, fraction=0)
+    net.prepare_for_task(2, 3)
+    net.train().passes = 0
+    features, optimizer, outputs = Counting(net, SAMPLES), torch.optim.SGD(net.parameters(), 0.1), []
+    x, y = batch(net, SAMPLES)
+    for rows in torch.arange(SAMPLES).split(8) * 4:
+        optimizer.zero_grad()
+        passes = net.passes
+        try:
+            with features.batch(rows) if keep else nullcontext():
+                logits = net(x[rows])
+        except PassDiffers:
+            net.passes = passes
+            logits = net(x[rows])
+        F.cross_entropy(logits, y[rows]).backward()
+        optimizer.step()
+        outputs.append(logits.detach())
+    return features, torch.stack(outputs)
+
+
+@pytest.mark.parametrize(
+    "how, off",
+    [
+        ("recurrent", "second runs 3 times in a pass, in place of once"),
+        ("shared", "second runs 2 times in a pass, in place of once"),
+        ("steps_as_samples", "second is given 32 rows for 8 samples"),
+        ("sometimes_what_reads_units", "second runs never in one pass and once in another"),
+        ("sometimes_what_reads_the_input", "extra runs never in one pass and once in another"),
+        ("reads_units_at_last_not", "second runs never in one pass and once in another"),
+        ("reads_the_input_at_last_not", "extra runs never in one pass and once in another"),
+        ("several_readings_of_the_input", None),
+    ],
+)
+def test_layers_that_do_not_run_once_in_each_pass(how, off):
+    """What cannot be proven to be right is refused, also where the first pass that differs is one of live units."""
+    _, expected = trained_by_hand(how, keep=False)
+    features, outputs = trained_by_hand(how, keep=True)
+    assert features.off == off
+    assert (features.live > 0) == (off is None or "at_last" in how)
+    assert_close("logits", outputs, expected)
+
+
+def test_the_driver_makes_such_a_pass_again_and_says_why_features_are_off():
+    torch.manual_seed(0)
+    net = ByHand("reads_units_at_last_not")
+    x, y = batch(net, SAMPLES)
+    loader = TensorLoader(x, y, batch_size=8, num_classes=3)
+    for task in range(2):
+        net.passes = 0
+        net.prepare_for_task(task, 3, max_units=0.4)
+        result = net.train_task(loader, max_epochs=3, patience=9, search="none", polish_epochs=0)
+    (note,) = [event.note for event in result.history if event.note is not None]
+    assert note == "Frozen features are computed at every step: second runs never in one pass and once in another."
+    assert net.certify().ok
 
 
 # ---- mistakes
