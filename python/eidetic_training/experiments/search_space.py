@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -59,7 +60,8 @@ class Range:
 class SweepSettings:
     """A configuration's table ``sweep``: the settings of a hyperparameter search (paper, section 4).
 
-    trials: number of settings to try.
+    trials: number of settings to try; a grid tries all of its own.
+    grid: try every combination of the values in ``space``, which are lists then, once (as the paper did).
     tasks: number of tasks that each trial learns, the first ones of the sequence.
     held_out: the fraction of every task's training set that is held out to measure accuracy on, in (0, 1).
     prune: give up a trial after a task if its accuracy so far is below the median of the other trials' there.
@@ -69,6 +71,7 @@ class SweepSettings:
     """
 
     trials: int = 20
+    grid: bool = False
     tasks: int = 3
     held_out: float = 0.1
     prune: bool = False
@@ -79,11 +82,24 @@ class SweepSettings:
             whole_number(f"sweep.{name}", getattr(self, name), least=1)
         if not isinstance(self.held_out, float) or not 0 < self.held_out < 1:
             raise InputError(f"sweep.held_out must be a fraction between 0 and 1, such as 0.1; got {self.held_out!r}.")
-        if not isinstance(self.prune, bool):
-            raise InputError(f"sweep.prune must be true or false; got {self.prune!r}.")
+        for name in ("grid", "prune"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"sweep.{name} must be true or false; got {getattr(self, name)!r}.")
         if not isinstance(self.space, Mapping):
             raise InputError(f"sweep.space is a table of the configuration; got {self.space!r}.")
-        self.values()
+        ranges = [key for key, values in self.values().items() if isinstance(values, Range)]
+        if self.grid and ranges:
+            raise InputError(f"sweep.space.{ranges[0]} must be a list of values for sweep.grid; got a range.")
+
+    @property
+    def count(self) -> int:
+        """How many settings are tried."""
+        return len(self.combinations()) if self.grid else self.trials
+
+    def combinations(self) -> list[dict[str, Any]]:
+        """Every combination of a grid's values by dotted key; the last key's values change first."""
+        space = {key: choice.examples for key, choice in self.values().items()}
+        return [dict(zip(space, values)) for values in itertools.product(*space.values())]
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> SweepSettings:

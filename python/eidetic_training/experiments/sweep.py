@@ -98,7 +98,7 @@ def work(config: Mapping[str, Any], folder: Path, say: Say = print) -> None:
             done = finished_trials(study)
             (this,) = [each for each in done if each.number == trial.number]
             values = ", ".join(f"{key} {_shown(value)}" for key, value in this.params.items())
-            say(f"{len(done)} of {settings.trials} trials: {_percent(this)} with {values}; best {_percent(done[0])}")
+            say(f"{len(done)} of {settings.count} trials: {_percent(this)} with {values}; best {_percent(done[0])}")
 
 
 def finished_trials(study: Any) -> list[Any]:
@@ -186,8 +186,10 @@ def _next_trial(
     with Lock(folder / "sweep.lock"):
         for left in study.get_trials(deepcopy=False, states=(state.RUNNING,)):
             _take_over(study, state, left, settings, folder)
+        if settings.grid:
+            _queue(study, state, settings)
         taken = len(study.get_trials(deepcopy=False, states=(state.RUNNING, state.COMPLETE, state.PRUNED)))
-        if taken >= settings.trials:
+        if taken >= settings.count:
             return None
 
         # Each trial has its own sampler, so that interruptions do not change what is tried.
@@ -212,6 +214,15 @@ def _take_over(study: Any, state: Any, left: Any, settings: SweepSettings, folde
             study.enqueue_trial(left.params, user_attrs={"folder": left.user_attrs["folder"]})
     lock.release()
     lock.path.unlink(missing_ok=True)
+
+
+def _queue(study: Any, state: Any, settings: SweepSettings) -> None:
+    """Queue every combination of a grid that is not there yet, or that a killed process left before it began."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state is not state.FAIL]
+    there = [trial.system_attrs.get("fixed_params", trial.params) for trial in trials]
+    for values in settings.combinations():
+        if values not in there:
+            study.enqueue_trial(values)
 
 
 def _lock_path(folder: Path, trial: Any) -> Path:

@@ -225,3 +225,46 @@ def test_permuted_tasks_hold_out_the_same_images(data):
     order = tasks[1].permutation
     plain = tasks[0].test.images.flatten(2)[:, :, order].view(tasks[1].test.images.shape)
     assert torch.equal(plain, tasks[1].test.images)
+
+
+def test_a_grid_tries_every_combination_once(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    space = {"optimizer.lr": [0.01, 0.02, 0.03], "task.importance": ["l1", "l2"]}
+    config = config_of(data, grid=True, trials=1, space=space)
+    text = quietly(config, tmp_path / "grid")
+    tried = [tuple(params.values()) for params, *_ in found(config, tmp_path / "grid")]
+    assert sorted(tried) == [(lr, kind) for lr in space["optimizer.lr"] for kind in space["task.importance"]]
+    assert tried[0][0] == 0.02, "best first"
+    assert quietly(config, tmp_path / "grid") == text, "nothing is tried again"
+
+
+def test_a_grid_loses_no_combination_to_a_process_that_was_killed_as_it_chose(data, tmp_path, monkeypatch):
+    config = config_of(data, grid=True, space={"optimizer.lr": [0.01, 0.02], "task.importance": ["l1", "l2"]})
+
+    def killed(self, trial, key):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run_experiment", pretended)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            module.SweepSettings, "values", lambda self: {"optimizer.lr": type("_", (), {"suggest": killed})()}
+        )
+        patch.setattr(
+            module.SweepSettings, "combinations", lambda self: [{"optimizer.lr": 0.01, "task.importance": "l1"}]
+        )
+        patch.setattr(module.SweepSettings, "count", 4)
+        with pytest.raises(KeyboardInterrupt):
+            module.work(config, _begun(config, tmp_path / "grid"))
+    quietly(config, tmp_path / "grid")
+    tried = sorted(tuple(params.values()) for params, *_ in found(config, tmp_path / "grid"))
+    assert tried == [(0.01, "l1"), (0.01, "l2"), (0.02, "l1"), (0.02, "l2")]
+
+
+def _begun(config, folder):
+    module._begin(folder, config)
+    return folder
+
+
+def test_a_grid_is_made_of_lists(data):
+    with pytest.raises(InputError, match=r"sweep.space.optimizer.lr must be a list of values for sweep.grid; got a ra"):
+        config_of(data, grid=True)
