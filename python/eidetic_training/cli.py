@@ -15,7 +15,8 @@ from eidetic_kernels.version import __version__
 from .experiments import comparison
 from .experiments import config as configuration
 from .experiments.comparison_figure import comparison as comparison_figure
-from .experiments.experiment import make_tasks, run_experiment, verify
+from .experiments.experiment import make_tasks, run_experiment
+from .experiments.proof import summed_up, verify
 from .experiments.reproduce import reproduce
 from .experiments.reproductions import REPRODUCTIONS
 from .experiments.sweep import sweep
@@ -325,8 +326,8 @@ def _certify(arguments: argparse.Namespace) -> None:
     print(certificate)
 
     if not arguments.no_data:
-        verify(run, network, make_tasks(run.config["data"], run.config["seed"]))
-        print(f"{len(run.digests)} tasks' test logits have the SHA-256 they had when they were learned.")
+        notes = verify(run, network, make_tasks(run.config["data"], run.config["seed"]))
+        print(summed_up(network.finished_tasks, notes))
 
 
 if __name__ == "__main__":

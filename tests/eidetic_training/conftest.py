@@ -4,6 +4,7 @@ import pytest
 
 from eidetic_kernels.tasks.capacity import Capacity, CapacityRow
 from eidetic_training import models
+from eidetic_training.runs.answers import Recorded
 from eidetic_training.runs.folder import RunFolder
 from eidetic_training.runs.inputs import Inputs
 
@@ -62,7 +63,7 @@ def record_task(run, task):
     for earlier in range(task + 1):
         run.record_test(learned=task, task=earlier, accuracy=LEARNED[earlier])
     run.record_capacity(task, capacity_after(task))
-    run.record_digest(task, f"{task:064x}")
+    run.record_answers(task, Recorded(f"{task:064x}"))
     network_after(task).save(run.checkpoint_path(task))
 
 

@@ -313,7 +313,7 @@ def test_certify_proves_what_is_unchanged(trained, eidetic):
     status, out, _ = eidetic("certify", trained)
     assert status == 0
     assert "2 finished tasks: nothing was forgotten." in out
-    assert "2 tasks' test logits have the SHA-256 they had when they were learned" in out
+    assert "2 of 2 tasks: the test logits' SHA-256 equals the one taken when the task was learned." in out
     status, out, _ = eidetic("certify", trained, "--no-data")
     assert status == 0 and "test logits" not in out
 

@@ -257,7 +257,8 @@ def _run_trial(
         trial.set_user_attr("result", found)
         study.tell(trial, result.mean_end)
 
-    shutil.rmtree(path / "checkpoints", ignore_errors=True)
+    for folder_of_networks in ("checkpoints", "answers"):
+        shutil.rmtree(path / folder_of_networks, ignore_errors=True)
     (path / "network.safetensors").unlink(missing_ok=True)
 
 

@@ -5,7 +5,8 @@ config.json            {"config": the complete configuration, "environment": ver
 metrics.csv            a row for each epoch and each event (``Metric``)
 tests.csv              test accuracy of every finished task after each task learned (``TaskScore``)
 capacity.csv           units that a task kept in each layer (``CapacityEntry``)
-digests.json           {"0": SHA-256 of task 0's test logits when it was learned, ...}
+digests.json           what is on record of each task's test logits since it was learned (``answers.Recorded``)
+answers/               task_00.safetensors, ...: a sample of each task's test logits when it was learned
 network.safetensors    the latest network
 checkpoints/           task_00.safetensors, ...: the network after each task
 progress.safetensors   how far the task or router in training got; gone when it is finished
@@ -15,74 +16,39 @@ figures/               what ``plots.all_figures`` draws
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy
-import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-import eidetic_kernels
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.files import replacing
 from eidetic_kernels.tasks.capacity import Capacity
-from eidetic_kernels.version import __version__
+from eidetic_kernels.tasks.record import digest
 
+from .answers import Recorded
+from .configurations import as_json, differences
 from .inputs import Inputs
+from .rows import EPOCH_PHASES, PHASES, CapacityEntry, Metric, RouterScore, TaskScore
+from .run_environment import environment
 from .tables import Table, read_json, write_json
 
-# Phases whose rows are epochs of training a task. The others are events ("prune", "restore", "finish"), or epochs that
-# belong to no task ("router").
-EPOCH_PHASES = ("train", "settle", "recover", "polish")
-PHASES = (*EPOCH_PHASES, "prune", "restore", "finish", "router")
-
-
-class Metric(NamedTuple):
-    """One row of metrics.csv. ``seconds`` counts from the run's start; units are totals over all unit groups."""
-
-    seconds: float
-    task: int
-    phase: str
-    epoch: int
-    step: int
-    loss: float
-    train_accuracy: float
-    live_units: int
-    frozen_units: int
-    width: int
-
-
-class TaskScore(NamedTuple):
-    """One row of tests.csv: ``accuracy``, in [0, 1], of task ``task`` after task ``learned`` was learned."""
-
-    learned: int
-    task: int
-    accuracy: float
-
-
-class CapacityEntry(NamedTuple):
-    """One row of capacity.csv: task ``task`` kept ``units`` of the ``width`` units of a layer (a unit group)."""
-
-    task: int
-    layer: str
-    width: int
-    units: int
-
-
-class RouterScore(NamedTuple):
-    """What router.json holds; all numbers lie in [0, 1].
-
-    accuracy: how often the router named the right task. oracle: test accuracy of every task if the task is given.
-    routed: the same if the router names the task.
-    """
-
-    accuracy: float
-    oracle: list[float]
-    routed: list[float]
+__all__ = [
+    "EPOCH_PHASES",
+    "PHASES",
+    "CapacityEntry",
+    "Metric",
+    "RouterScore",
+    "RunFolder",
+    "TaskScore",
+    "environment",
+    "open_run",
+]
 
 
 class RunFolder:
@@ -107,18 +73,14 @@ class RunFolder:
         or anything that is not a run.
         """
         path = Path(path)
-        config = _as_json(config)
+        config = as_json(config)
 
         if (path / "config.json").is_file():
             run = cls(path)
-            differences = [
-                f"{key}: {_shown(old)} there, {_shown(new)} given"
-                for key, old, new in _differences(run.config, config)
-                if not (old is _MISSING and (new is False or new in (None, {})))
-            ]
-            if differences:
+            different = differences(run.config, config)
+            if different:
                 raise InputError(
-                    f"{path} holds a run with another configuration ({'; '.join(differences)}). "
+                    f"{path} holds a run with another configuration ({'; '.join(different)}). "
                     "Choose another folder, or give the same configuration to continue"
                 )
             return run
@@ -139,6 +101,10 @@ class RunFolder:
     def checkpoint_path(self, task: int) -> Path:
         """The network after task ``task``."""
         return self.path / "checkpoints" / f"task_{task:02d}.safetensors"
+
+    def answers_path(self, task: int) -> Path:
+        """A sample of task ``task``'s test logits when it was learned."""
+        return self.path / "answers" / f"task_{task:02d}.safetensors"
 
     @property
     def progress_path(self) -> Path:
@@ -178,10 +144,33 @@ class RunFolder:
         return self._capacity.read()
 
     @property
+    def recorded(self) -> dict[int, Recorded]:
+        """What is on record of each task's test logits since it was learned."""
+        path = self.path / "digests.json"
+        if not path.exists():
+            return {}
+        found = read_json(path)
+        try:
+            return {int(task): Recorded.from_json(entry) for task, entry in found.items()}
+        except (AttributeError, ValueError) as error:
+            raise InputError(f"{path} is damaged: {error}. Restore it from a copy of the run") from error
+
+    @property
     def digests(self) -> dict[int, str]:
         """SHA-256 of each finished task's test logits when it was learned."""
-        path = self.path / "digests.json"
-        return {int(task): digest for task, digest in read_json(path).items()} if path.exists() else {}
+        return {task: entry.sha256 for task, entry in self.recorded.items()}
+
+    def sample(self, task: int) -> Tensor | None:
+        """The sample of task ``task``'s test logits [n, classes] when it was learned.
+
+        None if there is no such file, or it holds other numbers than those on record.
+        """
+        recorded = self.recorded.get(task)
+        try:
+            logits = load_file(self.answers_path(task))["logits"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+        return logits if recorded is not None and recorded.sample == digest(logits) else None
 
     @property
     def inputs(self) -> Inputs:
@@ -238,16 +227,22 @@ class RunFolder:
         """Write inputs.json."""
         write_json(self.path / "inputs.json", inputs.to_json())
 
-    def record_digest(self, task: int, digest: str) -> None:
-        """Record the digest of a finished task's logits. Raises InputError if another one was recorded before."""
-        digests = self.digests
-        if digests.get(task, digest) != digest:
+    def record_answers(self, task: int, entry: Recorded, sample: Tensor | None = None) -> None:
+        """Record a finished task's test logits, and a sample [n, classes] of them.
+
+        Raises InputError if another SHA-256 was recorded before.
+        """
+        recorded = self.recorded
+        before = recorded.get(task, entry).sha256
+        if before != entry.sha256:
             raise InputError(
-                f"task {task} already has the digest {digests[task]}; given {digest}. It is taken once, "
+                f"task {task} already has the digest {before}; given {entry.sha256}. It is taken once, "
                 "when the task is learned: if it differs now, the task's answers have changed"
             )
-        digests[task] = digest
-        write_json(self.path / "digests.json", {str(key): digests[key] for key in sorted(digests)})
+        if sample is not None:
+            with replacing(self.answers_path(task)) as temporary:
+                save_file({"logits": sample.contiguous()}, temporary)
+        self._write_recorded({**recorded, task: entry})
 
     def record_router(self, accuracy: float, oracle: Sequence[float], routed: Sequence[float]) -> None:
         """Write router.json; see :class:`RouterScore`."""
@@ -266,14 +261,17 @@ class RunFolder:
         self._tests.keep(lambda row: row.learned <= task)
         self._capacity.keep(lambda row: row.task <= task)
 
-        kept = {str(key): digest for key, digest in self.digests.items() if key <= task}
         if (self.path / "digests.json").exists():
-            write_json(self.path / "digests.json", kept)
+            self._write_recorded({key: entry for key, entry in self.recorded.items() if key <= task})
 
         (self.path / "router.json").unlink(missing_ok=True)
-        for checkpoint in (self.path / "checkpoints").glob("task_*.safetensors"):
-            if int(checkpoint.stem.removeprefix("task_")) > task:
-                checkpoint.unlink()
+        for folder in ("checkpoints", "answers"):
+            for file in (self.path / folder).glob("task_*.safetensors"):
+                if int(file.stem.removeprefix("task_")) > task:
+                    file.unlink()
+
+    def _write_recorded(self, recorded: Mapping[int, Recorded]) -> None:
+        write_json(self.path / "digests.json", {str(task): recorded[task].to_json() for task in sorted(recorded)})
 
     @property
     def _config_path(self) -> Path:
@@ -283,61 +281,3 @@ class RunFolder:
 def open_run(run: RunFolder | str | PathLike[str]) -> RunFolder:
     """The run folder itself, or the one at a path."""
     return run if isinstance(run, RunFolder) else RunFolder(run)
-
-
-def environment() -> dict[str, Any]:
-    """What results depend on apart from the configuration: versions, threads, GPU, and the commit if it is known."""
-    return {
-        "eidetic_kernels": __version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "numpy": numpy.__version__,
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """The commit of the checkout that this package runs from; None if it is installed, or without git."""
-    root = Path(eidetic_kernels.__file__).parents[1]
-    if not (root / ".git").exists():
-        return None
-    try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration as it reads back: tuples become lists, so that equal configurations compare equal."""
-    try:
-        return json.loads(json.dumps(dict(config), allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"the configuration must be made of what JSON knows (text, numbers, lists, tables): {error}"
-        ) from error
-
-
-_MISSING = object()
-
-
-def _differences(old: Any, new: Any, key: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Every dotted key at which two configurations differ, with both values."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in sorted({*old, *new}):
-            below = f"{key}.{name}" if key else name
-            yield from _differences(old.get(name, _MISSING), new.get(name, _MISSING), below)
-    elif old != new:
-        yield key, old, new
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is _MISSING else json.dumps(value)

@@ -16,8 +16,10 @@ from eidetic_kernels.errors import CheckpointError, ForgettingError, InputError
 from eidetic_training import models
 from eidetic_training.experiments import experiment
 from eidetic_training.experiments.experiment import make_tasks, run_experiment
-from eidetic_training.runs import report
+from eidetic_training.experiments.proof import EVALUATION_BATCH, verify
+from eidetic_training.runs import answers, report
 from eidetic_training.runs.folder import PHASES, RunFolder
+from eidetic_training.training.epoch import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,8 @@ def test_everything_is_there(finished):
     names = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
     tables = {"metrics.csv", "tests.csv", "capacity.csv"}
     records = {"config.json", "inputs.json", "digests.json", "router.json", "network.safetensors"}
-    assert names == tables | records | {f"checkpoints/task_0{t}.safetensors" for t in range(3)}
+    by_task = {f"{kind}/task_0{t}.safetensors" for kind in ("checkpoints", "answers") for t in range(3)}
+    assert names == tables | records | by_task
 
 
 def test_the_folder_knows_its_configuration(finished):
@@ -102,7 +105,7 @@ def test_the_latest_network_certifies_and_gives_the_recorded_digests(finished):
     assert network.certify().ok
     assert network.router.tasks == 3
     assert sorted(folder.digests) == [0, 1, 2]
-    experiment.verify(folder, network, make_tasks(config["data"], config["seed"]))
+    assert verify(folder, network, make_tasks(config["data"], config["seed"])) == []
 
 
 def test_every_checkpoint_is_the_network_after_its_task(finished):
@@ -112,8 +115,8 @@ def test_every_checkpoint_is_the_network_after_its_task(finished):
         network = load(folder.checkpoint_path(t), config)
         assert network.finished_tasks == t + 1 and network.router is None
         assert network.certify().ok
-        loader = tasks[t].test_loader(experiment.EVALUATION_BATCH)
-        assert experiment.evaluate(network, loader, t).digest == folder.digests[t]
+        loader = tasks[t].test_loader(EVALUATION_BATCH)
+        assert evaluate(network, loader, t).digest == folder.digests[t]
 
 
 def test_the_router_s_scores_agree_with_the_matrix(finished):
@@ -200,7 +203,7 @@ def test_a_run_killed_between_training_and_recording_resumes_to_the_same_bits(
 ):
     """Before any of the evaluations, and before any write of a network, of the three tasks."""
     config, undisturbed = finished
-    owner = experiment if what == "evaluate" else EideticNetwork
+    owner = answers if what == "evaluate" else EideticNetwork
     real, calls = getattr(owner, what), []
 
     def killed(*args, **kwargs):
@@ -368,7 +371,7 @@ def test_forgetting_is_told_when_it_happens(data, tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(experiment, "train_task", vandal)
-    with pytest.raises(ForgettingError, match="learning task 1 changed the test logits of task 0"):
+    with pytest.raises(ForgettingError, match="after learning task 1, the test logits of task 0 are not those taken"):
         run(make_config(data), tmp_path / "run")
 
 
@@ -538,8 +541,8 @@ def test_a_device_that_is_not_there_is_told(data, tmp_path):
 
 
 def test_the_clock_does_not_stand_still_between_tasks(data, tmp_path, monkeypatch):
-    real = experiment.evaluate
-    monkeypatch.setattr(experiment, "evaluate", lambda *a, **k: time.sleep(0.3) or real(*a, **k))
+    real = answers.evaluate
+    monkeypatch.setattr(answers, "evaluate", lambda *a, **k: time.sleep(0.3) or real(*a, **k))
     rows = run(make_config(data, data={"tasks": 2}, router={"train": False}), tmp_path / "run").metrics
     second = next(i for i, row in enumerate(rows) if row.task == 1)
     assert rows[second].seconds - rows[second - 1].seconds >= 0.3

@@ -7,6 +7,7 @@ import pytest
 
 from eidetic_kernels.errors import InputError
 from eidetic_training.runs import folder as runs
+from eidetic_training.runs.answers import Recorded
 from eidetic_training.runs.folder import CapacityEntry, Metric, RouterScore, RunFolder, TaskScore
 
 CONFIG = {"seed": 0, "model": {"name": "mlp", "width": 20}}  # of the fixtures' runs
@@ -189,14 +190,14 @@ def test_a_header_cut_short_is_written_again(new_run):
 
 
 def test_json_that_could_not_be_replaced_is_still_the_old_one(new_run, monkeypatch):
-    new_run.record_digest(0, "aa")
+    new_run.record_answers(0, Recorded("aa"))
 
     def killed(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
-        new_run.record_digest(1, "bb")
+        new_run.record_answers(1, Recorded("bb"))
     assert new_run.digests == {0: "aa"}
 
 
@@ -231,10 +232,10 @@ def test_an_impossible_score_is_refused(new_run, score):
 
 
 def test_a_digest_is_taken_once(new_run):
-    new_run.record_digest(0, "aa")
-    new_run.record_digest(0, "aa")
+    new_run.record_answers(0, Recorded("aa"))
+    new_run.record_answers(0, Recorded("aa"))
     with pytest.raises(InputError, match="task 0 already has the digest aa; given bb"):
-        new_run.record_digest(0, "bb")
+        new_run.record_answers(0, Recorded("bb"))
     assert new_run.digests == {0: "aa"}
 
 

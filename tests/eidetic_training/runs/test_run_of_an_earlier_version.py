@@ -65,7 +65,7 @@ def test_every_command_takes_it(saved, command, capsys):
     out = capsys.readouterr().out
     assert out
     if command == "certify":
-        assert "2 tasks' test logits have the SHA-256 they had when they were learned." in out
+        assert "2 of 2 tasks: the test logits' SHA-256 equals the one taken when the task was learned." in out
 
 
 def test_a_finished_run_is_verified_and_nothing_is_learned_again(saved):
