@@ -25,13 +25,21 @@ def main() -> None:
         seconds = time.perf_counter() - started
         table = report.table(run)
 
+        layers = report.summary(run).layers
+        used = sum(layer.kept for layer in layers) / sum(layer.width for layer in layers)
+
     text = "\n".join(
         [
             "# The demo",
             "",
             f"`python bench/demo.py` (what `make demo` runs); {about}",
             "",
-            f"Wall time {seconds:.0f} s, with data loading, evaluation after every task, router and final check.",
+            f"Wall time {seconds:.0f} s, data loading, evaluation after every task, router and proof included. "
+            f"{used:.0%} of the units used.",
+            "",
+            "Seed 0. Accuracies are of 1,000 test images a task. The settings are the defaults, which runs of this",
+            "demo decided; on which images is not recorded, but the floor of 50 units was chosen with [test",
+            "accuracies](pruning.md) in view.",
             "",
             "```",
             table,

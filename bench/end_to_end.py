@@ -1,12 +1,15 @@
-"""Ten tasks of permuted MNIST from start to end, by the published implementation, our linear search and our backoff.
+"""Ten tasks of permuted MNIST from start to end, by the published implementation, a linear search and backoff.
 
     python bench/end_to_end.py --published CHECKOUT [--tasks 10] [--width 2000] [--out bench/results/end_to_end]
 
 Equal settings: the 5,000 built-in digits (4,000 to train on), an MLP of two hidden layers, batch 128, a new Adam at
 1e-3 for each task (its default kernel for the published implementation, the fused one for ours: each its own default),
-patience 3, tolerance 1 %, at most 4 recovery epochs. `linear` is the paper's search alone, 5 % of the width a step;
-`backoff` is our default; `even shares` is backoff in which no task may train more than an even share of the free units
-(as in the demo). Finished runs are kept in OUT.json, so an interrupted benchmark continues.
+patience 3, tolerance 1 %, at most 4 recovery epochs, units scored by l2. `linear` is the step-by-step search that the
+published implementation has, 5 % of the width a step, and nothing else; `backoff` is our default. These two are like
+for like. `even shares` is backoff in which no task may train more than an even share of the free units (as in the
+demo): another setting, and less work. None has the settings that the paper names for permuted MNIST (Taylor, 0.1 %,
+patience 10). Seed 0, one run each; accuracies are of 1,000 test images a task. On which images the settings were
+chosen is not recorded. Finished runs are kept in OUT.json, so an interrupted benchmark continues.
 """
 
 from __future__ import annotations
@@ -167,11 +170,11 @@ def main(arguments: list[str] | None = None) -> None:
         "max_recovery_epochs": RECOVERY,
         "step": STEP,
     }
-    paper = TaskSettings(search="linear", of="width", polish_epochs=0, keep_at_least=0, **common)
+    linear = TaskSettings(search="linear", of="width", polish_epochs=0, keep_at_least=0, **common)
     runs = {
         "even shares": lambda: ours(tasks, given.width, TaskSettings(**common), even=True),
         "backoff": lambda: ours(tasks, given.width, TaskSettings(**common)),
-        "linear": lambda: ours(tasks, given.width, paper),
+        "linear": lambda: ours(tasks, given.width, linear),
     }
     if given.published:
         runs["published"] = lambda: published(tasks, given.width, given.published)
