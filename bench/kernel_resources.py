@@ -4,7 +4,7 @@
 
 Triton kernels are compiled as their launchers launch them (tests/support/launches.py), for sm_80, sm_90 and sm_100; the
 CUDA C++ kernels by nvcc for sm_90, where there is one. Registers and spilled bytes are a thread's, shared memory a
-block's. Times are not here: bench/gpu.sh measures them on a GPU.
+block's. Times are not here: bench/gpu.sh measures them on a GPU. Nothing runs, so that there are no seeds and no data.
 """
 
 from __future__ import annotations

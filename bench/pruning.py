@@ -49,6 +49,8 @@ def table(results: dict[str, dict], about: str) -> str:
         "Permuted MNIST on the 5,000 built-in digits, an MLP of 2 hidden layers, one task after another with the",
         "demo's settings. `floor` is the least share of a layer's width a task keeps (0: the search ends where it",
         "ends). Units are a layer's, task by task; accuracy is on the tasks' test sets; forgetting is exactly 0.",
+        "Seed 0. `linear` is a search in steps of 5 %, with the demo's other settings, not the paper's. The default",
+        "floor was chosen with these test accuracies in view; on which images the rest was chosen is not recorded.",
         "",
         f"`{about}`",
         "",

@@ -22,9 +22,13 @@ from networks import SMOKE
 
 from eidetic_training.experiments import config
 from eidetic_training.experiments.experiment import run_experiment
+from eidetic_training.experiments.reproduce import row_overrides
+from eidetic_training.experiments.reproductions import OURS, Row
 from eidetic_training.runs import report
 
-CONFIGS = ("demo", "table7-mnist", "table7-cifar10")
+# Our training, also where the configuration has the paper's.
+SMALL_MLP = Row({**OURS, "data.batch_size": 128, "model.dropout": 0.2, "task.max_epochs": 20})
+CONFIGS = {"demo": Row(), "table7-mnist": SMALL_MLP, "table7-cifar10": SMALL_MLP}
 SEARCHES = {"linear": ["task.search=linear", "task.of=width"], "backoff": ["task.search=backoff"]}
 SMALL = ["model.width=20", "data.tasks=2", "task.max_epochs=1", "task.polish_epochs=1", "task.max_recovery_epochs=1"]
 
@@ -33,7 +37,14 @@ def measure(name: str, search: str, seeds: int, overrides: list[str], folder: Pa
     """One row of the table, over ``seeds`` runs."""
     runs, about = [], None
     for seed in range(seeds):
-        changes = [*SEARCHES[search], *overrides, *(SMALL if SMOKE else []), f"seed={seed}", "router.train=false"]
+        changes = [
+            *row_overrides(CONFIGS[name]),
+            *SEARCHES[search],
+            *overrides,
+            *(SMALL if SMOKE else []),
+            f"seed={seed}",
+            "router.train=false",
+        ]
         run = run_experiment(config.load(name, changes), folder / f"{name}-{search}-seed{seed}", say=lambda text: None)
         runs.append(report.summary(run))
         about = about or run.environment["commit"]

@@ -9,6 +9,8 @@
 2. What does pruning a trained transformer change? A small vision transformer learns 4,000 digits, is converted, and
    loses part of its units of one kind: test accuracy before, at once, and after one epoch of recovery. Units of the
    residual stream take part in every LayerNorm's mean and variance; MLP units and heads do not.
+
+Means over the seeds from 0 on. How EideticLayerNorm normalises was decided with these test accuracies in view.
 """
 
 from __future__ import annotations
@@ -201,7 +203,7 @@ def main() -> None:
         "",
         f"`python bench/transformers.py --seeds {len(seeds)}`; {described()}",
         "",
-        *__doc__.split("\n\n")[2].splitlines(),
+        *__doc__.split("\n\n", 2)[2].splitlines(),
         "",
         f"| LayerNorm | task | {' | '.join(f'after {mark} steps' for mark in MARKS)} |",
         "|---|---|---|---|",
