@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
-from eidetic_kernels.errors import EideticError, ForgettingError, InputError
+from eidetic_kernels.errors import InputError
 from eidetic_kernels.version import __version__
 
+from .ending import status_of
 from .experiments import comparison
 from .experiments import config as configuration
 from .experiments.comparison_figure import comparison as comparison_figure
@@ -28,21 +29,18 @@ from .runs.folder import RunFolder
 from .runs.networks import load_network
 from .runs.routing_report import routing_report
 
-EXIT_FORGOTTEN, EXIT_ERROR, EXIT_INTERRUPTED = 1, 2, 130
+RESUMABLE = ("train", "sweep", "compare", "reproduce")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command. Returns its status: 0, 1 if something was forgotten, 130 after Ctrl-C, 2 for any other error."""
+    """Run the command. Returns its exit status, as :func:`~eidetic_training.ending.status_of` lists them."""
     arguments = _parser().parse_args(argv)
-    try:
-        arguments.run_command(arguments)
-    except EideticError as error:
-        print(f"eidetic {arguments.command}: {error}", file=sys.stderr)
-        return EXIT_FORGOTTEN if isinstance(error, ForgettingError) else EXIT_ERROR
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues after the last whole epoch.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return 0
+    stopped = "stopped; the same command continues after the last whole epoch."
+    if arguments.command == "compare":
+        stopped = "stopped; the same command continues with the results that are missing."
+    elif arguments.command not in RESUMABLE:
+        stopped = "stopped."
+    return status_of(partial(arguments.run_command, arguments), f"eidetic {arguments.command}", stopped)
 
 
 # ---- what the command takes
@@ -191,6 +189,7 @@ def _add_routing(commands) -> None:
 def _add_report(commands) -> None:
     command = commands.add_parser("report", help="print a run's table", description="Print a run's table.")
     command.add_argument("run", type=Path, help="the run folder")
+    command.add_argument("--classes", action="store_true", help="every class: with the task given, and routed")
     command.set_defaults(run_command=_report)
 
 
@@ -310,7 +309,7 @@ def _routing(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
-    print(report.table(arguments.run))
+    print(report.classes_table(arguments.run) if arguments.classes else report.table(arguments.run))
 
 
 def _plot(arguments: argparse.Namespace) -> None:
@@ -321,6 +320,8 @@ def _plot(arguments: argparse.Namespace) -> None:
 def _certify(arguments: argparse.Namespace) -> None:
     run = RunFolder(arguments.run)
     network = load_network(run)
+    if not network.finished_tasks:
+        raise InputError(f"{run.network_path} has finished no task: there is nothing to certify")
     certificate = network.certify()
     certificate.check()
     print(certificate)
