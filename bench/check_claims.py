@@ -4,14 +4,14 @@
 
 A figure is a decimal number or a percentage. A comment behind it, which readers do not see, says where it comes from:
 
-    **98.30 %** with 50 % of the units<!--table3.md: backoff, seed 0-->, the paper 98.31 %<!--paper: table3-->
+    **98.30 %** with 50 %<!--table3.md: backoff, seed 0 > mean of ten tasks + units-->; the paper 98.31 %<!--paper: table3-->
 
 Such a marker speaks for every figure since the marker before it, or since the paragraph, list item or table row began,
 and for an integer right before it. It names a file of bench/results (or another one, by its path in the repository) and
 the way to the numbers there: a heading, a cell of a row or words of a line, then columns (`a + b`), with ` > ` between
-them; the keys of a .json file likewise. `@column` stands for the title of the figure's own column, `@row` for the first
-cell of its row. `paper: NAME` leads to the paper's own numbers, in eidetic_training's REPRODUCTIONS. A figure has to be
-one of the numbers found, rounded to the digits that the page prints.
+them; the keys of a .json file likewise. `@column` stands for the title of the figure's own column. `paper: NAME` leads
+to the paper's own numbers, in eidetic_training's REPRODUCTIONS. A figure has to be one of the numbers found, rounded to
+the digits that the page prints.
 
 `<!--setting-->` marks a number that no run measured. Where figures are claimed (CLAIMS), each needs a marker.
 """
@@ -50,15 +50,14 @@ class ClaimError(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """A number as a page prints it, and where: its line, and in a table the titles of its column and row."""
+    """A number as a page prints it, and where: its line, and in a table the title of its column."""
 
     text: str
     value: float
     decimals: int
     percent: bool
     line: int
-    column: str = ""
-    row: str = ""
+    column: str
 
     def agrees_with(self, number: float) -> bool:
         """Whether ``number`` rounds to this figure; halves may go either way."""
@@ -117,7 +116,7 @@ def _of_page(text: str, claimed: Sequence[str], root: Path) -> Iterator[tuple[in
 def _differences(figures: list[Figure], file: str, path: str, root: Path) -> Iterator[tuple[int, str]]:
     """The figures that are not among the numbers that ``file`` has at ``path``."""
     for figure in figures:
-        way = path.replace("@column", figure.column).replace("@row", figure.row)
+        way = path.replace("@column", figure.column)
         try:
             numbers = numbers_at(file, way.split(" > "), root, percent=figure.percent)
         except ClaimError as error:
@@ -158,15 +157,14 @@ def _figures(text: str, begin: int, end: int, rows: Mapping[int, Line], marked: 
         if match["decimals"] or match["percent"] or at_the_end:
             line = _line(text, match.start())
             column = text.count("|", text.rfind("\n", 0, match.start()) + 1, match.start()) - 1
-            row = rows.get(line)
+            titles = rows[line].titles if line in rows else ()
             yield Figure(
                 text=match[0],
                 value=_value(match),
                 decimals=len(match["decimals"] or ".") - 1,
                 percent=bool(match["percent"]),
                 line=line,
-                column=row.titles[column] if row and column < len(row.titles) else "",
-                row=row.cells[0] if row else "",
+                column=dict(enumerate(titles)).get(column, ""),
             )
 
 
