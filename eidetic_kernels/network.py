@@ -168,35 +168,38 @@ class EideticNetwork(BaseNetwork):
     def plan_pruning(
         self,
         fraction: float,
-        importance: str | Mapping[str, Tensor] = "l2",
+        importance: str | int | Mapping[str, Tensor] = "l2",
         *,
         of: str = "live",
         data: Iterable | None = None,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         keep_at_least: int | float = 0,
+        across_layers: bool | None = None,
         generator: torch.Generator | None = None,
     ) -> PruningPlan:
         """Plan which live units to remove (paper, section 4). Nothing changes until the plan is applied.
 
         Args:
             fraction: how much to remove, in [0, 1].
-            importance: the score of a unit: "l1" or "l2" norm of its weights, "taylor", "hybrid" (these two need
-                ``data``), "random", or your own scores [live] by group name.
-            of: what ``fraction`` counts: "live", the live units present, or "width", each layer's width, as the paper
-                does.
+            importance: the score of a unit: "l1" or "l2" norm of its weights (or 1, 2), "taylor", "hybrid" (these two
+                need ``data``), "random", or your own scores [live] by group name.
+            of: what ``fraction`` counts: "live", the live units present; "present", these and the frozen ones; or
+                "width", each layer's width, as the paper does.
             data: (x, y) batches of the task in training.
             loss: for "taylor" and "hybrid": from logits and labels to the mean loss of a batch.
             keep_at_least: how many units each group keeps at least: a count, or a share of its width (a float in
                 [0, 1]).
+            across_layers: True compares units over the whole network, so that layers lose as many as their scores say;
+                False takes the same fraction from each layer. None does what suits the importance: True for "taylor",
+                False for the others but "hybrid", which compares within bounds.
             generator: random numbers for "random".
 
         Raises:
             TaskError: no task is in training.
             InputError: an argument is out of range or of the wrong kind, or ``data`` is missing or empty.
         """
-        return pruning.plan(
-            self, fraction, importance, of=of, data=data, loss=loss, keep_at_least=keep_at_least, generator=generator
-        )
+        amount = pruning.Amount(fraction, of, keep_at_least)
+        return pruning.plan(self, amount, importance, across_layers, data=data, loss=loss, generator=generator)
 
     def apply_plan(self, plan: PruningPlan, optimizer: Optimizer | None = None) -> None:
         """Remove the plan's units: rows of the layers that produce them, their normalisation, and columns of readers.
@@ -214,7 +217,7 @@ class EideticNetwork(BaseNetwork):
     def prune(
         self,
         fraction: float,
-        importance: str | Mapping[str, Tensor] = "l2",
+        importance: str | int | Mapping[str, Tensor] = "l2",
         *,
         optimizer: Optimizer | None = None,
         **options,

@@ -22,14 +22,22 @@ from .base import BaseNetwork
 from .checks import check_names
 
 IMPORTANCES = ("l1", "l2", "taylor", "random", "hybrid")
+NORMS = {1: "l1", 2: "l2", "1": "l1", "2": "l2"}  # norms may be given by number
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+def name_of(importance: object) -> str:
+    """The name of an importance that is given by name, or by the number of its norm. Raises InputError."""
+    if isinstance(importance, (int, str)) and not isinstance(importance, bool):
+        importance = NORMS.get(importance, importance)
+    return str(one_of("importance", importance, IMPORTANCES))
+
+
 def scores_of(
     network: BaseNetwork,
-    importance: str | Mapping[str, Tensor],
+    importance: str | int | Mapping[str, Tensor],
     data: Batches | None,
     loss: Loss,
     generator: torch.Generator | None,
@@ -42,7 +50,7 @@ def scores_of(
     if isinstance(importance, Mapping):
         return "given", _checked(groups, importance)
 
-    one_of("importance", importance, IMPORTANCES)
+    importance = name_of(importance)
     if importance in ("l1", "l2"):
         norm = int(importance[1])
         return importance, {group.name: weight_scores(group, norm) for group in groups}

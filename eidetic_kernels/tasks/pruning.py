@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from ..checking import one_of, share
 from ..errors import InputError, TaskError
+from ..layout import Segments
 from ..wiring.groups import Group
 from .base import BaseNetwork
 from .checks import count_or_share
@@ -24,6 +25,20 @@ from .optimizer_state import adopt, check_current
 
 # "hybrid" takes between half and twice the fraction from a layer that a uniform cut would take.
 HYBRID_FLOOR, HYBRID_CEILING = 0.5, 2.0
+COUNTED = ("live", "present", "width")
+
+
+class Amount(NamedTuple):
+    """How much is removed: ``fraction`` of what ``of`` counts, but ``keep_at_least`` stays; see ``plan_pruning``."""
+
+    fraction: float
+    of: str
+    keep_at_least: int | float
+
+    def counted(self, segments: Segments) -> float:
+        """The number of units that ``fraction`` is of a group."""
+        base = {"live": segments.live, "present": segments.total, "width": segments.width}[self.of]
+        return self.fraction * base
 
 
 @dataclass(frozen=True)
@@ -68,24 +83,26 @@ class PruningPlan:
 
 def plan(
     network: BaseNetwork,
-    fraction: float,
-    importance: str | Mapping[str, Tensor],
+    amount: Amount,
+    importance: str | int | Mapping[str, Tensor],
+    across_layers: bool | None,
     *,
-    of: str,
     data: Batches | None,
     loss: Loss,
-    keep_at_least: int | float,
     generator: torch.Generator | None,
 ) -> PruningPlan:
     """See :meth:`EideticNetwork.plan_pruning`."""
     if network.current_task is None:
         raise TaskError("only the live units of a task in training can be pruned: call prepare_for_task first.")
-    share("fraction", fraction)
-    one_of("of", of, ("live", "width"))
-    count_or_share("keep_at_least", keep_at_least)
+    share("fraction", amount.fraction)
+    one_of("of", amount.of, COUNTED)
+    count_or_share("keep_at_least", amount.keep_at_least)
+    one_of("across_layers", across_layers, (None, True, False))
 
     name, scores = scores_of(network, importance, data, loss, generator)
-    return make_plan(network.groups, scores, name, fraction, of, keep_at_least)
+    if across_layers is not None and name == "hybrid":
+        raise InputError('"hybrid" compares layers within bounds of its own: leave across_layers out.')
+    return make_plan(network.groups, scores, name, amount, across_layers)
 
 
 def apply(network: BaseNetwork, plan: PruningPlan, optimizer: Optimizer | None = None) -> None:
@@ -118,9 +135,8 @@ def make_plan(
     groups: Sequence[Group],
     scores: Mapping[str, Tensor],
     importance: str,
-    fraction: float,
-    of: str,
-    keep_at_least: int | float,
+    amount: Amount,
+    across_layers: bool | None = None,
 ) -> PruningPlan:
     """Choose the units with the lowest scores.
 
@@ -130,22 +146,21 @@ def make_plan(
     Args:
         groups: the unit groups.
         scores: for each group's name, a score [live] for each unit; higher means more important.
-        importance: the scores' name. "taylor" and "hybrid" compare units over the whole network.
-        fraction: how much to remove, in [0, 1]. At least one unit goes where it is not zero.
-        of: what ``fraction`` counts, "live" (the live units present) or "width" (the layer's width, as the paper does).
-        keep_at_least: how many units each group keeps at least, where it has them: a count, or a share of its width,
-            rounded up. One grain at least stays, unless all units are to go (``fraction`` 1).
+        importance: the scores' name.
+        amount: how much to remove. At least one unit goes from each group where the fraction is not zero. One grain at
+            least stays, unless all units are to go (fraction 1).
+        across_layers: whether units are compared over the whole network; None: as the importance does.
     """
-    floors = [_floor(keep_at_least, group.segments.width, 0 if fraction == 1 else 1) for group in groups]
+    least_kept = 0 if amount.fraction == 1 else 1
+    floors = [_floor(amount.keep_at_least, group.segments.width, least_kept) for group in groups]
     ladders = [group.segments.ladder(floor) for group, floor in zip(groups, floors)]
     grains = [grain_scores(scores[group.name], group.segments.grain, importance) for group in groups]
-    uniform = [
-        _rung(fraction, group.segments.live if of == "live" else group.segments.width, ladder)
-        for group, ladder in zip(groups, ladders)
-    ]
+    uniform = [_rung(amount.counted(group.segments), ladder) for group, ladder in zip(groups, ladders)]
     lowest = [len(ladder) - 1 for ladder in ladders]
 
-    if importance == "taylor":
+    if across_layers is None:
+        across_layers = importance == "taylor"
+    if across_layers:
         rungs = _global_rungs(grains, ladders, uniform, [0] * len(groups), lowest)
     elif importance == "hybrid":
         least = [int(HYBRID_FLOOR * rung) for rung in uniform]
@@ -171,11 +186,11 @@ def _floor(keep_at_least: int | float, width: int, least: int) -> int:
     return max(keep_at_least, least)
 
 
-def _rung(fraction: float, base: int, ladder: Sequence[int]) -> int:
-    """The rung of ``ladder`` (sizes, descending) that a group goes down to when it loses ``fraction`` of ``base``."""
-    if fraction == 0 or len(ladder) == 1:
+def _rung(count: float, ladder: Sequence[int]) -> int:
+    """The rung of ``ladder`` (sizes, descending) that a group goes down to when it loses ``count`` units."""
+    if count == 0 or len(ladder) == 1:
         return 0
-    kept = ladder[0] - max(1, round(fraction * base))
+    kept = ladder[0] - max(1, round(count))
     return min(range(1, len(ladder)), key=lambda rung: abs(ladder[rung] - kept))
 
 

@@ -145,6 +145,39 @@ class TestScores:
         assert plan.importance == "given"
         assert kept(plan) == {"body.0": [0, 2], "body.4": [2]}
 
+    @pytest.mark.parametrize("across, expected", [(None, [5, 5]), (False, [5, 5]), (True, [2, 8])])
+    def test_given_scores_are_compared_over_all_layers_on_request(self, across, expected):
+        net = prepared(MLP(widths=(10, 10)))
+        low, high = torch.arange(10.0), torch.arange(10.0) + 6  # the ten lowest are 0..7 of one and 6, 7 of the other
+        plan = net.plan_pruning(0.5, {"body.0": high, "body.4": low}, across_layers=across)
+        assert [part.removed for part in plan.groups] == expected
+        assert kept(plan)["body.0"] == list(range(expected[0], 10))
+
+    def test_taylor_takes_the_same_from_each_layer_on_request(self):
+        net = prepared(MLP(widths=(10, 8)))
+        with torch.no_grad():
+            net.body[0].weight[:7].mul_(1e-4)
+        data = [batch(net, 20)]
+        plan = net.plan_pruning(0.5, "taylor", data=data, across_layers=False)
+        scores = taylor_by_loop(net, data)
+        assert kept(plan) == {name: lowest_removed(scores[name], count) for name, count in zip(scores, (5, 4))}
+
+    def test_hybrid_has_bounds_of_its_own(self):
+        net = prepared(MLP())
+        with pytest.raises(ek.InputError, match="hybrid.* compares layers within bounds of its own"):
+            net.plan_pruning(0.5, "hybrid", data=[batch(net)], across_layers=True)
+
+    @pytest.mark.parametrize("number, name", [(1, "l1"), ("1", "l1"), (2, "l2"), ("2", "l2")])
+    def test_norms_may_be_given_by_number(self, number, name):
+        net = prepared(MLP(widths=(10, 8)))
+        plan = net.plan_pruning(0.5, number)
+        assert plan.importance == name and kept(plan) == kept(net.plan_pruning(0.5, name))
+
+    @pytest.mark.parametrize("wrong", [0, 3, "3", True, 1.0, None, ["l2"]])
+    def test_what_is_no_importance_is_refused(self, wrong):
+        with pytest.raises(ek.InputError, match="importance must be one of l1, l2, taylor, random, hybrid; got"):
+            prepared(MLP()).plan_pruning(0.5, wrong)
+
     def test_equal_scores_take_the_first_units(self):
         net = prepared(MLP(widths=(4, 4)))
         plan = net.plan_pruning(0.5, {"body.0": torch.ones(4), "body.4": torch.ones(4)})
@@ -163,6 +196,7 @@ class TestHowMany:
             (0.25, "width", 12, 4),
             (0.25, "width", 5, 4),
             (0.25, "width", 3, 2),  # never more than there are, and one stays
+            (0.25, "present", 10, 2),  # nothing is frozen here: as live, 2.5 rounded to even
             (0.9, "live", 1, 0),
             (1.0, "live", 1, 1),  # unless all are to go
             (0.5, "live", 0, 0),
@@ -175,6 +209,14 @@ class TestHowMany:
             with pytest.warns(UserWarning, match="no layer has a free unit"):
                 net.prepare_for_task(0, 3, max_units=0)
         assert net.plan_pruning(fraction, "l2", of=of).removed == expected
+
+    @pytest.mark.parametrize("of, expected", [("live", 2), ("present", 4), ("width", 5)])
+    def test_frozen_units_are_counted_on_request(self, of, expected):
+        net = MLP(widths=(16,))
+        net.prepare_for_task(0, 3, max_units=8)
+        net.finish_task()
+        net.prepare_for_task(1, 3, max_units=6)  # 8 frozen and 6 live of 16
+        assert net.plan_pruning(0.3, of=of).removed == expected  # 1.8, 4.2, 4.8
 
     @pytest.mark.parametrize("importance", ["l1", "l2", "random", "taylor", "hybrid"])
     def test_keep_at_least(self, importance):
