@@ -25,9 +25,10 @@ COMPILED := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 demo: $(STAMPS)/run
 	$(BIN)/eidetic train demo $(ARGS)
 
-# One thread a process: the processes already share the cores among themselves. The driver, the promises and all else run
-# in processes of their own, so that what one changes in torch (compilers, settings) is not met by the others.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadgroup
+# One thread a process: the processes already share the cores among themselves. A file's tests share what they make, so
+# they stay in one process, the longest files first (tests/conftest.py). The driver, the promises and all else run in
+# processes of their own, so that what one changes in torch (compilers, settings) is not met by the others.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: lint
 	$(PYTEST) tests/eidetic_training $(ARGS)
 	$(PYTEST) tests/promises $(ARGS)

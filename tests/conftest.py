@@ -14,6 +14,14 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
 
+# The longest files first, so that no process works on one of them alone at the end.
+LONGEST = ("test_build", "test_bench", "test_resume", "test_properties", "test_options", "test_experiment")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
 @pytest.fixture(autouse=True)
 def reproducible():
     torch.set_num_threads(1)

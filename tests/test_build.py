@@ -20,11 +20,7 @@ from fatbin import gpu_code
 
 from eidetic_kernels.version import __version__
 
-# One process builds; the others run the rest meanwhile.
-pytestmark = [
-    pytest.mark.xdist_group("build"),
-    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled modules are built on Linux"),
-]
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="compiled modules are built on Linux")
 ROOT = Path(__file__).parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 KINDS = ("cpu", "cuda")

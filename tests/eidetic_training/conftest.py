@@ -62,6 +62,7 @@ def record_task(run, task):
         )
     for earlier in range(task + 1):
         run.record_test(learned=task, task=earlier, accuracy=LEARNED[earlier])
+    run.record_classes(task, [60, 40], [LEARNED[task] + 0.04, LEARNED[task] - 0.06])
     run.record_capacity(task, capacity_after(task))
     run.record_answers(task, Recorded(f"{task:064x}"))
     network_after(task).save(run.checkpoint_path(task))
@@ -80,6 +81,7 @@ def record_router(run):
         frozen_units=20,
         width=WIDTH,
     )
+    run.record_routed_classes([[0.8, 0.8], [0.7, 0.69], [0.75, 0.7]])
     run.record_router(0.875, oracle=LEARNED, routed=[0.8, 0.7, 0.75])
 
 

@@ -88,6 +88,7 @@ def left_behind(folder):
         "checkpoints": {p.name: network_file(p) for p in sorted((run.path / "checkpoints").iterdir())},
         "metrics": [[str(value) for value in row[1:]] for row in run.metrics],  # a missing loss is NaN
         "tests": run.tests,
+        "classes": list(map(str, run.classes)),
         "capacity": run.capacity,
         "digests": run.digests,
         "router": run.router,

@@ -14,7 +14,7 @@ from ..runs.tables import read_json
 from . import config as configuration
 from .experiment import run_experiment
 from .reproduction_tables import by_row
-from .reproductions import REPRODUCTIONS
+from .reproductions import REPRODUCTIONS, Row
 from .sweep import sweep
 
 
@@ -45,7 +45,7 @@ def reproduce(
     whole_number("seeds", seeds, least=1)
 
     plan = REPRODUCTIONS[name]
-    if plan.variants:
+    if plan.rows:
         text = _text(name, *_run(name, folder, overrides, seeds, rows, say))
     else:
         if seeds > 1 or rows is not None:
@@ -61,17 +61,16 @@ def _run(
 ) -> tuple[list[str], Mapping[str, Any]]:
     """Run all rows. Returns the lines of text about them, and the environment of the first run."""
     plan = REPRODUCTIONS[name]
-    chosen = list(plan.variants) if rows is None else list(rows)
-    unknown = [row for row in chosen if row not in plan.variants]
+    chosen = list(plan.rows) if rows is None else list(rows)
+    unknown = [row for row in chosen if row not in plan.rows]
     if unknown:
-        close = nearest(unknown[0], plan.variants)
-        raise InputError(f"{name} has no row {unknown[0]!r}{close}; there are: {', '.join(plan.variants)}.")
+        close = nearest(unknown[0], plan.rows)
+        raise InputError(f"{name} has no row {unknown[0]!r}{close}; there are: {', '.join(plan.rows)}.")
 
     done: dict[str, list[RunFolder]] = {row: [] for row in chosen}
     for seed in range(seeds):
         for row in chosen:
-            changes = [f"{key}={configuration.toml_value(value)}" for key, value in plan.variants[row].items()]
-            config = configuration.load(plan.config, [*changes, f"seed={seed}", *overrides])
+            config = configuration.load(plan.config, [*row_overrides(plan.rows[row]), f"seed={seed}", *overrides])
             label = "".join(c if c.isalnum() or c in ".-" else "_" for c in row)
             say(f"{name}, {row}, seed {seed}")
             done[row].append(run_experiment(config, folder / f"{label}-seed{seed}", say=say))
@@ -79,12 +78,21 @@ def _run(
     return lines, done[chosen[0]][0].environment
 
 
+def row_overrides(row: Row) -> list[str]:
+    """What a row overrides, as "key=value"."""
+    return [f"{key}={configuration.toml_value(value)}" for key, value in row.changes.items()]
+
+
 def _text(name: str, lines: Sequence[str], environment: Mapping[str, Any]) -> str:
-    """A reproduction in Markdown: its protocol, its results, the paper's numbers, the environment."""
+    """A reproduction in Markdown: what it follows, its results, the paper's numbers, departures, the environment."""
     plan = REPRODUCTIONS[name]
     paper = [f"- {what}: {figure}" for what, figure in plan.paper.items()]
     if paper:
         paper = ["", "The paper:", "", *paper]
     about = ", ".join(f"{key} {value}" for key, value in environment.items() if value)
     end = ["", f"`eidetic reproduce {name}`; {about}", ""]
-    return "\n".join([f"# {name}: {plan.about}", "", f"Protocol: {plan.protocol}", "", *lines, *paper, *end])
+    departures = [f"- {label}: {row.departs or 'none, but for what is assumed'}." for label, row in plan.rows.items()]
+    if departures:
+        departures = ["", "Departures from the paper, by row:", "", *departures]
+    head = [f"# {name}: {plan.about}", "", f"Follows: {plan.follows}.", "", f"Assumed: {plan.assumed}", ""]
+    return "\n".join([*head, *lines, *paper, *departures, *end])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..runs import plots
 from ..runs.folder import RunFolder
 from ..runs.report import Summary, spread, summary
+from .paper_numbers import PerClass
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,6 +61,28 @@ def tasks_over_time(folder: Path, name: str, runs: Runs) -> list[str]:
     return lines[:-1]
 
 
+def by_class(paper: Mapping[str, PerClass]) -> Shown:
+    """Shows the table of :func:`by_row`, and each class's accuracy: routed / with the task given, means over seeds.
+
+    ``paper`` has the paper's own numbers by row.
+    """
+
+    def shown(folder: Path, name: str, runs: Runs) -> list[str]:
+        columns: dict[str, list[str]] = {}
+        for row, folders in runs.items():
+            columns[row] = [_pair(*means) for means in zip(*_class_means(folders))]
+            if row in paper:
+                columns[f"{row} printed"] = [_pair(*pair) for pair in zip(*paper[row])]
+
+        header = ["class", *columns]
+        lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
+        for label, cells in zip(_class_names(next(iter(runs.values()))[0]), zip(*columns.values())):
+            lines.append("| " + " | ".join([label, *cells]) + " |")
+        return [*by_row(runs), "", "By class, routed / with the task given, in percent:", "", *lines]
+
+    return shown
+
+
 def drawn(draw: Callable[[RunFolder], Figure]) -> Shown:
     """Shows each run by a figure."""
 
@@ -72,6 +96,21 @@ def drawn(draw: Callable[[RunFolder], Figure]) -> Shown:
         return lines
 
     return shown
+
+
+def _class_means(folders: Sequence[RunFolder]) -> tuple[list[float], list[float]]:
+    """Of each class, mean accuracy over seeds in percent, routed (NaN without a router) and with the task given."""
+    classes = list(zip(*(folder.classes for folder in folders)))
+    routed = [100 * statistics.mean(score.routed for score in seeds) for seeds in classes]
+    return routed, [100 * statistics.mean(score.given for score in seeds) for seeds in classes]
+
+
+def _class_names(folder: RunFolder) -> list[str]:
+    return [f"task {score.task}, {folder.inputs.labels[score.task][score.label]}" for score in folder.classes]
+
+
+def _pair(routed: float, given: float) -> str:
+    return f"{'-' if math.isnan(routed) else f'{routed:.1f}'} / {given:.1f}"
 
 
 def _by_task(results: Sequence[Summary]) -> str:

@@ -21,6 +21,7 @@ from eidetic_kernels.tasks.base import head_of
 from eidetic_kernels.tasks.record import Environment, digest
 
 from ..data import Task, TensorLoader
+from ..training.accuracy import ClassAccuracy
 from ..training.epoch import evaluate
 
 SAMPLE = 1000  # logits of this many test inputs are kept as numbers, at most
@@ -30,12 +31,14 @@ class Answers(NamedTuple):
     """A finished task's answers, as they are now.
 
     accuracy: test accuracy in [0, 1].
+    classes: the same by class.
     sha256: of the logits of the whole test set, batch after batch.
     sample: the logits [n, classes] of at most ``SAMPLE`` inputs, evenly spaced over the test set, on the CPU.
     environment: where they were computed.
     """
 
     accuracy: float
+    classes: ClassAccuracy
     sha256: str
     sample: Tensor
     environment: Environment
@@ -105,7 +108,7 @@ def answers_of(network: EideticNetwork, loader: TensorLoader, task: int) -> Answ
 
     result = evaluate(network, loader, task, each=keep)
     here = environment(head_of(network, task).frozen_weight)
-    return Answers(result.accuracy, result.digest, torch.cat(kept), here)
+    return Answers(result.accuracy, result.classes, result.digest, torch.cat(kept), here)
 
 
 def compare(recorded: Recorded, sample: Tensor | None, now: Answers, task: Task) -> Difference | None:

@@ -4,6 +4,7 @@ inputs.json            what the network expects at its input (``inputs.Inputs``)
 config.json            {"config": the complete configuration, "environment": versions, threads and commit}
 metrics.csv            a row for each epoch and each event (``Metric``)
 tests.csv              test accuracy of every finished task after each task learned (``TaskScore``)
+classes.csv            test accuracy of every class, with the task given and routed (``ClassScore``)
 capacity.csv           units that a task kept in each layer (``CapacityEntry``)
 digests.json           what is on record of each task's test logits since it was learned (``answers.Recorded``)
 answers/               task_00.safetensors, ...: a sample of each task's test logits when it was learned
@@ -16,6 +17,7 @@ figures/               what ``plots.all_figures`` draws
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import count
 from os import PathLike
@@ -34,7 +36,7 @@ from eidetic_kernels.tasks.record import digest
 from .answers import Recorded
 from .configurations import as_json, differences
 from .inputs import Inputs
-from .rows import EPOCH_PHASES, PHASES, CapacityEntry, Metric, RouterScore, TaskScore
+from .rows import EPOCH_PHASES, PHASES, CapacityEntry, ClassScore, Metric, RouterScore, TaskScore
 from .run_environment import environment
 from .tables import Table, read_json, write_json
 
@@ -42,6 +44,7 @@ __all__ = [
     "EPOCH_PHASES",
     "PHASES",
     "CapacityEntry",
+    "ClassScore",
     "Metric",
     "RouterScore",
     "RunFolder",
@@ -60,6 +63,7 @@ class RunFolder:
             raise InputError(f"{self.path} is not a run folder: no config.json there. Start a run first")
         self._metrics = Table(self.path / "metrics.csv", Metric)
         self._tests = Table(self.path / "tests.csv", TaskScore)
+        self._classes = Table(self.path / "classes.csv", ClassScore)
         self._capacity = Table(self.path / "capacity.csv", CapacityEntry)
 
     @classmethod
@@ -121,12 +125,12 @@ class RunFolder:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration the run was created with."""
-        return read_json(self._config_path)["config"]
+        return self._kept("config")
 
     @property
     def environment(self) -> dict[str, Any]:
         """The environment in which the run was started; see :func:`environment`."""
-        return read_json(self._config_path)["environment"]
+        return self._kept("environment")
 
     @property
     def metrics(self) -> list[Metric]:
@@ -137,6 +141,11 @@ class RunFolder:
     def tests(self) -> list[TaskScore]:
         """All rows of tests.csv in the order they were written."""
         return self._tests.read()
+
+    @property
+    def classes(self) -> list[ClassScore]:
+        """All rows of classes.csv, by task and class; none in a run of a version that did not count by class."""
+        return self._classes.read()
 
     @property
     def capacity(self) -> list[CapacityEntry]:
@@ -184,7 +193,12 @@ class RunFolder:
     def router(self) -> RouterScore | None:
         """The router's scores; None before it is trained."""
         path = self.path / "router.json"
-        return RouterScore(**read_json(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            return RouterScore.from_json(read_json(path))
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}") from error
 
     @property
     def seconds(self) -> float:
@@ -217,6 +231,15 @@ class RunFolder:
                 "expected 0 <= task <= learned and an accuracy in [0, 1]"
             )
         self._tests.append(TaskScore(learned, task, float(accuracy)))
+
+    def record_classes(self, task: int, samples: Sequence[int], given: Sequence[float]) -> None:
+        """Record finished task ``task``'s test samples and accuracy by class, with the task given."""
+        for label, (number, accuracy) in enumerate(zip(samples, given)):
+            self._classes.append(ClassScore(task, label, number, accuracy, math.nan))
+
+    def record_routed_classes(self, routed: Sequence[Sequence[float]]) -> None:
+        """Record accuracy by class of every task, with the task named by the router."""
+        self._classes.replace([row._replace(routed=routed[row.task][row.label]) for row in self.classes])
 
     def record_capacity(self, task: int, capacity: Capacity) -> None:
         """Record the units that task ``task`` kept, from a network's ``capacity()`` after the task was finished."""
@@ -259,6 +282,7 @@ class RunFolder:
         later = count()
         self._metrics.keep(lambda row: (row.task <= task and row.phase != "router") or next(later) < events)
         self._tests.keep(lambda row: row.learned <= task)
+        self._classes.keep(lambda row: row.task <= task)
         self._capacity.keep(lambda row: row.task <= task)
 
         if (self.path / "digests.json").exists():
@@ -276,6 +300,13 @@ class RunFolder:
     @property
     def _config_path(self) -> Path:
         return self.path / "config.json"
+
+    def _kept(self, name: str) -> dict[str, Any]:
+        """A table of config.json."""
+        found = read_json(self._config_path)
+        if not isinstance(found, dict) or not isinstance(found.get(name), dict):
+            raise InputError(f"{self._config_path} is damaged: there is no table {name!r}. Restore it from a copy")
+        return found[name]
 
 
 def open_run(run: RunFolder | str | PathLike[str]) -> RunFolder:

@@ -1,5 +1,5 @@
 """Figures of a run: accuracy and units over time (the paper's Figures 1 and 3), capacity by layer and task, the
-task-by-task matrix of accuracies, and the staircase.
+task-by-task matrix of accuracies, accuracy by class, and the staircase.
 
 Each function returns a matplotlib Figure; matplotlib (the extra ``plots``) is imported when a figure is drawn.
 """
@@ -45,12 +45,13 @@ __all__ = [
     "accuracy_over_time",
     "all_figures",
     "capacity",
+    "class_accuracy",
     "staircase",
     "staircase_of_run",
     "units_over_time",
 ]
 
-WINDOW = 5  # epochs that a moving average and its band cover
+WINDOW = 10  # epochs that a moving average and its band cover, as in the paper's Figure 1
 ANNOTATED = 12  # tasks up to which the matrix shows numbers
 SPREAD = 0.1  # accuracy that the matrix's colours span at least, so that small differences look small
 
@@ -222,11 +223,42 @@ def accuracy_matrix(run: RunFolder | str | PathLike[str]) -> Figure:
     return figure
 
 
+def class_accuracy(run: RunFolder | str | PathLike[str]) -> Figure:
+    """Test accuracy of every class, with the task given (dots) and routed (rings), as in the paper's Tables 7 and 8.
+
+    Raises InputError before the first task is finished.
+    """
+    run = open_run(run)
+    scores = run.classes
+    if not scores:
+        raise InputError(f"{run.path} has no accuracy by class recorded: finish a task first")
+    figure, (axes,) = new_figure(max(WIDTH, 0.13 * len(scores)), 3.8)
+    place = {score[:2]: index + score.task for index, score in enumerate(scores)}  # a gap between tasks
+
+    for task, colour in enumerate(task_colours(1 + scores[-1].task)):
+        own = [score for score in scores if score.task == task]
+        places = [place[score[:2]] for score in own]
+        given, routed = ([getattr(score, name) for score in own] for name in ("given", "routed"))
+        axes.vlines(places, routed, given, color=colour, linewidth=1.0, alpha=0.5)
+        axes.plot(places, given, "o", color=colour, markersize=4.5, label=f"task {task}")
+        axes.plot(places, routed, "o", color=colour, markersize=7, markerfacecolor="none")
+
+    labels = [str(run.inputs.labels[score.task][score.label]) for score in scores]
+    axes.set_xticks(list(place.values()), labels, fontsize=SMALL, rotation=90 if len(scores) > 40 else 0)
+    axes.set_xlabel("class, by task")
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter(percent_formatter())
+    set_title(axes, "Test accuracy by class", "dots: the task is given; rings: the router names it")
+    set_legend(figure, _labelled(axes))
+    return figure
+
+
 FIGURES = {
     "accuracy_over_time": accuracy_over_time,
     "units_over_time": units_over_time,
     "capacity": capacity,
     "accuracy_matrix": accuracy_matrix,
+    "class_accuracy": class_accuracy,
     "staircase": staircase_of_run,
 }
 
@@ -234,12 +266,15 @@ FIGURES = {
 def all_figures(run: RunFolder | str | PathLike[str], folder: str | PathLike[str] | None = None) -> list[Path]:
     """Draw every figure into ``folder`` (the run's own by default) as ``<name>.png`` and return the paths.
 
-    The staircase is left out if the run has no checkpoints (a sweep removes those of its trials). Raises InputError
+    The staircase is left out if the run has no checkpoints (a sweep removes those of its trials), and accuracy by class
+    if an earlier version did not record it. Raises InputError
     when the run has recorded too little to draw, or matplotlib is missing.
     """
     run = open_run(run)
     folder = Path(folder) if folder is not None else run.figures_path
-    names = [name for name in FIGURES if name != "staircase" or checkpoints(run)]
+    without = set() if checkpoints(run) else {"staircase"}
+    without |= set() if run.classes else {"class_accuracy"}
+    names = [name for name in FIGURES if name not in without]
     drawn = {name: FIGURES[name](run) for name in names}
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -271,7 +306,7 @@ def _time_unit(rows: Sequence[Metric]) -> tuple[str, float]:
 
 def _moving(values: Sequence[float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Mean of the window around each value, and one standard deviation below and above it, within [0, 1]."""
-    windows = [values[max(0, index - WINDOW // 2) : index + WINDOW // 2 + 1] for index in range(len(values))]
+    windows = [values[max(0, index - WINDOW // 2) : index + (WINDOW + 1) // 2] for index in range(len(values))]
     mean = np.array([np.mean(window) for window in windows])
     deviation = np.array([np.std(window) for window in windows])
     return mean, np.maximum(mean - deviation, 0), np.minimum(mean + deviation, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -145,6 +146,28 @@ def table(run: RunFolder | str | PathLike[str]) -> str:
     return "\n\n".join(parts)
 
 
+def classes_table(run: RunFolder | str | PathLike[str]) -> str:
+    """Test accuracy of every class as text, with the task given and, once a router is trained, routed.
+
+    The last line has the means over classes. Raises InputError before the first task is finished.
+    """
+    run = open_run(run)
+    scores = run.classes
+    if not scores:
+        raise InputError(
+            f"{run.path} has no accuracy by class: no task is finished, or an earlier version began the run"
+        )
+    routed = not any(math.isnan(score.routed) for score in scores)
+    rows = [["class", "samples", "task given", *(["routed", "lost"] if routed else [])]]
+    for score in scores:
+        name = f"task {score.task}, {run.inputs.labels[score.task][score.label]}"
+        rows.append([name, f"{score.samples:,}", *_given_and_routed(score.given, score.routed, routed)])
+
+    given, named = _mean([score.given for score in scores]), _mean([score.routed for score in scores])
+    rows.append(["mean", "", *_given_and_routed(given, named, routed)])
+    return aligned(rows, rules=(0, len(rows) - 2))
+
+
 def duration(seconds: float) -> str:
     """Seconds as text: "41.2 s", "3 min 07 s", "2 h 05 min"."""
     if seconds < 59.95:
@@ -153,6 +176,10 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _given_and_routed(given: float, routed: float, known: bool) -> list[str]:
+    return [percent(given), *([percent(routed), _difference(given - routed)] if known else [])]
 
 
 def _tasks(result: Summary) -> str:

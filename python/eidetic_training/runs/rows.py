@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 # Phases whose rows are epochs of training a task. The others are events ("prune", "restore", "finish"), or epochs that
 # belong to no task ("router").
@@ -33,6 +33,20 @@ class TaskScore(NamedTuple):
     accuracy: float
 
 
+class ClassScore(NamedTuple):
+    """One row of classes.csv: test accuracy of a class, in [0, 1].
+
+    label counts from 0 in each task, and samples are test samples. given: with the task given; it never changes.
+    routed: with the task named by the router; NaN before it is trained.
+    """
+
+    task: int
+    label: int
+    samples: int
+    given: float
+    routed: float
+
+
 class CapacityEntry(NamedTuple):
     """One row of capacity.csv: task ``task`` kept ``units`` of the ``width`` units of a layer (a unit group)."""
 
@@ -52,3 +66,16 @@ class RouterScore(NamedTuple):
     accuracy: float
     oracle: list[float]
     routed: list[float]
+
+    @classmethod
+    def from_json(cls, found: Any) -> RouterScore:
+        """What ``_asdict()`` gave. Raises ValueError for anything else."""
+        if not isinstance(found, dict) or set(found) != set(cls._fields):
+            raise ValueError(f"expected a table of {', '.join(cls._fields)}; got {str(found)[:100]}")
+        lists = [found["oracle"], found["routed"]]
+        if not all(isinstance(each, list) for each in lists) or len(lists[0]) != len(lists[1]) or not lists[0]:
+            raise ValueError("oracle and routed must be lists of one number for each task")
+        for each in (found["accuracy"], *lists[0], *lists[1]):
+            if isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 <= each <= 1:
+                raise ValueError(f"expected numbers in [0, 1]; got {str(each)[:100]}")
+        return cls(found["accuracy"], *lists)

@@ -50,6 +50,10 @@ class Table(Generic[Row]):
             raise InputError(f"{self.path} has the columns {given}; expected {expected}")
         return [self._parse(line, number) for number, line in enumerate(lines[1:], start=2)]
 
+    def replace(self, rows: Iterable[Row]) -> None:
+        """Write ``rows`` in place of all others; the file is the old one or the new one, never a part of either."""
+        write_bytes(self.path, self._lines(rows, header=True))
+
     def keep(self, wanted: Callable[[Row], bool]) -> None:
         """Drop every row that is not ``wanted``; the file is the old one or the new one, never a part of either."""
         if self.path.exists():
@@ -79,7 +83,7 @@ def read_json(path: Path) -> Any:
     """What a JSON file holds. Raises InputError if it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
 
 

@@ -1,5 +1,7 @@
 """Reproductions: every row of every table is a valid configuration; a tiny one is run whole, and continued."""
 
+import statistics
+
 import pytest
 import torch
 from tiny_runs import WIDTH, write_data
@@ -7,8 +9,9 @@ from tiny_runs import WIDTH, write_data
 from eidetic_kernels.errors import InputError
 from eidetic_training import TaskSettings, models
 from eidetic_training.experiments import config as configuration
-from eidetic_training.experiments.reproduce import reproduce
-from eidetic_training.experiments.reproductions import PAPER, REPRODUCTIONS
+from eidetic_training.experiments.paper_numbers import TABLE_7, TABLE_8
+from eidetic_training.experiments.reproduce import reproduce, row_overrides
+from eidetic_training.experiments.reproductions import REPRODUCTIONS
 from eidetic_training.experiments.search_space import SweepSettings
 from eidetic_training.runs import plots
 from eidetic_training.runs.folder import RunFolder
@@ -35,36 +38,79 @@ def test_every_built_in_configuration_loads_and_builds_its_network(name):
 
 def settings(name, row):
     plan = REPRODUCTIONS[name]
-    changes = [f"{key}={configuration.toml_value(value)}" for key, value in plan.variants[row].items()]
-    config = configuration.load(plan.config, changes)
+    config = configuration.load(plan.config, row_overrides(plan.rows[row]))
     return config, TaskSettings.of_dict(config["task"])
 
 
-ROWS = [name for name, plan in REPRODUCTIONS.items() if plan.variants]
+ROWS = [name for name, plan in REPRODUCTIONS.items() if plan.rows]
 SWEEPS = [name for name in REPRODUCTIONS if name not in ROWS]
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_every_row_is_a_configuration_that_differs_from_the_others(name):
-    each = [settings(name, row) for row in REPRODUCTIONS[name].variants]
-    found = [repr((task, config["router"])) for config, task in each]
-    assert len(set(found)) == len(found) >= 2
-    assert REPRODUCTIONS[name].about and REPRODUCTIONS[name].protocol
+    found = [repr({**settings(name, row)[0], "name": ""}) for row in REPRODUCTIONS[name].rows]
+    assert len(set(found)) == len(found)
+    plan = REPRODUCTIONS[name]
+    assert plan.about and plan.follows and plan.assumed
+
+
+VARIED = {"task.importance", "task.step", "task.tolerance"}  # what the paper's own tables vary
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_paper_s_rows_are_the_paper_s_procedure_and_nothing_else(name):
-    for row, changes in REPRODUCTIONS[name].variants.items():
-        _, found = settings(name, row)
-        linear = (found.search, found.of, found.polish_epochs, found.keep_at_least) == ("linear", "width", 0, 0)
-        ours = row.endswith(("backoff", "no pruning", "convolutional router"))
-        assert linear == (PAPER.items() <= changes.items()) != ours
+def test_the_paper_s_rows_are_the_paper_s_procedure_and_depart_from_it_in_nothing(name):
+    for label, row in REPRODUCTIONS[name].rows.items():
+        config, found = settings(name, label)
+        paper = label.startswith("paper") or name == "table6"
+        assert (not row.departs) == paper
+        if paper:
+            assert row.changes.keys() <= VARIED
+            assert (found.search, found.of, found.polish_epochs, found.keep_at_least) == ("linear", "width", 0, 0)
+            assert (found.label_smoothing, found.patience) == (0.0, 10)
+            assert config["optimizer"]["name"] == "adam" and "weight_decay" not in config["optimizer"]
+            assert config["capacity"]["share"] is None
+            router = {key: value for key, value in config["router"].items() if key != "patience"}
+            assert router == {
+                key: value for key, value in configuration.DEFAULTS["router"].items() if key != "patience"
+            }
+
+
+def test_settings_that_section_4_prints():
+    config, found = settings("table3", "paper")
+    assert (found.importance, found.step, found.tolerance, found.halve_learning_rate) == ("taylor", 0.05, 0.001, True)
+    assert (found.patience, found.max_recovery_epochs) == (10, 5)
+    assert config["model"] == {"name": "mlp", "width": 2000, "depth": 2, "dropout": 0.1}
+    assert (config["optimizer"]["lr"], config["data"]["batch_size"], config["data"]["tasks"]) == (0.002, 256, 10)
+    small, _ = settings("table3-digits", "paper")
+    assert {**small, "name": "", "data": {**small["data"], "source": "mnist"}} == {**config, "name": ""}
+
+    config, found = settings("table4", "paper (l2)")
+    assert config["model"] == {"name": "resnet50", "skip_convolution": True}
+    assert (config["optimizer"]["lr"], config["data"]["batch_size"], config["data"]["tasks"]) == (1e-4, 256, 5)
+
+    config, found = settings("table5", "paper")
+    assert config["model"] == {"name": "resnet18", "small": False, "skip_convolution": True}
+    assert (config["optimizer"]["lr"], config["data"]["batch_size"], config["data"]["resolution"]) == (1.25e-5, 32, 224)
+    assert (found.patience, found.max_recovery_epochs, found.halve_learning_rate) == (10, 10, False)
+
+
+def test_table_6_crosses_step_and_threshold_of_l2():
+    found = [settings("table6", row)[1] for row in REPRODUCTIONS["table6"].rows]
+    assert [(s.step, s.tolerance) for s in found] == [(0.01, 0.0), (0.01, 0.03), (0.05, 0.0), (0.05, 0.03)]
+    assert {s.importance for s in found} == {"l2"}
+    assert list(REPRODUCTIONS["table6"].paper) == list(REPRODUCTIONS["table6"].rows)
+
+
+def test_table_7_has_the_paper_s_three_importances():
+    for name in ("table7-mnist", "table7-cifar10"):
+        found = {row: settings(name, row)[1].importance for row in REPRODUCTIONS[name].rows if "paper" in row}
+        assert found == {f"paper ({each})": each for each in ("l1", "l2", "taylor")}
 
 
 @pytest.mark.parametrize("name, row, seen", [("table7-mnist", "l1", False), ("table7-cifar10", "l2", True)])
 def test_the_convolutional_rows_differ_in_their_router_alone(name, row, seen):
-    plain, _ = settings(name, f"{row}, backoff")
-    ours, _ = settings(name, f"{row}, backoff, convolutional router")
+    plain, _ = settings(name, f"ours ({row})")
+    ours, _ = settings(name, f"ours ({row}, convolutional router)")
     usual, router = plain.pop("router"), ours.pop("router")
     assert not usual["classes"] and usual["convolutions"] is None
     assert all(router[option] for option in ("convolutions", "alone", "classes"))
@@ -72,20 +118,13 @@ def test_the_convolutional_rows_differ_in_their_router_alone(name, row, seen):
     assert ours == plain
 
 
-def test_the_sweep_crosses_type_step_and_threshold():
-    found = [settings("table6", row)[1] for row in REPRODUCTIONS["table6"].variants]
-    assert len({(s.importance, s.step, s.tolerance) for s in found}) == 27
-    _, found = settings("table6", "taylor, step 0.05, threshold 0.03")
-    assert (found.importance, found.step, found.tolerance) == ("taylor", 0.05, 0.03)
-
-
-@pytest.mark.parametrize(
-    "name, tasks, augment",
-    [("table3", 10, True), ("table4", 5, True), ("table5", 5, True), ("table7-cifar10", 5, False)],
-)
-def test_the_protocols(name, tasks, augment):
-    config, _ = settings(name, next(iter(REPRODUCTIONS[name].variants)))
-    assert (config["data"]["tasks"], config["data"]["augment"]) == (tasks, augment)
+def test_the_paper_s_means_are_those_of_the_classes_it_prints():
+    """Of Table 7, CIFAR-10, l2: the router loses 17.5 points."""
+    routed, given = (statistics.mean(row) for row in TABLE_7["cifar10", "l2"])
+    assert (round(routed, 2), round(given, 2)) == (53.55, 71.08)
+    assert all(len(row) == 10 for pair in TABLE_7.values() for row in pair)
+    routed, given = (statistics.mean(row) for row in TABLE_8)
+    assert (round(routed, 1), round(given, 1)) == (54.6, 56.4) and len(TABLE_8.given) == len(TABLE_8.routed) == 100
 
 
 @pytest.fixture(scope="module")
@@ -115,16 +154,16 @@ def cells(text, row):
 
 def test_a_tiny_one_from_end_to_end_and_again(tiny, tmp_path, monkeypatch):
     said = []
-    text = reproduce("table7-mnist", tmp_path, tiny, 2, ["l1, paper's search", "l2, backoff"], said.append)
+    text = reproduce("table7-mnist", tmp_path, tiny, 2, ["paper (l1)", "ours (l2)"], said.append)
     assert (tmp_path / "table7-mnist.md").read_text() == text
     assert [line for line in said if line.startswith("table7")] == [
-        f"table7-mnist, {row}, seed {seed}" for seed in range(2) for row in ("l1, paper's search", "l2, backoff")
+        f"table7-mnist, {row}, seed {seed}" for seed in range(2) for row in ("paper (l1)", "ours (l2)")
     ]
-    runs = [RunFolder(tmp_path / f"l2__backoff-seed{seed}") for seed in range(2)]
+    runs = [RunFolder(tmp_path / f"ours__l2_-seed{seed}") for seed in range(2)]
     assert [run.config["seed"] for run in runs] == [0, 1]
     assert runs[0].config["task"]["search"] == "backoff" and runs[0].config["task"]["importance"] == "l2"
     means = [100 * summary(run).mean_end for run in runs]
-    row = cells(text, "l2, backoff")
+    row = cells(text, "ours (l2)")
     mean, deviation = sum(means) / 2, abs(means[0] - means[1]) / 2**0.5
     assert row[1] == "2" and row[2] == f"{mean:.2f} ± {deviation:.2f}"
     by_task = [100 * sum(summary(run).tasks[t].end for run in runs) / 2 for t in range(2)]
@@ -133,7 +172,7 @@ def test_a_tiny_one_from_end_to_end_and_again(tiny, tmp_path, monkeypatch):
     routed = [100 * sum(run.router.routed) / 2 for run in runs]
     assert row[5].split(" ± ")[0] == f"{sum(routed) / 2:.2f}"
     assert row[6].endswith("%") and 0 < int(row[6][:-1]) <= 100
-    assert "- l1, with the router: 98.3" in text and f"torch {torch.__version__}" in text
+    assert "- routed, l1 / l2 / taylor: 98.3 / 98.2 / 98.4" in text and f"torch {torch.__version__}" in text
 
     def trained(*arguments):
         raise AssertionError("what is complete is not trained again")
@@ -141,8 +180,8 @@ def test_a_tiny_one_from_end_to_end_and_again(tiny, tmp_path, monkeypatch):
     from eidetic_training.experiments import experiment
 
     monkeypatch.setattr(experiment, "train_task", trained)
-    again = reproduce("table7-mnist", tmp_path, tiny, 2, ["l2, backoff"], said.append)
-    assert cells(again, "l2, backoff") == row
+    again = reproduce("table7-mnist", tmp_path, tiny, 2, ["ours (l2)"], said.append)
+    assert cells(again, "ours (l2)") == row
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -152,16 +191,18 @@ def test_the_search_is_of_the_paper_s_procedure_over_three_tasks_and_a_tenth(nam
     assert (found.search, found.of, found.polish_epochs, found.keep_at_least) == ("linear", "width", 0, 0)
     sought = SweepSettings.of_dict(config["sweep"])
     assert (sought.tasks, sought.held_out) == (3, 0.1)
-    assert {"optimizer.lr", "task.importance", "task.step", "task.tolerance"} <= sought.values().keys()
+    assert sought.grid and {"task.importance", "task.step", "task.tolerance"} <= sought.values().keys()
+    assert sought.count == {"table2": 72, "table2-digits": 72, "table2-cifar100": 8, "table2-imagenette": 12}[name]
 
 
 def test_a_tiny_search(tiny, tmp_path):
     pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
-    sets = [*tiny[:-2], "sweep.trials=2", "sweep.tasks=1", "task.max_epochs=1"]
+    space = '{"task.importance" = ["l1", "l2"]}'
+    sets = [*tiny[:-2], "sweep.tasks=1", "task.max_epochs=1", f"sweep.space={space}"]
     text = reproduce("table2-digits", tmp_path / "run", sets, say=lambda line: None)
     assert (tmp_path / "run" / "table2-digits.md").read_text() == text
     assert (tmp_path / "run" / "table.md").read_text().strip() in text
-    assert "The values that were tried are assumed" in text and f"torch {torch.__version__}" in text
+    assert "Follows: as table2, but for the data and the width." in text and f"torch {torch.__version__}" in text
     for options in ({"seeds": 2}, {"rows": ["l1"]}):
         with pytest.raises(InputError, match="table2 is a sweep: it has no rows and one seed"):
             reproduce("table2", tmp_path / "run", tiny, **options)
@@ -172,8 +213,8 @@ def test_table_8_and_figures_3_and_4_are_drawn_from_table_4_s_runs(tiny, tmp_pat
     pytest.importorskip("matplotlib")
     sets = ['model={name = "mlp", width = 40}' if each.startswith("model.") else each for each in tiny]
     said = []
-    reproduce("table4", tmp_path, sets, 2, ["backoff"], said.append)
-    runs = [RunFolder(tmp_path / f"backoff-seed{seed}") for seed in range(2)]
+    reproduce("table4", tmp_path, sets, 2, ["ours"], said.append)
+    runs = [RunFolder(tmp_path / f"ours-seed{seed}") for seed in range(2)]
 
     def trained(*arguments):
         raise AssertionError("what is complete is not trained again")
@@ -183,8 +224,8 @@ def test_table_8_and_figures_3_and_4_are_drawn_from_table_4_s_runs(tiny, tmp_pat
     monkeypatch.setattr(experiment, "train_task", trained)
     for name in ("table8", "figure3", "figure4"):
         assert REPRODUCTIONS[name].runs_of(name) == "table4" == REPRODUCTIONS["table4"].runs_of("table4")
-        assert REPRODUCTIONS[name].variants == REPRODUCTIONS["table4"].variants
-    table = reproduce("table8", tmp_path, sets, 2, ["backoff"], said.append)
+        assert REPRODUCTIONS[name].rows == REPRODUCTIONS["table4"].rows
+    table = reproduce("table8", tmp_path, sets, 2, ["ours"], said.append)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
     assert rows[0] == ["task", "after task 0", "after task 1", "with the router", "units", "epochs"]
     for t, row in enumerate(rows[1:]):
@@ -197,11 +238,11 @@ def test_table_8_and_figures_3_and_4_are_drawn_from_table_4_s_runs(tiny, tmp_pat
         assert row[4] == f"{50 * sum(kept):.1f}%"
         assert float(row[5]) == pytest.approx(sum(summary(run).tasks[t].epochs for run in runs) / 2, abs=0.5)
     for name, draw in (("figure3", plots.units_over_time), ("figure4", plots.capacity)):
-        text = reproduce(name, tmp_path, sets, 2, ["backoff"], said.append)
+        text = reproduce(name, tmp_path, sets, 2, ["ours"], said.append)
         assert "is assumed" in text
         for seed, run in enumerate(runs):
-            path = tmp_path / f"{name}-backoff-seed{seed}.png"
-            assert f"- backoff, seed {seed}: {path}" in text
+            path = tmp_path / f"{name}-ours-seed{seed}.png"
+            assert f"- ours, seed {seed}: {path}" in text
             draw(run).savefig(tmp_path / "expected.png", dpi=plots.DPI)
             assert path.read_bytes() == (tmp_path / "expected.png").read_bytes()
 
@@ -211,8 +252,8 @@ def test_what_is_unknown_is_refused_before_anything_runs(tiny, tmp_path):
         InputError, match="there is no reproduction 'table9' .did you mean 'table[0-9]'..; there are: table2, "
     ):
         reproduce("table9", tmp_path / "run")
-    with pytest.raises(InputError, match="table3 has no row 'l1'; there are: paper's search, backoff"):
-        reproduce("table3", tmp_path / "run", rows=["backoff", "l1"])
+    with pytest.raises(InputError, match="table3 has no row 'l1'; there are: paper, ours"):
+        reproduce("table3", tmp_path / "run", rows=["ours", "l1"])
     with pytest.raises(InputError, match="seeds must be a whole number, 1 or more; got 0"):
         reproduce("table3", tmp_path / "run", seeds=0)
     with pytest.raises(InputError, match="unknown key data.tsks"):

@@ -52,7 +52,7 @@ def test_the_runs_have_epochs_of_every_kind(undisturbed):
     assert not folder.progress_path.exists()
 
 
-@pytest.mark.parametrize("events", [4, 5, 6, 7])
+@pytest.mark.parametrize("events", [4, 7])
 def test_a_run_killed_every_few_events_loses_an_epoch_each_time_and_no_bit(undisturbed, tmp_path, events):
     config, folder = undisturbed
     rows, kills = folder.metrics, 0
@@ -76,7 +76,7 @@ def test_a_run_killed_every_few_events_loses_an_epoch_each_time_and_no_bit(undis
 def test_only_the_epoch_that_was_cut_off_is_trained_again(undisturbed, tmp_path):
     config, folder = undisturbed
     rows = folder.metrics
-    for at in range(1, len(rows) + 1, 9):
+    for at in range(1, len(rows) + 1, 23):
         path = tmp_path / str(at)
         with pytest.raises(KeyboardInterrupt):
             run(config, path, Stop(at))
@@ -101,9 +101,9 @@ run({config!r}, {folder!r}, kill)
 """
 
 
-@pytest.mark.parametrize("share", [0.1, 0.45, 0.97])
-def test_a_killed_process_loses_no_bit(undisturbed, tmp_path, share):
+def test_a_killed_process_loses_no_bit(undisturbed, tmp_path):
     config, folder = undisturbed
+    share = 0.97 if "convolutions" in config["router"] else 0.45  # in the router's training, in a task's
     root = Path(__file__).parents[3]
     paths = [str(root), str(root / "python"), str(root / "tests" / "support")]
     events = max(1, round(share * len(folder.metrics)))

@@ -28,8 +28,7 @@ def test_accuracy_over_time_draws_a_curve_for_every_task(made_up_run):
     assert legend(figure) == ["task 0", "task 1", "task 2"]
     lines = data_lines(training)
     np.testing.assert_allclose(lines[1].get_xdata(), [12.0, 14.0, 16.0, 19.5])
-    # Windows of five around [0.5, 0.7, 0.9, 0.85], cut off at the ends.
-    np.testing.assert_allclose(lines[1].get_ydata(), [0.7, 0.7375, 0.7375, 0.8166667])
+    np.testing.assert_allclose(lines[1].get_ydata(), [0.7375] * 4)  # windows of ten around [0.5, 0.7, 0.9, 0.85]
     assert len(training.collections) == 3  # bands
 
     lines = data_lines(testing)
@@ -46,6 +45,11 @@ def test_what_lines_and_bands_are_is_written_on_the_figure(made_up_run):
     (note,) = [text.get_text() for text in training.texts]
     assert f"moving average over {plots.WINDOW} epochs" in note and "band: one standard deviation" in note
     assert all(axes.get_title(loc="left") for axes in (training, testing))
+
+
+def test_the_moving_average_covers_ten_epochs_as_in_figure_1():
+    mean, _, _ = plots._moving([*range(20)])
+    np.testing.assert_allclose(mean[[0, 9, 19]], [2.0, 8.5, 16.5])
 
 
 def test_the_band_is_one_standard_deviation_and_stays_an_accuracy():
@@ -98,6 +102,26 @@ def test_the_matrix_shows_every_score_and_nothing_before_a_task_was_learned(made
     np.testing.assert_array_equal(shown, [[0.9, np.nan, np.nan], [0.9, 0.75, np.nan], [0.9, 0.75, 0.8]])
     assert [text.get_text() for text in axes.texts][:6] == ["90.0", "90.0", "75.0", "90.0", "75.0", "80.0"]
     assert axes.get_title(loc="left") == "Test accuracy (%) after each task"
+
+
+def test_accuracy_by_class_is_a_dot_for_the_task_given_and_a_ring_for_the_router(made_up_run):
+    (axes,) = plots.class_accuracy(made_up_run).axes
+    lines = [line for line in axes.lines if line.get_marker() == "o"]
+    given, routed = lines[2:4]  # of task 1, whose classes stand behind a gap
+    np.testing.assert_allclose(given.get_xdata(), [3, 4])
+    np.testing.assert_allclose(given.get_ydata(), [0.79, 0.69])
+    np.testing.assert_allclose(routed.get_ydata(), [0.7, 0.69])
+    assert routed.get_markerfacecolor() == "none" and given.get_color() == routed.get_color()
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1"] * 3
+
+
+def test_a_run_without_accuracy_by_class_has_all_other_figures(made_up_run):
+    """As runs of earlier versions."""
+    (made_up_run.path / "classes.csv").unlink()
+    names = [path.stem for path in plots.all_figures(made_up_run)]
+    assert names == [name for name in plots.FIGURES if name != "class_accuracy"]
+    with pytest.raises(InputError, match="no accuracy by class recorded"):
+        plots.class_accuracy(made_up_run)
 
 
 @pytest.mark.parametrize(("last", "unit"), [(119, "seconds"), (600, "minutes"), (10_000, "hours")])
