@@ -4,7 +4,7 @@
 
 A figure is a decimal number or a percentage. A comment behind it, which readers do not see, says where it comes from:
 
-    **98.30 %** with 50 %<!--table3.md: backoff, seed 0 > mean of ten tasks + units-->; the paper 98.31 %<!--paper: table3-->
+    **98.30 %** with 50 %<!--table3.md: backoff, seed 0 > mean of ten tasks + units-->, 98.31 %<!--paper: table3-->
 
 Such a marker speaks for every figure since the marker before it, or since the paragraph, list item or table row began,
 and for an integer right before it. It names a file of bench/results (or another one, by its path in the repository) and
