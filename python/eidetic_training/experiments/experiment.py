@@ -10,18 +10,18 @@ from typing import Any
 import torch
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.errors import ForgettingError, InputError
+from eidetic_kernels.errors import ForgettingError
 from eidetic_kernels.tasks.router_convolutions import check_images
 
 from .. import models
-from ..data import Task, hold_out, permuted, several, split_classes
+from ..data import Task
 from ..devices import find_device
 from ..runs.answers import Recorded, sentences
 from ..runs.callbacks import Progress, Recorder
 from ..runs.folder import RunFolder
 from ..runs.inputs import Inputs
 from ..runs.report import duration
-from ..training.accuracy import Accuracy
+from ..training.accuracy import Accuracy, ClassAccuracy
 from ..training.epoch import evaluate
 from ..training.even_share import even_share
 from ..training.events import Callback
@@ -31,6 +31,7 @@ from ..training.router import train_router
 from ..training.settings import TaskSettings
 from ..training.trainer import train_task
 from .proof import answers, difference, loader_of, summed_up, verify
+from .tasks import make_tasks, planned
 
 ALIGNED = 16  # units; kernels and tensor cores load and multiply 16 half-precision numbers at once
 
@@ -84,35 +85,6 @@ def run_experiment(
 
     say(summed_up(len(tasks), verify(run, network, tasks)))
     return run
-
-
-def make_tasks(data: dict[str, Any], seed: int) -> list[Task]:
-    """The tasks to learn, as a configuration's table ``data`` describes them; ``seed`` permutes pixels and holds out.
-
-    Raises InputError for an unknown data set, and for values that do not fit it.
-    """
-    tasks = _sequence(data, seed)[: data.get("learn_first")]
-    share = data.get("held_out")
-    return tasks if share is None else [hold_out(task, share, seed) for task in tasks]
-
-
-def _sequence(data: dict[str, Any], seed: int) -> list[Task]:
-    common = {"folder": data["folder"]}
-    augment = {} if data["augment"] else {"augment": None}
-    if data["sequence"] == "several":
-        sources = data["source"]
-        if not isinstance(sources, list):
-            raise InputError(f'data.source must be a list of data sets for "several"; got {sources!r}.')
-        return several(sources, shape=_common_shape(data), **augment, **common)
-    common["resolution"] = data["resolution"]
-    if data["sequence"] == "permuted":
-        return permuted(data["source"], data["tasks"], seed, **common)
-    return split_classes(data["source"], data["tasks"], **augment, **common)
-
-
-def _planned(data: dict[str, Any]) -> int:
-    """The number of tasks in the sequence, whether or not all are learned."""
-    return len(data["source"]) if data["sequence"] == "several" else data["tasks"]
 
 
 def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
@@ -178,7 +150,7 @@ def _learn(
     data, optimizer = config["data"], config["optimizer"]
     torch.manual_seed((config["seed"] << 16) + t)
     settings = dict(config["task"])
-    left = _planned(data) - t
+    left = planned(data) - t
     if left == 1 and not config["capacity"]["prune_last"]:
         settings["search"] = "none"
 
@@ -203,6 +175,7 @@ def _learn(
         run.record_test(t, past, now.accuracy)
         if past == t:
             network.save(run.checkpoint_path(t))
+            run.record_classes(t, now.classes.samples, now.classes.values)
             run.record_answers(t, Recorded.of(now, tasks[t]), now.sample)
         elif (found := difference(run, past, now, tasks[past])) is not None and found.forgotten:
             raise ForgettingError(f"after learning task {t}, {sentences([(past, found.how)])[0]}")
@@ -225,17 +198,21 @@ def _route(
     train_router(network, loaders, seed=config["seed"], callbacks=callbacks, progress=run.progress_path, **options)
 
     named = Accuracy()
-    oracle, routed = [], []
+    oracle, routed, by_class = [], [], []
     for t, task in enumerate(tasks):
-        answered = Accuracy()
+        answered, classes = Accuracy(), ClassAccuracy(task.num_classes)
         for x, y in loader_of(network, task):
             guess = network.predict(x)
+            right = (guess.task == t) & (guess.label == y)
             named.add(guess.task == t)
-            answered.add((guess.task == t) & (guess.label == y))
+            answered.add(right)
+            classes.add(right, y)
+        by_class.append(classes.values)
         oracle.append(evaluate(network, loader_of(network, task), t).accuracy)
         routed.append(answered.value)
 
     network.save(run.network_path)  # before the router's record, since a run that has one counts as complete
+    run.record_routed_classes(by_class)
     run.record_router(named.value, oracle, routed)
     run.progress_path.unlink(missing_ok=True)
 
@@ -259,11 +236,6 @@ def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy:
     more = ", ..." if len(network.capacity().rows) > 6 else ""
     so_far = duration(run.seconds)
     return f"task {t} ({task.name}): test accuracy {accuracy:.2%}, kept {kept}{more} units, {so_far} so far"
-
-
-def _common_shape(data: dict[str, Any]) -> tuple[int, int, int] | None:
-    side = data["resolution"]
-    return None if side is None else (3, side, side)
 
 
 def _arguments(table: dict[str, Any]) -> dict[str, Any]:

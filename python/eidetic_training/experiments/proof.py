@@ -47,6 +47,11 @@ def verify(run: RunFolder, network: EideticNetwork, tasks: Sequence[Task]) -> li
         ForgettingError: the logits of a task have changed. The message names all such tasks.
         InputError: nothing is on record of a finished task, or its record cannot be compared with.
     """
+    if network.finished_tasks > len(tasks):
+        raise InputError(
+            f"the network has learned {network.finished_tasks} tasks and the configuration has {len(tasks)}: one of "
+            f"them is not that of {run.path}. Restore it from a copy of the run"
+        )
     forgotten, notes, unknown = [], [], []
     for t in range(network.finished_tasks):
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.errors import InputError
 
 from .. import models
 from .folder import RunFolder, open_run
@@ -17,7 +18,9 @@ def load_network(run: RunFolder | str | PathLike[str], learned: int | None = Non
     """
     run = open_run(run)
     path = run.network_path if learned is None else run.checkpoint_path(learned)
-    model = run.config["model"]
+    model = run.config.get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("name"), str):
+        raise InputError(f"{run.path / 'config.json'} is damaged: it names no model. Restore it from a copy of the run")
     arguments = {key: value for key, value in model.items() if key != "name"}
     fresh = models.build(model["name"], run.inputs.shape, **arguments)
     return EideticNetwork.load(path, network=fresh)

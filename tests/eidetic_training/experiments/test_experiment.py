@@ -17,6 +17,7 @@ from eidetic_training import models
 from eidetic_training.experiments import experiment
 from eidetic_training.experiments.experiment import make_tasks, run_experiment
 from eidetic_training.experiments.proof import EVALUATION_BATCH, verify
+from eidetic_training.experiments.tasks import planned as length_of
 from eidetic_training.runs import answers, report
 from eidetic_training.runs.folder import PHASES, RunFolder
 from eidetic_training.training.epoch import evaluate
@@ -50,7 +51,7 @@ def units_kept(folder, task):
 def test_everything_is_there(finished):
     _, folder = finished
     names = {str(path.relative_to(folder.path)) for path in folder.path.rglob("*") if path.is_file()}
-    tables = {"metrics.csv", "tests.csv", "capacity.csv"}
+    tables = {"metrics.csv", "tests.csv", "classes.csv", "capacity.csv"}
     records = {"config.json", "inputs.json", "digests.json", "router.json", "network.safetensors"}
     by_task = {f"{kind}/task_0{t}.safetensors" for kind in ("checkpoints", "answers") for t in range(3)}
     assert names == tables | records | by_task
@@ -131,6 +132,23 @@ def test_the_router_s_scores_agree_with_the_matrix(finished):
         assert folder.router.routed[t] == hits.sum().item() / len(y)
         named, samples, right = named + (guess.task == t).sum().item(), samples + len(y), right + hits.sum().item()
     assert folder.router.accuracy == named / samples
+
+
+def test_accuracy_by_class_is_counted_with_the_task_given_and_routed(finished):
+    config, folder = finished
+    network = EideticNetwork.load(folder.network_path)
+    rows = []
+    for t, task in enumerate(make_tasks(config["data"], config["seed"])):
+        (x, y), *_ = task.test_loader(1000)
+        guess = network.predict(x)
+        with torch.no_grad():
+            given = network.eval()(x, task=t).argmax(1)
+        for label in range(task.num_classes):
+            own = y == label
+            right = (given == label, (guess.label == label) & (guess.task == t))
+            rows.append((t, label, int(own.sum()), *(float(each[own].double().mean()) for each in right)))
+    assert [tuple(row) for row in folder.classes] == rows
+    assert len({row.given for row in folder.classes} | {row.routed for row in folder.classes}) > 2
 
 
 def test_tasks_take_multiples_of_units_where_asked(data, tmp_path):
@@ -407,7 +425,7 @@ def test_the_first_tasks_alone_are_learned_as_in_the_whole_sequence(data, tmp_pa
 
 @pytest.mark.parametrize("sequence, source, planned", [("several", ["a", "b"], 2), ("split", "a", 7)])
 def test_the_length_of_a_sequence(sequence, source, planned):
-    assert experiment._planned({"sequence": sequence, "source": source, "tasks": 7}) == planned
+    assert length_of({"sequence": sequence, "source": source, "tasks": 7}) == planned
 
 
 def test_what_is_held_out_is_tested_on_in_the_test_set_s_place(data, tmp_path):

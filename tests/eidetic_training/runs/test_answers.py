@@ -19,7 +19,7 @@ OTHER_IMAGES = SimpleNamespace(test=SimpleNamespace(images=torch.arange(1, 13, d
 
 
 def answers(sha256="aa", sample=SAMPLES, environment=None):
-    return Answers(0.5, sha256, sample, HERE if environment is None else environment)
+    return Answers(0.5, None, sha256, sample, HERE if environment is None else environment)
 
 
 def recorded(environment=None):
