@@ -12,7 +12,7 @@ namespace eidetic {
 
 enum class Dtype : int { float32, bfloat16, float16 };
 
-// The order of eidetic_kernels/ops/activations.py.
+// The order of eidetic_kernels/backends/activations.py.
 enum class Activation : int { none, relu, relu6, silu, gelu, hardswish };
 
 struct SegmentedBatchNorm {
