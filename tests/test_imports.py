@@ -64,3 +64,10 @@ layer(torch.randn(6, 4)).sum().backward()
 print("torch._dynamo" in sys.modules)
 """
     assert printed_by(program).strip() == "False"
+
+
+def test_a_room_that_was_a_module_still_gives_its_names():
+    from eidetic_training import runs
+
+    assert runs.RunFolder is runs.open_run.__globals__["RunFolder"]
+    assert {"Metric", "TaskScore", "CapacityEntry", "RouterScore", "PHASES", "environment"} <= set(vars(runs))
