@@ -19,18 +19,18 @@ from ..devices import find_device
 from ..runs.answers import Recorded, sentences
 from ..runs.callbacks import Progress, Recorder
 from ..runs.folder import RunFolder
-from ..runs.inputs import Inputs
 from ..runs.report import duration
 from ..training.accuracy import Accuracy, ClassAccuracy
 from ..training.epoch import evaluate
 from ..training.even_share import even_share
 from ..training.events import Callback
 from ..training.optimizers import make_optimizer
-from ..training.progress import reached
 from ..training.router import train_router
 from ..training.settings import TaskSettings
 from ..training.trainer import train_task
 from .proof import answers, difference, loader_of, summed_up, verify
+from .rehearsal import rehearse_router
+from .resuming import resume
 from .tasks import make_tasks, planned
 
 ALIGNED = 16  # units; kernels and tensor cores load and multiply 16 half-precision numbers at once
@@ -54,40 +54,43 @@ def run_experiment(
         say: prints the result of the final check.
         progress: called with every event, and told of every finished task; None is a progress bar.
 
-    Raises InputError for a configuration that does not fit the data or the folder, and ForgettingError if a finished
-    task's test logits are not those taken when it was learned: in a single bit, or in another environment by more than
-    that explains.
+    Raises:
+        InputError: the configuration does not fit the data or the folder, another process writes to the folder, or what
+            is needed there is missing or damaged.
+        ForgettingError: a finished task's test logits are not those taken when it was learned: in a single bit, or in
+            another environment by more than that explains.
     """
     started = time.perf_counter()
     tasks = make_tasks(config["data"], config["seed"])
-    network = _build(config, tasks)  # before the folder is made, so that a refused configuration leaves none
-    run = RunFolder.create(folder, config)
-    network, done = _begin(config, run, network, tasks)
-    network.align(_multiple(config))
+    routed = config["router"]["train"] and len(tasks) > 1
+    network = _build(config, tasks, routed)  # before the folder is made, so that a refused configuration leaves none
 
-    progress = progress or Progress(len(tasks), done)
-    recorder = Recorder(run, started)
-    if run.progress_path.exists():
-        where = f"in task {done}" if done < len(tasks) else "in the router's training"
-        progress.say(f"{run.path}: continuing {where}")
-    elif done:
-        progress.say(f"{run.path}: continuing after task {done - 1}")
+    with RunFolder.writing(folder, config) as run:
+        network, done, inside, notes = resume(run, network, tasks, routed)
+        network.to(find_device(config["device"])).align(_multiple(config))
+        progress, recorder = progress or Progress(len(tasks), done), Recorder(run, started)
+        for note in notes:
+            progress.say(note)
+        if inside:
+            where = f"in task {done}" if done < len(tasks) else "in the router's training"
+            progress.say(f"{run.path}: continuing {where}")
+        elif done:
+            progress.say(f"{run.path}: continuing after task {done - 1}")
 
-    try:
-        for t in range(done, len(tasks)):
-            _learn(config, run, network, tasks, t, (progress, recorder, *callbacks))
-            scores = [row for row in run.tests if row.learned == t]
-            progress.task_done(_line(run, network, tasks[t], t, scores[-1].accuracy))
-        if config["router"]["train"] and len(tasks) > 1 and run.router is None:
-            _route(config, run, network, tasks, (progress, recorder, *callbacks))
-    finally:
-        progress.close()
+        try:
+            for t in range(done, len(tasks)):
+                _learn(config, run, network, tasks, t, (progress, recorder, *callbacks))
+                scores = [row for row in run.tests if row.learned == t]
+                progress.task_done(_line(run, network, tasks[t], t, scores[-1].accuracy))
+            if routed and run.router is None:
+                _route(config, run, network, tasks, (progress, recorder, *callbacks))
+        finally:
+            progress.close()
+        say(summed_up(len(tasks), verify(run, network, tasks)))
+        return run
 
-    say(summed_up(len(tasks), verify(run, network, tasks)))
-    return run
 
-
-def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
+def _build(config: dict[str, Any], tasks: list[Task], routed: bool) -> EideticNetwork:
     """A fresh network. Raises InputError for a model, optimizer, router or device that cannot be."""
     find_device(config["device"])
     torch.manual_seed(config["seed"])
@@ -98,44 +101,9 @@ def _build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     stages, shape = config["router"]["convolutions"], tasks[0].train.shape
     if stages:
         check_images((1, *shape), (shape[0], *stages))
+    if routed:
+        rehearse_router(_router_options(config), network, tasks)
     return network
-
-
-def _begin(
-    config: dict[str, Any], run: RunFolder, network: EideticNetwork, tasks: list[Task]
-) -> tuple[EideticNetwork, int]:
-    """The network after the last task that is complete in the run folder, and the number of complete tasks."""
-    done = 0
-    while done < len(tasks) and done in run.digests and run.checkpoint_path(done).is_file():
-        done += 1
-    complete = done == len(tasks) and run.router is not None
-    if complete:
-        run.progress_path.unlink(missing_ok=True)
-    else:
-        run.truncate_after(done - 1, _events_in_work(run, done, len(tasks)))
-
-    if done:
-        path = run.network_path if complete else run.checkpoint_path(done - 1)
-        network = EideticNetwork.load(path, network=network)
-        if not complete:  # the run may have been killed after it saved the checkpoint and before it saved this
-            network.save(run.network_path)
-    else:
-        run.record_inputs(Inputs.of(tasks))
-    return network.to(find_device(config["device"])), done
-
-
-def _events_in_work(run: RunFolder, done: int, tasks: int) -> int:
-    """How many events of the training after ``done`` complete tasks are recorded, if it can be continued inside; or 0.
-
-    Removes progress that is of no use.
-    """
-    found = reached(run.progress_path)
-    rows = [row for row in run.metrics if row.task >= done or row.phase == "router"]
-    right = found is not None and (found.kind, found.task) == ("router" if done == tasks else "task", done)
-    if found is None or not right or len(rows) < found.events:
-        run.progress_path.unlink(missing_ok=True)
-        return 0
-    return found.events
 
 
 def _learn(
@@ -191,8 +159,7 @@ def _route(
     callbacks: tuple[Callback, ...],
 ) -> None:
     """Train the router, and record its accuracy on the test sets beside the oracle's."""
-    options = {key: value for key, value in config["router"].items() if key != "train"}
-    size = options["batch_size"]
+    options, size = _router_options(config), config["router"]["batch_size"]
     loaders = [task.train_loader(size, config["seed"], find_device(config["device"])) for task in tasks]
     torch.manual_seed((config["seed"] << 16) + len(tasks))
     train_router(network, loaders, seed=config["seed"], callbacks=callbacks, progress=run.progress_path, **options)
@@ -228,6 +195,10 @@ def _multiple(config: dict[str, Any]) -> int:
     """The number whose multiples a task's units are kept at, if possible."""
     multiple = config["capacity"]["multiple"]
     return multiple if multiple != "auto" else ALIGNED if find_device(config["device"]).type == "cuda" else 1
+
+
+def _router_options(config: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config["router"].items() if key != "train"}
 
 
 def _line(run: RunFolder, network: EideticNetwork, task: Task, t: int, accuracy: float) -> str:

@@ -30,11 +30,11 @@ from eidetic_kernels.errors import CapacityError, EideticError, InputError, NonF
 from ..data._extras import need
 from ..runs.callbacks import Progress
 from ..runs.folder import RunFolder, environment
+from ..runs.locks import Lock
 from ..runs.report import summary
 from ..runs.tables import read_json, write_bytes, write_json
 from . import config as configuration
 from .experiment import run_experiment
-from .locks import Lock
 from .search_space import SweepSettings
 
 Say = Callable[[str], None]

@@ -18,7 +18,8 @@ figures/               what ``plots.all_figures`` draws
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import count
 from os import PathLike
 from pathlib import Path
@@ -36,7 +37,9 @@ from eidetic_kernels.tasks.record import digest
 from .answers import Recorded
 from .configurations import as_json, differences
 from .inputs import Inputs
-from .rows import EPOCH_PHASES, PHASES, CapacityEntry, ClassScore, Metric, RouterScore, TaskScore
+from .leftovers import check_unused, remove_temporaries
+from .locks import only_writer
+from .rows import EPOCH_PHASES, PHASES, CapacityEntry, ClassScore, Metric, RouterScore, TaskScore, problem_of
 from .run_environment import environment
 from .tables import Table, read_json, write_json
 
@@ -61,10 +64,10 @@ class RunFolder:
         self.path = Path(path)
         if not self._config_path.is_file():
             raise InputError(f"{self.path} is not a run folder: no config.json there. Start a run first")
-        self._metrics = Table(self.path / "metrics.csv", Metric)
-        self._tests = Table(self.path / "tests.csv", TaskScore)
-        self._classes = Table(self.path / "classes.csv", ClassScore)
-        self._capacity = Table(self.path / "capacity.csv", CapacityEntry)
+        self._metrics = Table(self.path / "metrics.csv", Metric, problem_of)
+        self._tests = Table(self.path / "tests.csv", TaskScore, problem_of)
+        self._classes = Table(self.path / "classes.csv", ClassScore, problem_of)
+        self._capacity = Table(self.path / "capacity.csv", CapacityEntry, problem_of)
 
     @classmethod
     def create(cls, path: str | PathLike[str], config: Mapping[str, Any]) -> RunFolder:
@@ -89,11 +92,23 @@ class RunFolder:
                 )
             return run
 
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise InputError(f"{path} exists and is not a run folder. Choose a folder that is new or empty")
-        (path / "checkpoints").mkdir(parents=True)
+        check_unused(path, "a run folder")
         write_json(path / "config.json", {"config": config, "environment": environment()})
         return cls(path)
+
+    @classmethod
+    @contextmanager
+    def writing(cls, path: str | PathLike[str], config: Mapping[str, Any]) -> Iterator[RunFolder]:
+        """Begin or continue a run as :meth:`create` does, and be its only writer inside.
+
+        Removes what a killed process was writing. Raises InputError if another process is the writer, too.
+        """
+        path = Path(path)
+        if not (path / "config.json").is_file():
+            check_unused(path, "a run folder")
+        with only_writer(path):
+            remove_temporaries((path, path / "checkpoints", path / "answers"))
+            yield cls.create(path, config)
 
     # ---- paths
 
@@ -105,6 +120,11 @@ class RunFolder:
     def checkpoint_path(self, task: int) -> Path:
         """The network after task ``task``."""
         return self.path / "checkpoints" / f"task_{task:02d}.safetensors"
+
+    @property
+    def checkpoints(self) -> list[int]:
+        """The tasks whose checkpoints are there, in order."""
+        return sorted(self._by_task("checkpoints"))
 
     def answers_path(self, task: int) -> Path:
         """A sample of task ``task``'s test logits when it was learned."""
@@ -290,9 +310,15 @@ class RunFolder:
 
         (self.path / "router.json").unlink(missing_ok=True)
         for folder in ("checkpoints", "answers"):
-            for file in (self.path / folder).glob("task_*.safetensors"):
-                if int(file.stem.removeprefix("task_")) > task:
+            for number, file in self._by_task(folder).items():
+                if number > task:
                     file.unlink()
+
+    def _by_task(self, folder: str) -> dict[int, Path]:
+        """The files of a folder that has one for each task."""
+        files = (self.path / folder).glob("task_*.safetensors")
+        numbers = {file: file.stem.removeprefix("task_") for file in files}
+        return {int(number): file for file, number in numbers.items() if number.isdecimal()}
 
     def _write_recorded(self, recorded: Mapping[int, Recorded]) -> None:
         write_json(self.path / "digests.json", {str(task): recorded[task].to_json() for task in sorted(recorded)})

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 EPOCH_PHASES = ("train", "settle", "recover", "polish")
 PHASES = (*EPOCH_PHASES, "prune", "restore", "finish", "router")
 
+MOST_TASKS = 100_000  # a damaged number of a task must not make tables of that size
+
 
 class Metric(NamedTuple):
     """One row of metrics.csv. ``seconds`` counts from the run's start; units are totals over all unit groups."""
@@ -79,3 +81,20 @@ class RouterScore(NamedTuple):
             if isinstance(each, bool) or not isinstance(each, (int, float)) or not 0 <= each <= 1:
                 raise ValueError(f"expected numbers in [0, 1]; got {str(each)[:100]}")
         return cls(found["accuracy"], *lists)
+
+
+def problem_of(row: Metric | TaskScore | ClassScore | CapacityEntry) -> str | None:
+    """What is wrong with a row that was read from a file; None where nothing is."""
+    if not 0 <= row.task < MOST_TASKS:
+        return f"task {row.task} is none"
+    if isinstance(row, Metric) and row.phase not in PHASES:
+        return f"there is no phase {row.phase!r}"
+    if isinstance(row, Metric) and not row.seconds >= 0:
+        return f"seconds must be 0 or more; got {row.seconds}"
+    if isinstance(row, TaskScore) and not row.task <= row.learned < MOST_TASKS:
+        return f"task {row.task} cannot be tested after task {row.learned}"
+    if isinstance(row, TaskScore) and not 0 <= row.accuracy <= 1:
+        return f"an accuracy lies in [0, 1]; got {row.accuracy}"
+    if isinstance(row, CapacityEntry) and not 0 <= row.units <= row.width:
+        return f"{row.units} of {row.width} units cannot be kept"
+    return None

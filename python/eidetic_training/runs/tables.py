@@ -21,11 +21,13 @@ class Table(Generic[Row]):
     Floats read back as the same bits. A float that is None is written empty and reads back as NaN. Every append
     reaches the operating system before it returns. A killed process may leave a last line without its end: reading
     ignores it, and the next append removes it.
+
+    ``problem`` says what is wrong with a row that was read; None where nothing is.
     """
 
-    def __init__(self, path: Path, row_type: type[Row]) -> None:
+    def __init__(self, path: Path, row_type: type[Row], problem: Callable[[Row], str | None] = lambda row: None):
         self.path = path
-        self.row_type = row_type
+        self.row_type, self.problem = row_type, problem
         self._columns: list[str] = list(cast(Any, row_type)._fields)  # which every NamedTuple has
         self._types = get_type_hints(row_type)
 
@@ -39,35 +41,61 @@ class Table(Generic[Row]):
 
     def read(self) -> list[Row]:
         """All complete rows; none if the file does not exist yet. Raises InputError, which names a damaged line."""
-        if not self.path.exists():
-            return []
-        text = self.path.read_bytes()[: _complete_bytes(self.path)].decode()
-        lines = list(csv.reader(io.StringIO(text)))
-        if not lines:
-            return []
-        if lines[0] != self._columns:
-            given, expected = ",".join(lines[0]), ",".join(self._columns)
-            raise InputError(f"{self.path} has the columns {given}; expected {expected}")
-        return [self._parse(line, number) for number, line in enumerate(lines[1:], start=2)]
+        return [row for row, _ in self._read()]
 
     def replace(self, rows: Iterable[Row]) -> None:
         """Write ``rows`` in place of all others; the file is the old one or the new one, never a part of either."""
         write_bytes(self.path, self._lines(rows, header=True))
 
     def keep(self, wanted: Callable[[Row], bool]) -> None:
-        """Drop every row that is not ``wanted``; the file is the old one or the new one, never a part of either."""
-        if self.path.exists():
-            write_bytes(self.path, self._lines(filter(wanted, self.read()), header=True))
+        """Drop every row that is not ``wanted``; the others stay as they are written.
 
-    def _parse(self, line: list[str], number: int) -> Row:
+        The file is the old one or the new one, never a part of either.
+        """
+        found = self._read()
+        kept = [line for row, line in found if wanted(row)]
+        if len(kept) < len(found):
+            write_bytes(self.path, self._lines([], header=True) + b"".join(kept))
+
+    def _read(self) -> list[tuple[Row, bytes]]:
+        """All complete rows, each with its line in the file."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_bytes()[: _complete_bytes(self.path)].splitlines(keepends=True)
+        if not lines:
+            return []
+        header = self._cells(lines[0], 1)
+        if header != self._columns:
+            given, expected = ",".join(header), ",".join(self._columns)
+            raise InputError(f"{self.path} has the columns {given[:200]}; expected {expected}")
+        return [(self._parse(line, number), line) for number, line in enumerate(lines[1:], start=2)]
+
+    def _cells(self, line: bytes, number: int) -> list[str]:
+        try:
+            (cells,) = csv.reader([line.decode()], strict=True)
+        except (ValueError, csv.Error) as error:
+            raise self._damaged(line, number, error) from error
+        return cells
+
+    def _parse(self, line: bytes, number: int) -> Row:
         try:
             values = {
                 name: float(cell or "nan") if kind is float else kind(cell)
-                for (name, kind), cell in zip(self._types.items(), line, strict=True)
+                for (name, kind), cell in zip(self._types.items(), self._cells(line, number), strict=True)
             }
         except ValueError as error:
-            raise InputError(f"{self.path}, line {number} is damaged ({','.join(line)}): {error}") from error
-        return self.row_type(**values)
+            raise self._damaged(line, number, error) from error
+        row = self.row_type(**values)
+        problem = self.problem(row)
+        if problem is not None:
+            raise self._damaged(line, number, problem)
+        return row
+
+    def _damaged(self, line: bytes, number: int, problem: object) -> InputError:
+        shown = line.decode(errors="backslashreplace").strip()[:200]
+        return InputError(
+            f"{self.path}, line {number} is damaged ({shown}): {problem}. Restore it from a copy, or delete that line"
+        )
 
     def _lines(self, rows: Iterable[Row], header: bool) -> bytes:
         text = io.StringIO()

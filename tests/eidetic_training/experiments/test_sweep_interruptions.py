@@ -10,7 +10,7 @@ from tiny_runs import write_data
 from eidetic_kernels.errors import InputError
 from eidetic_training.experiments import experiment
 from eidetic_training.experiments import sweep as module
-from eidetic_training.experiments.locks import Lock
+from eidetic_training.runs.locks import Lock
 from eidetic_training.experiments.search_space import SweepSettings
 from eidetic_training.experiments.sweep import sweep, work
 

@@ -74,7 +74,6 @@ def test_a_new_run_has_recorded_nothing(new_run):
 def test_files_have_the_documented_places(new_run):
     assert new_run.network_path == new_run.path / "network.safetensors"
     assert new_run.checkpoint_path(3) == new_run.path / "checkpoints" / "task_03.safetensors"
-    assert new_run.checkpoint_path(3).parent.is_dir()
     assert new_run.figures_path == new_run.path / "figures"
 
 

@@ -77,6 +77,7 @@ def test_a_finished_run_is_verified_and_nothing_is_learned_again(saved):
 def test_a_run_that_was_cut_short_goes_on_with_the_same_first_task(saved):
     rows, first = len([row for row in saved.metrics if row.task == 0]), saved.digests[0]
     saved.truncate_after(0)
+    saved.network_path.unlink()
     assert not saved.checkpoint_path(1).exists() and saved.router is None
     run = again(saved)
     assert sorted(run.digests) == [0, 1] and run.digests[0] == first

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from eidetic_training.experiments.locks import Lock
+from eidetic_training.runs.locks import Lock
 
 
 def hold(path, connection):
