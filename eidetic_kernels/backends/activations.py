@@ -20,7 +20,7 @@ ACTIVATIONS = tuple(FUNCTIONS)
 # Their derivatives can be read off the output, so the value before the activation need not be computed again.
 FROM_OUTPUT = ("relu", "relu6")
 
-# A CPU computes these with other instructions at the end of a row than within it: other bits, by where a value lies.
+# On a CPU torch computes these with vector instructions, and with others at the end of a row, where bits then differ.
 _UNEVEN = ("silu", "gelu")
 
 aten = torch.ops.aten
@@ -47,7 +47,7 @@ _GRADIENTS = {
 def activate_(y: Tensor, frozen: int, activation: str) -> None:
     """Activate ``y`` [N, C, *] in place; the bits of the first ``frozen`` channels depend on their values alone."""
     if frozen and y.device.type == "cpu" and activation in _UNEVEN:
-        # One value at a time, all alike: with a gap between values there are no vectors, so no ends of vectors.
+        # A gap between values keeps torch from using vector instructions, so it computes all of them in one way.
         rows = y[:, :frozen]
         apart = torch.empty(*rows.shape, 2, dtype=y.dtype)[..., 0]
         rows.copy_(_IN_PLACE[activation](apart.copy_(rows)))

@@ -123,7 +123,7 @@ def choices(op: str, device: str) -> tuple[str, ...]:
 
 
 def choice(device: str) -> str:
-    """Everything asked to run ops for tensors on ``device``, in words: part of what bits depend on."""
+    """The backends that may run ops for tensors on ``device``, in words. Bits depend on them, so records name them."""
     names = {name for op in IMPLEMENTATIONS for name in choices(op, device)}
     return " ".join([*(name for name in NAMES if name in names and name != "torch"), "torch"])
 

@@ -1,7 +1,7 @@
 """Which GPUs the code in the compiled CUDA module runs on.
 
-Machine code (sm_86) runs on its own generation: the same major number, the same minor one or a later. PTX (compute_86)
-is compiled by the driver for whatever is as new or newer, provided that the driver knows the CUDA version it is of.
+Machine code (sm_86) runs on its own generation: the same major number, the same minor one or a later. The driver
+compiles PTX (compute_86) for any GPU as new or newer, if it knows the CUDA version that made the PTX.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def version(number: int) -> str:
 
 
 def _capabilities(cuda: ModuleType) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Of the machine code and of the PTX: (8, 0) for sm_80."""
+    """The capabilities that the machine code is for, and those of the PTX: (8, 0) for sm_80."""
     found: dict[str, list[tuple[int, int]]] = {"sm": [], "compute": []}
     for name in cuda.code().split(":"):
         kind, digits = name.split("_")

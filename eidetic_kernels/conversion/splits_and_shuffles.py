@@ -89,7 +89,7 @@ def replace_splits_and_shuffles(module: nn.Module, graph: fx.Graph) -> None:
 
 
 def _call(module: nn.Module, graph: fx.Graph, before: fx.Node, given: fx.Node, layer: nn.Module) -> fx.Node:
-    """A new node before ``before``, with its notes, that calls the new ``layer`` on ``given``."""
+    """Add a node before ``before`` that calls the new ``layer`` on ``given``, with the notes that ``before`` has."""
     path = f"{type(layer).__name__.lower()}_{before.name}"
     module.add_module(path, layer)
     with graph.inserting_before(before):

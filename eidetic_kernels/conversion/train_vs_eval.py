@@ -132,7 +132,7 @@ def _comparable(node: fx.Node) -> tuple[tuple, dict[str, Any]]:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """Everything in nested arguments, and the lengths of what holds it."""
+    """Every value in nested arguments, and the length of each list, tuple or dictionary that holds some."""
     if isinstance(value, dict):
         value = [each for pair in value.items() for each in pair]
     elif isinstance(value, slice):

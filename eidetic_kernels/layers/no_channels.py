@@ -18,9 +18,9 @@ _REFUSALS = (IndexError, NotImplementedError, RuntimeError, ValueError)
 
 
 class NoChannels(Tensor):
-    """An image [N, 0, H, W] that goes through functions which want a channel: it is lent one, which is cut off again.
+    """An image [N, 0, H, W] for functions that want a channel: it gets one for the call, and the result loses it.
 
-    All else that is made with it is a plain tensor.
+    Everything else that is made with it is a plain tensor.
     """
 
     @classmethod
@@ -44,7 +44,7 @@ class NoChannels(Tensor):
 
 
 def image(y: Tensor) -> Tensor:
-    """``y``; an image without channels as one that can be pooled, padded and resized."""
+    """``y``; if it is an image without channels, as a :class:`NoChannels`, which can be pooled, padded and resized."""
     return y if y.dim() != 4 or y.shape[1] else y.as_subclass(NoChannels)
 
 

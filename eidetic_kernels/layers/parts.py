@@ -48,8 +48,8 @@ class Parts(nn.ModuleList):
         return torch.cat([part(*piece) for part, piece in zip(self, pieces)], 1)
 
     def _are_one(self) -> bool:
-        """Whether one normalisation can stand for all parts, which nobody watches: no channel of it is frozen, or in
-        recall all are."""
+        """Whether one normalisation can stand for all parts: they have equal settings and no hooks, and either no
+        channel is frozen, or the pass is a recall, where all are."""
         first = self[0]
         if not isinstance(first, EideticBatchNorm) or first.momentum is None:
             return False

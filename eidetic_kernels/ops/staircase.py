@@ -30,15 +30,17 @@ def read(x: Tensor, spans: Sequence[Span], dim: int = 1) -> Tensor:
 
 
 def concatenate_like(parts: Sequence[Tensor], x: Tensor, dim: int = 1) -> Tensor:
-    """``parts`` one after the other along ``dim``, lying in memory as ``x`` does: a part of one unit does not say how,
-    and the bits of what reads them depend on it."""
+    """``parts`` one after the other along ``dim``, lying in memory as ``x`` does.
+
+    The bits of a product depend on how its input lies, and a part of one unit does not show it.
+    """
     if dim == 1 and is_unit_major(x):
         return torch.cat([part.t() for part in parts]).t()
     return arranged_as(torch.cat(tuple(parts), dim), x)
 
 
 def read_alone(x: Tensor, spans: Sequence[Span]) -> Tensor:
-    """As :func:`read`, a part of ``x`` in memory of its own: so it has the bits it has with nothing beside it."""
+    """As :func:`read`, with a part of ``x`` copied: so no product with it depends on what lies beside it."""
     part = read(x, spans)
     return part if part.shape[1] == x.shape[1] else canonical(part)
 
@@ -71,7 +73,7 @@ class Product(Protocol):
         ...
 
     def out_buffer(self, x: Tensor, rows: int) -> Tensor | None:
-        """Memory [N, rows, *] that products can be written to side by side without another bit; None: there is none."""
+        """Memory [N, rows, *] that all segments' products can be written to; None if that would change their bits."""
         ...
 
     def weight_gradient(self, dy: Tensor, x: Tensor, weight: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """All or nothing: a call that changes a network's structure and fails leaves the network as it was.
 
-Structural calls replace tensors and never resize them, so going back is a matter of references: :func:`atomic` notes
-what every module and every unit group holds, and puts it back when anything is raised inside, an interrupt by the
-user and a lack of memory included.
+Structural calls replace tensors and never resize them, so references are enough to go back. :func:`atomic` notes what
+every module and every unit group holds, and puts it back when anything is raised inside, KeyboardInterrupt and
+MemoryError included.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..layers import SegmentedLayer
 
 
 class OneThread:
-    """Training passes and changes of structure are one thread's at a time; recall is anybody's."""
+    """Lets one thread at a time train a network or change its structure. Recall does not ask for it."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()

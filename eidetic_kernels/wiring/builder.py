@@ -332,5 +332,5 @@ def _check_form(path: str, value: Input | Units, image: bool, tokens: bool, wher
 
 
 def _inverse(places: Sequence[int]) -> torch.Tensor:
-    """At which position each place is."""
+    """The position of each place."""
     return torch.tensor(places).argsort()

@@ -1,4 +1,4 @@
-"""Wiring that was declared by hand, held against what forward does: a wrong declaration would forget without a word.
+"""Checks wiring that was declared by hand against what forward does: a wrong one would forget tasks without an error.
 
 One pass is run in which every layer's output is cut off from what made it. The gradient of each layer's input then
 says which outputs reach it directly, and which of their units reach which of its columns.
@@ -104,6 +104,7 @@ def _check(path: str, sources: Sequence[Source], given: _Given, made: _Made, nam
         return
     if sum(source.columns(None) for source in sources) != columns:
         return  # a residual, or a part of the input: the layer itself checks its shape
+
     if not any(source.group is made.segments for source in sources):
         if _gradient(x, made, torch.ones(columns), given.dim).any():
             read = " and ".join(names.get(s.group, "the input") for s in sources if isinstance(s.group, Segments))
@@ -113,6 +114,7 @@ def _check(path: str, sources: Sequence[Source], given: _Given, made: _Made, nam
                 "paths, which makes their units one group (so does a recurrence, whose layers' outputs are added)."
             )
         return
+
     generator = torch.Generator().manual_seed(0)
     for _ in range(2):
         grain = made.segments.grain  # units that live and go together may be mixed with each other
@@ -133,7 +135,7 @@ def _check(path: str, sources: Sequence[Source], given: _Given, made: _Made, nam
 
 
 def _gradient(x: Tensor, made: _Made, weights: Tensor, dim: int) -> Tensor:
-    """Of the columns of ``x``, weighted, with respect to the output; zeros where it does not reach them."""
+    """The gradient of the weighted columns of ``x`` with respect to the output; zeros where it does not reach them."""
     shape = [1] * x.dim()
     shape[dim] = -1
     total = (x * weights.to(x).view(shape)).sum()

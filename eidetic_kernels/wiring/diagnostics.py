@@ -30,7 +30,7 @@ class Place:
 
 
 def at_node(node: fx.Node) -> Place:
-    """A node of a traced graph, and the innermost line of the user's that made it (torch's, where there is none)."""
+    """The place of a traced graph's node, with the innermost line of the user's that made it (or else of torch's)."""
     frames = re.findall(r'(File "([^"]+)".*\n.*)', node.stack_trace or "")
     frames = [(frame, file) for frame, file in frames if not file.startswith(_HERE)]
     own = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]

@@ -18,14 +18,14 @@ from torch import Tensor
 ALIGNMENT = 16  # elements: sizes and strides that divide by it let 16 bytes be moved at once, whatever the dtype
 BLOCK = 2048  # values in a block; not yet measured on a GPU, nor are the numbers below
 WARPS = 8
-APPLY_RUN = 128  # values that should lie side by side in a block: where each value is on its own ...
-REDUCE_RUN = 32  # ... and where a block sums over rows, so that there are enough blocks
-SPLIT_AFTER = 4  # steps that a block makes alone before its rows are split
-SPLITS = 256  # among at most this many blocks
-PROGRAMS = 1024  # and only while there are fewer programs than this in all
-STEPS = 8  # blocks that one program does in turn, its channels' numbers loaded once, where there are enough programs
+APPLY_RUN = 128  # values side by side in a block that computes each value alone
+REDUCE_RUN = 32  # the same in a block that sums over rows; fewer, so that there are enough blocks
+SPLIT_AFTER = 4  # a block makes at least this many steps over rows; more rows may be split among several blocks
+SPLITS = 256  # rows are split among at most this many blocks
+PROGRAMS = 1024  # this many programs keep a GPU busy: beyond it, rows are not split any further
+STEPS = 8  # where there are more programs, one does up to this many blocks and loads its channels' numbers once
 
-# None of these may start a compilation when it changes: pruning changes them at every step.
+# Triton must not compile again when one of these changes: pruning changes them at every step.
 SIZES = [
     "outer",
     "channels",
@@ -136,8 +136,10 @@ class Block(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """How all channels are gone over once: each program does ``steps`` blocks of its channels, the last one perhaps
-    some beyond the end, of which nothing is loaded or stored."""
+    """How one pass covers all channels: each program does ``steps`` blocks of its channels.
+
+    The last program may be given blocks beyond the end. It loads and stores nothing of these.
+    """
 
     block: Block
     steps: int

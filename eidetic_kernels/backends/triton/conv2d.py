@@ -38,7 +38,7 @@ from .linear import Tile, table
 # Not yet measured on a GPU.
 TILES = {"half": Tile(64, 64, 64, 8, 4), "single": Tile(64, 64, 32, 8, 3)}
 
-# What changes with pruning or with the batch, and must not start a compilation.
+# These change with pruning or with the batch. Triton must not compile again when they do.
 SIZES = ["positions", "x_sample", "x_channel", "x_line", "x_column", "y_sample", "y_unit", "y_position"]
 
 
@@ -92,7 +92,7 @@ def staircase_conv2d_kernel(
     entry = tiles + tl.program_id(1) * 7
     unit = tl.load(entry).to(tl.int32)
     units = tl.load(entry + 1).to(tl.int32)
-    offset = tl.load(entry + 2)  # of the tile's first weight, were there one tap; 64 bits
+    offset = tl.load(entry + 2)  # of the tile's first weight, as if there were one tap; 64 bits
     columns = tl.load(entry + 3).to(tl.int32)  # of its segment's weights, at one tap
     first_span = tl.load(entry + 5).to(tl.int32)
     last_span = tl.load(entry + 6).to(tl.int32)
@@ -115,7 +115,7 @@ def staircase_conv2d_kernel(
     k = tl.arange(0, BLOCK_K)
     n = tl.arange(0, BLOCK_N)
     first = tl.program_id(0) * BLOCK_M
-    # Beyond the end, positions repeat the last one (and store it again), units repeat the last one (and do not).
+    # Positions beyond the end repeat the last one, and store it again. Units beyond the end are not stored.
     position = tl.minimum(first + tl.arange(0, BLOCK_M), positions - 1)
     sample = position // (out_height * out_width)
     place = position % (out_height * out_width)
@@ -254,23 +254,23 @@ def staircase_conv2d_frozen_forward(
 
 
 class Packed(NamedTuple):
-    """Frozen weights with the taps outside, and what they were made of."""
+    """Frozen weights that :func:`taps_outside` rearranged, and the state of the tensor that it made them from."""
 
-    state: tuple[Any, ...] | None  # of the tensor that they were made from
+    state: tuple[Any, ...] | None
     blocks: tuple[tuple[int, int], ...]  # rows and columns of the segments that are packed so far, in order
     weights: Tensor
 
 
-# By the tensor they were made from, and gone with it: a layer that moves to another device or dtype, or that freezes
-# one more task, has another tensor, and so has a copy of it.
+# By the tensor that they were made from; an entry goes when that tensor does. A layer that moves to another device or
+# dtype, or freezes one more task, gets a new tensor, and so does a copy of a layer.
 _packed = WeakTensorKeyDictionary()
 
 
 def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[int, ...]) -> Tensor:
     """Each segment's block as [rows, *kernel, columns], so that a tap's weights are neighbours; flat as before.
 
-    Frozen weights do not change, so a segment is packed once, for as much memory again. Where they do after all (a
-    checkpoint is loaded into them, a bit is flipped) torch counts it, and they are packed anew.
+    Frozen weights do not change, so a segment is packed once, for as much memory again. If they do change
+    (a checkpoint is loaded into them, a bit is flipped), torch counts the change, and they are packed anew.
     """
     if kernel == (1, 1):
         return frozen_weight
@@ -296,7 +296,7 @@ def taps_outside(frozen_weight: Tensor, stairs: Sequence[Stair], kernel: tuple[i
 
 
 def _state(weights: Tensor, kernel: tuple[int, ...]) -> tuple | None:
-    """What changes when ``weights`` do; None where nothing tells, or where what is made now cannot be used later."""
+    """A value that changes when ``weights`` do; None if changes are not counted, or nothing can be computed yet."""
     if weights.is_inference():  # torch does not count their changes
         return None
     if not weights.is_cuda:

@@ -103,9 +103,10 @@ def staircase_linear_kernel(
 ):
     """One tile of one segment for one block of samples.
 
-    Which pointers are given says what is wanted: ``frozen_scale``: frozen units are normalised and activated;
-    ``pre``: so are live ones, whose pre-activation goes there; with ``block_mean`` later, by the statistics of
-    the batch, for which each block leaves its mean and sum of squared deviations; else at once by the running ones.
+    The pointers that are given say what is wanted. With ``frozen_scale``, frozen units are normalised and activated.
+    With ``pre``, live ones are too, and their pre-activation is written there. If ``block_mean`` is given, they are
+    normalised later by the batch's statistics, for which each block leaves its mean and sum of squared deviations.
+    Otherwise they are normalised at once by the running statistics.
     """
     block = tl.program_id(0)
     entry = tiles + tl.program_id(1) * 7
@@ -205,10 +206,11 @@ class Table(NamedTuple):
 
 
 def table(staircase: Staircase, units: int, device: torch.device, live: bool = True) -> Table:
-    """The tiles, at most ``units`` wide, of a staircase (``live``: of its live segment too), most columns read first.
+    """A staircase's tiles, at most ``units`` wide; those that read most columns come first.
 
-    Depends on nothing that changes from batch to batch, so it is made and copied to the device once, and kept with the
-    staircase: a captured CUDA graph reads it at its address for as long as the layer is what it was.
+    With ``live``, the live segment's are among them. The table depends on nothing that changes from batch to batch, so
+    it is made and copied to the device once, and kept with the staircase. A captured CUDA graph reads it at its address
+    as long as the layer does not change.
     """
     key = "tiles", units, device, live
     if key not in staircase.kept:
@@ -244,9 +246,9 @@ def _table(stairs: Sequence[Stair], units: int, device: torch.device) -> Table:
         )
 
 
-# The tile, by how products are computed; for few samples a smaller one, so that there are tiles enough for the GPU. Not
-# yet measured on a GPU. Known is what Triton 3.9 compiles: registers of a thread / bytes spilled, for sm_80, sm_90 and
-# sm_100, of the product alone; statistics and an activation in the epilogue cost up to 60 registers, or 170 bytes more.
+# The tile, by how products are computed. Few samples have smaller tiles, so that there are enough for the GPU. Not yet
+# measured on a GPU. Comments say what Triton 3.9 compiles for sm_80, sm_90 and sm_100: registers of a thread / bytes
+# spilled, for the product alone. Statistics and an activation in the epilogue cost up to 60 registers or 170 bytes.
 TILES = {
     "half": {
         "few": Tile(64, 64, 64, 4, 4),  # aligned 124/0,  96/0,  64/0   ragged 255/0,   255/0,   255/24

@@ -35,7 +35,7 @@ def merge_lanes(count, mean, m2):
     """Chan's formula for all lanes of a block at once: (mean, m2) [channels] of blocks [outer, channels, inner]."""
     total = tl.maximum(total_by_channel(count), 1.0)
     centre = total_by_channel(count * mean) / total
-    # Once more around the first result: what a large mean cost in rounding is small now.
+    # A second pass around the first result removes most of the rounding that a large mean causes.
     centre += total_by_channel(count * (mean - centre[None, :, None])) / total
     delta = mean - centre[None, :, None]
     return centre, total_by_channel(m2 + count * delta * delta)
@@ -134,7 +134,7 @@ def merge_kernel(
     BLOCK_BLOCKS: tl.constexpr,
     BLOCK_CHANNELS: tl.constexpr,
 ):
-    """One (mean, m2) a live channel from ``blocks`` of them [blocks, live] of ``group`` values each, the last fewer."""
+    """Merge the (mean, m2) [blocks, live] of ``blocks`` blocks: ``group`` values each, fewer in the last."""
     unit = tl.program_id(0) * BLOCK_CHANNELS + tl.arange(0, BLOCK_CHANNELS)
     shape: tl.constexpr = (BLOCK_BLOCKS, BLOCK_CHANNELS, 1)
     lane_count = tl.zeros(shape, tl.float32)

@@ -1,7 +1,7 @@
 """Sizes and other facts about tensors, and what is computed of them.
 
-A size of the units' dimension changes with pruning, so it may stand in a shape, where a rule looks it up anew, and
-nowhere else: a tensor divided by its number of units is not what it was once some are gone.
+A size of the units' dimension changes with pruning. It may stand in a shape, where a rule looks it up anew, and nowhere
+else: a tensor divided by its number of units would change when some are pruned.
 """
 
 from __future__ import annotations

@@ -120,7 +120,7 @@ def _with_all_units(step: Step, given: tuple[Any, ...], unit: int) -> tuple[Any,
 
 
 def _of_constant(step: Step, value: Constant) -> Value:
-    """``pos[:, :x.size(1)]``, ``scale[:, None, None]``: a tensor of the network, all of it on the example."""
+    """An index that takes all of a tensor of the network: ``pos[:, :x.size(1)]`` on the example, ``scale[:, None]``."""
     given = step.node.args[1] if isinstance(step.node.args[1], tuple) else (step.node.args[1],)
     if any(each not in (None, Ellipsis) and type(each) not in (int, slice) for each in given):
         step.refuse(
@@ -133,9 +133,9 @@ def _of_constant(step: Step, value: Constant) -> Value:
     shape = step.shape(step.node)
     if shape is None or not same_but_ones(shape, value.shape):
         step.refuse(f"{value.path!r}, a tensor of the network, must be combined with units as it is.")
-    for argument in step.given:  # sizes of an input, which other inputs have otherwise
+    for argument in step.given:  # sizes of the input, which differ from input to input
         step.take(argument)
-    # All of it, also where there are more units one day.
+    # Slices take all of it, also when there are more units one day.
     fixed = [isinstance(each, slice) and not _is_computed(each) for each in given]
     step.node.args = (step.node.args[0], tuple(_ALL if whole else each for whole, each in zip(fixed, given)))
     return replace(value, shape=tuple(shape))

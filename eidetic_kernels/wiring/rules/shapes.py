@@ -43,8 +43,8 @@ def count(step: Step, dim: int) -> fx.Node:
 def resize(step: Step, sizes: tuple[Any, ...]) -> None:
     """Give the node other sizes.
 
-    A -1 beside a count of units that may become 0 would have no meaning: where it stands for a dimension that stays, it
-    is looked up too.
+    torch cannot infer a -1 beside a count of units that has become 0. Where the -1 stands for a dimension that stays,
+    that dimension's size is looked up as well.
     """
     shapes = step.shapes()
     if shapes is not None:
@@ -182,7 +182,7 @@ def _flattened(step: Step, value: Units, sizes: tuple[Any, ...]) -> Units | None
 
 
 def _flatten_instead(step: Step) -> None:
-    """Pruning changes what the numbers in a view count, and -1 has no meaning where no unit is left."""
+    """Make the view a flattening: pruning changes its numbers, and torch cannot infer a -1 once no unit is left."""
     node = step.node
     node.op, node.target, node.args, node.kwargs = "call_method", "flatten", (step.first_argument(), 1), {}
 
