@@ -15,5 +15,7 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device {name!r} is unknown or cannot be used here: {error}") from error
+        raise InputError(
+            f'device {name!r} is unknown or cannot be used here ({error}): give "auto" or "cpu".'
+        ) from error
     return device

@@ -58,6 +58,7 @@ def status_of(command: Callable[[], None], name: str, stopped: str) -> int:
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     for stream in streams:  # a terminal that lacks a character is no reason to stop
         stream.reconfigure(errors="backslashreplace")
+
     try:
         with terminable():
             command()
@@ -69,7 +70,7 @@ def status_of(command: Callable[[], None], name: str, stopped: str) -> int:
     except ForgettingError as error:
         _say(f"{name}: {error}")
         return FORGOTTEN
-    except BrokenPipeError:  # whoever read the output has enough, as `head` does
+    except BrokenPipeError:  # the reader closed the pipe, as ``head`` does
         return ERROR
     except Exception as error:
         line = _one_line(error)

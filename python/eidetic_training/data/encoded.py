@@ -50,8 +50,9 @@ _LARGE = threading.BoundedSemaphore(2)
 def decode(data: bytes, channels: int, resolution: int | None) -> np.ndarray:
     """An encoded image as uint8 [channels, H, W], where ``channels`` is 1 (grey) or 3 (RGB).
 
-    resolution: None keeps the size; otherwise the shorter side is resized to so many pixels (bilinear, antialiased) and
-    the central square cut out.
+    Args:
+        resolution: None keeps the size; otherwise the shorter side is resized to so many pixels (bilinear, antialiased)
+            and the central square cut out.
 
     Raises InputError, which says what is wrong with the image, and leaves it to the caller to name the image.
     """

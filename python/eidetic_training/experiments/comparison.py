@@ -35,11 +35,12 @@ AT_ONCE = ("joint",)  # learns all tasks together, so there is no accuracy "when
 class Result:
     """One method with one seed.
 
-    matrix: ``matrix[l][t]`` is test accuracy of task t after task l; a joint method has one row.
-    numbers: how many float32 numbers are kept to answer for all tasks.
-    passes: passes over a task's training data, a mean over tasks; passes that only measure or score count too.
-    seconds: of training alone.
-    used: the fraction of units that tasks use; None for a method without units.
+    Args:
+        matrix: ``matrix[l][t]`` is test accuracy of task t after task l; a joint method has one row.
+        numbers: how many float32 numbers are kept to answer for all tasks.
+        passes: passes over a task's training data, a mean over tasks; passes that only measure or score count too.
+        seconds: of training alone.
+        used: the fraction of units that tasks use; None for a method without units.
     """
 
     method: str

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OURS = "eidetic"
-BOUNDS = ("single", "joint", "sequential")  # what forgetting costs nothing, and what it costs if nothing is done
+BOUNDS = ("single", "joint", "sequential")  # two upper bounds and the lower one
 WIDTH, HEIGHT = 8.6, 8.0  # inches
 LEFT, RIGHT, BOTTOM, TOP, BETWEEN = 0.85, 1.25, 0.55, 0.55, 0.65
 

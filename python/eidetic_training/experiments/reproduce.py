@@ -1,4 +1,4 @@
-"""The paper's tables and figures by one command: its search and ours, beside the paper's own numbers."""
+"""The paper's tables and figures by one command: with its settings and with ours, beside the paper's own numbers."""
 
 from __future__ import annotations
 

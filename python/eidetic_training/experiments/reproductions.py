@@ -83,8 +83,9 @@ CONVOLUTIONAL_DIGITS = {
 class Row:
     """A row of a table.
 
-    changes: what it overrides in the table's configuration, by dotted key.
-    departs: how it departs from the paper, in a line; empty if it does not.
+    Args:
+        changes: what it overrides in the table's configuration, by dotted key.
+        departs: how it departs from the paper, in a line; empty if it does not.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
@@ -95,15 +96,16 @@ class Row:
 class Reproduction:
     """One of the paper's tables or figures.
 
-    about: what it shows, in a line.
-    follows: the sentences and tables of the paper that its configuration follows.
-    assumed: what was chosen where the paper leaves a choice or contradicts itself.
-    config: the built-in configuration, which has the paper's settings.
-    rows: by label. Empty for a sweep.
-    paper: the paper's own numbers, by what they measure.
-    shown: makes the lines of text about the runs, given their folder, in which it may draw figures; None is a table
-        with a line for each row.
-    runs: the reproduction whose runs are shown, if they are not its own.
+    Args:
+        about: what it shows, in a line.
+        follows: the sentences and tables of the paper that its configuration follows.
+        assumed: what was chosen where the paper leaves a choice or contradicts itself.
+        config: the built-in configuration, which has the paper's settings.
+        rows: by label. Empty for a sweep.
+        paper: the paper's own numbers, by what they measure.
+        shown: makes the lines of text about the runs, given their folder, in which it may draw figures; None is a table
+            with a line for each row.
+        runs: the reproduction whose runs are shown, if they are not its own.
     """
 
     about: str

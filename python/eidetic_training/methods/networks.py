@@ -21,7 +21,9 @@ class PlainNetwork(nn.Module):
     ``net`` must be fresh, and is used up: its modules become the plain network's. The plain network runs its
     ``forward``, so both compute the same.
 
-    columns: of the features. tied: whether an addition ties several layers' units together.
+    Attributes:
+        columns: how many features there are.
+        tied: whether an addition ties several layers' units together.
 
     Raises InputError for a layer that has no plain version.
     """

@@ -30,11 +30,12 @@ SAMPLE = 1000  # logits of this many test inputs are kept as numbers, at most
 class Answers(NamedTuple):
     """A finished task's answers, as they are now.
 
-    accuracy: test accuracy in [0, 1].
-    classes: the same by class.
-    sha256: of the logits of the whole test set, batch after batch.
-    sample: the logits [n, classes] of at most ``SAMPLE`` inputs, evenly spaced over the test set, on the CPU.
-    environment: where they were computed.
+    Args:
+        accuracy: test accuracy in [0, 1].
+        classes: the same by class.
+        sha256: of the logits of the whole test set, batch after batch.
+        sample: the logits [n, classes] of at most ``SAMPLE`` inputs, evenly spaced over the test set, on the CPU.
+        environment: where they were computed.
     """
 
     accuracy: float
@@ -114,7 +115,8 @@ def answers_of(network: EideticNetwork, loader: TensorLoader, task: int) -> Answ
 def compare(recorded: Recorded, sample: Tensor | None, now: Answers, task: Task) -> Difference | None:
     """How a task's answers differ from those on record. None where not one bit does.
 
-    sample: the recorded logits as numbers; None where their file is missing or damaged.
+    Args:
+        sample: the recorded logits as numbers; None where their file is missing or damaged.
 
     Raises NotComparable for other test images than those on record, and where another environment may round otherwise
     and there are no numbers to compare.

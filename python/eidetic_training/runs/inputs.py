@@ -21,8 +21,10 @@ from ..data.encoded import decode_file
 class Inputs:
     """The network's inputs and labels.
 
-    shape: (channels, height, width). mean, std: of each channel, for pixels in [0, 1]. labels: for each task, the data
-    set's label of each of its classes.
+    Args:
+        shape: (channels, height, width).
+        mean, std: of each channel, for pixels in [0, 1].
+        labels: for each task, the data set's label of each of its classes.
     """
 
     shape: tuple[int, int, int]

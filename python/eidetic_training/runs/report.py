@@ -91,7 +91,7 @@ def summary(run: RunFolder | str | PathLike[str]) -> Summary:
     learned = {row.task: row.accuracy for row in tests if row.learned == row.task}
     end = {row.task: row.accuracy for row in sorted(tests, key=lambda row: row.learned)}
     if not learned:
-        raise InputError(f"{run.path} has no finished task yet: nothing to report")
+        raise InputError(f"{run.path} has no finished task yet: finish a task first.")
 
     epochs: dict[int, int] = {}
     seconds: dict[int, float] = {}
@@ -155,7 +155,7 @@ def classes_table(run: RunFolder | str | PathLike[str]) -> str:
     scores = run.classes
     if not scores:
         raise InputError(
-            f"{run.path} has no accuracy by class: no task is finished, or an earlier version began the run"
+            f"{run.path} has no accuracy by class: finish a task first. A run that version 0.1.0 finished has none."
         )
     routed = not any(math.isnan(score.routed) for score in scores)
     rows = [["class", "samples", "task given", *(["routed", "lost"] if routed else [])]]

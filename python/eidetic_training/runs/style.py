@@ -46,7 +46,9 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise InputError("figures need matplotlib: pip install 'eidetic-kernels[plots]'") from error
+        raise InputError(
+            "figures need matplotlib, which is not installed: pip install 'eidetic-kernels[plots]'."
+        ) from error
     figure = Figure(figsize=(width, height), layout="constrained")
     all_axes = figure.subplots(rows, columns, sharex="col", squeeze=False).flatten().tolist()
 

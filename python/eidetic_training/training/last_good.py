@@ -16,7 +16,7 @@ from .training_state import TrainingState, written_tensors
 
 
 class Modes:
-    """In which mode every module of a network is, what its passes run in this thread, and torch's own modes.
+    """The mode of every module of a network, what its passes run in this thread, and torch's own modes.
 
     Leaving a block puts them back, but Ctrl-C can hit just before Python gets there.
     """
@@ -51,9 +51,9 @@ def modes_put_back(network: EideticNetwork) -> Iterator[None]:
 class LastGood:
     """The last good state of a task's training, and the way back to it.
 
-    Until the first state is kept, this is the state at the beginning, without the head that training may add. The way
-    back leads from anywhere but a finished task, which stays finished. Learning rates go back to what they were at the
-    beginning in any case, and every module to the mode it was in.
+    Until the first state is kept, this is the state at the beginning, without the head that training may add. A task
+    that is finished stays finished. Learning rates always go back to what they were at the beginning, and every module
+    to the mode that it was in.
 
     Attributes:
         state: the state that was kept last; None before the first.
@@ -87,7 +87,7 @@ class LastGood:
         self._modes.put_back()
         if self.network.current_task == self.task:
             for parameter in self.network.parameters():
-                parameter.grad = None  # of a step that was cut off; memory may be what is lacking
+                parameter.grad = None  # frees what a step that was cut off left: memory may be short
             if self.state is not None and self.optimizer is not None:
                 self.state.put_back(self.network, self.optimizer)
             elif self._beginning is not None:

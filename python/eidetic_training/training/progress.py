@@ -86,14 +86,14 @@ def reached(path: str | Path) -> Reached | None:
 
 
 def identity_of(loader: Iterable) -> dict[str, Any]:
-    """What makes a loader give the same batches, as far as it says."""
+    """The settings of a loader that its batches depend on, as far as the loader tells them."""
     names = ("num_samples", "batch_size", "seed", "shuffle", "drop_last", "epoch")
     found = {name: getattr(loader, name, None) for name in names}
     return {"loader": type(loader).__name__, **{k: v for k, v in found.items() if isinstance(v, (bool, int, float))}}
 
 
 def cannot_resume(loader: Iterable) -> str | None:
-    """Why a training on ``loader`` cannot be continued inside; None where it can."""
+    """Why training on ``loader`` cannot be continued from the middle; None if it can."""
     if isinstance(loader, CountsEpochs):
         return None
     return (

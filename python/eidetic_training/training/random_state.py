@@ -1,4 +1,4 @@
-"""Where the global random generators are: torch's, Python's and NumPy's."""
+"""The state of the global random generators, torch's, Python's and NumPy's: read, and put back."""
 
 from __future__ import annotations
 

@@ -64,6 +64,7 @@ def _described(value: Any, tensors: dict[str, Tensor], storages: set[int]) -> An
         tensors[name] = flat.clone() if shared else flat
         storages.add(tensors[name].untyped_storage().data_ptr())
         return {"tensor": name, "order": order, "device": str(tensor.device)}
+
     if isinstance(value, list):
         return [_described(each, tensors, storages) for each in value]
     if isinstance(value, tuple):

@@ -23,9 +23,10 @@ class TrainedConvolutions(nn.Module):
     BatchNorm shifts and has no learned scale. It then multiplies by positive numbers only, so it may change places with
     the maximum over 2 x 2, and folds into the convolution before that (as in the network of Jordan, 2024).
 
-    shape: of an image, [C, H, W].
-    stages: channels of each stage.
-    augment: whether images are cropped and mirrored at random.
+    Args:
+        shape: of an image, [C, H, W].
+        stages: channels of each stage.
+        augment: whether images are cropped and mirrored at random.
 
     Raises InputError if ``shape`` is no image's, or too small for this number of stages.
     """

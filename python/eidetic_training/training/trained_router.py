@@ -79,7 +79,8 @@ class TrainedRouter(nn.Module):
     def folded(self, classes: tuple[int, ...] | None) -> Router:
         """The router that computes the same. The standardisation becomes part of its first map.
 
-        classes: how many each task has, where classes are scored and not tasks.
+        Args:
+            classes: how many each task has, where classes are scored and not tasks.
         """
         settings, (mean, deviation) = self.settings, self.moments
         if self.hidden_weight is None or self.hidden_bias is None:

@@ -16,7 +16,7 @@ from eidetic_kernels.tasks.base import OWN_MODULES
 
 
 class Buffer(NamedTuple):
-    """The values of a buffer that belongs to no unit, and which writing of which tensor they come from."""
+    """A copy of a buffer that belongs to no unit, and the tensor and version that it was copied from."""
 
     values: Tensor
     written: tuple[int, int] | None
@@ -25,12 +25,13 @@ class Buffer(NamedTuple):
 class TrainingState(NamedTuple):
     """A copy of what training a task changes.
 
-    snapshot: everything live, with the optimizer's state of it.
-    options: of each of the optimizer's parameter groups, all but parameters and learning rate. Some optimizers count
-        their steps there.
-    others: the optimizer's parameters that are not the network's (a loss may have some), with their state, by their
-        place: "0.3" is the first group's fourth.
-    buffers: the network's buffers that belong to no unit, by path.
+    Args:
+        snapshot: everything live, with the optimizer's state of it.
+        options: of each of the optimizer's parameter groups, all but parameters and learning rate. Some optimizers
+            count their steps there.
+        others: the optimizer's parameters that are not the network's (a loss may have some), with their state, by their
+            place: "0.3" is the first group's fourth.
+        buffers: the network's buffers that belong to no unit, by path.
     """
 
     snapshot: Snapshot
