@@ -16,7 +16,7 @@ from eidetic_training.cli import load_network, main
 from eidetic_training.runs import callbacks
 from eidetic_training.runs.folder import RunFolder
 
-FIGURES = 5
+FIGURES = 6
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +203,12 @@ def test_plot_draws_into_the_run_or_elsewhere(copied, tmp_path, eidetic):
             assert line.startswith(str(folder))
             with Image.open(line) as figure:
                 assert min(figure.size) > 100
+
+
+def test_report_prints_every_class_on_demand(trained, eidetic):
+    status, out, _ = eidetic("report", trained, "--classes")
+    assert status == 0 and out.split()[:6] == ["class", "samples", "task", "given", "routed", "lost"]
+    assert len(out.splitlines()) == len(RunFolder(trained).classes) + 4
 
 
 @pytest.mark.parametrize("command", ["report", "plot", "certify", "predict", "routing"])
@@ -469,10 +475,10 @@ def test_reproduce_runs_one_row(settings, tmp_path, eidetic):
     ]
     arguments = [part for each in sets for part in ("--set", each)]
     folder = tmp_path / "table"
-    status, out, _ = eidetic("reproduce", "table3-digits", "--run", folder, "--row", "backoff", *arguments)
+    status, out, _ = eidetic("reproduce", "table3-digits", "--run", folder, "--row", "ours (the demo)", *arguments)
     assert status == 0
-    assert "# table3-digits" in out and "| backoff | 1 |" in out and "paper's search |" not in out
-    assert {path.name for path in folder.iterdir()} == {"backoff-seed0", "table3-digits.md"}
+    assert "# table3-digits" in out and "| ours (the demo) | 1 |" in out and "| paper |" not in out
+    assert {path.name for path in folder.iterdir()} == {"ours__the_demo_-seed0", "table3-digits.md"}
     failing(eidetic("reproduce", "figure3", "--row", "l9"), "eidetic reproduce: figure3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--row", "l9", "--run", folder), "eidetic reproduce: table3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--seeds", "0", "--run", folder), "seeds must be a whole number, 1 or more")

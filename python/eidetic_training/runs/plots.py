@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from eidetic_kernels import checking
 from eidetic_kernels.errors import InputError
 
 from .folder import EPOCH_PHASES, Metric, RunFolder, open_run
@@ -231,7 +232,7 @@ def class_accuracy(run: RunFolder | str | PathLike[str]) -> Figure:
     run = open_run(run)
     scores = run.classes
     if not scores:
-        raise InputError(f"{run.path} has no accuracy by class recorded: finish a task first")
+        raise InputError(f"{run.path} has no accuracy by class recorded yet: finish a task first")
     figure, (axes,) = new_figure(max(WIDTH, 0.13 * len(scores)), 3.8)
     place = {score[:2]: index + score.task for index, score in enumerate(scores)}  # a gap between tasks
 
@@ -271,7 +272,7 @@ def all_figures(run: RunFolder | str | PathLike[str], folder: str | PathLike[str
     when the run has recorded too little to draw, or matplotlib is missing.
     """
     run = open_run(run)
-    folder = Path(folder) if folder is not None else run.figures_path
+    folder = run.figures_path if folder is None else Path(checking.path("folder", folder, "a folder"))
     without = set() if checkpoints(run) else {"staircase"}
     without |= set() if run.classes else {"class_accuracy"}
     names = [name for name in FIGURES if name not in without]

@@ -403,6 +403,24 @@ def test_an_even_share_counts_what_is_free(data, tmp_path):
         free = [each - kept for each, kept in zip(free, units_kept(folder, t))]
 
 
+def test_layers_are_widened_after_every_task_but_the_last(data, tmp_path):
+    config = make_config(data, capacity={"widen": 0.25})
+    widened = run(config, tmp_path / "run")
+    widths = [[group.segments.width for group in load(widened.checkpoint_path(t), config).groups] for t in range(3)]
+    assert widths == [[WIDTH] * 2, [50] * 2, [62] * 2], "a quarter of 40, and of 50"
+    assert [row.width for row in report.summary(widened).layers] == [62] * 2
+    with pytest.raises(KeyboardInterrupt):
+        run(config, tmp_path / "killed", Stop(sum(row.task < 1 for row in widened.metrics) + 4))
+    run(config, tmp_path / "killed")
+    assert left_behind(tmp_path / "killed") == left_behind(widened.path), "killed inside the second task"
+
+
+def test_layers_are_widened_by_a_number_of_units(data, tmp_path):
+    config = make_config(data, data={"tasks": 2}, capacity={"widen": 7, "share": "even"}, router={"train": False})
+    folder = run(config, tmp_path / "run")
+    assert [group.segments.width for group in load(folder.network_path, config).groups] == [WIDTH + 7] * 2
+
+
 def test_the_first_tasks_alone_are_learned_as_in_the_whole_sequence(data, tmp_path):
     """An even share leaves room for the tasks that are not learned, and none of those learned is the last."""
     config = make_config(data, capacity={"share": "even", "prune_last": False}, router={"train": False})
