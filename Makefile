@@ -56,7 +56,8 @@ docs: $(STAMPS)/docs
 	$(BIN)/python -m mkdocs build --strict --site-dir build/site
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info python/*.egg-info .pytest_cache .ruff_cache .hypothesis .benchmarks
+	rm -rf $(VENV) build dist *.egg-info python/*.egg-info .benchmarks
+	rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	rm -f eidetic_kernels/*.so
 	find eidetic_kernels python tests bench -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 

@@ -1,15 +1,15 @@
-"""Builds the compiled kernels, `eidetic_kernels._cpu` and `eidetic_kernels._cuda`; the rest is in pyproject.toml.
+"""Builds the compiled kernels, ``eidetic_kernels._cpu`` and ``eidetic_kernels._cuda``; the rest is in pyproject.toml.
 
     pip install -e .                       in place; again after a change in csrc/: only what changed is compiled
-    pip wheel --no-deps .                  a wheel for this Python; `python -m build` makes the sdist too
+    pip wheel --no-deps .                  a wheel for this Python; ``python -m build`` makes the sdist too
     python setup.py build_ext --inplace    the modules alone (needs setuptools, pybind11 and ninja; no network)
 
 Sources are found by name: csrc/<kind>_bindings.cpp and everything in csrc/<kind>/, for the kinds cpu and cuda.
 
-`_cpu` is built on Linux where there is a C++ compiler. Without one, or when it fails, the package is installed without
-it and torch runs in its place. `_cuda` is built where there is nvcc, must then build, and is named in the version:
-0.1.0+cu130. A wheel without CUDA is plain 0.1.0, the name that a package index accepts; pip prefers the other one
-where both lie side by side, and that one runs without a GPU as well.
+``_cpu`` is built on Linux where there is a C++ compiler. Without one, or when it fails, the package is installed
+without it and torch runs in its place. ``_cuda`` is built where there is nvcc. Then it must build, and the version
+names it: 0.1.0+cu130. A wheel without CUDA is plain 0.1.0, the name that a package index accepts. Where both lie side
+by side, pip prefers the one with CUDA, which runs without a GPU as well.
 
 Environment variables:
 
@@ -157,7 +157,7 @@ class Build:
         (self.folder / "build.ninja").write_text("\n".join([*self._rules(nvcc), *self._steps(modules), ""]))
 
     def make(self, *arguments: str) -> bool:
-        """Runs ninja with `arguments` (names of modules' files); whether everything could be built."""
+        """Runs ninja with ``arguments`` (names of modules' files); whether everything could be built."""
         try:
             from ninja import BIN_DIR
         except ImportError:

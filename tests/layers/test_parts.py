@@ -89,12 +89,12 @@ def test_pruned_parts_run_in_one_call_too_and_get_their_statistics(calls):
     _, parts = made("relu")
     for part, keep in zip(parts, ([1, 3, 4], [], [0, 6])):
         part.prune(keep)
-    twin = copy.deepcopy(parts)
+    copied = copy.deepcopy(parts)
     x = torch.randn(6, 5, 2, 2)
     y = parts(x)
     assert len(calls) == 1
-    assert_close("y", y, one_by_one(twin, x))
-    for ours, theirs in zip(parts, twin):
+    assert_close("y", y, one_by_one(copied, x))
+    for ours, theirs in zip(parts, copied):
         for name, tensor in theirs.state_dict().items():
             if tensor.numel():
                 assert_close(name, ours.state_dict()[name].double(), tensor.double(), 1e5)
@@ -126,12 +126,12 @@ def test_recall_in_one_call_has_the_bits_of_recall_one_by_one(layout, activation
 def test_frozen_beside_live_units_run_one_by_one(calls):
     _, parts = made("relu")
     live_two_tasks(parts)
-    twin = copy.deepcopy(parts)
+    copied = copy.deepcopy(parts)
     x = torch.randn(4, 7 + sum(part.segments.live for part in parts), 3, 3)
     calls.clear()
     y = parts(x)
     assert len(calls) == len(WIDTHS)
-    assert_same_bits("y", y, one_by_one(twin, x))
+    assert_same_bits("y", y, one_by_one(copied, x))
 
 
 @pytest.mark.parametrize("change", ["eps", "momentum", "mode", "average", "watched"])

@@ -519,7 +519,7 @@ def test_a_compiled_network_s_layers_are_read_too():
     train_router(net, loaders, layers=True, max_epochs=3)
     x, _ = inputs(1)
     expected = net.predict(x).router_logits
-    net._compiled_call_impl = lambda *args, **kwargs: pytest.fail("hooks are not heard in compiled code")
+    net._compiled_call_impl = lambda *args, **kwargs: pytest.fail("compiled code calls no hooks")
     assert torch.equal(net.predict(x).router_logits, expected)
     assert net._compiled_call_impl is not None
 
