@@ -16,16 +16,18 @@ from .ending import status_of
 from .experiments import comparison
 from .experiments import config as configuration
 from .experiments.comparison_figure import comparison as comparison_figure
-from .experiments.experiment import make_tasks, run_experiment
+from .experiments.experiment import run_experiment
 from .experiments.proof import summed_up, verify
 from .experiments.reproduce import reproduce
 from .experiments.reproductions import REPRODUCTIONS
 from .experiments.sweep import sweep
+from .experiments.tasks import make_tasks, tasks_of
 from .methods import METHODS
 from .runs import plots, report
 from .runs.callbacks import TensorBoard
 from .runs.export import WRITERS, export_task
 from .runs.folder import RunFolder
+from .runs.model import open_model
 from .runs.networks import load_network
 from .runs.routing_report import routing_report
 
@@ -129,8 +131,8 @@ def _add_reproduce(commands) -> None:
         "reproduce",
         help="repeat one of the paper's tables or figures",
         description=(
-            "Run the configurations of one of the paper's tables, with the paper's search and with ours, and print the "
-            "results beside the paper's numbers; or draw one of its figures. Run the same command again to continue. "
+            "Run the configurations of one of the paper's tables, with its settings and with ours, and print the results "
+            "beside the paper's numbers; or draw one of its figures. Run the same command again to continue. "
             "There are: " + "; ".join(f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items()) + "."
         ),
     )
@@ -206,9 +208,20 @@ def _add_plot(commands) -> None:
 
 def _add_certify(commands) -> None:
     text = "verify that every finished task still gives the answers it gave when it was learned"
-    command = commands.add_parser("certify", help=text, description=text.capitalize() + ".")
-    command.add_argument("run", type=Path, help="the run folder")
-    command.add_argument("--no-data", action="store_true", help="do not recompute the test logits")
+    description = (
+        f"{text.capitalize()}. A certificate can be written to a file of its own and signed, and a network that was "
+        "saved later compared with it: whoever can rewrite a network can rewrite the records in it. Exit status 1: "
+        "something was forgotten, or is not what was certified; 2: any error, such as a signature that is wrong."
+    )
+    command = commands.add_parser("certify", help=text, description=description)
+    command.add_argument("model", type=Path, help="a run folder, or a saved network of a class of eidetic_training")
+    command.add_argument("--no-data", action="store_true", help="do not recompute a run's test logits")
+    command.add_argument("--write", type=Path, metavar="FILE", help="write the certificate to this JSON file")
+    command.add_argument("--sign", type=Path, metavar="KEY", help="sign it: an Ed25519 private key, a PEM file")
+    command.add_argument("--against", type=Path, metavar="FILE", help="compare with this certificate")
+    command.add_argument(
+        "--key", type=Path, help="it must be signed by this one's private key: a public key, a PEM file"
+    )
     command.set_defaults(run_command=_certify)
 
 
@@ -270,7 +283,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         batch = torch.stack([inputs.read_image(path) for path in arguments.images])
     else:
         names, rows = [], []
-        for t, task in enumerate(make_tasks(run.config["data"], run.config["seed"])[: network.finished_tasks]):
+        for t, task in enumerate(tasks_of(run)[: network.finished_tasks]):
             x, y = next(iter(task.test_loader(3)))
             rows.append(x)
             names += [f"task {t}, class {inputs.labels[t][int(label)]}" for label in y]
@@ -304,7 +317,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _routing(arguments: argparse.Namespace) -> None:
     run = RunFolder(arguments.run)
-    tasks = make_tasks(run.config["data"], run.config["seed"])
+    tasks = tasks_of(run)
     print(routing_report(load_network(run), tasks))
 
 
@@ -318,17 +331,23 @@ def _plot(arguments: argparse.Namespace) -> None:
 
 
 def _certify(arguments: argparse.Namespace) -> None:
-    run = RunFolder(arguments.run)
-    network = load_network(run)
+    if arguments.sign is not None and arguments.write is None:
+        raise InputError("--sign signs the certificate that --write FILE writes: give both.")
+    if arguments.key is not None and arguments.against is None:
+        raise InputError("--key is for the certificate that --against FILE names: give both.")
+    network, run = open_model(arguments.model)
     if not network.finished_tasks:
-        raise InputError(f"{run.network_path} has finished no task: there is nothing to certify")
-    certificate = network.certify()
+        raise InputError(f"{arguments.model} has finished no task: there is nothing to certify")
+    certificate = network.certify(arguments.against, arguments.key)
     certificate.check()
     print(certificate)
 
-    if not arguments.no_data:
-        notes = verify(run, network, make_tasks(run.config["data"], run.config["seed"]))
+    if run is not None and not arguments.no_data:
+        notes = verify(run, network, tasks_of(run))
         print(summed_up(network.finished_tasks, notes))
+    if arguments.write is not None:
+        certificate.write(arguments.write, arguments.sign)
+        print(f"{arguments.write}: the certificate of {network.finished_tasks} tasks.")
 
 
 if __name__ == "__main__":
