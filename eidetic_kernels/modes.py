@@ -31,10 +31,20 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
+def compiled_modules(network: nn.Module) -> list[str]:
+    """Paths of the modules of ``network`` that torch.compile compiled; "" is the network itself."""
+    named = network.named_modules()
+    return [path for path, module in named if module._compiled_call_impl is not None or hasattr(module, "_orig_mod")]
+
+
 @contextmanager
 def uncompiled(network: nn.Module) -> Iterator[None]:
-    """Let ``network`` run as Python where it, or a module of it, was compiled (``net.compile()``)."""
-    if any(module._compiled_call_impl is not None for module in network.modules()):
+    """Let modules inside ``network`` run as Python where they were compiled by themselves.
+
+    Others do so meanwhile, too, in any thread. Where the network is compiled as a whole nothing needs to be done: it
+    recalls finished tasks as Python.
+    """
+    if any(path for path in compiled_modules(network)):
         with torch.compiler.set_stance("force_eager"):
             yield
     else:

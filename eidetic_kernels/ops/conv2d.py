@@ -23,7 +23,7 @@ from .. import backends
 from ..backends.arguments import Epilogue, Weights
 from ..layout import Geometry, Staircase
 from ..memory import memory_format
-from .registration import Op, decoded, encoded
+from .registration import Op, decoded, structure
 from .staircase import (
     Needed,
     StaircaseFunction,
@@ -40,7 +40,7 @@ def staircase_conv2d(
     x: Tensor, weights: Weights, staircase: Staircase, geometry: Geometry, full_input_grad: bool = False
 ) -> Tensor:
     """The module's contract. Callers check shapes and dtypes."""
-    return OP(x, *weights, encoded(staircase), staircase.rows, full_input_grad, *geometry)
+    return OP(x, *weights, *structure(staircase), full_input_grad, *geometry)
 
 
 def staircase_conv2d_oracle(

@@ -21,7 +21,7 @@ from .batch_norm import add_and_activate, segmented_batch_norm_oracle
 from .batch_norm_torch import statistics_dtype
 from .conv2d import GEOMETRY, Convolution, frozen_implementation, staircase_conv2d_oracle
 from .product_norm import Arguments, Results, define, one_after_the_other
-from .registration import decoded, encoded
+from .registration import decoded, structure
 from .staircase import has_live_rows, live_product
 
 
@@ -51,8 +51,7 @@ def staircase_conv2d_norm(
             frozen = staircase.frozen_rows
             return add_and_activate(y.to(promoted), residual.to(promoted), frozen, norm.activation, full_input_grad)
         residual = residual.to(x.dtype)
-    structure = encoded(staircase), staircase.rows
-    return OP(x, *weights, *structure, *norm, full_input_grad, num_frozen_elsewhere, residual, *geometry)[0]
+    return OP(x, *weights, *structure(staircase), *norm, full_input_grad, num_frozen_elsewhere, residual, *geometry)[0]
 
 
 def staircase_conv2d_norm_oracle(

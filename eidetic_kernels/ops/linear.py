@@ -37,7 +37,7 @@ from .. import backends
 from ..backends.arguments import Weights
 from ..layout import Staircase
 from ..memory import is_unit_major
-from .registration import Op, decoded, encoded
+from .registration import Op, decoded, structure
 from .staircase import Needed, StaircaseFunction, fake_gradients, gradients, oracle, products
 
 
@@ -45,7 +45,7 @@ def staircase_linear(
     x: Tensor, weights: Weights, staircase: Staircase, full_input_grad: bool = False, unit_major: bool = False
 ) -> Tensor:
     """The module's contract. Callers check shapes and dtypes; ``x`` is two-dimensional."""
-    return OP(x, *weights, encoded(staircase), staircase.rows, full_input_grad, unit_major)
+    return OP(x, *weights, *structure(staircase), full_input_grad, unit_major)
 
 
 def staircase_linear_oracle(x: Tensor, weights: Weights, staircase: Staircase, full_input_grad: bool = False) -> Tensor:

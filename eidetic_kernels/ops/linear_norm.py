@@ -19,7 +19,7 @@ from ..layout import Staircase
 from .batch_norm import segmented_batch_norm_oracle
 from .linear import Linear, staircase_linear_oracle
 from .product_norm import Arguments, Results, define, one_after_the_other
-from .registration import decoded, encoded
+from .registration import decoded, structure
 
 
 def staircase_linear_norm(
@@ -35,8 +35,7 @@ def staircase_linear_norm(
 
     ``num_frozen_elsewhere``: as :func:`.segmented_batch_norm` has it.
     """
-    structure = encoded(staircase), staircase.rows
-    return OP(x, *weights, *structure, *norm, full_input_grad, num_frozen_elsewhere, None, unit_major)[0]
+    return OP(x, *weights, *structure(staircase), *norm, full_input_grad, num_frozen_elsewhere, None, unit_major)[0]
 
 
 def staircase_linear_norm_oracle(

@@ -80,10 +80,23 @@ def encoded(staircase: Staircase) -> Tensor:
     """``staircase`` as the ops take it, a CPU tensor of int64; made once."""
     if not hasattr(staircase, "numbers"):
         with torch.inference_mode(False):  # it is kept, and a later training step saves it for its backward pass
-            numbers = torch.tensor(staircase.encode(), dtype=torch.int64)
+            numbers, extent = torch.tensor(staircase.encode(), dtype=torch.int64), torch.empty(staircase.rows, 0)
         numbers.staircase = staircase  # pyright: ignore[reportAttributeAccessIssue] so that decoding costs nothing
+        object.__setattr__(staircase, "extent", extent)
         object.__setattr__(staircase, "numbers", numbers)
     return staircase.numbers  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def structure(staircase: Staircase) -> tuple[Tensor, int]:
+    """``staircase`` as the ops take it, and its rows.
+
+    torch.compile sees the rows as a tensor's size: code that inductor (of torch 2.13) makes of a number that changes
+    uses a name which it does not define, where the number must equal another one.
+    """
+    numbers = encoded(staircase)
+    if torch.compiler.is_compiling():
+        return numbers, staircase.extent.shape[0]  # pyright: ignore[reportAttributeAccessIssue]
+    return numbers, staircase.rows
 
 
 def decoded(numbers: Tensor) -> Staircase:

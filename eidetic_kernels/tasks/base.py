@@ -189,13 +189,15 @@ class BaseNetwork(nn.Module):
             task, scope = self._resolve(task)
             features = self.compute_features(x, scope)
             with self._scope.running(scope, features.requires_grad and x.requires_grad):
-                return self.heads[task](features)
+                head = self.heads[task]
+                return head(features) if scope in (None, LIVE) else _as_python(head, features)
 
     @_disable_dynamo(recursive=False)
     def compute_features(self, x: Tensor, task: int | None = None, compiled: bool = True) -> Tensor:
         """What ``forward`` returns, from all units present (``task`` None) or from the prefix of finished ``task``.
 
-        ``compiled=False``: as Python, also where the network was compiled (``net.compile()``).
+        ``compiled=False``: as Python, also where the network was compiled (``net.compile()``). A finished task always
+        runs so: compiled code rounds otherwise, and otherwise again when it is compiled again.
 
         Returns features [N, columns]. Raises TaskError for a task that is not finished, InputError for an input that
         the network cannot take.
@@ -214,7 +216,8 @@ class BaseNetwork(nn.Module):
             self._check_declared(x)
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
-            features = cast(Tensor, super().__call__(x) if compiled else self._call_impl(x))  # pyright: ignore[reportUnknownMemberType]
+            compiled = compiled and task in (None, LIVE)
+            features = cast(Tensor, super().__call__(x)) if compiled else _as_python(self, x)  # pyright: ignore[reportUnknownMemberType]
         columns = sum(source.columns(task) for source in wiring.features)
         if features.dim() != 2 or features.shape[1] != columns:
             raise InputError(
@@ -350,6 +353,12 @@ class BaseNetwork(nn.Module):
             for buffer, copy in copies:
                 buffer.copy_(copy)
             raise
+
+
+@_disable_dynamo
+def _as_python(module: nn.Module, x: Tensor) -> Tensor:
+    """``module(x)``, not compiled, also where it was compiled or is called inside of what was."""
+    return cast(Tensor, module._call_impl(x))  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
 
 
 def device_of(network: BaseNetwork) -> torch.device:

@@ -27,6 +27,7 @@ from ..errors import InputError, TaskError
 from ..layers import CONVOLUTIONS, EideticBatchNorm, EideticLinear, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Fixed, Span, without
 from ..memory import memory_format
+from ..modes import compiled_modules
 from ..ops.staircase import read
 from .base import BaseNetwork
 from .frozen_inputs import JoinedInputs
@@ -301,7 +302,7 @@ def why_not(network: BaseNetwork) -> str | None:
             return f"{path} ({type(layer).__name__}) needs frozen units beside live ones"
         if layer.unit_dim != 1:
             return f"the units of {path} lie in the last dimension"
-    if any(vars(module).get("_compiled_call_impl") is not None for module in network.modules()):
+    if compiled_modules(network):
         return "the network is compiled"
     return None
 
