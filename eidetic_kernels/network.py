@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from .extraction.extract import extract
-from .records import certificate, checkpoint
+from .records import certificate, checkpoint, recording
 from .records.certificate import Certificate
+from .records.signature import Key
 from .tasks import lifecycle, optimizer_state, prediction, pruning, snapshots
 from .tasks.base import BaseNetwork
 from .tasks.capacity import Capacity, capacity_of
@@ -98,7 +99,7 @@ class EideticNetwork(BaseNetwork):
         """
         with self.changing():
             task = lifecycle.freeze(self)
-            self.records.append(certificate.record(self, task))
+            self.records.append(recording.record(self, task))
 
     def align(self, multiple: int | Mapping[str, int]) -> None:
         """Round unit counts to multiples of ``multiple`` where possible, from now on; GPUs run 8 or 16 faster.
@@ -294,13 +295,26 @@ class EideticNetwork(BaseNetwork):
         """
         return cast(Network, checkpoint.load(cls, path, network))
 
-    def certify(self) -> Certificate:
+    def certify(self, against: str | Path | None = None, key: Key | None = None) -> Certificate:
         """Check that no finished task was forgotten (P6).
 
         Structure, fingerprints of frozen tensors and logits of stored probe inputs are compared with what was recorded
-        when each task was finished. Whatever differs is named by task and layer; nothing is raised.
+        when each task was finished. Whatever differs is named by task and layer. What is certified is each task's
+        answer with the task given; of routed answers the router's tensors are.
+
+        Args:
+            against: a file that :meth:`Certificate.write` wrote of this network, now or when it had fewer tasks. It is
+                compared with in place of the network's own records, which whoever can write a saved network can
+                rewrite.
+            key: the file must be signed by the private key of this Ed25519 public key: a PEM file, or an
+                ``Ed25519PublicKey`` of the package ``cryptography`` (the extra ``sign``).
+
+        Raises:
+            CheckpointError: ``against`` is no such file, is damaged, not signed, or not by that key.
+            InputError: ``key`` is no such key, or the network is in another precision than the file's. Nothing else is
+                raised; see :meth:`Certificate.check`.
         """
-        return certificate.certify(self)
+        return certificate.certify(self, against, key)
 
     def extract(self, task: int) -> nn.Module:
         """Finished task ``task`` as a plain torch module: inputs [N, ...] to logits [N, classes], without a task id.

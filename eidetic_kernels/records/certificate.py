@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from ..errors import EideticError, ForgettingError
-from ..layers import SegmentedLayer
-from ..modes import evaluating, uncompiled
-from ..tasks.base import OWN_MODULES, BaseNetwork, head_of
-from ..tasks.foreign import shared_tensors
+from ..errors import EideticError, ForgettingError, InputError
+from ..modes import compiled_modules
+from ..tasks.base import BaseNetwork, head_of
 from ..tasks.record import Environment, TaskRecord, digest
-from .environment import differences, environment
+from . import certificate_file
+from .certificate_file import CertificateFile
+from .environment import differences
+from .recording import decoded, environment_of, frozen_of, frozen_tensors, probe_logits, shared_fingerprints
+from .signature import Key
 
 # In another environment logits are compared as numbers: how far they may lie apart, in units of the largest recorded
-# one. Threads, memory formats, attention kernels and compilation were seen to change float32 logits by 5e-7 at most.
+# one. Float32 logits of six networks differed by 2e-6 at most without mkldnn, by 5e-7 with other threads, attention
+# kernels or batches.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
 REDUCED = 1e-2  # where float32 products may run in TF32 or bfloat16
 
@@ -32,12 +30,18 @@ class Certificate:
     Args:
         tasks: how many finished tasks were checked.
         problems: what differs from the records, by task and layer; empty when nothing was forgotten.
-        notes: what could not be checked, and why.
+        notes: what could not be checked, and why; and what was compared with.
+        network: the network's class.
+        records: what was recorded of each finished task.
+        router: the router's fingerprint; None without one.
     """
 
     tasks: int
     problems: tuple[str, ...]
     notes: tuple[str, ...]
+    network: str = field(default="", repr=False)
+    records: tuple[TaskRecord, ...] = field(default=(), repr=False)
+    router: str | None = field(default=None, repr=False)
 
     @property
     def ok(self) -> bool:
@@ -49,77 +53,101 @@ class Certificate:
         if self.problems:
             raise ForgettingError(str(self))
 
+    def write(self, path: str | Path, key: Key | None = None) -> None:
+        """Write the certificate to a JSON file of its own, for ``net.certify(against=path)``.
+
+        Whoever can write a saved network can rewrite the records in it, together with the weights. A certificate that
+        lies elsewhere, or is signed, tells. It stays valid however many tasks are learned later.
+
+        Args:
+            path: the file. It is replaced as a whole.
+            key: sign it with this Ed25519 private key: a PEM file, or an ``Ed25519PrivateKey`` of the package
+                ``cryptography`` (the extra ``sign``). ``openssl genpkey -algorithm ed25519 -out private.pem`` makes
+                one, and ``openssl pkey -in private.pem -pubout -out public.pem`` the public key to give away.
+
+        Raises:
+            ForgettingError: the network is not what it was.
+            InputError: no task is finished, ``path`` names no file, or ``key`` is no such key.
+            CheckpointError: the file cannot be written.
+        """
+        self.check()
+        if not self.records:
+            raise InputError("no task is finished, so there is nothing to certify: net.finish_task() first.")
+        certificate_file.write(_path(path), self.network, self.records, self.router, key)
+
     def __str__(self) -> str:
         verdict = f"{self.tasks} finished tasks: " + ("nothing was forgotten." if self.ok else "NOT what they were.")
         return "\n".join([verdict, *self.problems, *self.notes])
 
 
-def record(network: BaseNetwork, task: int) -> TaskRecord:
-    """The record of ``task``, which was just finished."""
-    logits = probe_logits(network, task)
-    return TaskRecord(
-        task,
-        {group.name: group.segments.size(task) for group in network.groups},
-        {path: digest(*tensors) for path, tensors in _frozen_tensors(network, task)},
-        None if logits is None else digest(logits),
-        _environment(network),
-        shared_fingerprints(network),
-        None if logits is None else _encoded(logits),
-    )
-
-
-def certify(network: BaseNetwork) -> Certificate:
+def certify(network: BaseNetwork, against: str | Path | None = None, key: Key | None = None) -> Certificate:
     """See :meth:`EideticNetwork.certify`."""
+    if key is not None and against is None:
+        raise InputError("key belongs to a certificate file: give against=, the file, too.")
+    file = None if against is None else certificate_file.read(_path(against), key)
+    finished, records = network.finished_tasks, network.records
+
     problems: list[str] = []
     notes: list[str] = []
-    if len(network.records) != network.finished_tasks:
-        problems.append(f"- {len(network.records)} records for {network.finished_tasks} finished tasks.")
-    problems += _structure_problems(network)
-    if not problems and network.records:  # a structure that is damaged has no fingerprints and no logits
-        here, shared = _environment(network), shared_fingerprints(network)
-        for entry in network.records:
+    if len(records) != finished:
+        problems.append(f"- {len(records)} records for {finished} finished tasks.")
+    if file is not None:
+        records = _records_of(file, network, problems, notes)
+    problems += _structure_problems(network, records)
+    if not problems and records:  # a structure that is damaged has no fingerprints and no logits
+        here, shared = environment_of(network), shared_fingerprints(network)
+        for entry in records:
             problems += _fingerprint_problems(network, entry, shared, here, notes)
             problems += _logit_problems(network, entry, here, notes)
-    problems += _router_problems(network, notes)
-    return Certificate(network.finished_tasks, tuple(problems), tuple(dict.fromkeys(notes)))
+    if file is None or len(file.records) != finished:
+        problems += _router_problems(network, notes)
+    else:
+        problems += _router_problems_against(file, network, notes)
+    _note_compiled(network, notes)
+    kind = f"{type(network).__module__}:{type(network).__qualname__}"
+    whole = tuple(_with_probe(network, entry) for entry in network.records)
+    return Certificate(finished, tuple(problems), tuple(dict.fromkeys(notes)), kind, whole, network.router_fingerprint)
 
 
-def shared_fingerprints(network: BaseNetwork) -> dict[str, str]:
-    """SHA-256 of the tensors that belong to no task, by module; the network's own are under ""."""
-    prints = {path: digest(*tensors) for path, tensors in shared_tensors(network, OWN_MODULES)}
-    # Not network.parameters(), which lists what may be trained.
-    own = nn.Module.named_parameters(network, recurse=False), network.named_buffers(recurse=False)
-    tensors = [tensor for named in own for _, tensor in named]
-    return {**prints, "": digest(*tensors)} if tensors else prints
+def _records_of(file: CertificateFile, network: BaseNetwork, problems: list[str], notes: list[str]) -> list[TaskRecord]:
+    """What to compare finished tasks with: what ``file`` says of them, and the network's own records of later ones.
 
-
-@torch.no_grad()
-def probe_logits(network: BaseNetwork, task: int) -> Tensor | None:
-    """Finished ``task``'s logits [n, classes] for its probe inputs; None without these.
-
-    They are computed in evaluation mode, without autocast (a certificate is about the network's own precision), and as
-    Python, also where the network is compiled.
+    Raises InputError where the network has another precision, in which nothing can be compared bit for bit.
     """
-    samples = network.probes.of(task)
-    if samples is None:
-        return None
-    head = head_of(network, task)
-    # net.to(memory_format=...) changes the samples' strides. With one channel, contiguous() would not undo that.
-    samples = samples.clone(memory_format=torch.contiguous_format)
-    if samples.is_floating_point():
-        samples = samples.to(head.frozen_weight.dtype)
-    with evaluating(network), uncompiled(network), torch.autocast(samples.device.type, enabled=False):
-        return network(samples, task=task)
+    certified, finished = len(file.records), network.finished_tasks
+    notes.append(f"- compared with {file.path}, made {file.made}, {file.signed}.")
+    if certified > finished:
+        problems.append(f"- {file.path} certifies {certified} tasks, and {finished} are finished here.")
+        return list(file.records[:finished])
+    if finished:
+        then, now = file.records[0].environment.get("dtype"), environment_of(network)["dtype"]
+        if then != now:
+            raise InputError(
+                f"{file.path} certifies a network in {then}, and this one is in {now}, with other numbers: certify the "
+                "network as it was saved."
+            )
+    if certified < finished:
+        notes.append(
+            f"- {finished - certified} tasks were finished after that certificate was made: they and the router were "
+            "compared with the network's own records."
+        )
+    return [*file.records, *network.records[certified:]]
 
 
-def to_json(entry: TaskRecord) -> dict[str, Any]:
-    """A record as a checkpoint's header holds it."""
-    return asdict(entry)
+def _with_probe(network: BaseNetwork, entry: TaskRecord) -> TaskRecord:
+    """``entry`` with the fingerprint of its probe inputs, which earlier versions did not record."""
+    samples = network.probes.of(entry.task)
+    return entry if entry.probe is not None or samples is None else replace(entry, probe=digest(samples))
 
 
-def from_json(values: dict[str, Any]) -> TaskRecord:
-    """The reverse of :func:`to_json`."""
-    return TaskRecord(**values)
+def _note_compiled(network: BaseNetwork, notes: list[str]) -> None:
+    """Note modules that were compiled by themselves, whose code runs in recall, too."""
+    parts = [path for path in compiled_modules(network) if path]
+    if parts and network.records:
+        notes.append(
+            f"- {', '.join(parts)}: compiled by itself, so that recall runs compiled code, and bits are certified of "
+            "what runs as Python. Compile the whole network (net.compile()), which recalls as Python."
+        )
 
 
 def _fingerprint_problems(
@@ -132,7 +160,7 @@ def _fingerprint_problems(
             "cannot be compared, logits were compared as numbers. Load the saved file to compare bits."
         )
         return
-    for path, tensors in _frozen_tensors(network, entry.task):
+    for path, tensors in frozen_tensors(network, entry.task):
         if entry.fingerprints.get(path) != digest(*tensors):
             yield f"- task {entry.task}: {path}: its frozen tensors are not the ones that were recorded."
     if entry.shared is None:
@@ -150,6 +178,11 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
         notes.append(
             f"- task {entry.task}: the network had seen no input when it was finished; no logits were recorded."
         )
+        return
+    samples = network.probes.of(entry.task)
+    same_dtype = entry.environment.get("dtype") == here["dtype"]
+    if samples is not None and same_dtype and entry.probe is not None and entry.probe != digest(samples):
+        yield f"- task {entry.task}: its probe inputs are not the ones that were recorded, so its logits say nothing."
         return
     try:
         logits = probe_logits(network, entry.task)
@@ -171,7 +204,7 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
             "were checked."
         )
         return
-    expected, now = _decoded(entry.values, logits.shape), logits.double().cpu()
+    expected, now = decoded(entry.values, logits.shape), logits.double().cpu()
     allowed = max(tolerance(entry.environment), tolerance(here))
     apart = float((now - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not apart <= allowed:
@@ -209,11 +242,20 @@ def _router_problems(network: BaseNetwork, notes: list[str]) -> Iterator[str]:
         yield "- the router's tensors are not the ones that were trained."
 
 
-def _structure_problems(network: BaseNetwork) -> list[str]:
+def _router_problems_against(file: CertificateFile, network: BaseNetwork, notes: list[str]) -> Iterator[str]:
+    """A router that is not the one of ``file``, which knows the same tasks."""
+    now = None if network.router is None else network.router.fingerprint()
+    if file.router is None and now is not None:
+        notes.append("- there was no router when that certificate was made: routed answers are not certified.")
+    elif now != file.router:
+        yield "- the router is gone." if now is None else "- the router is not the one that was certified."
+
+
+def _structure_problems(network: BaseNetwork, records: list[TaskRecord]) -> list[str]:
     """Differences in the numbers of units, and tensors whose sizes do not fit them."""
     problems: list[str] = []
     for group in network.groups:
-        for entry in network.records:
+        for entry in records:
             size = group.segments.frozen[entry.task] if entry.task < group.segments.tasks else None
             if size != entry.units.get(group.name):
                 problems.append(
@@ -230,45 +272,14 @@ def _structure_problems(network: BaseNetwork) -> list[str]:
 
     for group in network.groups:
         for path, norm in group.norms.items():
-            for name, tensor in _frozen_of(norm):
+            for name, tensor in frozen_of(norm):
                 if len(tensor) * norm.shared != group.segments.frozen_total:
                     what = name.replace("_", " ") + "s"
                     problems.append(f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units.")
     return problems
 
 
-def _frozen_tensors(network: BaseNetwork, task: int) -> Iterator[tuple[str, list[Tensor]]]:
-    """(layer's path, its tensors that belong to ``task``), for every layer and the task's head."""
-    for group in network.groups:
-        rows = slice(group.segments.start(task), group.segments.stop(task))
-        for path, layer in group.producers.items():
-            yield path, [tensor for tensor in layer.frozen_rows_of(task) if tensor is not None]
-        for path, norm in group.norms.items():
-            slices = slice(rows.start // norm.shared, rows.stop // norm.shared)
-            yield path, [tensor[slices] for _, tensor in _frozen_of(norm)]
-    yield f"heads.{task}", [tensor for tensor in head_of(network, task).frozen_rows_of(task) if tensor is not None]
-
-
-def _frozen_of(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
-    """(name, tensor) of a normalisation's frozen tensors: one row for every ``layer.shared`` frozen units."""
-    tensors = [(name, getattr(layer, name)) for name in layer.frozen_names]
-    return [(name, tensor) for name, tensor in tensors if tensor is not None]
-
-
-def _encoded(logits: Tensor) -> str:
-    return base64.b64encode(logits.double().cpu().contiguous().numpy().tobytes()).decode()
-
-
-def _decoded(values: str, shape: torch.Size) -> Tensor:
-    """The reverse of :func:`_encoded`; NaN, which equals nothing, where the numbers do not fill ``shape``."""
-    try:
-        numbers = np.frombuffer(base64.b64decode(values, validate=True), dtype=np.float64)
-    except ValueError:
-        numbers = np.empty(0)
-    if numbers.size != shape.numel():
-        return torch.full(shape, torch.nan, dtype=torch.float64)
-    return torch.from_numpy(numbers.copy()).view(shape)
-
-
-def _environment(network: BaseNetwork) -> Environment:
-    return environment(head_of(network, 0).frozen_weight)
+def _path(path: str | Path) -> Path:
+    if not isinstance(path, (str, Path)) or not str(path):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"a certificate is a file: give its path; got {path!r}.")
+    return Path(path)

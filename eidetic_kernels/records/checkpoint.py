@@ -24,10 +24,15 @@ from ..tasks.routing import Router
 from ..tasks.transfer import TransferringLayer, transferring
 from ..version import __version__
 from ..wiring.groups import Group
-from . import certificate
+from . import recording
 from .header import read_header
 
 FORMAT = 1
+
+
+class NeedsClass(CheckpointError):
+    """The file does not say by itself how to build its network: give its class, or a fresh network."""
+
 
 # Modules that were moved, by their old names. Saved files name a class by its module, so old names must be understood
 # for ever.
@@ -119,7 +124,7 @@ def _structure(network: BaseNetwork) -> dict[str, Any]:
         "heads": [{"classes": head.out_features, "forward_transfer": head.forward_transfer} for head in heads],
         **({"router_tasks": None} if network.router is None else network.router.header()),
         "router_fingerprint": network.router_fingerprint,
-        "records": [certificate.to_json(entry) for entry in network.records],
+        "records": [recording.to_json(entry) for entry in network.records],
     }
 
 
@@ -157,7 +162,7 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
     for name, tensor in tensors.items():
         if name.startswith("probes."):
             network.probes.put(int(name.removeprefix("probes.")), torch.empty_like(tensor))
-    network.records = [certificate.from_json(entry) for entry in header["records"]]
+    network.records = [recording.from_json(entry) for entry in header["records"]]
 
 
 def _check_counts(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
@@ -220,16 +225,16 @@ def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> Ba
         name = _present_name(header["class"])
         found = next((each for each in _subclasses(BaseNetwork) if _class_name(each) == name), None)
         if found is None:
-            raise CheckpointError(
+            raise NeedsClass(
                 f"{path} holds a network of class {name!r}, which is not defined here. Import it first (no code "
                 "is taken from the file), call load on the class itself, or pass a fresh instance: "
                 "load(path, network=...)."
             )
         cls = found
     if cls.rebuilt_by is not None:
-        raise CheckpointError(f"{path} cannot be read alone, since {cls.rebuilt_by}.")
+        raise NeedsClass(f"{path} cannot be read alone, since {cls.rebuilt_by}.")
     if header["arguments"] is None:
-        raise CheckpointError(
+        raise NeedsClass(
             f"{cls.__name__} was built with arguments that JSON cannot hold. Pass a fresh instance: "
             "load(path, network=...)."
         )

@@ -124,6 +124,7 @@ RECORD = fields(
     environment=map_of(setting),
     shared_=optional(map_of(text)),
     values_=optional(text),
+    probe_=optional(text),
 )
 HEADER = fields(
     **{"class": text},

@@ -24,6 +24,7 @@ class TaskRecord:
         shared: SHA-256 of tensors that belong to no task (a frozen backbone, an input's mean), by module. None in
             records of versions before 0.2, which did not look at them.
         values: the logits as numbers, for another environment: float64 in base64. None in records of those versions.
+        probe: SHA-256 of the probe inputs. None without any, and in records of those versions.
     """
 
     task: int
@@ -33,6 +34,7 @@ class TaskRecord:
     environment: Environment
     shared: dict[str, str] | None = None
     values: str | None = None
+    probe: str | None = None
 
 
 def digest(*tensors: Tensor) -> str:
