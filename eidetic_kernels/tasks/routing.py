@@ -31,6 +31,10 @@ NEED_ROUTER = ("learned", "joint")
 class Prediction:
     """What a routed forward pass says about a batch of N samples.
 
+    A routed answer is not for ever. Promises and certificates are about a task's answer with the task given,
+    ``net(x, task=k)``, and ``logits`` are those of the task that was chosen. Which one is chosen may change as tasks
+    come: the router is trained anew, and has more tasks to tell apart.
+
     Args:
         task: [N] int64, the task each sample was routed to.
         label: [N] int64, the class within that task.
