@@ -28,11 +28,11 @@ Batches = Iterable[tuple[Tensor, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
-def name_of(importance: object) -> str:
+def an_importance(name: str, value: object) -> str:
     """The name of an importance that is given by name, or by the number of its norm. Raises InputError."""
-    if isinstance(importance, (int, str)) and not isinstance(importance, bool):
-        importance = NORMS.get(importance, importance)
-    return str(one_of("importance", importance, IMPORTANCES))
+    if isinstance(value, (int, str)) and not isinstance(value, bool):
+        value = NORMS.get(value, value)
+    return str(one_of(name, value, IMPORTANCES))
 
 
 def scores_of(
@@ -50,7 +50,7 @@ def scores_of(
     if isinstance(importance, Mapping):
         return "given", _checked(groups, importance)
 
-    importance = name_of(importance)
+    importance = an_importance("importance", importance)
     if importance in ("l1", "l2"):
         norm = int(importance[1])
         return importance, {group.name: weight_scores(group, norm) for group in groups}

@@ -59,6 +59,8 @@ DEFAULTS: dict[str, Any] = {
         # faster, and 1 otherwise.
         "multiple": "auto",
         "forward_transfer": True,
+        # What each layer gains in width after every task: a number of units or a fraction of its width. None: nothing.
+        "widen": None,
         "prune_last": True,  # False: the last task keeps all units that it begins with
     },
     "compare": {
@@ -195,6 +197,7 @@ _FORMS = {
     "capacity.share": (float, str, type(None)),
     "capacity.multiple": (int, str),
     "capacity.forward_transfer": (bool, dict),
+    "capacity.widen": (int, float, type(None)),
 }
 _AT_LEAST_ONE = (
     "data.tasks",
@@ -223,6 +226,11 @@ def _check_capacity(capacity: Mapping[str, Any]) -> None:
         raise InputError(f'capacity.share must be a fraction in (0, 1], such as 0.1, or "even"; got {share!r}.')
     if multiple != "auto" and (not isinstance(multiple, int) or multiple < 1):
         raise InputError(f'capacity.multiple must be a number of units, 1 or more, or "auto"; got {multiple!r}.')
+    widen = capacity["widen"]
+    if widen is not None and (widen < 1 if isinstance(widen, int) else not 0 < widen <= 1):
+        raise InputError(
+            f"capacity.widen must be a number of units, 1 or more, or a fraction in (0, 1], such as 0.1; got {widen!r}."
+        )
 
 
 def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:

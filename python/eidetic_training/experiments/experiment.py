@@ -28,6 +28,7 @@ from ..training.optimizers import make_optimizer
 from ..training.router import train_router
 from ..training.settings import TaskSettings
 from ..training.trainer import train_task
+from ..training.widening import widen_by
 from .proof import answers, difference, loader_of, summed_up, verify
 from .rehearsal import rehearse_router
 from .resuming import resume
@@ -122,6 +123,8 @@ def _learn(
     if left == 1 and not config["capacity"]["prune_last"]:
         settings["search"] = "none"
 
+    if t and config["capacity"]["widen"] is not None:
+        widen_by(network, config["capacity"]["widen"])
     network.prepare_for_task(
         t,
         tasks[t].num_classes,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -18,13 +19,23 @@ _RANGE = ("low", "high", "log", "step")
 
 @dataclass(frozen=True)
 class Choice:
-    """One of several values."""
+    """One of several values. Optuna knows a value that is a list by its text, since it keeps plain values only."""
 
     values: tuple[Any, ...]
 
     def suggest(self, trial: Any, key: str) -> Any:
-        """The value that an Optuna trial chooses for ``key``."""
-        return trial.suggest_categorical(key, self.values)
+        """What an Optuna trial chooses for ``key``."""
+        return trial.suggest_categorical(key, self.known_as)
+
+    def value(self, chosen: Any) -> Any:
+        """The value that Optuna knows as ``chosen``."""
+        lists = {_text(each): each for each in self.values if isinstance(each, list)}
+        return lists.get(chosen, chosen) if isinstance(chosen, str) else chosen
+
+    @property
+    def known_as(self) -> tuple[Any, ...]:
+        """The values as Optuna knows them."""
+        return tuple(_text(each) if isinstance(each, list) else each for each in self.values)
 
     @property
     def examples(self) -> tuple[Any, ...]:
@@ -45,10 +56,14 @@ class Range:
     step: int | float | None = None
 
     def suggest(self, trial: Any, key: str) -> int | float:
-        """The value that an Optuna trial chooses for ``key``."""
+        """What an Optuna trial chooses for ``key``."""
         whole = isinstance(self.low, int) and isinstance(self.high, int)
         step = {} if self.step is None else {"step": self.step}
         return (trial.suggest_int if whole else trial.suggest_float)(key, self.low, self.high, log=self.log, **step)
+
+    def value(self, chosen: int | float) -> int | float:
+        """The number itself."""
+        return chosen
 
     @property
     def examples(self) -> tuple[Any, ...]:
@@ -65,7 +80,8 @@ class SweepSettings:
     tasks: number of tasks that each trial learns, the first ones of the sequence.
     held_out: the fraction of every task's training set that is held out to measure accuracy on, in (0, 1).
     prune: give up a trial after a task if its accuracy so far is below the median of the other trials' there.
-    space: a list of values or a range ``{low, high, log, step}`` for each dotted key of the configuration.
+    space: a list of values or a range ``{low, high, log, step}`` for each dotted key of the configuration. A value may
+        be a list itself: ``[["l1", "taylor"], "l2"]``.
 
     Raises InputError for a value of a wrong type or out of its range, and for a key that a search may not change.
     """
@@ -97,9 +113,14 @@ class SweepSettings:
         return len(self.combinations()) if self.grid else self.trials
 
     def combinations(self) -> list[dict[str, Any]]:
-        """Every combination of a grid's values by dotted key; the last key's values change first."""
-        space = {key: choice.examples for key, choice in self.values().items()}
+        """Every combination of a grid's values by dotted key, as Optuna knows them; the last key's change first."""
+        space = {key: choice.known_as for key, choice in self.values().items() if isinstance(choice, Choice)}
         return [dict(zip(space, values)) for values in itertools.product(*space.values())]
+
+    def chosen(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration's values by dotted key, for the ``params`` of an Optuna trial."""
+        space = self.values()
+        return {key: space[key].value(param) for key, param in params.items()}
 
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> SweepSettings:
@@ -132,7 +153,7 @@ def _flat(space: Mapping[str, Any], prefix: str) -> dict[str, Choice | Range]:
 
 
 def _values(key: str, given: Any) -> Choice | Range:
-    if isinstance(given, list) and len(given) > 1 and all(isinstance(v, (str, int, float, bool)) for v in given):
+    if isinstance(given, list) and len(given) > 1 and all(map(_is_value, given)):
         return Choice(tuple(given))
     if isinstance(given, Mapping) and set(given) <= set(_RANGE) and {"low", "high"} <= set(given):
         wanted = Range(**given)
@@ -146,3 +167,13 @@ def _values(key: str, given: Any) -> Choice | Range:
         f"sweep.space.{key} must be a list of two values or more, or a range {{low, high}} with low < high, which "
         f"may have log = true (if low > 0) or a step, but not both; got {given!r}."
     )
+
+
+def _is_value(given: Any) -> bool:
+    """Whether a key may have this value: text, a number, true or false, or a list of one or more such."""
+    members = given if isinstance(given, list) else [given]
+    return bool(members) and all(isinstance(each, (str, int, float, bool)) for each in members)
+
+
+def _text(value: list[Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from eidetic_kernels.checking import one_of
-from eidetic_kernels.tasks.importance import IMPORTANCES
+from eidetic_kernels.tasks.importance import an_importance
+from eidetic_kernels.tasks.pruning import COUNTED
 
 from .settings_base import Settings, require
 
+Value = TypeVar("Value")
+
 SEARCHES = ("backoff", "linear", "none")
-WHERE_COUNTED = ("live", "width")
 AUTO = ("auto", True, False)
 
 
@@ -24,9 +28,11 @@ class TaskSettings(Settings):
     patience: pruning begins after this many epochs without a better training accuracy.
     halve_learning_rate: halve the learning rate before pruning, and train one more epoch ("settle").
     search: "backoff" (ours), "linear" (the paper's), "none" (train only; the last task of a known sequence).
-    importance: "l1", "l2", "taylor", "random" or "hybrid".
-    step: the fraction of the units that one step of "linear" removes, and the smallest that "backoff" tries.
-    of: whether fractions count the "live" units now present or each layer's "width" (as the paper counts).
+    importance: "l1", "l2" (or 1, 2), "taylor", "random" or "hybrid"; a list is cycled through, step of pruning by step.
+    step: the fraction of the units that one step of "linear" removes, and the smallest that "backoff" tries. "linear"
+        takes a list, too, and cycles through it; if it is as long as that of ``importance``, the two are paired.
+    of: what fractions count: the "live" units, all units "present" (frozen ones, too), or each layer's "width" (as the
+        paper does).
     first_step: the fraction that "backoff" removes first.
     tolerance: how far training accuracy may fall below its best, as a fraction of the best.
     max_recovery_epochs: within this many epochs a pruned network must recover to that accuracy.
@@ -34,6 +40,8 @@ class TaskSettings(Settings):
     keep_at_least: how many live units each layer keeps at least, a count or a fraction of its width. Training accuracy
         alone would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12 units) with
         demo.md (50 units) there.
+    max_pruned: the largest share of the network's weights that pruning may remove, of those present when it begins (the
+        weight matrices whole, and the task's head). A step that would remove more is undone.
     frozen_features: cache what the task reads of frozen units, by sample, so that a step costs what the live units cost
         (:class:`eidetic_kernels.FrozenFeatures`). "auto": if the training set is not augmented, its loader numbers the
         samples, the network allows it and the cache fits into ``frozen_features_gib`` GiB; otherwise an event says why
@@ -57,14 +65,15 @@ class TaskSettings(Settings):
     patience: int = 3
     halve_learning_rate: bool = False
     search: str = "backoff"
-    importance: str = "l2"
-    step: float = 0.05
+    importance: str | int | tuple[str | int, ...] = "l2"
+    step: float | tuple[float, ...] = 0.05
     of: str = "live"
     first_step: float = 0.5
     tolerance: float = 0.01
     max_recovery_epochs: int = 4
     polish_epochs: int = 10
     keep_at_least: int | float = 0.025
+    max_pruned: float = 1.0
     frozen_features: bool | str = "auto"
     frozen_features_gib: float = 1.0
     cuda_graphs: bool | str = False
@@ -80,19 +89,45 @@ class TaskSettings(Settings):
         require(self.polish_epochs >= 0, "polish_epochs must be 0 or more", self.polish_epochs)
 
         one_of("search", self.search, SEARCHES)
-        one_of("importance", self.importance, IMPORTANCES)
-        one_of("of", self.of, WHERE_COUNTED)
+        object.__setattr__(self, "importance", _one_or_several("importance", self.importance, an_importance))
+        one_of("of", self.of, COUNTED)
         one_of("frozen_features", self.frozen_features, AUTO)
         one_of("cuda_graphs", self.cuda_graphs, AUTO)
 
-        require(0 < self.step <= 1, "step must lie in (0, 1]", self.step)
+        object.__setattr__(self, "step", _one_or_several("step", self.step, _a_step))
         if self.search == "backoff":
-            require(self.step <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
+            require(not isinstance(self.step, tuple), 'step must be one number for "backoff"', self.step)
+            require(self.step_at(0) <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
         require(0 <= self.tolerance < 1, "tolerance must lie in [0, 1)", self.tolerance)
         require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
         require(self.frozen_features_gib >= 0, "frozen_features_gib must be 0 or more", self.frozen_features_gib)
+        require(0 <= self.max_pruned <= 1, "max_pruned must lie in [0, 1]", self.max_pruned)
         require(
             self.keep_at_least >= 0 and (isinstance(self.keep_at_least, int) or self.keep_at_least <= 1),
             "keep_at_least must be a count of units, or a fraction in [0, 1]",
             self.keep_at_least,
         )
+
+    def importance_at(self, step: int) -> str:
+        """The importance of a task's pruning step ``step``, counted from 0."""
+        names = cast("str | tuple[str, ...]", self.importance)
+        return names if isinstance(names, str) else names[step % len(names)]
+
+    def step_at(self, step: int) -> float:
+        """The fraction that a task's pruning step ``step``, counted from 0, removes."""
+        return self.step[step % len(self.step)] if isinstance(self.step, tuple) else self.step
+
+
+def _one_or_several(name: str, value: object, each: Callable[[str, object], Value]) -> Value | tuple[Value, ...]:
+    """``value`` as ``each`` has it, or a tuple of its members, where it is a list of one or more. Raises InputError."""
+    if not isinstance(value, (list, tuple)):
+        return each(name, value)
+    members = cast("list[object] | tuple[object, ...]", value)
+    require(len(members) > 0, f"{name} must be one value, or a list of one or more", members)
+    return tuple(each(name, member) for member in members)
+
+
+def _a_step(name: str, value: object) -> float:
+    right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
+    require(right, f"{name} must lie in (0, 1]", value)
+    return cast(float, value)

@@ -25,6 +25,7 @@ from .progress import CountsEpochs, cannot_resume
 from .settings import TaskSettings
 from .task_progress import TaskProgress
 from .training_state import TrainingState
+from .weights import weights_present
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -63,6 +64,7 @@ class Position:
     step: the task's pruning steps.
     fraction: of the units, that the next step removes, or the one the network recovers from.
     recovering: whether the network recovers from a step.
+    weights: of the network, when pruning began; see :func:`.weights.weights_present`.
     rates: the learning rates from which polishing lets them fall.
     passes: for each of the task's epochs, which one it was of the loader's; empty where the loader does not count.
     """
@@ -76,6 +78,7 @@ class Position:
     step: int = 0
     fraction: float = 0.0
     recovering: bool = False
+    weights: int = 0
     rates: list[float | Tensor] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
 
@@ -139,7 +142,7 @@ class TaskRun:
         self.at.phase, self.at.done = next(each for each in later if wanted.get(each, True)), 0
 
         if self.at.phase == "prune":
-            self.at.fraction = settings.step if settings.search == "linear" else settings.first_step
+            self.at.fraction, self.at.weights = settings.first_step, weights_present(self.network)
         if self.at.phase == "polish":
             self.at.rates = [group["lr"] for group in self.optimizer.param_groups]
 
@@ -168,17 +171,20 @@ class TaskRun:
 
         "linear" is the paper's schedule: it removes the same fraction until accuracy does not recover for the first
         time. "backoff" begins with a large fraction and halves it whenever accuracy does not recover, down to ``step``.
+        A step that removes too many weights counts as one that does not recover.
         """
         at, settings = self.at, self.settings
         while at.phase == "prune":
             if not at.recovering:
+                if settings.search == "linear":
+                    at.fraction = settings.step_at(at.step)
                 # Ends where the fraction is too small, or no live unit is left to remove.
-                if at.fraction < settings.step or not self.cut():
+                if at.fraction < settings.step_at(at.step) or not self.cut():
                     self.begin("polish")
                     return
                 at.recovering, at.done = True, 0
 
-            if self.recover():
+            if self.enough_left() and self.recover():
                 at.recovering = False
                 self.accept()
             else:
@@ -187,11 +193,12 @@ class TaskRun:
     def cut(self) -> int:
         """Score the live units and remove the least important ones. Returns how many were removed."""
         settings = self.settings
+        importance = settings.importance_at(self.at.step)
         plan = self.network.prune(
             self.at.fraction,
-            settings.importance,
+            importance,
             of=settings.of,
-            data=self.loader if settings.importance in ("taylor", "hybrid") else None,
+            data=self.loader if importance in ("taylor", "hybrid") else None,
             loss=self.loss,
             keep_at_least=settings.keep_at_least,
             generator=self.generator,
@@ -201,6 +208,11 @@ class TaskRun:
             self.at.step += 1
             self.tell("prune")
         return plan.removed
+
+    def enough_left(self) -> bool:
+        """Whether pruning removed no more of the weights than the settings allow."""
+        pruned, most = self.at.weights - weights_present(self.network), self.settings.max_pruned * self.at.weights
+        return pruned <= most + 1e-9  # 0.29 of 100 weights are 29, whatever its last bit says
 
     def recover(self) -> bool:
         """Train until accuracy is within the tolerance of the best. Returns whether it is."""

@@ -46,6 +46,25 @@ def test_ranges_and_lists_by_dotted_key_quoted_or_nested():
     assert values["task.importance"].examples == ("l1", "l2") and values["task.patience"].examples == (1, 3)
 
 
+def test_a_value_may_be_a_list_which_optuna_knows_by_its_text():
+    space = {
+        "task.importance": [["l1", "taylor"], "l2", ["é"]],
+        "task.step": [[0.1, 0.02], 0.05],
+        "model.bn": [True, False],
+    }
+    settings = SweepSettings(space=space, grid=True)
+    asked = [each.suggest(Drawn(), key)[2] for key, each in settings.values().items()]
+    assert asked == [('["l1", "taylor"]', "l2", '["é"]'), ("[0.1, 0.02]", 0.05), (True, False)]
+    assert settings.count == 12 and settings.combinations()[-1] == dict(zip(space, ['["é"]', 0.05, False]))
+    tried = [settings.chosen(params) for params in settings.combinations()]
+    assert tried[0] == {"task.importance": ["l1", "taylor"], "task.step": [0.1, 0.02], "model.bn": True}
+    assert [each["task.importance"] for each in tried[::4]] == space["task.importance"]
+    assert settings.values()["task.step"].examples == ([0.1, 0.02], 0.05)
+    assert SweepSettings(space={"task.patience": {"low": 1, "high": 9}}).chosen({"task.patience": 3}) == {
+        "task.patience": 3
+    }
+
+
 @pytest.mark.parametrize(
     "key", ["seed", "device", "router.lr", "data.source", "data.tasks", "sweep.trials", "compare.seeds", "task", "x.y"]
 )
@@ -71,7 +90,9 @@ def test_what_would_change_the_problem_cannot_be_searched(key):
         {"low": 1, "high": 9, "step": 0},
         {"low": False, "high": True},
         {"low": 1, "high": 2, "log": 3},
-        [[1], [2]],
+        [[1], []],
+        [[[1]], [2]],
+        [{"low": 1}, 2],
     ],
 )
 def test_values_that_are_none_are_refused(given):
@@ -89,7 +110,7 @@ def test_values_that_are_none_are_refused(given):
         ({"held_out": 0}, "sweep.held_out must be a fraction"),
         ({"prune": 1}, "sweep.prune must be true or false"),
         ({"space": ["task.step"]}, "sweep.space is a table"),
-        ({"trails": 3}, "unknown key sweep.trails .*; there are: sweep.trials, sweep.tasks"),
+        ({"trails": 3}, "unknown key sweep.trails .*; there are: sweep.trials, sweep.grid"),
     ],
 )
 def test_settings_that_are_none_are_refused(settings, message):

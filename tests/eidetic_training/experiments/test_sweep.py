@@ -265,6 +265,25 @@ def _begun(config, folder):
     return folder
 
 
+def test_lists_are_tried_as_any_other_value(data, tmp_path, monkeypatch):
+    """An importance may be a list, and the best one stands in best.toml as such; the study keeps its text."""
+    seen = []
+
+    def ranked(config, path, say, progress):
+        seen.append(config["task"]["importance"])
+        rate = 0.02 if config["task"]["importance"] == ["l1", "random"] else 0.05
+        return pretended({**config, "optimizer": {**config["optimizer"], "lr": rate}}, path, say, progress)
+
+    monkeypatch.setattr(module, "run_experiment", ranked)
+    config = config_of(data, grid=True, space={"task.importance": ["l2", ["l1", "random"], ["l1", "l2"]]})
+    quietly(config, tmp_path / "sweep")
+    assert seen == ["l2", ["l1", "random"], ["l1", "l2"]]
+    assert configuration.load(tmp_path / "sweep" / "best.toml")["task"]["importance"] == ["l1", "random"]
+    assert '["l1", "random"]' in (tmp_path / "sweep" / "table.md").read_text()
+    quietly(config, tmp_path / "sweep")
+    assert len(seen) == 3, "nothing is tried again"
+
+
 def test_a_grid_is_made_of_lists(data):
     with pytest.raises(InputError, match=r"sweep.space.optimizer.lr must be a list of values for sweep.grid; got a ra"):
         config_of(data, grid=True)

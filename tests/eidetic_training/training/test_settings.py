@@ -28,7 +28,17 @@ def test_settings_cannot_be_changed_under_a_training_that_reads_them():
         ({"max_recovery_epochs": 0}, "max_recovery_epochs must be 1 or more"),
         ({"search": "greedy"}, "search must be one of backoff, linear, none; got 'greedy'"),
         ({"importance": "l3"}, "importance must be one of l1, l2, taylor, random, hybrid; got 'l3'"),
-        ({"of": "free"}, "of must be one of live, width; got 'free'"),
+        ({"of": "free"}, "of must be one of live, present, width; got 'free'"),
+        ({"importance": []}, r"importance must be one value, or a list of one or more; got \[\]"),
+        ({"importance": ["l2", "l3"]}, "importance must be one of l1, l2, taylor, random, hybrid; got 'l3'"),
+        ({"importance": True}, "importance must be one of l1, l2, taylor, random, hybrid; got True"),
+        ({"importance": {"a": 1}}, "importance must be one of l1, l2, taylor, random, hybrid; got {'a': 1}"),
+        ({"step": [0.1, 0.2]}, 'step must be one number for "backoff"; got \\(0.1, 0.2\\)'),
+        ({"step": [], "search": "linear"}, "step must be one value, or a list of one or more"),
+        ({"step": [0.1, True], "search": "linear"}, "step must .* got True"),
+        ({"step": [0.1, 1.5], "search": "linear"}, "step must .* got 1.5"),
+        ({"max_pruned": -0.1}, "max_pruned must"),
+        ({"max_pruned": 1.1}, "max_pruned must"),
         ({"step": 0}, r"step must lie in \(0, 1\]"),
         ({"step": 1.5, "first_step": 1.5}, r"step must lie in \(0, 1\]"),
         ({"step": 0.2, "first_step": 0.1}, r"first_step must lie in \[step, 1\]"),
@@ -69,6 +79,17 @@ def test_a_value_out_of_range_is_refused_with_what_was_expected(given, expected)
 )
 def test_the_ends_of_every_range_belong_to_it(given):
     assert dataclasses.asdict(TaskSettings(**given)).items() >= given.items()
+
+
+def test_importances_and_steps_may_be_lists_that_are_cycled_through():
+    settings = TaskSettings.of_dict({"search": "linear", "importance": [1, "taylor", "2"], "step": [0.1, 0.05]})
+    assert (settings.importance, settings.step) == (("l1", "taylor", "l2"), (0.1, 0.05))
+    assert [settings.importance_at(step) for step in range(5)] == ["l1", "taylor", "l2", "l1", "taylor"]
+    assert [settings.step_at(step) for step in range(5)] == [0.1, 0.05, 0.1, 0.05, 0.1]
+    assert settings == TaskSettings(search="linear", importance=("l1", "taylor", "l2"), step=(0.1, 0.05))
+    single = TaskSettings(importance=2)
+    assert (single.importance, single.importance_at(7), single.step_at(7)) == ("l2", "l2", 0.05)
+    assert TaskSettings(importance=["l1", "l2"]).importance == ("l1", "l2"), "backoff, too, cycles through importances"
 
 
 def test_settings_come_from_a_dictionary():

@@ -19,6 +19,7 @@ from eidetic_training.data import TensorLoader
 from eidetic_training.training import task_run
 from eidetic_training.training.epoch import EpochResult, Evaluation
 from eidetic_training.training.epoch import train_epoch as real_epoch
+from eidetic_training.training.weights import weights_present
 
 EPOCHS = ("train", "settle", "recover", "polish")
 
@@ -203,6 +204,79 @@ def test_a_failure_after_a_success_goes_back_to_the_success(play):
     run(net, optimizer, step=0.5, **{**BACKOFF, "max_recovery_epochs": 2})
     assert live_units(net) == [20, 12]
     assert state_of(net, optimizer) == script.states[2]
+
+
+# ---- cycles, and a bound on the weights
+
+
+def steps_tried(net, monkeypatch):
+    tried, prune = [], net.prune
+
+    def noting(*step, **options):
+        tried.append(step)
+        return prune(*step, **options)
+
+    monkeypatch.setattr(net, "prune", noting)
+    return tried
+
+
+def test_linear_cycles_through_importances_and_steps_each_at_its_own_length(play, monkeypatch):
+    play(forever=1.0)
+    net = network((40, 24))
+    tried = steps_tried(net, monkeypatch)
+    run(net, **{**LINEAR, "step": [0.2, 0.1, 0.25], "importance": [1, "random"], "keep_at_least": 10})
+    steps, names = [0.2, 0.1, 0.25] * 2, ["l1", "random"] * 3
+    assert tried[:6] == list(zip(steps, names))
+
+
+def test_a_step_of_a_cycle_removes_its_own_share(play):
+    """20 and 12 live units: 15 and 9 after a quarter, 14 and 8 after a twentieth (0.75 and 0.45), 10 and 6."""
+    play(1.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+    net = network((20, 12))
+    result = run(net, **{**LINEAR, "step": (0.25, 0.05)})
+    totals = [event.live_units for event in result.history if event.phase == "prune"]
+    assert totals == [15 + 9, 14 + 8, 10 + 6, 10 + 6 - 2]
+    assert live_units(net) == [10, 6]
+
+
+def test_backoff_cycles_through_importances_at_every_try(play, monkeypatch):
+    play(1.0, 1.0, 0.0, forever=0.0)
+    net = network((40, 24))
+    tried = steps_tried(net, monkeypatch)
+    run(net, step=0.25, importance=["l2", "random"], **BACKOFF)
+    assert tried == [(0.5, "l2"), (0.5, "random"), (0.25, "l2")]
+
+
+# 6 inputs, layers of 20 and 12, a head of 3: 6 * 20 + 20 * 12 + 12 * 3 = 396 weights. A quarter of the units less:
+# 6 * 15 + 15 * 9 + 9 * 3 = 252, and once more 6 * 11 + 11 * 7 + 7 * 3 = 164.
+@pytest.mark.parametrize("bound, kept", [(0.36, [20, 12]), (144 / 396, [15, 9]), (0.58, [15, 9]), (232 / 396, [11, 7])])
+def test_linear_ends_before_too_many_weights_are_removed(play, bound, kept):
+    play(1.0, 1.0, 1.0)
+    net = network((20, 12))
+    result = run(net, max_pruned=bound, **LINEAR)
+    assert live_units(net) == kept
+    assert phases(result)[-2:] == ["prune", "restore"], "no epoch is lost on what must not be"
+
+
+def test_weights_of_finished_tasks_count_among_those_present(play):
+    """A frozen task of 10 and 6 units, 20 and 12 present: half of the live units are 5 and 3 of 20 and 12."""
+    play(forever=1.0)
+    net = network((20, 12))
+    net.prune(0.5)
+    net.finish_task()
+    net.prepare_for_task(1, 3)
+    assert weights_present(net) == 6 * 20 + 20 * 12 + 12 * 3
+    net.prune(0.5)
+    assert weights_present(net) == 6 * 15 + 15 * 9 + 9 * 3
+
+
+def test_backoff_tries_less_where_too_many_weights_would_go(play):
+    """Half of the units are 396 - (60 + 60 + 18) = 258 weights of 396; a quarter 144, within 0.5."""
+    play(forever=1.0)
+    net = network((20, 12))
+    result = run(net, step=0.25, max_pruned=0.5, **BACKOFF)
+    assert live_units(net) == [15, 9]
+    assert phases(result) == ["train", "prune", "restore", "prune", "recover", "prune", "restore"]
 
 
 # ---- recovery
