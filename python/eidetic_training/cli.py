@@ -131,8 +131,8 @@ def _add_reproduce(commands) -> None:
         "reproduce",
         help="repeat one of the paper's tables or figures",
         description=(
-            "Run the configurations of one of the paper's tables, with its settings and with ours, and print the results "
-            "beside the paper's numbers; or draw one of its figures. Run the same command again to continue. "
+            "Run the configurations of one of the paper's tables, with its settings and with ours, and print the "
+            "results beside the paper's numbers; or draw one of its figures. Run the same command again to continue. "
             "There are: " + "; ".join(f"{name}, {plan.about}" for name, plan in REPRODUCTIONS.items()) + "."
         ),
     )
