@@ -108,6 +108,11 @@ class BaseNetwork(nn.Module):
         return cast(Wiring, self._wiring)
 
     @property
+    def unchecked(self) -> bool:
+        """Whether the wiring was declared by hand, and the pass that it is held against is still to come."""
+        return self._declared_unchecked
+
+    @property
     def groups(self) -> tuple[Group, ...]:
         """The unit groups, in order of execution."""
         return self.wiring.groups

@@ -126,7 +126,7 @@ class FrozenFeatures:
             raise TaskError(
                 f"these are task {self.task}'s frozen features, which is no longer in training: make new ones."
             )
-        if self.off is not None:
+        if self.off is not None or self.network.unchecked:  # the first pass makes another one, of a few samples
             yield
             return
         if rows is None and self.reads:

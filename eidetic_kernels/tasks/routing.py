@@ -198,7 +198,7 @@ def capturing(groups: Iterable[Group]) -> Generator[list[Tensor], None, None]:
 
     def hook(name: str) -> Callable[[SegmentedLayer, tuple[Tensor, ...], Tensor], None]:
         def capture(layer: SegmentedLayer, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            if threading.get_ident() != thread:
+            if threading.get_ident() != thread or not inputs:  # parameters compute nothing of samples
                 return
             units_second = output.relu().movedim(layer.unit_dim, 1)
             captured[name] = units_second if output.dim() == 2 else units_second.flatten(2).mean(2)

@@ -158,7 +158,7 @@ def _declared(builder: Builder, path: str, value: Value) -> Value:
 class _Tracer(fx.Tracer):
     """torch.fx's tracer, which stops at layers of ours and at what has a rule."""
 
-    def __init__(self, in_place: bool):
+    def __init__(self, in_place: bool = False):  # torch.fx makes one without arguments when it unpickles a graph
         super().__init__(autowrap_functions=rules.wrapped_functions())
         self.record_stack_traces = True
         self.in_place = in_place

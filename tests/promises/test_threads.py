@@ -1,12 +1,12 @@
 """Any number of threads may recall and predict with one network; training is one thread's at a time."""
 
-import sys
 import threading
 
 import pytest
 import torch
 from life import batch, bits, learn
 from small_networks import MLP, Residual
+from threads import in_threads, switching_often
 
 import eidetic_kernels as ek
 
@@ -15,30 +15,8 @@ THREADS, ROUNDS = 4, 40
 
 @pytest.fixture(autouse=True)
 def switch_often():
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(before)
-
-
-def in_threads(*works):
-    """Run all ``works`` at once; what each raised, or None."""
-    raised = [None] * len(works)
-    barrier = threading.Barrier(len(works))
-
-    def run(number, work):
-        barrier.wait()
-        try:
-            work()
-        except BaseException as error:
-            raised[number] = error
-
-    threads = [threading.Thread(target=run, args=each) for each in enumerate(works)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return raised
+    with switching_often():
+        yield
 
 
 def learned(build=lambda: MLP((12, 9)), tasks=3):

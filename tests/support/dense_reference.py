@@ -5,6 +5,7 @@ It shares no code with the package but the network's own ``forward``; weights an
 """
 
 import copy
+import math
 
 import torch
 from torch import fx, nn
@@ -16,14 +17,25 @@ from eidetic_kernels.layers import (
     EideticScaledDotProduct,
     EideticWindowAttentionV2,
     LayerNormParts,
+    Parts,
     Shared,
 )
+
+ACTIVATIONS = {
+    "none": lambda x: x,
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "hardswish": F.hardswish,
+}
 
 
 class MaskedLinear(nn.Module):
     def __init__(self, layer):
         super().__init__()
         self.frozen = layer.segments.frozen_total
+        self.norm = None if layer.norm is None else FrozenAndLiveBatchNorm(layer.norm)
         self.weight = nn.Parameter(layer.dense_weight().clone())
         mask = layer.mask()
         self.mask = mask.view(*mask.shape, *[1] * (self.weight.dim() - 2)).to(self.weight.dtype)
@@ -32,7 +44,11 @@ class MaskedLinear(nn.Module):
             self.bias = nn.Parameter(torch.cat([layer.frozen_bias, layer.bias.detach()]).clone())
 
     def forward(self, x):
-        return F.linear(x, self.weight * self.mask, self.bias)
+        return self.normalised(F.linear(x, self.weight * self.mask, self.bias))
+
+    def normalised(self, y, residual=None):
+        """By the layer's own norm, where it has one."""
+        return y if self.norm is None else self.norm(y, residual)
 
     def live(self):
         """(name, live part, mask of what it reads or None) of each parameter, to compare with the layer's own."""
@@ -48,14 +64,14 @@ class MaskedConv2d(MaskedLinear):
         super().__init__(layer)
         self.options = layer.stride, layer.padding, layer.dilation
 
-    def forward(self, x):
+    def forward(self, x, residual=None):
         weight = self.weight * self.mask
         # torch refuses convolutions without rows or columns: give them one of zeros, and take the row away again.
         if not x.shape[1]:
             x, weight = F.pad(x, (0, 0, 0, 0, 0, 1)), F.pad(weight, (0, 0, 0, 0, 0, 1))
         if not len(weight):
             return F.conv2d(x, x.new_zeros(1, *weight.shape[1:]), None, *self.options)[:, :0]
-        return F.conv2d(x, weight, self.bias, *self.options)
+        return self.normalised(F.conv2d(x, weight, self.bias, *self.options), residual)
 
 
 class MaskedGroupedConv2d(MaskedConv2d):
@@ -63,6 +79,7 @@ class MaskedGroupedConv2d(MaskedConv2d):
 
     def __init__(self, layer):
         nn.Module.__init__(self)
+        self.norm = None
         self.frozen, self.grain = layer.segments.frozen_total, layer.segments.grain
         own = torch.cat([layer.frozen_weight, layer.weight.detach()])
         self.own = torch.arange(len(own)).view(-1, 1) // self.grain * self.grain + torch.arange(self.grain)
@@ -88,6 +105,7 @@ class FrozenAndLiveBatchNorm(nn.Module):
     def __init__(self, layer):
         super().__init__()
         self.scale, self.shift = layer.frozen_scale.clone(), layer.frozen_shift.clone()
+        self.activation = ACTIVATIONS[layer.activation]
         self.inner = None
         if layer.segments.live:
             kind = nn.BatchNorm2d if isinstance(layer, ek.EideticBatchNorm2d) else nn.BatchNorm1d
@@ -96,10 +114,11 @@ class FrozenAndLiveBatchNorm(nn.Module):
                 for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
                     getattr(self.inner, name).copy_(getattr(layer, name))
 
-    def forward(self, x):
+    def forward(self, x, residual=None):
         frozen, shape = len(self.scale), (-1, *[1] * (x.dim() - 2))
         y = x[:, :frozen] * self.scale.view(shape) + self.shift.view(shape)
-        return y if self.inner is None else torch.cat([y, self.inner(x[:, frozen:])], 1)
+        y = y if self.inner is None else torch.cat([y, self.inner(x[:, frozen:])], 1)
+        return self.activation(y if residual is None else y + residual)
 
     def live(self):
         for name in ("weight", "bias") if self.inner is not None else ():
@@ -149,6 +168,24 @@ class Affine(nn.Module):
     def live(self):
         for name, _ in self.named_parameters():
             yield name, lambda values: values[self.frozen :]
+
+
+class FrozenAndLivePReLU(nn.Module):
+    """A slope for each frozen unit; for live ones theirs, or the one that they share."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.slopes, self.units, self.dim = layer.frozen_weight.clone(), layer.segments.live, layer.unit_dim
+        self.weight = nn.Parameter(layer.weight.detach().clone())
+
+    def forward(self, x):
+        slopes = torch.cat([self.slopes, self.weight.expand(self.units)])
+        shape = [1] * x.dim()
+        shape[self.dim] = -1
+        return torch.where(x > 0, x, x * slopes.view(shape))
+
+    def live(self):
+        yield "weight", lambda values: values
 
 
 class WholeParameter(nn.Module):
@@ -203,75 +240,86 @@ class DenseRelativeAttention(DenseAttention):
 
 class MaskedShares(nn.ModuleList):
     def __init__(self, shares):
-        super().__init__(MaskedLinear(share) for share in shares)
+        super().__init__(_reference(share) for share in shares)
         self.unit_dim = shares.unit_dim
 
     def forward(self, x):
         return torch.cat([share(x) for share in self], self.unit_dim)
 
 
+class MaskedParts(nn.ModuleList):
+    def __init__(self, parts):
+        super().__init__(_reference(part) for part in parts)
+        self.sizes = [part.segments.total for part in parts]
+
+    def forward(self, x):
+        return torch.cat([part(piece) for part, piece in zip(self, x.split(self.sizes, 1))], 1)
+
+
 class DenseScaledDotProduct(nn.Module):
     def __init__(self, layer):
         super().__init__()
 
-    def forward(self, q, k, v, is_causal, scale=None):
-        assert is_causal and scale is None
+    def forward(self, q, k, v, is_causal=False, scale=None):
+        assert scale is None
         weights = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
-        later = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
-        return weights.masked_fill(later, -torch.inf).softmax(-1) @ v
+        if is_causal:
+            later = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
+            weights = weights.masked_fill(later, -torch.inf)
+        return weights.softmax(-1) @ v
 
 
 class DenseWindowAttention(DenseAttention):
-    """torchvision's own function, on units and heads filled up with zeros until it takes them."""
+    """Window after window; tokens that the shift brought together from two sides of the image keep apart."""
 
     def __init__(self, layer):
         super().__init__(layer)
-        self.window, self.shift = list(layer.window_size), list(layer.shift_size)
-        self.positions = layer.positions
+        self.window, self.shift, self.positions = layer.window_size, layer.shift_size, layer.positions
         self.position_bias = _reference(layer.position_bias)
 
     def forward(self, x):
-        from torchvision.models.swin_transformer import shifted_window_attention
+        (height, width), (rows, columns) = self.window, x.shape[1:3]
+        x = F.pad(x, (0, 0, 0, -columns % width, 0, -rows % height))
+        whole = x.shape[1:3]
+        down, right = (0 if side >= size else by for side, size, by in zip(self.window, whole, self.shift))
+        x = x.roll((-down, -right), (1, 2))
+        below, beyond = torch.arange(whole[0]) >= whole[0] - down, torch.arange(whole[1]) >= whole[1] - right
+        sides = 2 * below.view(-1, 1) + 1 * beyond
 
-        present, units = x.shape[-1], len(self.query.weight)
-        heads = -(-max(present, units, 1) // self.head_dim)
-        whole = heads * self.head_dim
-        weights, biases = [], []
-        for layer in (self.query, self.key, self.value):
-            weights.append(F.pad(layer.weight * layer.mask, (0, whole - present, 0, whole - units)))
-            its_bias = torch.zeros(units) if layer.bias is None else layer.bias
-            biases.append(F.pad(its_bias, (0, whole - units)))
-        out = self.out_proj
-        rows = len(out.weight)
-        table = self.position_bias()
-        bias = F.pad(table, (0, heads - table.shape[1]))[self.positions].permute(2, 0, 1).unsqueeze(0)
-        y = shifted_window_attention(
-            F.pad(x, (0, whole - present)),
-            torch.cat(weights),
-            F.pad(out.weight * out.mask, (0, whole - units, 0, whole - rows)),
-            bias,
-            self.window,
-            heads,
-            self.shift,
-            qkv_bias=torch.cat(biases),
-            proj_bias=F.pad(out.bias, (0, whole - rows)),
-            **self.scales(heads),
+        bands = []
+        for top in range(0, whole[0], height):
+            windows = []
+            for left in range(0, whole[1], width):
+                place = slice(top, top + height), slice(left, left + width)
+                y = self.attended(x[:, place[0], place[1]].flatten(1, 2), sides[place].flatten())
+                windows.append(y.unflatten(1, self.window))
+            bands.append(torch.cat(windows, 2))
+        return torch.cat(bands, 1).roll((down, right), (1, 2))[:, :rows, :columns]
+
+    def attended(self, x, sides):
+        """Attention among the tokens [N, T, C] of a window; ``sides`` [T] are their sides of the image."""
+        q, k, v = (
+            layer(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for layer in (self.query, self.key, self.value)
         )
-        return y[..., :rows]
+        bias = self.position_bias()[self.positions].permute(2, 0, 1)
+        apart = -100.0 * (sides.view(-1, 1) != sides)
+        weights = (self.similarity(q, k) + bias + apart).softmax(-1)
+        return self.out_proj((weights @ v).transpose(1, 2).flatten(-2))
 
-    def scales(self, heads):
-        """The function's argument for Swin's second version."""
-        return {}
+    def similarity(self, q, k):
+        return q @ k.transpose(-2, -1) / self.head_dim**0.5
 
 
 class DenseWindowAttentionV2(DenseWindowAttention):
+    """Similarity is the cosine, times a scale for each head."""
+
     def __init__(self, layer):
         super().__init__(layer)
         self.logit_scale = WholeParameter(layer.logit_scale)
 
-    def scales(self, heads):
-        scale = self.logit_scale()
-        return {"logit_scale": F.pad(scale, (0, 0, 0, 0, 0, heads - len(scale)))}
+    def similarity(self, q, k):
+        scale = torch.clamp(self.logit_scale(), max=math.log(100)).exp()
+        return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale
 
 
 class WholePositionNetwork(nn.Module):
@@ -296,12 +344,14 @@ REFERENCES = {
     ek.EideticLayerNorm: lambda layer: MaskedLayerNorm([layer]),
     LayerNormParts: lambda parts: MaskedLayerNorm(list(parts)),
     ek.EideticParameter: WholeParameter,
+    ek.EideticPReLU: FrozenAndLivePReLU,
     ek.EideticMultiheadAttention: DenseAttention,
     ek.EideticWindowAttention: DenseWindowAttention,
     EideticWindowAttentionV2: DenseWindowAttentionV2,
     EideticPositionNetwork: WholePositionNetwork,
     EideticScaledDotProduct: DenseScaledDotProduct,
     ek.EideticRelativeAttention: DenseRelativeAttention,
+    Parts: MaskedParts,
     Shared: MaskedShares,
     ek.EideticLinear: MaskedLinear,
     ek.EideticConv2d: MaskedConv2d,
@@ -321,8 +371,13 @@ class DenseReference(nn.Module):
         for name, child in net.named_children():
             if name not in ("heads", "router"):
                 self.add_module(name, _reference(child))
+        for name, buffer in net.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
         self.head = MaskedLinear(net.live_head)
         self.train(net.training)
+        for module in self.modules():
+            if getattr(module, "of_no_task", False):
+                module.eval()
 
     def forward(self, x):
         return self.head(self.kind.forward(self, x))
@@ -370,12 +425,17 @@ def _reference(module):
         return REFERENCES[type(module)](module)
     if isinstance(module, fx.GraphModule):
         return _graph_reference(module)
-    if isinstance(module, nn.Sequential):
+    if isinstance(module, nn.Sequential) and any(hasattr(each, "segments") for each in module.modules()):
         return nn.Sequential(*[_reference(child) for child in module])
     if isinstance(module, (ek.EideticDropout, nn.Dropout)):
         assert module.p == 0, "the reference has no dropout"
         return nn.Identity()
-    assert not any(True for _ in module.parameters()) and not any(True for _ in module.children())
+    if any(True for _ in module.parameters()):  # a plain module in a network wired by hand, frozen as it is
+        assert not any(each.requires_grad for each in module.parameters())
+        module = copy.deepcopy(module)
+        module.of_no_task = True
+    else:
+        assert not any(True for _ in module.children())
     return module
 
 
@@ -390,13 +450,18 @@ def assert_masks_are_the_papers(net, choices):
     those of its own. ``choices``: for each task, ``forward_transfer`` as it was given to prepare_for_task."""
     for group in net.groups:
         for path, layer in group.producers.items():
-            (source,) = layer.sources
             mask = layer.mask()
-            read = owners(source.group).repeat_interleave(source.block) if hasattr(source.group, "frozen") else None
+            read = torch.cat([_owners_of_columns(source) for source in layer.sources])
             for row, reader in enumerate(owners(layer.segments).tolist()):
-                nested = choices[reader][path] if isinstance(choices[reader], dict) else choices[reader]
-                if read is None:
-                    expected = torch.ones(mask.shape[1], dtype=torch.bool)
-                else:
-                    expected = read <= reader if nested else read == reader
+                nested = choices[reader].get(path, True) if isinstance(choices[reader], dict) else choices[reader]
+                expected = (read <= reader if nested else read == reader) | (read == INPUT)
                 assert torch.equal(mask[row], expected), (path, row)
+
+
+INPUT = -1  # the owner of the network's input, which every unit reads
+
+
+def _owners_of_columns(source):
+    if hasattr(source.group, "frozen"):
+        return owners(source.group).repeat_interleave(source.block)
+    return torch.full((source.columns(None),), INPUT)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import torch
@@ -102,7 +103,7 @@ def live_tensors(net):
     found = {}
     for path, module in net.named_modules():
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if name in LIVE and not path.startswith("router"):
+            if name in LIVE and hasattr(module, "segments"):  # the router and modules of no task have none
                 found[f"{path}.{name}"] = tensor
     return found
 
@@ -114,8 +115,24 @@ def poison(net, value=float("nan")):
             tensor.fill_(value)
 
 
+@contextmanager
+def poisoned(net, value=float("nan")):
+    """Everything live is ``value`` inside, and what it was afterwards."""
+    before = [(tensor, tensor.detach().clone()) for tensor in live_tensors(net).values()]
+    poison(net, value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, values in before:
+                tensor.copy_(values)
+
+
 def digest(net, optimizer=None):
-    """SHA-256 of the network's whole state: tensors, structure, modes, records; and the optimizer's."""
+    """SHA-256 of the network's whole state: tensors, structure, modes, records; and the optimizer's.
+
+    It is the same for a copy of both.
+    """
     sha = hashlib.sha256()
     net.wiring  # noqa: B018  found when first needed, and not part of what is compared
 
@@ -137,8 +154,9 @@ def digest(net, optimizer=None):
     }
     sha.update(json.dumps(structure, sort_keys=True).encode())
     if optimizer is not None:
+        numbers = {id(parameter): number for number, parameter in enumerate(net.parameters())}
         for number, group in enumerate(optimizer.param_groups):
-            sha.update(f"{[id(parameter) for parameter in group['params']]}".encode())
+            sha.update(f"{[numbers.get(id(parameter), 'retired') for parameter in group['params']]}".encode())
             for parameter in group["params"]:
                 for name, value in sorted(optimizer.state.get(parameter, {}).items()):
                     if isinstance(value, torch.Tensor):

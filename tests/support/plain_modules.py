@@ -1,5 +1,6 @@
 """Small plain torch modules to convert: a forward given as a function, and the layers it uses."""
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -24,3 +25,22 @@ def conv(columns, width, kernel=3, **options):
 
 def pooled(x):
     return F.adaptive_avg_pool2d(x, 1).flatten(1)
+
+
+class Halves(nn.Module):
+    """A block of ShuffleNet: half of the units passes by, the other half is convolved, and both are shuffled."""
+
+    example = (2, 4, 4)
+
+    def __init__(self, width=4, dropout=0.0):
+        super().__init__()
+        half = width // 2
+        self.stem, self.inner = conv(2, width), conv(half, half, 1)
+        self.depthwise, self.drop = conv(half, half, groups=half), nn.Dropout(dropout)
+        self.slopes, self.last, self.head = nn.PReLU(width), nn.Linear(width, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        passed, y = F.relu(self.stem(x)).chunk(2, 1)
+        y = F.relu(self.depthwise(F.relu(self.inner(y))))
+        x = self.slopes(F.channel_shuffle(torch.cat([passed, self.drop(y)], 1), 2))
+        return self.head(F.gelu(self.last(pooled(x))))

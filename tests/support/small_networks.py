@@ -1,5 +1,6 @@
 """Small networks, one for each topology that the promises must hold for. Arguments are JSON, so all can be saved."""
 
+import torch
 from torch import nn
 from torch.nn import functional as F
 
@@ -111,6 +112,48 @@ class Grouped(ek.EideticNetwork):
         x = F.relu(self.stem(x))
         x = x + self.conv2(self.drop(F.relu(self.bn1(self.grouped1(F.relu(self.conv1(x)))))))
         return self.pool(F.relu(self.bn2(self.grouped2(x)))).flatten(1)
+
+
+class Joined(ek.EideticNetwork):
+    """Two branches side by side, a LayerNorm over both, a tensor of the network's own, and slopes of PReLU."""
+
+    example = (6,)
+
+    def __init__(self, first=5, second=4, last=6, dropout=0.5):
+        super().__init__()
+        self.a, self.b = ek.EideticLinear(6, first), ek.EideticLinear(6, second)
+        self.norm = ek.EideticLayerNorm(first + second)
+        self.scale = ek.EideticParameter(torch.rand(first) + 0.5)
+        self.slopes, self.slope = ek.EideticPReLU(second), ek.EideticPReLU()
+        self.drop = nn.Dropout(dropout)
+        self.c = ek.EideticLinear(first + second, last)
+
+    def forward(self, x):
+        a, b = self.a(x) * self.scale(), self.slopes(self.b(x))
+        return self.slope(self.c(self.drop(self.norm(torch.cat([a, b], 1)))))
+
+
+class Backboned(ek.EideticNetwork):
+    """Wired by hand: a frozen backbone of plain layers, a tensor of the network's own, and a residual block."""
+
+    example = (6,)
+
+    def __init__(self, width=6, inner=5, dropout=0.5):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.ReLU())
+        self.backbone.requires_grad_(False)
+        self.register_buffer("scale", torch.rand(8) + 0.5)
+        self.stem, self.norm = ek.EideticLinear(8, width), ek.EideticBatchNorm1d(width)
+        self.inner, self.outer = ek.EideticLinear(width, inner), ek.EideticLinear(inner, width)
+        self.drop = ek.EideticDropout(dropout)
+
+    def connections(self):
+        block = {"inner": "norm", "drop": "inner", "outer": "drop"}
+        return {"stem": "input", "norm": "stem", **block, "output": ("norm", "outer")}
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.stem(self.backbone(x) * self.scale)))
+        return x + self.outer(self.drop(F.relu(self.inner(x))))
 
 
 NETWORKS = {

@@ -33,14 +33,14 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Embeds tokens [N, T, F], adds a class token and positions, runs two blocks, and classifies the class token."""
+    """Embeds tokens [N, T, F], adds a class token and positions, runs its blocks, and classifies the class token."""
 
-    def __init__(self, dim=12, heads=3, inner=14, features=5, tokens=6, classes=4, **options):
+    def __init__(self, dim=12, heads=3, inner=14, features=5, tokens=6, classes=4, depth=2, **options):
         super().__init__()
         self.embed = nn.Linear(features, dim)
         self.token = nn.Parameter(torch.randn(1, 1, dim) * 0.5)
         self.places = nn.Parameter(torch.randn(1, tokens + 1, dim) * 0.5)
-        self.blocks = nn.Sequential(*[Block(dim, heads, inner, **options) for _ in range(2)])
+        self.blocks = nn.Sequential(*[Block(dim, heads, inner, **options) for _ in range(depth)])
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, classes)
         self.batch_first = options.get("batch_first", True)

@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from life import learn, train
+from small_networks import Backboned
 from torch import nn
 from torch.nn import functional as F
 
@@ -146,3 +148,17 @@ def test_a_plain_convolution_before_the_first_layer_is_no_layer_of_ours():
             return super().forward(self.front(x).flip(1))
 
     run(Behind())
+
+
+def test_frozen_features_begin_after_the_check(tmp_path):
+    """Its pass is of a few samples; a network that was loaded may meet it in the middle of a task."""
+    net = Backboned()
+    learn(net, 0, max_units=0.5)
+    net.save(tmp_path / "net")
+    net = ek.EideticNetwork.load(tmp_path / "net")
+    net.prepare_for_task(1, 3)
+    features, optimizer = ek.FrozenFeatures(net, 36), torch.optim.SGD(net.parameters(), 0.1)
+    for _ in range(4):
+        with features.batch(torch.arange(36)):
+            train(net, optimizer, 1)
+    assert features.settled and features.off is None
