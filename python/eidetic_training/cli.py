@@ -30,6 +30,7 @@ from .runs.folder import RunFolder
 from .runs.model import open_model
 from .runs.networks import load_network
 from .runs.routing_report import routing_report
+from .runs.tables import write_bytes
 
 RESUMABLE = ("train", "sweep", "compare", "reproduce")
 
@@ -253,7 +254,7 @@ def _compare(arguments: argparse.Namespace) -> None:
         config, partial(make_tasks, config["data"]), arguments.method, folder, workers=arguments.workers
     )
     text = comparison.table(compared)
-    (folder / "table.md").write_text(text + "\n")
+    write_bytes(folder / "table.md", f"{text}\n".encode())
     print(f"\n{text}\n")
 
     try:

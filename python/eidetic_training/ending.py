@@ -45,7 +45,7 @@ def terminable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
-def status_of(command: Callable[[], None], name: str, stopped: str) -> int:
+def status_of(command: Callable[[], None], name: str, stopped: str | None) -> int:
     """Run ``command`` and return its exit status; what went wrong is said on standard error.
 
     0: it did what was asked. 1: something was forgotten, and nothing else. 130: Ctrl-C. 143: SIGTERM. 2: any other
@@ -53,7 +53,7 @@ def status_of(command: Callable[[], None], name: str, stopped: str) -> int:
 
     Args:
         name: how messages call the command.
-        stopped: what is said after Ctrl-C and SIGTERM.
+        stopped: what is said after Ctrl-C and SIGTERM; None says nothing.
     """
     streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, io.TextIOWrapper)]
     for stream in streams:  # a terminal that lacks a character is no reason to stop
@@ -65,7 +65,8 @@ def status_of(command: Callable[[], None], name: str, stopped: str) -> int:
             print(end="", flush=True)  # an error of writing is raised here, and not when Python ends
         return OK
     except KeyboardInterrupt as error:
-        _say(f"\n{stopped}")
+        if stopped is not None:
+            _say(f"\n{stopped}")
         return TERMINATED if isinstance(error, Terminated) else INTERRUPTED
     except ForgettingError as error:
         _say(f"{name}: {error}")

@@ -408,7 +408,7 @@ def test_compare_prints_and_writes_a_table_a_figure_and_matrices(settings, tmp_p
     folder = tmp_path / "compared"
     status, out, _ = eidetic("compare", settings, "--run", folder, *COMPARE)
     assert status == 0
-    names = {"comparison.json", "comparison.png", "table.md"} | {f"{n}-seed0.csv" for n in COMPARE[1:4]}
+    names = {"comparison.json", "comparison.png", "table.md", ".lock"} | {f"{n}-seed0.csv" for n in COMPARE[1:4]}
     assert {path.name for path in folder.iterdir()} == names
     table = (folder / "table.md").read_text()
     assert table in out and {line.split()[1] for line in table.splitlines()[2:]} == set(COMPARE[1:4])

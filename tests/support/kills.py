@@ -1,9 +1,9 @@
 """Kills at any file operation: a process that is killed at its n-th one, and the same work again in another process.
 
 What is done in a folder is counted: opening for writing, each half of every write, renaming, removing, making folders,
-changing modes, flushing to disk, and every SQL statement. A process that imported everything once forks for each kill, so
-that a kill costs little more than the work itself. It must not have trained anything: torch's autograd does not survive a
-fork.
+changing modes, flushing to disk, and every SQL statement. A process that imported everything once forks for each kill,
+so that a kill costs little more than the work itself. It must not have trained anything: torch's autograd does not
+survive a fork.
 
     python tests/support/kills.py WORK FOLDER [--every N] [--chains N] [--seed N]
 
@@ -18,6 +18,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -207,7 +208,9 @@ class Sweep(Work):
 
         names = {name for name in names_in(folder) if not name.startswith("trials")}
         kept = {Path(name).suffix for name in names_in(folder) if name.startswith("trials")}
-        return [found(self.config(), folder), (folder / "best.toml").read_text(), names, kept]
+        # A trial that is killed before its values are chosen leaves its number unused.
+        best = re.sub(r"Trial \d+", "Trial", (folder / "best.toml").read_text())
+        return [found(self.config(), folder), best, names, kept]
 
 
 class Compare(Work):

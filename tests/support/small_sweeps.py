@@ -3,9 +3,9 @@
 from tiny_runs import make_config
 
 from eidetic_kernels.tasks.capacity import Capacity, CapacityRow
-from eidetic_training.experiments import sweep as module
 from eidetic_training.experiments.search_space import SweepSettings
-from eidetic_training.experiments.sweep import finished_trials, sweep
+from eidetic_training.experiments.sweep import sweep
+from eidetic_training.experiments.trials import finished_trials, study_in
 from eidetic_training.runs.folder import RunFolder
 
 SPACE = {"optimizer.lr": {"low": 0.005, "high": 0.05, "log": True}, "task": {"importance": ["l1", "l2"]}}
@@ -22,9 +22,7 @@ def quietly(config, folder, workers=1):
 
 
 def trials_of(config, folder):
-    import optuna  # the extra "sweep", which not everybody has
-
-    with module._study(optuna, folder, SweepSettings.of_dict(config["sweep"])) as study:
+    with study_in(folder, SweepSettings.of_dict(config["sweep"])) as study:
         return finished_trials(study)
 
 

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,12 @@ from ..devices import find_device
 from ..methods import METHODS, Conditions, Method
 from ..runs import metrics
 from ..runs.folder import environment
+from ..runs.leftovers import check_unused, remove_temporaries
+from ..runs.locks import only_writer
 from ..runs.report import spread
-from ..runs.tables import read_json, write_json
+from ..runs.tables import read_json, write_bytes, write_json
 from ..training.accuracy import Accuracy
+from .workers import Leash, begin_worker, threads_each
 
 EVALUATION_BATCH = 500
 AT_ONCE = ("joint",)  # learns all tasks together, so there is no accuracy "when learned"
@@ -51,6 +55,15 @@ class Result:
     seconds: float
     used: float | None = None
 
+    @classmethod
+    def from_json(cls, kept: Any) -> Result:
+        """What ``asdict`` gave. Raises TypeError or ValueError for anything else."""
+        result = cls(**kept)
+        numbers = [result.numbers, result.passes, result.seconds, *(each for row in result.matrix for each in row)]
+        if not result.matrix or not all(result.matrix) or not all(isinstance(n, (int, float)) for n in numbers):
+            raise ValueError(f"result {str(kept)[:100]} is not of numbers")
+        return result
+
     @property
     def accuracy(self) -> float:
         """Mean test accuracy of all tasks at the end."""
@@ -61,32 +74,46 @@ class Comparison:
     """The results in a folder, by method and seed; an interrupted comparison continues with what is missing.
 
     ``folder`` holds comparison.json (conditions, environment and every result) and a CSV file of each result's matrix.
-    Raises InputError if the folder holds a comparison under other conditions.
+    Nobody else may be writing there (:func:`eidetic_training.runs.locks.only_writer`).
+
+    Raises InputError if the folder holds something else, or a comparison that is damaged or under other conditions.
     """
 
     def __init__(self, folder: Path, conditions: Mapping[str, Any]):
         self.folder, self.path = folder, folder / "comparison.json"
-        folder.mkdir(parents=True, exist_ok=True)
         self.results: dict[tuple[str, int], Result] = {}
         self.conditions = dict(conditions)
         if self.path.exists():
             kept = read_json(self.path)
-            if kept["conditions"] != self.conditions:
+            try:
+                results = [Result.from_json(each) for each in kept["results"]]
+                other = kept["conditions"] != self.conditions
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{self.path} is damaged ({error}). Restore it from a copy, or remove it.") from error
+            if results and other:
                 raise InputError(
                     f"{self.path} was made under other conditions; give another folder (--run), or remove it."
                 )
-            self.results = {(r["method"], r["seed"]): Result(**r) for r in kept["results"]}
+            self.results = {(r.method, r.seed): r for r in results}
+        else:
+            check_unused(folder, "a comparison's folder")
+        if not self.results:
+            self._write()
 
     def add(self, result: Result) -> None:
         """Record a result, and write it to the folder."""
-        self.results[result.method, result.seed] = result
-        rows = [asdict(r) for r in self.results.values()]
-        write_json(self.path, {"conditions": self.conditions, "environment": environment(), "results": rows})
-
         lines = ["learned,task,accuracy"]
         first = len(result.matrix[-1]) - len(result.matrix)  # a joint method's one row is after the last task
         lines += [f"{first + index},{t},{a!r}" for index, row in enumerate(result.matrix) for t, a in enumerate(row)]
-        (self.folder / f"{result.method}-seed{result.seed}.csv").write_text("\n".join(lines) + "\n")
+        path = self.folder / f"{result.method}-seed{result.seed}.csv"
+        write_bytes(path, ("\n".join(lines) + "\n").encode())
+
+        self.results[result.method, result.seed] = result  # last: a result that is there has all its files
+        self._write()
+
+    def _write(self) -> None:
+        rows = [asdict(r) for r in self.results.values()]
+        write_json(self.path, {"conditions": self.conditions, "environment": environment(), "results": rows})
 
     def of(self, method: str) -> list[Result]:
         """A method's results, one for each seed."""
@@ -125,17 +152,21 @@ def compare(
         named = ", ".join(f"{name!r}{nearest(name, METHODS)}" for name in unknown)
         raise InputError(f"unknown method {named}; there are: {', '.join(METHODS)}.")
 
-    comparison = Comparison(folder, _conditions(config))
-    seeds = range(config["seed"], config["seed"] + config["compare"]["seeds"])
-    missing = [(name, seed) for seed in seeds for name in methods if (name, seed) not in comparison.results]
-    if missing:  # every method is checked before hours go into the first one
-        tasks = tasks_of(missing[0][1])
-        for name in dict.fromkeys(name for name, _ in missing):
-            make_method(config, name, missing[0][1], tasks)
+    if not (folder / "comparison.json").exists():
+        check_unused(folder, "a comparison's folder")
+    with only_writer(folder):
+        remove_temporaries([folder])
+        comparison = Comparison(folder, _conditions(config))
+        seeds = range(config["seed"], config["seed"] + config["compare"]["seeds"])
+        missing = [(name, seed) for seed in seeds for name in methods if (name, seed) not in comparison.results]
+        if missing:  # every method is checked before hours go into the first one
+            tasks = tasks_of(missing[0][1])
+            for name in dict.fromkeys(name for name, _ in missing):
+                make_method(config, name, missing[0][1], tasks)
 
-    for result in _results(config, tasks_of, missing, workers):
-        comparison.add(result)
-        say(f"{result.method}, seed {result.seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
+        for result in _results(config, tasks_of, missing, workers):
+            comparison.add(result)
+            say(f"{result.method}, seed {result.seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
     return comparison
 
 
@@ -149,15 +180,21 @@ def _results(
             yield _run(config, name, seed, tasks(seed))
         return
 
-    threads = max(1, torch.get_num_threads() // workers)
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=torch.set_num_threads, initargs=(threads,))
+    leash = Leash(context)
+    begin = (threads_each(workers), leash.workers_end)
     try:
+        pool = ProcessPoolExecutor(workers, mp_context=context, initializer=begin_worker, initargs=begin)
         futures = [pool.submit(_run_apart, config, name, seed, tasks_of) for name, seed in missing]
         for future in as_completed(futures):
             yield future.result()
+        pool.shutdown()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker stopped before its end, perhaps for lack of memory. Run the same command to continue."
+        ) from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        leash.let_go()
 
 
 def _run_apart(config: Mapping[str, Any], name: str, seed: int, tasks_of: Callable) -> Result:

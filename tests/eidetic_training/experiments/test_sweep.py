@@ -14,6 +14,7 @@ from eidetic_training.data import hold_out
 from eidetic_training.experiments import config as configuration
 from eidetic_training.experiments import experiment
 from eidetic_training.experiments import sweep as module
+from eidetic_training.experiments import tasks as task_sequences
 from eidetic_training.experiments.experiment import run_experiment
 from eidetic_training.experiments.sweep import sweep
 from eidetic_training.runs.folder import RunFolder
@@ -107,9 +108,9 @@ def test_test_sets_are_never_looked_at(swept, tmp_path, monkeypatch):
         def __getattr__(self, name):
             raise AssertionError("a test set was looked at")
 
-    real = experiment._sequence
+    real = task_sequences._sequence
     monkeypatch.setattr(
-        experiment, "_sequence", lambda data, seed: [replace(task, test=Never()) for task in real(data, seed)]
+        task_sequences, "_sequence", lambda data, seed: [replace(task, test=Never()) for task in real(data, seed)]
     )
     config, folder, _ = swept
     quietly(config, tmp_path / "run")

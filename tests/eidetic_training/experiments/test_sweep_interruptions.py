@@ -10,9 +10,10 @@ from tiny_runs import write_data
 from eidetic_kernels.errors import InputError
 from eidetic_training.experiments import experiment
 from eidetic_training.experiments import sweep as module
-from eidetic_training.runs.locks import Lock
 from eidetic_training.experiments.search_space import SweepSettings
 from eidetic_training.experiments.sweep import sweep, work
+from eidetic_training.experiments.trials import next_trial, study_in, take_over
+from eidetic_training.runs.locks import Lock
 
 optuna = pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
 
@@ -149,11 +150,11 @@ def test_a_trial_that_is_finished_just_now_is_not_taken_over(data, tmp_path):
     config = config_of(data)
     settings = SweepSettings.of_dict(config["sweep"])
     module._begin(tmp_path / "run", config)
-    with module._study(optuna, tmp_path / "run", settings) as study:
-        trial, lock = module._next_trial(optuna, study, config, settings, tmp_path / "run")
+    with study_in(tmp_path / "run", settings) as study:
+        trial, lock = next_trial(study, config, settings, tmp_path / "run")
         (seen,) = study.get_trials()
         study.tell(trial, 0.5)
         lock.release()
-        module._take_over(study, optuna.trial.TrialState, seen, settings, tmp_path / "run")
+        take_over(study, optuna.trial.TrialState, seen, settings, tmp_path / "run")
         (after,) = study.get_trials()
         assert after.state.name == "COMPLETE" and after.value == 0.5
