@@ -75,13 +75,14 @@ class Range:
 class SweepSettings:
     """A configuration's table ``sweep``: the settings of a hyperparameter search (paper, section 4).
 
-    trials: number of settings to try; a grid tries all of its own.
-    grid: try every combination of the values in ``space``, which are lists then, once (as the paper did).
-    tasks: number of tasks that each trial learns, the first ones of the sequence.
-    held_out: the fraction of every task's training set that is held out to measure accuracy on, in (0, 1).
-    prune: give up a trial after a task if its accuracy so far is below the median of the other trials' there.
-    space: a list of values or a range ``{low, high, log, step}`` for each dotted key of the configuration. A value may
-        be a list itself: ``[["l1", "taylor"], "l2"]``.
+    Args:
+        trials: number of settings to try; a grid tries all of its own.
+        grid: try every combination of the values in ``space``, which are lists then, once (as the paper did).
+        tasks: number of tasks that each trial learns, the first ones of the sequence.
+        held_out: the fraction of every task's training set that is held out to measure accuracy on, in (0, 1).
+        prune: give up a trial after a task if its accuracy so far is below the median of the other trials' there.
+        space: a list of values or a range ``{low, high, log, step}`` for each dotted key of the configuration. A value
+            may be a list itself: ``[["l1", "taylor"], "l2"]``.
 
     Raises InputError for a value of a wrong type or out of its range, and for a key that a search may not change.
     """

@@ -38,8 +38,11 @@ class TaskScore(NamedTuple):
 class ClassScore(NamedTuple):
     """One row of classes.csv: test accuracy of a class, in [0, 1].
 
-    label counts from 0 in each task, and samples are test samples. given: with the task given; it never changes.
-    routed: with the task named by the router; NaN before it is trained.
+    Args:
+        label: the class, counted from 0 in each task.
+        samples: how many test samples it has.
+        given: accuracy with the task given; it never changes.
+        routed: accuracy with the task named by the router; NaN before it is trained.
     """
 
     task: int
@@ -61,8 +64,10 @@ class CapacityEntry(NamedTuple):
 class RouterScore(NamedTuple):
     """What router.json holds; all numbers lie in [0, 1].
 
-    accuracy: how often the router named the right task. oracle: test accuracy of every task if the task is given.
-    routed: the same if the router names the task.
+    Args:
+        accuracy: how often the router named the right task.
+        oracle: test accuracy of every task if the task is given.
+        routed: the same if the router names the task.
     """
 
     accuracy: float
