@@ -145,7 +145,9 @@ def test_criteria_and_steps_cycle_within_a_task(monkeypatch):
     for task in range(2):
         net.prepare_for_task(task, CLASSES)
         settings = {"search": "linear", "importance": [1, "taylor"], "step": [0.1, 0.2], "tolerance": 0.99}
-        train_task(net, [blobs(task)], max_epochs=1, polish_epochs=0, keep_at_least=25 if task == 0 else 8, **settings)
+        optimizer = torch.optim.Adam(net.parameters(), 0.01)
+        floor = 25 if task == 0 else 8
+        train_task(net, [blobs(task)], optimizer, max_epochs=20, polish_epochs=0, keep_at_least=floor, **settings)
     pairs = [("l1", 0.1), ("taylor", 0.2)] * 9
     for task in range(2):
         steps = [step for number, *step in seen if number == task]
@@ -156,9 +158,11 @@ def test_pruning_ends_before_too_many_weights_are_masked():
     """With 100 units of one layer the share of weights is that of units: ten steps of a tenth would leave none."""
     net = One(100)
     net.prepare_for_task(0, 2)
-    x, y = batch(net, 20, classes=2)
+    x, _ = batch(net, 20)
     settings = {"search": "linear", "of": "width", "step": 0.1, "tolerance": 0.99, "keep_at_least": 0}
-    train_task(net, [(x, y)], max_epochs=1, polish_epochs=0, max_pruned=0.95, finish=False, **settings)
+    optimizer = torch.optim.Adam(net.parameters(), 0.05)
+    data = [(x, (x[:, 0] > 0).long())]
+    train_task(net, data, optimizer, max_epochs=20, polish_epochs=0, max_pruned=0.95, finish=False, **settings)
     assert live_units(net) == [10]
 
 
