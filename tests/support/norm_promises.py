@@ -65,6 +65,7 @@ def check_layouts(kernels, device):
         for key, expected in whole.items():
             assert_close(f"{name}, {channels}: {key}", strided[key], expected, condition=2)
         assert_same_bits(f"{name}: frozen", strided["y"][:, : channels[0]], whole["y"][:, : channels[0]])
+
     case = NormCase((7, 4), (3, 6, 8), channels_last=True, residual=True)
     for change in (lambda t: t, lambda t: torch.cat([t, t], 1)[:, : t.shape[1]]):  # and the first channels of more
         tensors = case.tensors(device)
@@ -72,6 +73,7 @@ def check_layouts(kernels, device):
         results = case.run(kernels, tensors)
         for key in ("y", "dx", "dresidual"):
             assert results[key].is_contiguous(memory_format=torch.channels_last), key
+
     # Gradients and residuals that lie otherwise than x; a gradient of one number everywhere, as sum() gives it.
     for flip in (False, True):
         case = NormCase((7, 4), (3, 6, 8), channels_last=flip, residual=True, activation="relu")
@@ -82,6 +84,7 @@ def check_layouts(kernels, device):
             tensors[key] = tensors[key].contiguous(memory_format=other)
         for key, value in case.run(kernels, tensors).items():
             assert_same_bits(f"mixed formats: {key}", value, expected[key])
+
         one = case.tensors(device) | {"dy": torch.full((), 0.7, device=device).expand(tensors["x"].shape)}
         filled = case.tensors(device) | {"dy": torch.full_like(tensors["x"], 0.7)}
         whole = case.run(kernels, filled)
@@ -105,6 +108,7 @@ def check_frozen_bits(kernels, device, dtypes, count: int):
         )
         tensors = case.tensors(device)
         whole = case.run(kernels, tensors)
+
         few = choice.randint(1, frozen)
         prefix = NormCase(
             (few, 0), case.shape, case.dtype, case.activation, False, residual=case.residual, full_input_grad=True
@@ -119,6 +123,7 @@ def check_frozen_bits(kernels, device, dtypes, count: int):
             alone = prefix.run(kernels, cut)
             for key in ("y", "dx") + (("dresidual",) if case.residual else ()):
                 assert_same_bits(f"{case}, first {few}: {key}", alone[key], whole[key][:, :few])
+
         poisoned = case.tensors(device)
         for name in ("weight", "bias", "running_mean", "running_var"):
             poisoned[name].fill_(float("nan"))
@@ -161,6 +166,7 @@ def check_special_values(kernels, device):
         reference = values.double().requires_grad_()
         y = FUNCTIONS[activation](reference)
         y.sum().backward()
+
         for shape in ((16, 1), (1, 16), (1, 1, 16), (16, 1, 1), (4, 2, 2)):
             x = values.view(shape).to(device)
             if len(shape) == 3 and shape == (4, 2, 2):

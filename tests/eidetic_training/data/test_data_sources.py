@@ -329,6 +329,7 @@ def test_bad_files_are_named(tmp_path):
         load("svhn", "train", tmp_path / "nowhere")
     with pytest.raises(InputError, match="no Parquet file at all"):
         load("svhn", "train", tmp_path)
+
     path = tmp_path / "train.parquet"
     path.write_bytes(b"not a table")
     with pytest.raises(InputError, match="not a readable Parquet file"):
@@ -336,6 +337,7 @@ def test_bad_files_are_named(tmp_path):
     write(path, pixels, [0] * 5, "photo")
     with pytest.raises(InputError, match="'image'.*photo, label"):
         load("svhn", "train", tmp_path)
+
     write(path, None, [0] * 5, data=[encode(p) for p in pixels[:4]] + [b"broken"])
     with pytest.raises(InputError, match=r"train\.parquet, row 4"):
         load("svhn", "train", tmp_path)
@@ -347,6 +349,7 @@ def test_bad_files_are_named(tmp_path):
     )
     with pytest.raises(InputError, match=r"train\.parquet, row 3"):
         load("svhn", "train", tmp_path)
+
     write(path, pixels, [0, 1, None, 1, 0])
     with pytest.raises(InputError, match=r"train\.parquet, row 2: the label is missing. 1 labels are missing"):
         load("svhn", "train", tmp_path)
@@ -356,12 +359,14 @@ def test_bad_files_are_named(tmp_path):
     write(path, pixels, [0, 1, 10, 1, 0])
     with pytest.raises(InputError, match=r"train\.parquet, row 2: the label is 10, expected 0\.\.9"):
         load("svhn", "train", tmp_path)
+
     write(path, None, [0], data=[None])
     with pytest.raises(InputError, match="row 0: the image has no bytes"):
         load("svhn", "train", tmp_path)
     write(path, pixels[:0], [])
     with pytest.raises(InputError, match="no rows"):
         load("svhn", "train", tmp_path)
+
     for name in ("a", "b"):
         write(tmp_path / "two" / name / "train.parquet", pixels, [0] * 5)
     with pytest.raises(InputError, match="several folders"):
