@@ -53,7 +53,6 @@ def damaged(data, others, rng, window=None):
     data = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         start, stop = window or (0, len(data))
-
         at = rng.randrange(min(start, len(data) - 1), max(min(stop, len(data)), 1)) if data else 0
         length = rng.choice((1, 2, 4, 8, rng.randrange(1, 64), rng.randrange(1, max(2, len(data)))))
 
