@@ -3,7 +3,7 @@
 # make lint   style, the direction of imports, types
 # make docs   the documentation site, in build/site
 # make fuzz   damaged and made-up files, many more than the tests try (FUZZ=20000)
-# make soak   what the tests sample, whole: calls cut off at every line
+# make soak   what the tests sample, whole: calls cut off at every line, runs killed at every file operation
 # make bench  the measurements
 # make clean  removes what the others made, runs excepted
 #
@@ -39,7 +39,8 @@ fuzz: $(STAMPS)/test
 	OMP_NUM_THREADS=1 EIDETIC_FUZZ=$(FUZZ) $(BIN)/python -m pytest -s -n $(JOBS) tests/fuzz $(ARGS)
 
 soak: $(STAMPS)/test
-	OMP_NUM_THREADS=1 EIDETIC_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/promises/test_atomic.py $(ARGS)
+	OMP_NUM_THREADS=1 EIDETIC_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/promises/test_atomic.py \
+	  tests/eidetic_training/experiments/test_kills.py $(ARGS)
 
 # What is timed is tested first: a wrong kernel must not look fast.
 bench: $(STAMPS)/test
