@@ -238,11 +238,33 @@ def test_a_digest_is_taken_once(new_run):
     assert new_run.digests == {0: "aa"}
 
 
+def test_rows_that_stay_are_not_written_otherwise(new_run):
+    """An unknown float is empty, and stays empty; a line that is not this version's spelling stays as it is."""
+    path = new_run.path / "metrics.csv"
+    for task in range(3):
+        new_run.append_metric(**{**ROW, "task": task, "loss": None})
+    path.write_bytes(path.read_bytes().replace(b",0.7,", b",0.70,"))
+    whole = path.read_bytes()
+    new_run.truncate_after(5)
+    assert path.read_bytes() == whole and path.stat().st_mtime_ns
+    new_run.truncate_after(1)
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+    assert b",," in path.read_bytes() and b"nan" not in path.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("learned,task,accuracy\n0,0,0.5\n0,zero,0.5\n", "line 3 is damaged"),
         ("learned,task,accuracy\n0,0\n", "line 2 is damaged"),
+        ("learned,task,accuracy\n\n", "line 2 is damaged"),
+        ("learned,task,accuracy\n0,0,1.5\n", r"line 2 .*an accuracy lies in \[0, 1\]; got 1.5"),
+        ("learned,task,accuracy\n0,0,nan\n", "line 2 is damaged"),
+        ("learned,task,accuracy\n0,-1,0.5\n", "line 2 .*task -1 is none"),
+        ("learned,task,accuracy\n0,1,0.5\n", "line 2 .*task 1 cannot be tested after task 0"),
+        ("learned,task,accuracy\n999999999,0,0.5\n", "line 2 .*cannot be tested after task 999999999"),
+        ('learned,task,accuracy\n0,0,"0.5\n', "line 2 is damaged"),
+        ("learned,task,accuracy\n0,0,0.5\0\n", "line 2 is damaged"),
         ("learned,accuracy\n0,0.5\n", "expected learned,task,accuracy"),
     ],
 )
@@ -252,9 +274,39 @@ def test_a_damaged_table_names_its_line(new_run, text, message):
         _ = new_run.tests
 
 
-def test_damaged_json_is_named(new_run):
-    (new_run.path / "router.json").write_text("{")
-    with pytest.raises(InputError, match=r"router.json is not valid JSON"):
+def test_bytes_that_are_no_text_are_named(new_run):
+    (new_run.path / "tests.csv").write_bytes(b"learned,task,accuracy\n\xff\xfe,0,0.5\n")
+    with pytest.raises(InputError, match=r"tests.csv, line 2 is damaged \(.xff"):
+        _ = new_run.tests
+
+
+DAMAGES = ["null", "[]", "{}", "3", '"x"', "{", "[" * 100_000, '{"0": null}', '{"config": [], "environment": 3}', "NaN"]
+
+
+@pytest.mark.parametrize("text", DAMAGES)
+@pytest.mark.parametrize("name", ["router.json", "digests.json", "config.json", "inputs.json"])
+def test_damaged_json_is_named(new_run, name, text):
+    (new_run.path / name).write_text(text)
+    reads = {
+        "router.json": lambda: new_run.router,
+        "digests.json": lambda: new_run.recorded,
+        "config.json": lambda: (new_run.config, new_run.environment),
+        "inputs.json": lambda: new_run.inputs,
+    }
+    if (name, text) == ("digests.json", "{}"):
+        assert new_run.recorded == {}
+        return
+    with pytest.raises(InputError, match=f"{name} is (not valid JSON|damaged)|the run's inputs must be"):
+        reads[name]()
+
+
+@pytest.mark.parametrize(
+    "change", [{"accuracy": 2}, {"oracle": []}, {"routed": [0.5, 0.5]}, {"oracle": ["x"]}, {"more": 1}, {"routed": 1}]
+)
+def test_scores_of_a_router_that_cannot_be_are_refused(new_run, change):
+    content = {"accuracy": 0.5, "oracle": [0.5], "routed": [0.5], **change}
+    (new_run.path / "router.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="router.json is damaged"):
         _ = new_run.router
 
 
