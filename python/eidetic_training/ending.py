@@ -91,7 +91,7 @@ def _one_line(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, OSError):
         named = f"{error.filename}: " if error.filename is not None else ""
-        return f"{named}{error.strerror or error or type(error).__name__}."
+        return f"{named}{error.strerror or str(error) or type(error).__name__}."
     said = str(error)
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(t in said for t in _OUT_OF_MEMORY)):
         first = f" ({said.splitlines()[0]})" if said else ""
