@@ -32,6 +32,7 @@ def follow(optimizer: Optimizer, newcomers: Iterable[nn.Parameter]) -> None:
     Those of ``newcomers`` (a new head's parameters) that the optimizer does not hold yet join the first group.
     Everything else is left alone.
     """
+    before = _held(optimizer)
     held: set[int] = set()
     for group in optimizer.param_groups:
         followed: list[nn.Parameter] = []
@@ -42,8 +43,15 @@ def follow(optimizer: Optimizer, newcomers: Iterable[nn.Parameter]) -> None:
                 followed.append(new)
         group["params"][:] = followed  # in place: LBFGS keeps the list itself
     optimizer.param_groups[0]["params"].extend(p for p in newcomers if id(p) not in held)
-    if isinstance(optimizer, torch.optim.LBFGS):
+    if isinstance(optimizer, torch.optim.LBFGS) and _held(optimizer) != before:
         optimizer._numel_cache = None  # pyright: ignore[reportPrivateUsage]  LBFGS counts its numbers only once
+        if optimizer.state:  # which is that of all parameters in one vector, kept for the first one
+            optimizer.state.clear()
+            _reset("of LBFGS", "one vector of all parameters")
+
+
+def _held(optimizer: Optimizer) -> list[int]:
+    return [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def check_current(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:

@@ -73,7 +73,7 @@ def _features_and_layers(network: BaseNetwork, x: Tensor, layers: bool) -> tuple
         features = network.compute_features(x, last, compiled=False)  # compiled code calls no hooks
     if any(len(each) != len(x) for each in captured):
         raise RouterError(
-            "a router cannot read every layer of this network: some compute on parts of a sample (windows). Train it on "
-            "the features alone, train_router(layers=False)."
+            "a router cannot read every layer of this network: some compute on parts of a sample (windows). Train it "
+            "on the features alone, train_router(layers=False)."
         )
     return features, captured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +75,9 @@ def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | Non
             setattr(layer, name, saved.clone())
 
     if optimizer is not None:
+        if snapshot.optimizer is not None:  # what there is need not be cut
+            for parameter in network.parameters():
+                optimizer.state.pop(parameter, None)
         adopt(network, optimizer)
         if snapshot.optimizer is not None:
             for name, parameter in network.named_parameters():
@@ -97,4 +101,4 @@ def all_live(network: BaseNetwork) -> list[tuple[str, str, SegmentedLayer, Tenso
 
 
 def _copy(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
+    return value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)  # LBFGS keeps lists of tensors

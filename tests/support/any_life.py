@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from any_optimizer import OPTIMIZERS
-from dense_reference import DenseReference, assert_masks_are_the_papers
+from dense_reference import DenseReference, assert_masks_are_the_papers, assert_only_these_went, dense_weights
 from hypothesis import note
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -157,7 +157,11 @@ class Life(Living, RuleBasedStateMachine):
     def train_absurdly(self, draw):
         """At an absurd learning rate, or over poison; then back to what was, or not."""
         value = draw(st.sampled_from([float("nan"), float("inf"), 1e2, 1e5, 1e30]))
-        self.event, snapshot = f"train_absurdly({value})", self.net.snapshot(self.optimizer)
+        self.event, snapshot, live = (
+            f"train_absurdly({value})",
+            self.net.snapshot(self.optimizer),
+            digest_of_live(self.net),
+        )
         rate = value if 1 < value < float("inf") else 0.1
         if rate != value:
             poison(self.net, value)
@@ -165,6 +169,7 @@ class Life(Living, RuleBasedStateMachine):
         if draw(st.booleans()):
             self.memory.check(self.net, self.event)
             self.net.restore(snapshot, self.optimizer)
+            assert digest_of_live(self.net) == live
 
     @while_training(4)
     def prune(self, draw):
@@ -174,7 +179,10 @@ class Life(Living, RuleBasedStateMachine):
         across = None if importance == "hybrid" else draw(st.sampled_from([None, True, False]))
         of, data = draw(st.sampled_from(COUNTED)), [batch(self.net, classes=self.net.num_classes[-1])]
         plan = self.net.plan_pruning(fraction, importance, of=of, data=data, across_layers=across)
+        weights = dense_weights(self.net)
         self.change(f"prune({fraction})", lambda net, held, _: net.apply_plan(plan, held), draw(cut_offs))
+        if self.finite():
+            assert_only_these_went(self.net, weights, plan)
         live = [group.segments.live for group in self.net.groups]
         assert sum(before) - sum(live) == plan.removed
         if fraction in (0.0, 1.0):
@@ -184,7 +192,7 @@ class Life(Living, RuleBasedStateMachine):
     def snapshot(self, draw):
         self.event, self.saved = "snapshot()", (self.net.snapshot(self.optimizer), digest_of_live(self.net))
 
-    @may_happen(lambda life: 4 * (life.saved is not None))
+    @may_happen(lambda life: 4 * (life.saved is not None and life.event != "snapshot()"))
     def restore(self, draw):
         self.change("restore()", lambda net, held, snapshot: net.restore(snapshot, held), draw(cut_offs))
         assert digest_of_live(self.net) == self.saved[1]

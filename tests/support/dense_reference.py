@@ -465,3 +465,30 @@ def _owners_of_columns(source):
     if hasattr(source.group, "frozen"):
         return owners(source.group).repeat_interleave(source.block)
     return torch.full((source.columns(None),), INPUT)
+
+
+def dense_weights(net):
+    """The whole weight of each layer that makes units, by path, and of the head in training."""
+    layers = {path: layer for group in net.groups for path, layer in group.producers.items()}
+    return {path: layer.dense_weight() for path, layer in {**layers, "head": net.live_head}.items()}
+
+
+def assert_only_these_went(net, before, plan):
+    """The network has the weights that it had (``before``, see :func:`dense_weights`), less the rows and columns of
+    the units that ``plan`` removed."""
+    stayed, had = {}, {}
+    for group in net.groups:
+        (part,) = (part for part in plan.groups if part.name == group.name)
+        frozen = group.segments.frozen_total
+        stayed[group.segments] = torch.cat([torch.arange(frozen), frozen + part.keep])
+        had[group.segments] = frozen + part.live
+
+    layers = {path: layer for group in net.groups for path, layer in group.producers.items()}
+    for path, weight in dense_weights(net).items():
+        layer, columns, start = layers.get(path, net.live_head), [], 0
+        for source in layer.sources:
+            units = stayed.get(source.group, torch.arange(source.group.present(None)))
+            columns.append(start + (units.view(-1, 1) * source.block + torch.arange(source.block)).flatten())
+            start += had.get(source.group, len(units)) * source.block
+        rows = stayed.get(layer.segments, torch.arange(len(weight)))
+        assert torch.equal(weight, before[path][rows][:, torch.cat(columns)]), f"{path} has other weights than before"

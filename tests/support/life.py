@@ -67,12 +67,21 @@ def bits(tensor):
 @torch.no_grad()
 def recall(net, x, task):
     """Logits of a finished task in evaluation mode; the mode is put back."""
-    training = net.training
+    with in_evaluation(net):
+        return net(x, task=task)
+
+
+@contextmanager
+def in_evaluation(net):
+    """A network is in evaluation mode inside, and in the mode that it was in afterwards."""
+    if not net.training:
+        yield
+        return
     net.eval()
     try:
-        return net(x, task=task)
+        yield
     finally:
-        net.train(training)
+        net.train()
 
 
 class Memory:
@@ -90,9 +99,10 @@ class Memory:
     def check(self, net, event):
         """Nothing finished may have changed."""
         assert len(self.answers) <= net.finished_tasks
-        for task, answers in enumerate(self.answers):
-            now = [bits(recall(net, x, task)) for x in self.batches]
-            assert now == answers, f"task {task} changed after: {event}"
+        with in_evaluation(net):
+            for task, answers in enumerate(self.answers):
+                now = [bits(recall(net, x, task)) for x in self.batches]
+                assert now == answers, f"task {task} changed after: {event}"
 
 
 LIVE = ("weight", "bias", "running_mean", "running_var", "hidden_weight", "hidden_bias")

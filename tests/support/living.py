@@ -21,6 +21,7 @@ class Living:
     net = optimizer = recipe = memory = saved = routed = None
     double = False
     event, number = "nothing", 0
+    seen = frozenset()  # the tasks that were trained, so that there are inputs to certify them by
 
     @property
     def tasks(self):
@@ -46,6 +47,7 @@ class Living:
     def steps(self, count, seed=0, samples=36, how="", optimizer=None):
         """Steps of training on the same samples."""
         net, optimizer = self.net.train(), optimizer or self.optimizer
+        self.seen |= {net.current_task}
         x, y = batch(net, samples, seed=seed, classes=net.num_classes[-1])
         features = ek.FrozenFeatures(net, samples) if how == "frozen features" else None
 
@@ -121,8 +123,11 @@ class Living:
         """They answer what they answered, everything live being poison; so does the router, if it knows them."""
         with poisoned(self.net):
             self.memory.check(self.net, self.event)
-            certificate = self.net.certify() if certified else None
-            assert certificate is None or certificate.ok, f"after {self.event}: {certificate}"
+            if certified:
+                certificate = self.net.certify()
+                assert certificate.ok, f"after {self.event}: {certificate}"
+                unseen = [f"- task {task}: " for task in range(self.net.finished_tasks) if task not in self.seen]
+                assert all(note.startswith(tuple(unseen)) for note in certificate.notes), f"{self.event}: {certificate}"
             if self.routed is not None and self.routed[0] == self.net.finished_tasks:
                 answer = bits(self.net.predict(self.memory.batches[0]).logits)
                 assert answer == self.routed[1], f"the router predicts otherwise after {self.event}"

@@ -373,10 +373,8 @@ def test_the_default_optimizer_is_fused_adam():
         train(net, optimizer, 1)
 
 
-@pytest.mark.parametrize("event", ["prune", "next task"])
-def test_lbfgs_goes_on_training_after_units_went(event):
-    net = MLP(norm=False, dropout=0.0)
-    net.prepare_for_task(0, 3)
+def lbfgs(net):
+    """LBFGS after a step, and the function that makes one more."""
     optimizer = torch.optim.LBFGS(net.parameters(), 0.1, max_iter=4)
     x, y = batch(net)
 
@@ -387,13 +385,53 @@ def test_lbfgs_goes_on_training_after_units_went(event):
         return loss
 
     optimizer.step(closure)
+    return optimizer, lambda: optimizer.step(closure)
+
+
+@pytest.mark.parametrize("event", ["prune", "next task"])
+def test_lbfgs_goes_on_training_after_units_went(event):
+    net = MLP(norm=False, dropout=0.0)
+    net.prepare_for_task(0, 3)
+    optimizer, step = lbfgs(net)
     with pytest.warns(UserWarning, match="starts afresh"):
         net.prune(0.3, optimizer=optimizer)
     if event == "next task":
         net.prepare_for_task(1, 3, optimizer=optimizer)
     before = [parameter.detach().clone() for parameter in net.parameters()]
-    optimizer.step(closure)
+    step()
     assert all(not torch.equal(old, new) for old, new in zip(before, net.parameters()))
+
+
+def test_lbfgs_starts_afresh_where_its_first_parameter_stays_and_another_is_cut():
+    """It keeps one vector of all parameters, as the state of the first one."""
+    net = MLP((7, 6), norm=False, dropout=0.0)
+    net.prepare_for_task(0, 3)
+    optimizer, step = lbfgs(net)
+    first, second = net.groups
+    scores = {first.name: torch.zeros(7), second.name: torch.ones(6)}
+    with pytest.warns(UserWarning, match="starts afresh"):
+        net.prune(0.3, scores, across_layers=True, optimizer=optimizer)
+    assert first.segments.live < 7 and second.segments.live == 6
+    assert optimizer.param_groups[0]["params"][0] is net.live_head.weight
+    step()
+
+
+def test_a_snapshot_of_lbfgs_holds_copies_of_its_lists():
+    net = MLP((7, 6), norm=False, dropout=0.0)
+    net.prepare_for_task(0, 3)
+    optimizer, step = lbfgs(net)
+    snapshot = net.snapshot(optimizer)
+    step()
+    expected = [parameter.detach().clone() for parameter in net.parameters()]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        net.prune(0.5, optimizer=optimizer)
+    step()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.restore(snapshot, optimizer)
+    step()
+    assert all(torch.equal(parameter, value) for parameter, value in zip(net.parameters(), expected))
 
 
 class TestTheHeadIsLeftOut:
