@@ -173,7 +173,8 @@ class Segments:
         self.version += 1
 
     def _whole(self, name: str, value: int) -> int:
-        if whole_number(name, value, unit="units") % self.grain:
+        value = whole_number(name, value, unit="units")
+        if value % self.grain:
             raise InputError(
                 f"{name} must be a multiple of {self.grain}, since every {self.grain} units are pruned and frozen "
                 f"together (a group of channels of a grouped convolution); got {value}."

@@ -15,7 +15,7 @@ from .extraction.extract import extract
 from .records import certificate, checkpoint, recording
 from .records.certificate import Certificate
 from .records.signature import Key
-from .tasks import lifecycle, optimizer_state, prediction, pruning, snapshots
+from .tasks import checks, lifecycle, optimizer_state, prediction, pruning, snapshots
 from .tasks.base import BaseNetwork
 from .tasks.capacity import Capacity, capacity_of
 from .tasks.pruning import PruningPlan
@@ -252,7 +252,7 @@ class EideticNetwork(BaseNetwork):
         The head's parameters are added if it never held them, since an optimizer is often made before the head. Other
         parameters that it never held are left out. Raises StaleOptimizerError when it holds nothing of this network.
         """
-        with self.changing(optimizer):
+        with self.changing(checks.an_optimizer(optimizer)):
             optimizer_state.adopt(self, optimizer)
 
     # ---- training: eidetic_training is imported when one of these is called

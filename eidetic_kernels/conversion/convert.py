@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, fx, nn
 
+from ..checking import shown
 from ..errors import ConversionError, InputError
 from ..network import EideticNetwork
 from ..wiring import tracing
@@ -59,10 +60,10 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         InputError: ``module`` or ``example_input`` is of the wrong kind.
     """
     if not isinstance(module, nn.Module) or isinstance(module, EideticNetwork):
-        raise InputError(f"convert takes a plain torch.nn.Module, got {type(module).__name__}.")
+        raise InputError(f"convert takes a plain torch.nn.Module; got {shown(module)}.")
     if not isinstance(example_input, Tensor) or example_input.dim() < 2:
-        got = list(example_input.shape) if isinstance(example_input, Tensor) else type(example_input).__name__
-        raise InputError(f"example_input must be a batch that the module accepts, a tensor [N, ...]; got {got}.")
+        given = shown(example_input)
+        raise InputError(f"example_input must be a batch that the module accepts, a tensor [N, ...]; got {given}.")
     refuse_gradient_hooks(module)
 
     plain = decompose(_copy(module))

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from torch import fx, nn
 
+from ..checking import nearest, shown
 from ..errors import ConversionError, InputError
 from ..wiring.diagnostics import at_node
 from .layer_replacement import is_plain, refuse_hooks
@@ -32,12 +33,12 @@ def find_head(module: nn.Module, graph: fx.Graph, head: str | bool | None) -> tu
         if len(calls) != 1 or not isinstance(module.get_submodule(head), nn.Linear):
             linear = [path for path, each in module.named_modules() if isinstance(each, nn.Linear)]
             raise ConversionError(
-                f"head={head!r} must name a linear layer that {name}.forward calls once. Linear layers: "
-                f"{', '.join(linear) or 'none'}."
+                f"head={shown(head)} must name a linear layer that {name}.forward calls once"
+                f"{nearest(head, linear)}. Linear layers: {', '.join(linear) or 'none'}."
             )
         end = calls[0]
-    elif head not in (None, False):
-        raise InputError(f"head must be a layer's path, None (the last layer) or False (none); got {head!r}.")
+    elif head is not None and head is not False:
+        raise InputError(f"head must be a layer's path, None (the last layer) or False (none); got {shown(head)}.")
 
     shape = end.meta.get("shape") if isinstance(end, fx.Node) else None
     if not isinstance(end, fx.Node) or shape is None or len(shape) != 2:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
+from ..checking import shown
 from ..errors import ConversionError, TaskError
 from ..layers import (
     EideticLayerNorm,
@@ -49,7 +50,9 @@ def extract(network: BaseNetwork, task: int) -> nn.Module:
     finished = network.finished_tasks
     if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < finished:
         known = f"finished tasks are 0..{finished - 1}" if finished else "no task is finished"
-        raise TaskError(f"task {task!r} cannot be extracted: {known}. A task is finished by finish_task (train_task).")
+        raise TaskError(
+            f"task {shown(task)} cannot be extracted: {known}. A task is finished by finish_task (train_task)."
+        )
 
     prefix = Prefix(network, task)
     head = plain_layer(prefix, [head_of(network, task)])

@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..checking import flag, real_number, whole_number
 from ..errors import InputError
 from ..layout import Segments, Source
 from ..memory import canonical
+from .inputs import check_dtype, check_tensor
 from .linear import EideticLinear
 from .scope import Scope
 from .succession import joined
@@ -68,7 +70,7 @@ class HeadedAttention(nn.Module):
         self, columns: int, num_heads: int, head_dim: int, dropout: float, biases: Biases, device=None, dtype=None
     ):
         super().__init__()
-        self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, dropout
+        self.num_heads, self.head_dim, self.dropout = num_heads, head_dim, real_number("dropout", dropout, 0.0, 1.0)
         units, bias = num_heads * head_dim, biases.projections
         self.query = EideticLinear(columns, units, bias, device=device, dtype=dtype)
         self.key = EideticLinear(columns, units, bias and biases.key, device=device, dtype=dtype)
@@ -120,6 +122,14 @@ class HeadedAttention(nn.Module):
         return y.transpose(-3, -2).flatten(-2)
 
 
+def heads_divide(name: str, columns: object, heads_name: str, heads: object) -> int:
+    """``columns`` as an int, if it is a positive multiple of ``heads``. Raises InputError."""
+    columns, heads = whole_number(name, columns, 1), whole_number(heads_name, heads, 1)
+    if columns % heads:
+        raise InputError(f"{name} must be a multiple of {heads_name}; got {columns} and {heads}.")
+    return columns
+
+
 class EideticMultiheadAttention(HeadedAttention):
     """Drop-in for :class:`torch.nn.MultiheadAttention`: the same arguments, initialisation and numbers, no masks.
 
@@ -145,10 +155,9 @@ class EideticMultiheadAttention(HeadedAttention):
         device=None,
         dtype=None,
     ):
-        if embed_dim % num_heads:
-            raise InputError(f"embed_dim must be a multiple of num_heads; got {embed_dim} and {num_heads}.")
+        embed_dim = heads_divide("embed_dim", embed_dim, "num_heads", num_heads)
         super().__init__(embed_dim, num_heads, embed_dim // num_heads, dropout, Biases(bias, bias), device, dtype)
-        self.embed_dim, self.batch_first = embed_dim, batch_first
+        self.embed_dim, self.batch_first = embed_dim, flag("batch_first", batch_first)
 
         plain = nn.MultiheadAttention(
             embed_dim, num_heads, dropout, bias, batch_first=batch_first, device=device, dtype=dtype
@@ -167,10 +176,10 @@ class EideticMultiheadAttention(HeadedAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
-        if key_padding_mask is not None or attn_mask is not None or is_causal:
+        if key_padding_mask is not None or attn_mask is not None or flag("is_causal", is_causal):
             raise InputError("EideticMultiheadAttention takes no masks.")
-        if query.dim() != 3:
-            raise InputError(f"queries, keys and values are [N, T, C], a batch; got {list(query.shape)}.")
+        self._check(query, key, value)
+        flag("need_weights", need_weights)
         if self.whole() and query.shape[-1] == self.embed_dim:
             return self._as_torch(query, key, value, need_weights), None
 
@@ -178,6 +187,21 @@ class EideticMultiheadAttention(HeadedAttention):
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         y = self.out_proj(self.attended(self.query(query), self.key(key), self.value(value), self._attend))
         return (y if self.batch_first else y.transpose(0, 1)), None
+
+    def _check(self, *given: Tensor) -> None:
+        """Raise InputError unless queries, keys and values are batches that fit each other and the layer."""
+        for x, layer in zip(given, self.projections()):
+            check_tensor(self, x, layer.weight)
+            check_dtype(self, x, layer.weight)
+            if x.dim() != 3:
+                raise InputError(f"queries, keys and values are [N, T, C], a batch; got {list(x.shape)}.")
+        (query, key, value), samples = given, 0 if self.batch_first else 1
+        if key.shape[:2] != value.shape[:2] or query.shape[samples] != key.shape[samples]:
+            shapes = ", ".join(str(list(x.shape)) for x in given)
+            raise InputError(f"queries, keys and values must be of one batch, a value for each key; got {shapes}.")
+        if self.whole() and any(x.shape[2] != self.embed_dim for x in given):
+            shapes = ", ".join(str(list(x.shape)) for x in given)
+            raise InputError(f"{self} expects {self.embed_dim} columns; got {shapes}.")
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, first: int, live: bool) -> Tensor:
         dropout = self.dropout if live and self.training else 0.0

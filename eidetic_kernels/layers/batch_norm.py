@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import ops
+from ..checking import flag, one_of, placed, real_number, shown, whole_number
 from ..errors import InputError
 from ..layout import LIVE
+from .inputs import check_dtype, check_tensor
 from .no_channels import image
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace, select
@@ -39,17 +41,17 @@ class EideticBatchNorm(SegmentedLayer):
         *,
         activation: str = "none",
     ):
-        super().__init__(num_features)
-        if not track_running_stats:
+        super().__init__(whole_number("num_features", num_features))
+        if not flag("track_running_stats", track_running_stats):
             raise InputError(
                 "track_running_stats=False has no statistics to freeze: a finished task's answers would depend on "
                 "the test batch. Leave it True."
             )
-        if activation not in ops.ACTIVATIONS:
-            raise InputError(f"activation must be one of {', '.join(ops.ACTIVATIONS)}; got {activation!r}.")
-        self.num_features, self.eps, self.momentum = num_features, eps, momentum
-        self.affine, self.track_running_stats, self.activation = affine, track_running_stats, activation
-        factory = {"device": device, "dtype": dtype}
+        one_of("activation", activation, tuple(ops.ACTIVATIONS))
+        self.num_features, self.eps = self.segments.width, real_number("eps", eps, 0.0)
+        self.momentum = None if momentum is None else real_number("momentum", momentum, 0.0, 1.0)
+        self.affine, self.track_running_stats, self.activation = flag("affine", affine), True, activation
+        num_features, factory = self.num_features, placed(device, dtype)
         self.weight = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
         self.bias = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features, **factory))
@@ -74,6 +76,9 @@ class EideticBatchNorm(SegmentedLayer):
 
         Where their dtypes differ, the result has the one that torch promotes their sum to.
         """
+        check_tensor(self, x, self.running_mean)
+        if x.dtype.itemsize > self.running_mean.dtype.itemsize:
+            check_dtype(self, x, self.running_mean)
         return self.normalise(x, residual, self.scope.full_input_grad or (not self.owned and x.requires_grad))
 
     def normalise(self, x: Tensor, residual: Tensor | None, full_input_grad: bool) -> Tensor:
@@ -107,8 +112,8 @@ class EideticBatchNorm(SegmentedLayer):
                 f"{self} needs more than one value per channel in training, got a batch of shape {list(shape)}: "
                 "batch statistics of one sample are meaningless. Use drop_last=True or a larger batch."
             )
-        if residual is not None and residual.shape != torch.Size(shape):
-            raise InputError(f"{self} adds a residual shaped as its input, {list(shape)}; got {list(residual.shape)}.")
+        if residual is not None and not (isinstance(residual, Tensor) and residual.shape == torch.Size(shape)):
+            raise InputError(f"{self} adds a residual shaped as its input, {list(shape)}; got {shown(residual)}.")
 
         scale, shift = self.frozen_scale, self.frozen_shift
         if task is not None:

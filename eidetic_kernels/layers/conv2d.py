@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.modules.utils import _pair
 
 from .. import ops
+from ..checking import nearest, one_of, pair, shown, whole_number
 from ..errors import InputError
 from ..memory import memory_format
 from ..ops.conv2d import output_shape
 from .batch_norm import EideticBatchNorm2d
+from .inputs import check_tensor
 from .no_channels import image
 from .staircase import StaircaseLayer
 
@@ -50,20 +51,23 @@ class EideticConv2d(StaircaseLayer):
         *,
         norm: EideticBatchNorm2d | None = None,
     ):
-        if groups != 1:
+        if whole_number("groups", groups) != 1:
             raise InputError(
                 f"EideticConv2d supports groups=1, got groups={groups}. A grouped convolution is "
                 "EideticGroupedConv2d, with a group a channel EideticDepthwiseConv2d."
             )
-        self.in_channels, self.out_channels, self.groups = in_channels, out_channels, groups
-        self.kernel_size, self.stride, self.dilation = _pair(kernel_size), _pair(stride), _pair(dilation)
-        self.padding, self.padding_mode = padding, padding_mode
+        self.in_channels, self.groups = whole_number("in_channels", in_channels), 1
+        self.out_channels = whole_number("out_channels", out_channels, unit="units")
+        self.kernel_size, self.stride = pair("kernel_size", kernel_size, 1), pair("stride", stride, 1)
+        self.dilation = pair("dilation", dilation, 1)
         self.geometry, self._pads = window(self.kernel_size, self.stride, padding, self.dilation, padding_mode)
-        super().__init__(in_channels, out_channels, self.kernel_size, bias, device, dtype, norm)
+        self.padding, self.padding_mode = padding, padding_mode
+        super().__init__(self.in_channels, self.out_channels, self.kernel_size, bias, device, dtype, norm)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, computed: Tensor | None = None) -> Tensor:
         if computed is not None:  # by all parts of a divided layer together
             return computed
+        check_tensor(self, x, self.weight)
         stairs = self.staircase(self.scope.task)
         self.check_input(x, stairs.columns, dims=4)
         if self.norm is None and residual is not None:
@@ -111,8 +115,7 @@ def lying_as(x: Tensor, weight: Tensor) -> Tensor:
 
 def window(kernel, stride, padding, dilation, padding_mode: str) -> tuple[ops.Geometry, list[int] | None]:
     """How a convolution moves over its input, and what F.pad adds before it, where the op itself cannot."""
-    if padding_mode not in PADDING_MODES:
-        raise InputError(f"padding_mode must be one of {', '.join(PADDING_MODES)}; got {padding_mode!r}.")
+    one_of("padding_mode", padding_mode, tuple(PADDING_MODES))
     before_after = _before_after(padding, kernel, stride, dilation)
     if padding_mode == "zeros" and all(before == after for before, after in before_after):
         return ops.Geometry(stride, (before_after[0][0], before_after[1][0]), dilation), None
@@ -122,13 +125,16 @@ def window(kernel, stride, padding, dilation, padding_mode: str) -> tuple[ops.Ge
 
 def _before_after(padding, kernel, stride, dilation) -> list[tuple[int, int]]:
     """Pixels added (before, after) in the vertical and the horizontal."""
-    if padding == "valid":
+    if isinstance(padding, str) and padding == "valid":
         return [(0, 0), (0, 0)]
-    if padding == "same":
+    if isinstance(padding, str) and padding == "same":
         if stride != (1, 1):
             raise InputError(f"padding='same' needs stride 1, got stride {stride}.")
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return [(total // 2, total - total // 2) for total in totals]
     if isinstance(padding, str):
-        raise InputError(f"padding must be a number, a pair, 'same' or 'valid'; got {padding!r}.")
-    return [(side, side) for side in _pair(padding)]
+        raise InputError(
+            f"padding must be a whole number, a pair, 'same' or 'valid'; got {shown(padding)}"
+            f"{nearest(padding, ('same', 'valid'))}."
+        )
+    return [(side, side) for side in pair("padding", padding)]

@@ -7,8 +7,11 @@ from typing import Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from ..checking import flag, one_of, real_number
+from ..errors import InputError
 from ..layout import LIVE, Source, Span, trainable
 from ..ops.staircase import concatenate_like
+from .inputs import check_tensor
 from .scope import Scope
 
 
@@ -17,10 +20,11 @@ class _Dropping(nn.Module):
     (P5). As long as it is not wired or nothing is frozen, it drops as torch does. Subclasses say how: ``_drop``."""
 
     unit_dim = 1  # or -1: see SegmentedLayer
+    least_dims = 1
 
     def __init__(self, p: float):
         super().__init__()
-        self.p = p
+        self.p = real_number("p", p, 0.0, 1.0)
         self.sources: tuple[Source, ...] = ()
         self.scope = Scope()
 
@@ -36,6 +40,9 @@ class _Dropping(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.p == 0:
             return x
+        check_tensor(self, x)
+        if x.dim() < self.least_dims:
+            raise InputError(f"{self} expects a tensor of {self.least_dims} dimensions or more, got {list(x.shape)}.")
         dim, live = self.unit_dim, trainable(self.sources)
         if not self.sources or live == (Span(0, x.shape[dim]),):
             return self._drop(x)
@@ -67,8 +74,9 @@ class EideticDropout(_Dropping):
 
     def __init__(self, p: float = 0.5, channels: bool = False):
         super().__init__(p)
-        self.inner = nn.Dropout(p)
-        self.channels = channels
+        self.inner = nn.Dropout(self.p)
+        self.channels = flag("channels", channels)
+        self.least_dims = 1 + self.channels
 
     def _drop(self, x: Tensor) -> Tensor:
         return torch.feature_dropout(x, self.p, True) if self.channels else self.inner(x)
@@ -86,7 +94,7 @@ class EideticStochasticDepth(_Dropping):
 
     def __init__(self, p: float, mode: str = "row", scaled: bool = True):
         super().__init__(p)
-        self.mode, self.scaled = mode, scaled
+        self.mode, self.scaled = one_of("mode", mode, ("row", "batch")), flag("scaled", scaled)
 
     def _drop(self, x: Tensor) -> Tensor:
         kept = 1.0 - self.p

@@ -8,13 +8,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.utils import _pair
 
+from ..checking import flag, pair, placed, whole_number
 from ..errors import InputError
 from ..layout import LIVE, Segments
 from ..memory import canonical
 from ..ops.conv2d import output_shape
 from .conv2d import PADDING_MODES, EideticConv2d, lying_as, window
+from .inputs import check_dtype, check_tensor
 from .no_channels import image
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
@@ -53,17 +54,19 @@ class EideticGroupedConv2d(SegmentedLayer):
         device=None,
         dtype=None,
     ):
-        if groups < 1 or channels % groups:
+        channels, groups = whole_number("channels", channels), whole_number("groups", groups, 1)
+        if channels % groups:
             raise InputError(f"groups must divide the channels; {groups} groups of {channels} channels were asked for.")
         super().__init__(channels, channels // groups or 1)
-        self.channels, self.groups, self.kernel_size = channels, groups, _pair(kernel_size)
+        self.channels, self.groups, self.kernel_size = channels, groups, pair("kernel_size", kernel_size, 1)
+        moves = pair("stride", stride, 1), padding, pair("dilation", dilation, 1), padding_mode
+        self.geometry, self._pads = window(self.kernel_size, *moves)
         self.padding, self.padding_mode = padding, padding_mode
-        self.geometry, self._pads = window(self.kernel_size, _pair(stride), padding, _pair(dilation), padding_mode)
         self.reads = self.segments.grain  # input channels of each output channel
 
-        factory = {"device": device, "dtype": dtype}
+        factory = placed(device, dtype)
         self.weight = nn.Parameter(torch.empty(channels, self.reads, *self.kernel_size, **factory))
-        self.bias = nn.Parameter(torch.empty(channels, **factory)) if bias else None
+        self.bias = nn.Parameter(torch.empty(channels, **factory)) if flag("bias", bias) else None
         self.register_buffer("frozen_weight", self.weight.detach()[:0].clone(), persistent=False)
         self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
         self.reset_parameters()
@@ -78,9 +81,11 @@ class EideticGroupedConv2d(SegmentedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         task = self.scope.task
+        check_tensor(self, x, self.weight)
         present = self.segments.present(task)
         if x.dim() != 4 or x.shape[1] != present:
             raise InputError(f"{self} expects an input of shape [N, {present}, H, W], got {list(x.shape)}.")
+        check_dtype(self, x, self.weight)
         full_input_grad = self.scope.full_input_grad or (not self.owned and x.requires_grad)
         if self._pads is not None:
             x = F.pad(x, self._pads, mode=PADDING_MODES[self.padding_mode])

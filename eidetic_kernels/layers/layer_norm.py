@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checking import flag, placed, real_number, whole_number
 from ..errors import InputError
 from ..layout import Source, Span, reads
 from ..memory import canonical
 from ..ops.staircase import positions, read
+from .inputs import check_dtype, check_tensor
 from .parts import Parts
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
@@ -57,21 +59,23 @@ class EideticLayerNorm(SegmentedLayer):
         *,
         channels_first: bool = False,
     ):
-        shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-        if len(shape) != 1:
+        given = tuple(normalized_shape) if isinstance(normalized_shape, (tuple, list)) else (normalized_shape,)
+        if len(given) != 1:
             raise InputError(
-                f"LayerNorm over the {len(shape)} dimensions {list(shape)} mixes units and positions; units are one "
+                f"LayerNorm over the {len(given)} dimensions {list(given)} mixes units and positions; units are one "
                 "dimension, the last. Normalise over that one."
             )
+        shape = (whole_number("normalized_shape", given[0], unit="units"),)
         super().__init__(shape[0])
-        self.normalized_shape, self.eps, self.elementwise_affine = shape, eps, elementwise_affine
-        self.channels_first = channels_first
+        self.normalized_shape, self.eps = shape, real_number("eps", eps, 0.0)
+        self.elementwise_affine = flag("elementwise_affine", elementwise_affine)
+        self.channels_first = flag("channels_first", channels_first)
         self.unit_dim = 1 if channels_first else -1
         self.forward_transfer: tuple[bool, ...] = (True,)
 
-        factory = {"device": device, "dtype": dtype}
+        factory = placed(device, dtype)
         self.weight = nn.Parameter(torch.empty(shape, **factory)) if elementwise_affine else None
-        self.bias = nn.Parameter(torch.empty(shape, **factory)) if elementwise_affine and bias else None
+        self.bias = nn.Parameter(torch.empty(shape, **factory)) if flag("bias", bias) and elementwise_affine else None
         for name in ("weight", "bias"):
             frozen = None if getattr(self, name) is None else torch.empty(0, **factory)
             self.register_buffer(f"frozen_{name}", frozen, persistent=False)
@@ -153,6 +157,9 @@ def _normalised(x: Tensor, parts: Sequence[EideticLayerNorm]) -> Tensor:
     task = first.scope.task
     sources = tuple(Source(part.segments) for part in parts)
     widths = [source.columns(task) for source in sources]
+    check_tensor(first, x, first.weight)
+    if first.weight is not None:
+        check_dtype(first, x, first.weight)
     x = x.movedim(first.unit_dim, -1) if x.dim() else x
     if x.dim() < 2 or x.shape[-1] != sum(widths):
         form = f"[N, {sum(widths)}, *]" if first.unit_dim == 1 else f"[*, {sum(widths)}]"

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
+from ..checking import whole_number
 from ..errors import InputError
 from .batch_norm import EideticBatchNorm1d
+from .inputs import check_tensor
 from .staircase import StaircaseLayer
 
 # Samples. In smaller batches a library's bits depend on which operand is transposed: of 2,623 random products on a CPU
@@ -43,13 +45,15 @@ class EideticLinear(StaircaseLayer):
         *,
         norm: EideticBatchNorm1d | None = None,
     ):
-        self.in_features, self.out_features = in_features, out_features
+        self.in_features = whole_number("in_features", in_features)
+        self.out_features = whole_number("out_features", out_features, unit="units")
         self.answers = False  # whether what it computes leaves the network: a head
-        super().__init__(in_features, out_features, (), bias, device, dtype, norm)
+        super().__init__(self.in_features, self.out_features, (), bias, device, dtype, norm)
 
     def forward(self, x: Tensor, computed: Tensor | None = None) -> Tensor:
         if computed is not None:  # by all parts of a divided layer together
             return computed
+        check_tensor(self, x, self.weight)
         stairs = self.staircase(self.scope.task)
         flat_only = self.norm is not None or (self.owned and self.unit_dim == 1)
         if flat_only and x.dim() != 2:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..checking import LARGEST, instance, require, whole_number
 from ..errors import InputError
 from ..layout import Segments
 from .segmented import SegmentedLayer
@@ -32,8 +33,14 @@ class EideticParameter(SegmentedLayer):
     frozen_names = ("frozen_weight",)
 
     def __init__(self, values: Tensor, dim: int | None = -1, shared: int = 1):
+        instance("values", values, Tensor, "a floating-point tensor")
         if not values.dim() or not values.numel():
             raise InputError(f"a tensor of shape {list(values.shape)} has no dimension that could hold units.")
+        dense = values.is_floating_point() and values.layout == torch.strided
+        require(dense, "values must be a dense floating-point tensor", values)
+        if dim is not None:
+            dim = self._dimension(dim, values.dim())
+        shared = whole_number("shared", shared, 1, unit="units")
         super().__init__(values.shape[-1 if dim is None else dim] * shared, shared)
         self.shape, self.shared = tuple(values.shape), shared
         self.dim: int | None = None
@@ -49,7 +56,7 @@ class EideticParameter(SegmentedLayer):
 
         Raises InputError when another dimension was given before.
         """
-        dim = dim % len(self.shape) - len(self.shape)
+        dim = self._dimension(dim, len(self.shape)) % len(self.shape) - len(self.shape)
         if self.dim is not None:
             if self.dim != dim:
                 raise InputError(f"{self} holds its units in dimension {self.dim}, not {dim}.")
@@ -58,6 +65,11 @@ class EideticParameter(SegmentedLayer):
         self.segments = Segments(self.shape[dim] * self.shared, grain=self.shared)
         self.weight = nn.Parameter(self.weight.detach().movedim(dim, 0).contiguous(), self.weight.requires_grad)
         self.frozen_weight = empty_like(self.weight, 0, *self.weight.shape[1:])
+
+    def _dimension(self, dim: int, dims: int) -> int:
+        dim = whole_number("dim", dim, -LARGEST)
+        require(-dims <= dim < dims, f"dim must be one of the {dims} dimensions, {-dims} to {dims - 1}", dim)
+        return dim
 
     def forward(self) -> Tensor:
         if self.dim is None:

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checking import placed, real_number, whole_number
 from ..errors import ConversionError, InputError
 from ..layout import Segments
+from .inputs import check_tensor
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
 
@@ -15,6 +17,9 @@ ONE_SLOPE = (
     "a PReLU with one slope for units that are concatenated, or read in parts, would become several with a slope each: "
     "give every unit its own slope (num_parameters), or use one PReLU for each part."
 )
+
+
+MOST = torch.finfo(torch.float32).max
 
 
 class EideticPReLU(SegmentedLayer):
@@ -38,13 +43,19 @@ class EideticPReLU(SegmentedLayer):
     def __init__(
         self, num_parameters: int = 1, init: float = 0.25, device=None, dtype=None, *, num_features: int | None = None
     ):
-        self.each = num_parameters > 1
+        self.num_parameters, self.init = (
+            whole_number("num_parameters", num_parameters, 1),
+            real_number("init", init, -MOST, MOST),
+        )
+        if num_features is not None:
+            num_features = whole_number("num_features", num_features, 1, unit="units")
+        self.each = self.num_parameters > 1
         if self.each and num_features not in (None, num_parameters):
             raise InputError(f"num_parameters must be 1 or the number of units, {num_features}; got {num_parameters}.")
         super().__init__(num_parameters if self.each else num_features or 1)
-        self.num_parameters, self.init, self.sized = num_parameters, init, self.each or num_features is not None
-        self.weight = nn.Parameter(torch.full((num_parameters,), float(init), device=device, dtype=dtype))
-        self.register_buffer("frozen_weight", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        self.sized, factory = self.each or num_features is not None, placed(device, dtype)
+        self.weight = nn.Parameter(torch.full((self.num_parameters,), self.init, **factory))
+        self.register_buffer("frozen_weight", torch.empty(0, **factory), persistent=False)
 
     def fit(self, units: int) -> None:
         """Say how many units share the slope, where that was left open."""
@@ -53,6 +64,7 @@ class EideticPReLU(SegmentedLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         task = self.scope.task
+        check_tensor(self, x, self.weight)
         present = self.derived(task)
         if x.dim() < 2 or x.shape[self.unit_dim] != present:
             hint = "" if self.sized else " Say how many units share the slope: num_features=."

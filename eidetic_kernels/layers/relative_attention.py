@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checking import require, whole_number
 from ..errors import InputError
-from .attention import Biases, HeadedAttention
+from .attention import Biases, HeadedAttention, heads_divide
+from .inputs import check_dtype, check_tensor
 from .parameter import EideticParameter
 from .window_attention import relative_positions
 
@@ -40,16 +42,18 @@ class EideticRelativeAttention(HeadedAttention):
     positions: Tensor
 
     def __init__(self, feat_dim: int, head_dim: int, max_seq_len: int, device=None, dtype=None):
-        if feat_dim % head_dim:
-            raise InputError(f"feat_dim must be a multiple of head_dim; got {feat_dim} and {head_dim}.")
+        feat_dim = heads_divide("feat_dim", feat_dim, "head_dim", head_dim)
+        side = math.isqrt(whole_number("max_seq_len", max_seq_len, 1))
+        require(side**2 == max_seq_len, "max_seq_len must be the positions of a square, such as 49", max_seq_len)
         super().__init__(feat_dim, feat_dim // head_dim, head_dim, 0.0, Biases(True, True), device, dtype)
         self.feat_dim, self.max_seq_len, self.scale = feat_dim, max_seq_len, feat_dim**-0.5
-        side = math.isqrt(max_seq_len)
         table = torch.empty((2 * side - 1) ** 2, self.num_heads, device=device, dtype=dtype)
         self.position_bias = EideticParameter(nn.init.trunc_normal_(table, std=0.02), 1, head_dim)
         self.register_buffer("positions", relative_positions(side, side).to(device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensor(self, x, self.query.weight)
+        check_dtype(self, x, self.query.weight)
         if x.dim() != 4 or x.shape[2] != self.max_seq_len:
             raise InputError(f"{self} expects [N, G, {self.max_seq_len}, C], got {list(x.shape)}.")
         if self.whole() and x.shape[-1] == self.feat_dim:

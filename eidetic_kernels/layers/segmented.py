@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checking import explained, shown, whole_number
 from ..errors import CapacityError, InputError, TaskError
 from ..layout import Segments
 from .scope import Scope
@@ -109,7 +110,9 @@ class SegmentedLayer(nn.Module):
     def prune(self, keep: Sequence[int] | Tensor) -> None:
         """Keep only the live units with these indices (ascending, counted from the first live unit)."""
         self._require_alone("prune")
-        keep = torch.as_tensor(keep) if len(keep) else torch.empty(0, dtype=torch.long)
+        with explained(f"keep must be a list of unit indices; got {shown(keep)}"):
+            keep = torch.as_tensor(keep)
+            keep = keep if keep.numel() else keep.long()
         if keep.dtype != torch.long:
             raise InputError(f"keep must be unit indices (whole numbers), got {keep.dtype}: mask.nonzero().flatten()?")
         if keep.dim() != 1 or (len(keep) and (keep.diff() <= 0).any()):
@@ -142,7 +145,7 @@ class SegmentedLayer(nn.Module):
             raise TaskError(f"{self.segments.live} live units are in training; freeze them before recycling.")
         if live is None and not self.segments.free:
             raise CapacityError(f"all {self.segments.width} units are frozen; nothing is left to recycle.")
-        self.segments.recycle(self.segments.free if live is None else live)
+        self.segments.recycle(self.segments.free if live is None else whole_number("live", live, unit="units"))
         for layer in self.together():
             layer.renew_live()
         self.derived(None)

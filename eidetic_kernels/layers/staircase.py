@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
-from ..errors import InputError
-from ..layout import Fixed, Segments, Source, Stair, Staircase, staircase
+from ..checking import flag, placed, shown
+from ..errors import InputError, TaskError
+from ..layout import LIVE, Fixed, Segments, Source, Stair, Staircase, staircase
 from ..ops.registration import encoded
 from ..ops.staircase import frozen_blocks
 from .batch_norm import EideticBatchNorm
+from .inputs import check_dtype
 from .scope import Scope
 from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
@@ -48,9 +51,9 @@ class StaircaseLayer(SegmentedLayer):
         self.order: Tensor | None = None
         self.sources = (Source(Fixed(columns)),)
         self.forward_transfer = (True,)
-        factory = {"device": device, "dtype": dtype}
+        factory = placed(device, dtype)
         self.weight = nn.Parameter(torch.empty(width, columns, *kernel, **factory))
-        self.bias = nn.Parameter(torch.empty(width, **factory)) if bias else None
+        self.bias = nn.Parameter(torch.empty(width, **factory)) if flag("bias", bias) else None
         self.register_buffer("frozen_weight", torch.empty(0, **factory), persistent=False)
         self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
         self.norm = norm
@@ -121,10 +124,20 @@ class StaircaseLayer(SegmentedLayer):
         return part
 
     def staircase(self, task: int | None = None) -> Staircase:
-        """The layer's structure in training (None) or in the recall of a finished task."""
+        """The layer's structure in training (None) or in the recall of a finished task.
+
+        Raises TaskError for a task that is not finished.
+        """
+        if task is not None and type(task) is not int:
+            self._refuse(task)
         return self.derived(task)
 
+    def _refuse(self, task: object) -> NoReturn:
+        raise TaskError(f"task {shown(task)} is not one of the {self.segments.tasks} finished tasks of {self}.")
+
     def derive(self, task: int | None) -> Staircase:
+        if task is not None and task != LIVE and not 0 <= task < self.segments.tasks:
+            self._refuse(task)
         stairs = staircase(self.segments, self.sources, self.forward_transfer, task)
         # A finished task's never changes: it stays the same object, with what backends keep on a device for it,
         # whatever is learned or recalled in between.
@@ -150,7 +163,9 @@ class StaircaseLayer(SegmentedLayer):
         return ops.dense_weight(self.weight.detach(), self.frozen_weight, self.staircase(task))
 
     def frozen_rows_of(self, task: int) -> tuple[Tensor, Tensor | None]:
-        """Weight [rows, columns, *kernel] and bias [rows] of finished task ``task``'s segment."""
+        """Weight [rows, columns, *kernel] and bias [rows] of finished task ``task``'s segment. Raises TaskError."""
+        if type(task) is not int or not 0 <= task < self.segments.tasks:
+            self._refuse(task)
         block = frozen_blocks(self.frozen_weight, self.staircase().frozen, self.weight.shape[2:])[task]
         rows = slice(self.segments.start(task), self.segments.stop(task))
         return block, None if self.frozen_bias is None else self.frozen_bias[rows]
@@ -205,15 +220,11 @@ class StaircaseLayer(SegmentedLayer):
         if x.dim() != dims or x.shape[1] != columns:
             shape = ["N", str(columns), *["H", "W"][: dims - 2]]
             raise InputError(f"{self} expects an input of shape [{', '.join(shape)}], got {list(x.shape)}.")
-        if x.dtype != self.weight.dtype and not torch.is_autocast_enabled(x.device.type):
-            raise InputError(
-                f"{self} holds {self.weight.dtype} and was given {x.dtype}: convert the input "
-                f"(x.to({self.weight.dtype})), or the network (net.to({x.dtype})) if that is a floating type."
-            )
+        check_dtype(self, x, self.weight)
 
     def _attach_norm(self, norm: EideticBatchNorm) -> None:
         if not isinstance(norm, self.norms):
-            raise InputError(f"norm must be a fresh {self.norms.__name__}, got {type(norm).__name__}.")
+            raise InputError(f"norm must be a fresh {self.norms.__name__}; got {shown(norm)}.")
         if norm.segments.width != self.segments.width:
             raise InputError(
                 f"norm has {norm.segments.width} channels and the layer {self.segments.width} units: give it "

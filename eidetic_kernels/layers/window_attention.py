@@ -10,9 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checking import flag, pair
 from ..errors import InputError
-from .attention import Biases, HeadedAttention
+from .attention import Biases, HeadedAttention, heads_divide
 from .dropout import EideticDropout
+from .inputs import check_dtype, check_tensor
 from .parameter import EideticParameter
 from .position_network import EideticPositionNetwork
 from .segmented import SegmentedLayer
@@ -70,12 +72,11 @@ class EideticWindowAttention(HeadedAttention):
         *,
         key_bias: bool = True,
     ):
-        if dim % num_heads:
-            raise InputError(f"dim must be a multiple of num_heads; got {dim} and {num_heads}.")
-        biases = Biases(qkv_bias, proj_bias, key_bias)
+        dim = heads_divide("dim", dim, "num_heads", num_heads)
+        biases = Biases(flag("qkv_bias", qkv_bias), flag("proj_bias", proj_bias), flag("key_bias", key_bias))
         super().__init__(dim, num_heads, dim // num_heads, attention_dropout, biases, device, dtype)
         self.dim = dim
-        (height, width), (down, across) = window_size, shift_size
+        (height, width), (down, across) = pair("window_size", window_size, 1), pair("shift_size", shift_size)
         self.window_size, self.shift_size = (height, width), (down, across)
 
         table = torch.empty((2 * height - 1) * (2 * width - 1), num_heads, device=device, dtype=dtype)
@@ -84,6 +85,8 @@ class EideticWindowAttention(HeadedAttention):
         self.register_buffer("positions", relative_positions(height, width).to(device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        check_tensor(self, x, self.query.weight)
+        check_dtype(self, x, self.query.weight)
         if x.dim() != 4:
             raise InputError(f"{self} expects an image [N, H, W, C], got {list(x.shape)}.")
         n, height, width, _ = x.shape

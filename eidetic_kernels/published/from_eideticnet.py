@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checking import instance, real_number, shown, whole_number
 from ..errors import ConversionError, EideticError, InputError
 from ..layers import SegmentedLayer, StaircaseLayer
 from ..layout import Fixed, Segments
@@ -59,10 +60,13 @@ def from_eideticnet(
         ConversionError: the tensors are not such a network's, hold NaN or infinity, or do not lie on a staircase: a
             finished task's unit reads a later task's. (In the published code, optimizers with weight decay or momentum
             move frozen weights.) The message names the layer.
-        InputError: ``tasks`` contradicts the tensors.
+        InputError: ``tasks`` contradicts the tensors, or an argument is of the wrong kind.
     """
-    state = {name: tensor.detach() for name, tensor in state_dict.items()}
-    network = _build(state, dropout)
+    state = _tensors(state_dict)
+    if input_shape is not None:
+        instance("input_shape", input_shape, (tuple, list), "the shape of one sample, such as (3, 32, 32)")
+        input_shape = tuple(whole_number("input_shape", size, 1) for size in input_shape)
+    network = _build(state, real_number("dropout", dropout, 0.0, 1.0))
     if input_shape is not None or isinstance(network, PublishedMLP):
         network.input_shape = input_shape or (network.wiring.sources["blocks.0.0"][0].columns(None),)
     heads = len({name.split(".")[1] for name in state if name.startswith("classifiers.")})
@@ -84,6 +88,15 @@ def from_eideticnet(
 
 
 # ---- what the file holds
+
+
+def _tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a state_dict by name. Raises InputError for what is none."""
+    instance("state_dict", state_dict, Mapping, "tensors by name, as torch.load(path, weights_only=True) gives them")
+    for name, tensor in state_dict.items():
+        instance("a name in state_dict", name, str, "text")
+        instance(f"state_dict[{name!r}]", tensor, Tensor, "a tensor")
+    return {name: tensor.detach() for name, tensor in state_dict.items()}
 
 
 def _build(state: dict[str, Tensor], dropout: float) -> EideticNetwork:
@@ -171,9 +184,9 @@ def _tasks_learned(state: dict[str, Tensor], heads: int, tasks: int | None) -> t
             )
         tasks = min(finished + pruning, heads)
     possible = [count for count in (finished, finished + 1) if 0 < count <= heads]
-    if tasks not in possible or isinstance(tasks, bool):
+    if type(tasks) is not int or tasks not in possible:
         counts = " or ".join(map(str, possible))
-        raise InputError(f"tasks={tasks!r} contradicts the tensors, which hold {counts} tasks.")
+        raise InputError(f"tasks={shown(tasks)} contradicts the tensors, which hold {counts} tasks.")
     return tasks, finished if tasks > finished else None
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from .. import checking
 from ..errors import EideticError, ForgettingError, InputError
 from ..modes import compiled_modules
 from ..tasks.base import BaseNetwork, head_of
@@ -73,7 +74,7 @@ class Certificate:
         self.check()
         if not self.records:
             raise InputError("no task is finished, so there is nothing to certify: net.finish_task() first.")
-        certificate_file.write(_path(path), self.network, self.records, self.router, key)
+        certificate_file.write(Path(checking.path("path", path)), self.network, self.records, self.router, key)
 
     def __str__(self) -> str:
         verdict = f"{self.tasks} finished tasks: " + ("nothing was forgotten." if self.ok else "NOT what they were.")
@@ -84,7 +85,7 @@ def certify(network: BaseNetwork, against: str | Path | None = None, key: Key | 
     """See :meth:`EideticNetwork.certify`."""
     if key is not None and against is None:
         raise InputError("key belongs to a certificate file: give against=, the file, too.")
-    file = None if against is None else certificate_file.read(_path(against), key)
+    file = None if against is None else certificate_file.read(Path(checking.path("against", against)), key)
     finished, records = network.finished_tasks, network.records
 
     problems: list[str] = []
@@ -277,9 +278,3 @@ def _structure_problems(network: BaseNetwork, records: list[TaskRecord]) -> list
                     what = name.replace("_", " ") + "s"
                     problems.append(f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units.")
     return problems
-
-
-def _path(path: str | Path) -> Path:
-    if not isinstance(path, (str, Path)) or not str(path):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"a certificate is a file: give its path; got {path!r}.")
-    return Path(path)

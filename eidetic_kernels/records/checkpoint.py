@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from .. import checking
 from ..errors import CheckpointError, EideticError, InputError
 from ..files import replacing
 from ..layers import StaircaseLayer
@@ -44,12 +45,11 @@ _MOVED = {
 
 def save(network: BaseNetwork, path: str | Path) -> None:
     """See :meth:`EideticNetwork.save`. A reader sees the old file or the new one, never half of one."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    header = json.dumps(_structure(network))
-    if not isinstance(path, (str, Path)) or not str(path):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"path must name a file; got {path!r}.")
+    path = checking.path("path", path)
     if Path(path).is_dir():
         raise InputError(f"{path} is a folder; name a file in it, such as {Path(path) / 'network.safetensors'}.")
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    header = json.dumps(_structure(network))
     try:
         with replacing(path) as temporary:
             save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
@@ -59,9 +59,9 @@ def save(network: BaseNetwork, path: str | Path) -> None:
 
 def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:
     """See :meth:`EideticNetwork.load`. A ``network`` that is given serves as the architecture and is not changed."""
-    if not isinstance(path, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"path must name a file; got {path!r}.")
-    path = Path(path)
+    path = Path(checking.path("path", path))
+    if network is not None:
+        checking.instance("network", network, BaseNetwork, "a fresh EideticNetwork of the same architecture")
     header, tensors = _read(path)
     if "probe" in tensors:  # earlier versions had the same inputs for all tasks
         probe = tensors.pop("probe")

@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from ..checking import path, shown
 from ..errors import InputError
 
 ALGORITHM = "Ed25519"
@@ -60,10 +61,10 @@ def _loaded(key: Key, kind: str, loader: str, name: str, how: str) -> Any:
     if not isinstance(key, (str, Path)):
         if isinstance(key, wanted):
             return key
-        raise InputError(f"key must be a PEM file or a {kind} of cryptography; got {type(key).__name__}.")
+        raise InputError(f"key must be a PEM file or a {kind} of cryptography; got {shown(key)}.")
 
     try:
-        data = Path(key).read_bytes()
+        data = Path(path("key", key)).read_bytes()
     except OSError as error:
         raise InputError(f"the {name} key {key} cannot be read ({error}). Make one with: {how}") from error
 

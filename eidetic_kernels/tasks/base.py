@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from torch._compile import _disable_dynamo  # pyright: ignore[reportPrivateUsage]
 from torch.optim import Optimizer
 
+from ..checking import REFUSALS, first_line, shown
 from ..errors import InputError, TaskError
 from ..layers import EideticLinear, Scope, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Segments
@@ -21,6 +22,7 @@ from ..modes import evaluating
 from ..wiring import tracing
 from ..wiring.declared import SAMPLES, check_declared
 from ..wiring.groups import Group, Wiring
+from .checks import an_optimizer
 from .foreign import freeze_foreign
 from .joining import check_joining, join_layers
 from .probes import Probes
@@ -209,9 +211,9 @@ class BaseNetwork(nn.Module):
         """
         self._check_input(x)
         wiring = self.wiring
-        live_only = task == LIVE and self._scope.live_only
-        if task is not None and not live_only and not 0 <= task < self.finished_tasks:
-            raise TaskError(f"task {task!r} is not one of the {self.finished_tasks} finished tasks.")
+        live_only = self._scope.live_only and type(task) is int and task == LIVE
+        if task is not None and not live_only and (type(task) is not int or not 0 <= task < self.finished_tasks):
+            raise TaskError(f"task {shown(task)} is not one of the {self.finished_tasks} finished tasks.")
         if live_only and x.requires_grad:
             raise InputError(
                 "the input requires grad, but cached frozen features have none. Turn the cache off or detach the input."
@@ -220,13 +222,13 @@ class BaseNetwork(nn.Module):
         if self._declared_unchecked and task is None:
             self._check_declared(x)
         self._derive(task)
-        with self._scope.running(task, x.requires_grad), self._statistics_kept_on_error(x):
+        with self._scope.running(task, x.requires_grad), self._refusals_explained(x):
             compiled = compiled and task in (None, LIVE)
             features = cast(Tensor, super().__call__(x)) if compiled else _as_python(self, x)  # pyright: ignore[reportUnknownMemberType]
         columns = sum(source.columns(task) for source in wiring.features)
-        if features.dim() != 2 or features.shape[1] != columns:
+        if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != columns:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
-                f"forward returned features of shape {list(features.shape)} where [N, {columns}] was expected. "
+                f"forward must return features, a tensor [N, {columns}]; it returned {shown(features)}. "
                 "Does the input have the size the network was built for?"
             )
 
@@ -249,6 +251,8 @@ class BaseNetwork(nn.Module):
     @contextmanager
     def changing(self, optimizer: Optimizer | None = None, *written: Tensor) -> Generator[None, None, None]:
         """For calls that change structure: one thread at a time, all or nothing; see :func:`~.transaction.atomic`."""
+        if optimizer is not None:
+            an_optimizer(optimizer)
         with self._one_thread.held(), atomic(self, optimizer, *written):
             yield
 
@@ -312,15 +316,15 @@ class BaseNetwork(nn.Module):
                     "router choose (net.predict(x)), or call prepare_for_task first."
                 )
             task = current
-        if task == current:
+        if type(task) is int and task == current:
             self.live_head  # noqa: B018  raises while the task has no head
             return task, LIVE if self._scope.live_only else None
 
-        if not isinstance(task, int) or not 0 <= task < finished:  # pyright: ignore[reportUnnecessaryIsInstance]
+        if type(task) is not int or not 0 <= task < finished:
             raise TaskError(
-                f"task {task!r} is unknown: finished tasks are 0..{finished - 1}."
+                f"task {shown(task)} is unknown: finished tasks are 0..{finished - 1}."
                 if finished
-                else f"task {task!r} is unknown: no task is finished."
+                else f"task {shown(task)} is unknown: no task is finished."
             )
         if self.training:
             raise TaskError(f"task {task} is finished; recalling it needs evaluation mode: call net.eval() first.")
@@ -328,7 +332,7 @@ class BaseNetwork(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"the input must be a tensor, got {type(x).__name__}.")
+            raise InputError(f"the input must be a tensor [N, ...]; got {shown(x)}.")
         if x.dim() == 0 or not len(x):
             raise InputError(f"the input must hold at least one sample, [N, ...]; got shape {list(x.shape)}.")
         if not x.is_floating_point():
@@ -344,20 +348,38 @@ class BaseNetwork(nn.Module):
                 layer.derived(task)
 
     @contextmanager
-    def _statistics_kept_on_error(self, x: Tensor) -> Generator[None, None, None]:
-        """Put running statistics back if a layer refuses the input: the layers before it have already moved theirs.
+    def _refusals_explained(self, x: Tensor) -> Generator[None, None, None]:
+        """If the pass refuses the input: put running statistics back, and say in words of the input what torch says.
 
-        Only an input unlike the last one that went through can be refused, so only then is a copy taken.
+        The layers before the one that refuses it have already moved theirs. Only an input unlike the last one that went
+        through can be refused, so only then is a copy taken.
         """
         known = self.input_shape == tuple(x.shape[1:]) and len(x) > 1
         norms = [] if known or not self.training else [norm for group in self.groups for norm in group.norms.values()]
         copies = [(buffer, buffer.clone()) for norm in norms for _, buffer in norm.named_buffers(recurse=False)]
         try:
             yield
-        except Exception:
+        except Exception as error:
             for buffer, copy in copies:
                 buffer.copy_(copy)
+            if type(error) in REFUSALS and not self._takes(x):
+                raise InputError(
+                    f"forward cannot compute on {shown(x)} on {x.device} ({type(error).__name__}: "
+                    f"{first_line(error)}). {self._taken()}"
+                ) from error
             raise
+
+    def _takes(self, x: Tensor) -> bool:
+        """Whether ``x`` is like inputs that went through, in all but its numbers."""
+        like = next(layer for _, layer in self.segmented_layers() if isinstance(layer, StaircaseLayer)).weight
+        alike = (x.dtype, x.device, x.layout) == (like.dtype, like.device, torch.strided)
+        return alike and self.input_shape == tuple(x.shape[1:])
+
+    def _taken(self) -> str:
+        """What is known of the inputs that the network takes, as a sentence."""
+        like = next(layer for _, layer in self.segmented_layers() if isinstance(layer, StaircaseLayer)).weight
+        shape = "..." if self.input_shape is None else ", ".join(map(str, self.input_shape))
+        return f"The network takes [N, {shape}] of {like.dtype} on {like.device}."
 
 
 @_disable_dynamo

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
-from ..checking import nearest
+import numpy as np
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ..checking import explained, flag, instance, known_names, require, shown
 from ..errors import CapacityError, InputError
 from ..wiring.groups import Group
+
+# What can be iterated over, and never gives batches.
+_NO_BATCHES: tuple[type, ...] = (str, bytes, Mapping, Tensor, np.ndarray, np.generic)
 
 
 def choices(forward_transfer: bool | Mapping[str, bool], names: Sequence[str]) -> dict[str, bool]:
     """Forward transfer for each of ``names``, from one choice for all or a choice by name.
 
-    Names that are not given transfer. Raises InputError for an unknown name.
+    Names that are not given transfer. Raises InputError for an unknown name, and for what is no choice.
     """
-    check_names(forward_transfer, names, "layer")
+    known_names(forward_transfer, names, "layer")
     if isinstance(forward_transfer, Mapping):
-        return {name: bool(forward_transfer.get(name, True)) for name in names}
-    return dict.fromkeys(names, bool(forward_transfer))
+        return {name: flag(f"forward_transfer of {name}", forward_transfer.get(name, True)) for name in names}
+    return dict.fromkeys(names, flag("forward_transfer", forward_transfer))
 
 
 def cap_units(group: Group, free: int, max_units: int | float | Mapping[str, int | float] | None) -> int:
@@ -53,13 +61,43 @@ def count_or_share(name: str, value: object) -> int | float:
         return value
     raise InputError(
         f"{name} must be a count of units (an int, 0 or more) or a share of the width (a float in [0, 1]); got "
-        f"{value!r}."
+        f"{shown(value)}."
     )
 
 
-def check_names(given: Mapping[str, object] | float | None, known: Sequence[str], kind: str) -> None:
-    """Raise InputError where ``given`` is a mapping with a key that is not among ``known``; ``kind`` says what of."""
-    unknown = [name for name in given if name not in known] if isinstance(given, Mapping) else []
-    if unknown:
-        hint = nearest(unknown[0], known)
-        raise InputError(f"unknown {kind} {', '.join(map(repr, unknown))}{hint}; there are: {', '.join(known)}.")
+def an_optimizer(optimizer: object) -> Optimizer:
+    """``optimizer`` as it is, if it is one of torch's. Raises InputError."""
+    return instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer, made from net.parameters()")
+
+
+def pairs(name: str, loader: object) -> Iterable[tuple[Tensor, Tensor]]:
+    """The batches of ``loader``, one pass of it, as they come. Raises InputError for what is no pair of tensors."""
+    walked = hasattr(type(loader), "__iter__") or hasattr(type(loader), "__getitem__")
+    fits = walked and not isinstance(loader, _NO_BATCHES)
+    require(fits, f"{name} must be an iterable of (x, y) batches, such as a DataLoader", loader)
+    return _pairs(name, cast("Iterable[object]", loader))
+
+
+def _pairs(name: str, loader: Iterable[object]) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in loader:
+        given = tuple(cast("Sequence[object]", batch)) if isinstance(batch, (tuple, list)) else (batch,)
+        if len(given) != 2 or not all(isinstance(each, Tensor) for each in given):
+            found = ", ".join(map(shown, given))
+            raise InputError(
+                f"{name} must give pairs (x, y) of tensors; it gave {found}. Numbers and arrays become tensors by "
+                "torch.as_tensor."
+            )
+        x, y = cast("Sequence[Tensor]", given)
+        yield x, y
+
+
+def mean_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:
+    """``loss(logits, y)``. Raises InputError, with both, where that is refused or is no number with a gradient."""
+    with explained(
+        f"loss cannot compare logits {list(logits.shape)} with labels, {shown(y)}; for cross-entropy they are class "
+        f"indices, int64 [N] in 0..{logits.shape[1] - 1}"
+    ):
+        value = loss(logits, y)
+    if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"loss must return the mean loss of a batch, one number with a gradient; got {shown(value)}.")
+    return value

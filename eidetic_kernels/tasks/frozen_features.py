@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checking import whole_number
+from ..checking import instance, shown, whole_number
 from ..errors import InputError, TaskError
 from ..layers import CONVOLUTIONS, EideticBatchNorm, EideticLinear, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Fixed, Span, without
@@ -84,7 +84,10 @@ class FrozenFeatures:
     """
 
     def __init__(self, network: BaseNetwork, samples: int, limit: int | None = None):
+        instance("network", network, BaseNetwork, "an EideticNetwork")
         self.samples = whole_number("samples", samples, 1, unit="samples of the data set")
+        if limit is not None:
+            limit = whole_number("limit", limit, unit="bytes")
         head = network.live_head  # raises while no task with a head is in training
         self.network, self.task, self.limit = network, network.current_task, limit
         self.off = why_not(network)
@@ -119,7 +122,8 @@ class FrozenFeatures:
             rows: int64 [N], indices into the data set, on any device. None will do where nothing frozen is read.
 
         Raises:
-            InputError: the batch has another length than ``rows``, or ``rows`` is None and frozen units are read.
+            InputError: the batch has another length than ``rows``, ``rows`` are no indices of samples, or None and
+                frozen units are read.
             TaskError: another task is in training by now.
         """
         if self.network.current_task != self.task:
@@ -129,10 +133,23 @@ class FrozenFeatures:
         if self.off is not None or self.network.unchecked:  # the first pass makes another one, of a few samples
             yield
             return
-        if rows is None and self.reads:
-            raise InputError("rows must hold the index of each sample in the batch, int64 [N]; got None.")
-        with ExitStack() as stack:
-            yield from self._pass(stack, None if rows is None else rows.to(self.readers[-1].weight.device))
+        if rows is None and not self.reads:
+            with ExitStack() as stack:
+                yield from self._pass(stack, None)
+            return
+
+        if not isinstance(rows, Tensor) or rows.dtype != torch.long or rows.dim() != 1:
+            raise InputError(f"rows must hold the index of each sample in the batch, int64 [N]; got {shown(rows)}.")
+        try:
+            with ExitStack() as stack:
+                yield from self._pass(stack, rows.to(self.readers[-1].weight.device))
+        except (IndexError, RuntimeError) as error:
+            if len(rows) and (int(rows.min()) < 0 or int(rows.max()) >= self.samples):
+                raise InputError(
+                    f"rows must be indices of the {self.samples} samples, 0..{self.samples - 1}; got "
+                    f"{int(rows.min())}..{int(rows.max())}."
+                ) from error
+            raise
 
     def _pass(self, stack: ExitStack, rows: Tensor | None) -> Generator[None, None, None]:
         """An ordinary pass that fills or verifies the cache, or a pass of live units beside it."""

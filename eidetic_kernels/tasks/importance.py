@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from ..checking import one_of
+from ..checking import known_names, one_of, shown
 from ..errors import InputError
 from ..layers import StaircaseLayer
 from ..modes import evaluating
 from ..wiring.groups import Group
 from .base import BaseNetwork
-from .checks import check_names
+from .checks import mean_loss
 
 IMPORTANCES = ("l1", "l2", "taylor", "random", "hybrid")
 NORMS = {1: "l1", 2: "l2", "1": "l1", "2": "l2"}  # norms may be given by number
@@ -110,12 +110,14 @@ def taylor_scores(network: nn.Module, groups: Sequence[Group], data: Batches, lo
 
     handles = [layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()]
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not parameters:
+        raise InputError("taylor importance needs gradients, and no live parameter requires one: use importance='l2'.")
     device = parameters[0].device
     try:
         with evaluating(network), torch.enable_grad():
             for x, y in data:
                 batch = len(x)
-                value = loss(network(x.to(device)), y.to(device))
+                value = mean_loss(loss, network(x.to(device)), y.to(device))
                 torch.autograd.grad(value, parameters, allow_unused=True)
                 samples += batch
     finally:
@@ -143,13 +145,12 @@ def grain_scores(scores: Tensor, grain: int, importance: str) -> Tensor:
 
 def _checked(groups: Sequence[Group], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scores by group name that a user gave. Raises InputError where they do not fit the groups."""
-    check_names(given, [group.name for group in groups], "unit group")
+    known_names(given, [group.name for group in groups], "unit group")
     for group in groups:
         live, scores = group.segments.live, given.get(group.name)
         if not isinstance(scores, Tensor) or scores.shape != (live,) or not torch.isfinite(scores).all():
-            found = type(scores).__name__ if not isinstance(scores, Tensor) else f"a tensor {list(scores.shape)}"
             raise InputError(
                 f"scores for {group.name} must be a tensor of finite numbers, one for each of its {live} live units; "
-                f"got {found}."
+                f"got {shown(scores)}."
             )
     return dict(given)

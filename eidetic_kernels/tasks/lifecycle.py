@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.optim import Optimizer
 
-from ..checking import whole_number
+from ..checking import LARGEST, known_names, whole_number
 from ..errors import CapacityError, TaskError
 from ..layers.succession import retire
 from ..layout import Segments
@@ -45,7 +45,7 @@ def plan_next(
 ) -> Beginning:
     """Check what :meth:`EideticNetwork.prepare_for_task` is given. Nothing changes: :func:`begin` does that."""
     training = network.current_task is not None
-    expected = network.finished_tasks + training
+    expected, t = network.finished_tasks + training, whole_number("t", t, -LARGEST)
     if t != expected:
         raise TaskError(
             f"prepare_for_task({t}) is out of order: "
@@ -55,13 +55,13 @@ def plan_next(
     if num_classes is not None:
         whole_number("num_classes", num_classes, 1)
     if optimizer is not None:
-        check_current(optimizer, network.parameters())
+        check_current(checks.an_optimizer(optimizer), network.parameters())
 
     transfer = checks.choices(forward_transfer, [*transferring(network.segmented_layers()), "head"])
     freed = [group.segments.live if t == 0 else group.segments.free for group in network.groups]
     if training:
         freed = [group.segments.free - group.segments.live for group in network.groups]
-    checks.check_names(max_units, [group.name for group in network.groups], "unit group")
+    known_names(max_units, [group.name for group in network.groups], "unit group")
     live = tuple(checks.cap_units(group, free, max_units) for group, free in zip(network.groups, freed))
     _check_disjoint(network, transfer, live)
 
@@ -103,7 +103,7 @@ def add_head(network: BaseNetwork, num_classes: int) -> None:
     t = network.current_task
     if t is None or len(network.heads) > t:
         raise TaskError("a head can be added once, to a task that is in training.")
-    whole_number("num_classes", num_classes, 1)
+    num_classes = whole_number("num_classes", num_classes, 1)
 
     segments = Segments(num_classes, frozen=(0,) * t)
     head = network.make_head(segments, (True,) * t + (network.head_forward_transfer,))
@@ -157,23 +157,22 @@ def check_finishable(network: BaseNetwork) -> None:
 
 def align(network: BaseNetwork, multiple: int | Mapping[str, int]) -> None:
     """See :meth:`EideticNetwork.align`."""
-    checks.check_names(multiple, [group.name for group in network.groups], "unit group")
+    known_names(multiple, [group.name for group in network.groups], "unit group")
     given = multiple if isinstance(multiple, Mapping) else {group.name: multiple for group in network.groups}
-    for name, units in given.items():
-        whole_number(f"multiple for {name}", units, 1, unit="units")
+    wanted = {name: whole_number(f"multiple for {name}", units, 1, unit="units") for name, units in given.items()}
     for group in network.groups:
-        if group.name in given:
-            group.segments.align(given[group.name])
+        if group.name in wanted:
+            group.segments.align(wanted[group.name])
 
 
 def widen(network: BaseNetwork, width: int | Mapping[str, int]) -> None:
     """See :meth:`EideticNetwork.widen`."""
-    checks.check_names(width, [group.name for group in network.groups], "unit group")
-    wanted = [
+    known_names(width, [group.name for group in network.groups], "unit group")
+    given = [
         width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width for group in network.groups
     ]
+    wanted = [whole_number(f"width for {group.name}", each, unit="units") for group, each in zip(network.groups, given)]
     for group, units in zip(network.groups, wanted):
-        whole_number(f"width for {group.name}", units, unit="units")
         if units < group.segments.width:
             raise CapacityError(
                 f"{group.name} cannot shrink from {group.segments.width} to {units} units; give a larger width."

@@ -7,19 +7,20 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..errors import RouterError
+from ..checking import flag, one_of, shown
+from ..errors import InputError, RouterError
 from ..layout import prefix
 from ..modes import evaluating
 from ..ops.staircase import read
 from . import routing
 from .base import BaseNetwork
-from .routing import Prediction, Router
+from .routing import RULES, Prediction, Router
 
 
 @torch.no_grad()
 def predictions(network: BaseNetwork, x: Tensor, rules: Iterable[str]) -> dict[str, Prediction]:
     """See :meth:`EideticNetwork.predictions`."""
-    tasks, rules = network.finished_tasks, tuple(rules)
+    tasks, rules = network.finished_tasks, _known_rules(rules)
     if tasks == 0:
         raise RouterError("no task is finished, so there is nothing to route to: train a task first.")
     router = _router(network, rules)
@@ -41,10 +42,17 @@ def routing_features(
     network: BaseNetwork, x: Tensor, layers: bool = False, inputs: bool = False
 ) -> tuple[Tensor, Tensor]:
     """See :meth:`EideticNetwork.routing_features`."""
-    features, captured = _features_and_layers(network, x, layers)
-    if inputs:
+    features, captured = _features_and_layers(network, x, flag("layers", layers))
+    if flag("inputs", inputs):
         captured.append(x.flatten(1).to(features.dtype))
     return features, torch.cat([features, *captured], 1) if captured else features
+
+
+def _known_rules(rules: Iterable[str]) -> tuple[str, ...]:
+    """The rules' names. Raises InputError for what is none."""
+    if not isinstance(rules, Iterable) or isinstance(rules, (str, Tensor)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InputError(f"rules must be a list of rules, each one of {', '.join(RULES)}; got {shown(rules)}.")
+    return tuple(one_of("rule", rule, RULES) for rule in rules)
 
 
 def _router(network: BaseNetwork, rules: tuple[str, ...]) -> Router | None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..checking import one_of, share
+from ..checking import function, instance, one_of, share, shown
 from ..errors import InputError, TaskError
 from ..layout import Segments
 from ..wiring.groups import Group
 from .base import BaseNetwork
-from .checks import count_or_share
+from .checks import count_or_share, pairs
 from .importance import Batches, Loss, grain_scores, scores_of
 from .optimizer_state import adopt, check_current
 
@@ -98,6 +98,11 @@ def plan(
     one_of("of", amount.of, COUNTED)
     count_or_share("keep_at_least", amount.keep_at_least)
     one_of("across_layers", across_layers, (None, True, False))
+    function("loss", loss, "a function of logits and labels")
+    if data is not None:
+        data = pairs("data", data)
+    if generator is not None:
+        instance("generator", generator, torch.Generator, "a torch.Generator")
 
     name, scores = scores_of(network, importance, data, loss, generator)
     if across_layers is not None and name == "hybrid":
@@ -107,6 +112,7 @@ def plan(
 
 def apply(network: BaseNetwork, plan: PruningPlan, optimizer: Optimizer | None = None) -> None:
     """See :meth:`EideticNetwork.apply_plan`."""
+    instance("plan", plan, PruningPlan, "a PruningPlan, made by net.plan_pruning(...)")
     by_name = {group.name: group for group in network.groups}
     if optimizer is not None:
         check_current(optimizer, network.parameters())
@@ -117,7 +123,7 @@ def apply(network: BaseNetwork, plan: PruningPlan, optimizer: Optimizer | None =
                 "(net.plan_pruning)."
             )
         segments = by_name[part.name].segments
-        keep = cast("list[int]", part.keep.tolist())  # pyright: ignore[reportUnknownMemberType]  torch lacks its type
+        keep = _kept(part)
         if not segments.keeps_whole(keep):
             raise InputError(
                 f"the plan keeps parts of grains: {part.name} has units that live together in runs of "
@@ -129,6 +135,18 @@ def apply(network: BaseNetwork, plan: PruningPlan, optimizer: Optimizer | None =
             network.cut_group(by_name[part.name], part.keep)
     if optimizer is not None:
         adopt(network, optimizer)
+
+
+def _kept(part: GroupPlan) -> list[int]:
+    """The indices that a plan keeps. Raises InputError for what are no live units in ascending order."""
+    right = isinstance(part.keep, Tensor) and part.keep.dtype == torch.long and part.keep.dim() == 1  # pyright: ignore[reportUnnecessaryIsInstance]
+    keep = cast("list[int]", part.keep.tolist()) if right else [-1]  # pyright: ignore[reportUnknownMemberType]  torch lacks its type
+    if any(a >= b for a, b in zip([-1, *keep], [*keep, part.live])):
+        raise InputError(
+            f"the plan must keep live units of {part.name} by their indices, int64 in 0..{part.live - 1}, ascending; "
+            f"it has {shown(part.keep)}."
+        )
+    return keep
 
 
 def make_plan(

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checking import one_of
 from ..errors import InputError, RouterError
 from ..layers import SegmentedLayer
 from ..wiring.groups import Group
@@ -122,7 +121,7 @@ class Router(nn.Module):
         """Task scores [N, tasks] from what the router reads of the network, ``features`` [N, columns or more].
 
         ``x`` is the network's input; only convolutions look at it. Raises InputError where it is no image that they can
-        read.
+        read, and for fewer columns than the router was trained on. Columns of later features are left out.
         """
         if self.convolutions is None:
             return of_tasks(self._scores(features), self.classes)
@@ -170,10 +169,16 @@ class Router(nn.Module):
         return router
 
     def _scores(self, features: Tensor) -> Tensor:
+        reads = self.weight.shape[1] if self.hidden_weight is None else self.hidden_weight.shape[1]
+        if features.shape[1] < reads or (features.shape[1] > reads and (self.layers or self.inputs)):
+            raise InputError(
+                f"the router reads {reads} columns and was given {features.shape[1]}: is the input of the size that it "
+                "was trained on?"
+            )
+        features = features[:, :reads]
         if self.hidden_weight is not None:
-            features = features[:, : self.hidden_weight.shape[1]]
             features = F.linear(features, self.hidden_weight, self.hidden_bias).relu()
-        return F.linear(features[:, : self.weight.shape[1]], self.weight, self.bias)
+        return F.linear(features, self.weight, self.bias)
 
 
 def of_tasks(scores: Tensor, classes: Sequence[int] | None) -> Tensor:
@@ -224,10 +229,8 @@ def task_scores(rule: str, logits: Sequence[Tensor], router_logits: Tensor | Non
         router_logits: [N, tasks] of the task classifier; None will do for rules that need none.
 
     Raises:
-        InputError: an unknown rule.
         RouterError: the rule needs ``router_logits``, and there are none.
     """
-    one_of("rule", rule, RULES)
     if rule in NEED_ROUTER:
         if router_logits is None:
             raise RouterError(f"the rule {rule!r} needs the router's scores; got none. Use rule='entropy' instead.")

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..checking import instance
 from ..errors import TaskError
-from ..layers import SegmentedLayer
+from ..layers import SegmentedLayer, StaircaseLayer
 from ..layers.succession import replace
 from .base import BaseNetwork
+from .checks import an_optimizer
 from .optimizer_state import adopt, check_current
 
 
@@ -40,6 +42,7 @@ def take(network: BaseNetwork, optimizer: Optimizer | None) -> Snapshot:
         raise TaskError("no task is in training, so nothing is live: call prepare_for_task first.")
     state = None
     if optimizer is not None:
+        optimizer = an_optimizer(optimizer)
         names = {id(parameter): name for name, parameter in network.named_parameters()}
         state = {
             names[id(parameter)]: {key: _copy(value) for key, value in entry.items()}
@@ -53,16 +56,19 @@ def take(network: BaseNetwork, optimizer: Optimizer | None) -> Snapshot:
 
 def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | None) -> None:
     """See :meth:`EideticNetwork.restore`."""
+    instance("snapshot", snapshot, Snapshot, "a Snapshot, made by net.snapshot()")
     current = network.current_task
     if current is None or snapshot.task != current:
         now = "no task" if current is None else f"task {current}"
         raise TaskError(f"the snapshot was taken of task {snapshot.task}, but {now} is in training.")
     if (f"heads.{current}.weight" in snapshot.tensors) != (len(network.heads) > current):
         raise TaskError("the snapshot was taken before the task's head was added; take snapshots after it.")
+    if snapshot.tensors.keys() != {f"{path}.{name}" for path, name, _, _ in all_live(network)}:
+        raise TaskError("the snapshot was taken of another network: it holds tensors of other layers.")
     if optimizer is not None:
         check_current(optimizer, network.parameters())
 
-    for group, live in zip(network.groups, snapshot.live):
+    for group, live in zip(network.groups, snapshot.live, strict=True):
         group.segments.recycle(live)
     for path, name, layer, tensor in all_live(network):
         saved = snapshot.tensors[f"{path}.{name}"]
@@ -73,6 +79,8 @@ def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | Non
             setattr(layer, name, replace(tensor, saved.clone()))
         else:
             setattr(layer, name, saved.clone())
+    for path, layer in network.segmented_layers():
+        _check_fits(path, layer)
 
     if optimizer is not None:
         if snapshot.optimizer is not None:  # what there is need not be cut
@@ -84,6 +92,18 @@ def restore(network: BaseNetwork, snapshot: Snapshot, optimizer: Optimizer | Non
                 optimizer.state.pop(parameter, None)
                 if name in snapshot.optimizer:
                     optimizer.state[parameter] = {k: _copy(v) for k, v in snapshot.optimizer[name].items()}
+
+
+def _check_fits(path: str, layer: SegmentedLayer) -> None:
+    """Raise TaskError where a layer's live weight is not of the size that the unit groups now have."""
+    if not isinstance(layer, StaircaseLayer):
+        return
+    live, held = layer.staircase().live, layer.weight.shape[:2]
+    if live is not None and held != (live.rows, live.columns):
+        raise TaskError(
+            f"the snapshot was taken of another network: {path}.weight is [{live.rows}, {live.columns}] here, and "
+            f"{list(held)} in the snapshot."
+        )
 
 
 def live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:

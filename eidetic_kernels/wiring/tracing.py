@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 from torch.fx.proxy import Attribute
 
+from ..checking import shown
 from ..errors import ConversionError
 from ..layers import (
     CONVOLUTIONS,
@@ -112,8 +113,15 @@ def declare(network: nn.Module, connections: dict[str, str | tuple[str, ...]]) -
 
 def _read(builder: Builder, connections: dict[str, str | tuple[str, ...]]) -> Wiring:
     values: dict[str, Value] = {"input": INPUT}
+    if not isinstance(connections, Mapping):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ConversionError(f"connections() must return a dict, of what each layer reads; got {shown(connections)}.")
     for path, read in connections.items():
-        names = (read,) if isinstance(read, str) else tuple(read)
+        names = (read,) if isinstance(read, str) else tuple(read) if isinstance(read, (tuple, list)) else ()
+        if not names or not all(isinstance(name, str) for name in (path, *names)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConversionError(
+                f"connections() must say for each layer's path what it reads, a path or a tuple of paths; got "
+                f"{shown(path)}: {shown(read)}."
+            )
         for name in names:
             if name not in values:
                 raise ConversionError(

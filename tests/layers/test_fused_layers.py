@@ -222,9 +222,9 @@ def test_the_running_statistics_of_the_part_move():
 def test_errors_of_the_norm():
     with pytest.raises(InputError, match="norm has 7 channels and the layer 8 units"):
         ek.EideticLinear(5, 8, norm=ek.EideticBatchNorm1d(7))
-    with pytest.raises(InputError, match="must be a fresh EideticBatchNorm1d, got EideticBatchNorm2d"):
+    with pytest.raises(InputError, match="must be a fresh EideticBatchNorm1d; got EideticBatchNorm2d"):
         ek.EideticLinear(5, 8, norm=ek.EideticBatchNorm2d(8))
-    with pytest.raises(InputError, match="must be a fresh EideticBatchNorm2d, got BatchNorm2d"):
+    with pytest.raises(InputError, match="must be a fresh EideticBatchNorm2d; got BatchNorm2d"):
         ek.EideticConv2d(5, 8, 3, norm=nn.BatchNorm2d(8))
     used = ek.EideticBatchNorm1d(8)
     ek.EideticLinear(5, 8, norm=used)
@@ -244,7 +244,7 @@ def test_what_a_convolution_with_its_norm_refuses_changes_nothing(training):
     x = torch.randn(2, 2, 5, 5)
     before = copy.deepcopy(layer.state_dict())
     for images, residual, message in (
-        (x, torch.randn(2, 4, 5, 5), r"residual shaped as its input, \[2, 4, 3, 3\]; got \[2, 4, 5, 5\]"),
+        (x, torch.randn(2, 4, 5, 5), r"residual shaped as its input, \[2, 4, 3, 3\]; got a tensor \[2, 4, 5, 5\]"),
         (x[:, :, :2], None, "kernel larger than its input of 2 x 5 pixels"),
         (x[:, :1], None, "expects an input of shape"),
         *([(x[:1, :, :3, :3], None, "more than one value per channel")] if training else []),

@@ -450,7 +450,7 @@ def test_constructor_errors():
         4,
         activation="tanh",
     )
-    raising(InputError, "width must be a whole number of units", ek.EideticLinear, 4, 2.5)
+    raising(InputError, "out_features must be a whole number of units", ek.EideticLinear, 4, 2.5)
 
 
 def test_input_shape_errors():

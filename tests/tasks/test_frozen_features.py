@@ -353,11 +353,13 @@ def test_a_layer_that_looks_at_all_units_is_named_and_passes_are_ordinary():
 
 
 class Elsewhere(torch.Tensor):
-    """Indices on another device: all that can be done with them is to bring them to the network's, or count them."""
+    """Indices on another device: they can be brought to the network's, counted and described, and not looked at."""
+
+    allowed = (torch.Tensor.to, torch.Tensor.__len__, torch.Tensor.dim, torch.Tensor.dtype.__get__)
 
     @classmethod
     def __torch_function__(cls, function, types, args=(), kwargs=None):
-        assert function in (torch.Tensor.to, torch.Tensor.__len__), f"{function} read indices where they lay"
+        assert function in cls.allowed, f"{function} read indices where they lay"
         with torch._C.DisableTorchFunctionSubclass():
             result = function(*args, **(kwargs or {}))
             return result.as_subclass(torch.Tensor) if isinstance(result, torch.Tensor) else result

@@ -56,9 +56,9 @@ def test_scores_are_what_the_rule_says(rule):
 
 def test_a_rule_that_is_none_is_refused():
     with pytest.raises(InputError, match="rule must be one of learned, joint, entropy, .*; got 'x'"):
-        task_scores("x", [torch.zeros(1, 2)], None)
-    with pytest.raises(InputError, match="got 'x'"):
         finished(2).predict(torch.randn(2, 6), rule="x")
+    with pytest.raises(InputError, match=r"got 'entropi' \(did you mean 'entropy'\?\)"):
+        finished(2).predictions(torch.randn(2, 6), ["energy", "entropi"])
 
 
 def test_the_chosen_task_s_head_answers_and_shorter_heads_are_padded():

@@ -6,6 +6,7 @@ from typing import NoReturn
 
 from torch import fx
 
+from ...checking import instance
 from ..values import INPUT, Constant, Input, Units, Unowned, Value
 from .step import Rule, Step
 
@@ -67,7 +68,8 @@ def _held(step: Step, constant: Constant, value: Input | Units, argument: fx.Nod
 
 
 def refuses(reason: str) -> Rule:
-    """A rule that refuses its operation, and says why."""
+    """A rule that refuses its operation, and says why. Raises InputError for a reason that is no text."""
+    instance("reason", reason, str, "the words that say why")
 
     def refuse(step: Step) -> NoReturn:
         step.refuse(reason)

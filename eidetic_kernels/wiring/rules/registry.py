@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ...checking import function, shown
 from ...errors import InputError
 from ...layers import SegmentedLayer
 from .step import Rule, Step
@@ -37,8 +38,7 @@ def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule
 
     Raises InputError when ``target`` or ``rule`` is none of these.
     """
-    if not callable(rule):
-        raise InputError(f"a rule is a function of a step, such as ek.rules.passes; got {rule!r}.")
+    function("rule", rule, "a function of a step, such as ek.rules.passes")
     if isinstance(target, type) and issubclass(target, nn.Module):
         MODULES[target] = rule
     elif isinstance(target, str):
@@ -46,9 +46,7 @@ def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule
     elif callable(target) and not isinstance(target, type):
         FUNCTIONS[target] = rule
     else:
-        raise InputError(
-            f"a rule is registered for a module class, a function, or a tensor method's name; got {target!r}."
-        )
+        raise InputError(f"target must be a module class, a function, or a tensor method's name; got {shown(target)}.")
 
 
 def rule_of(step: Step) -> Rule | None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from eidetic_kernels.checking import whole_number
+from eidetic_kernels.checking import flag, instance, real_number, require, shown, whole_number
 from eidetic_kernels.errors import InputError
 
 
@@ -32,13 +32,10 @@ class Augmentation:
     resized_crop: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        flag("flip", self.flip)
         whole_number("crop_padding", self.crop_padding, unit="pixels")
         if self.resized_crop is not None:
-            low, high = self.resized_crop
-            if not 0 < low <= high <= 1:
-                raise InputError(
-                    f"resized_crop must be (low, high) with 0 < low <= high <= 1; got {self.resized_crop}."
-                )
+            _check_areas(self.resized_crop)
             if self.crop_padding:
                 raise InputError("both crop_padding and resized_crop are given: choose one, each cuts a window.")
 
@@ -51,8 +48,10 @@ class Augmentation:
 
         ``generator`` is on the images' device; None draws from torch's own. Raises InputError for another shape.
         """
-        if images.ndim != 4:
-            raise InputError(f"augmentation works on images [B, C, H, W]; got shape {list(images.shape)}.")
+        if not isinstance(images, Tensor) or images.ndim != 4:
+            raise InputError(f"augmentation works on images [B, C, H, W]; got {shown(images)}.")
+        if generator is not None:
+            instance("generator", generator, torch.Generator, "a torch.Generator on the images' device")
         if not self:
             return images
         if self.resized_crop is not None:
@@ -98,3 +97,13 @@ class Augmentation:
         theta[:, 0, 2], theta[:, 1, 2] = centre_x, centre_y
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         return F.grid_sample(images.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def _check_areas(given: object) -> None:
+    """Raise InputError unless ``given`` is (low, high), each a share of the area."""
+    try:
+        low, high = (real_number("", each, above=0.0, most=1.0) for each in given)  # pyright: ignore[reportGeneralTypeIssues]
+        right = low <= high
+    except (TypeError, ValueError):
+        right = False
+    require(right, "resized_crop must be (low, high) with 0 < low <= high <= 1", given)

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from eidetic_kernels.checking import whole_number
+from eidetic_kernels.checking import a_device, instance, real_number, require, shown, whole_number
 from eidetic_kernels.errors import InputError
 
 
@@ -18,9 +18,9 @@ def check_labels(labels: Tensor, rows: int, classes: int | None, what: str = "la
 
     classes: None where it is unknown. what: how messages name the labels.
     """
-    if not isinstance(labels, Tensor):
+    if not isinstance(labels, Tensor) or labels.is_meta:
         raise InputError(
-            f"{what} must be a torch.Tensor, got {type(labels).__name__}. Convert with torch.as_tensor(...)."
+            f"{what} must be a torch.Tensor that holds numbers; got {shown(labels)}. Convert with torch.as_tensor(...)."
         )
     if labels.dtype != torch.int64:
         raise InputError(f"{what} have dtype {labels.dtype}, expected torch.int64. Convert with .long().")
@@ -63,9 +63,7 @@ class ImageSet:
     def __post_init__(self) -> None:
         images = self.images
         if not isinstance(images, Tensor):
-            raise InputError(
-                f"images must be a torch.Tensor, got {type(images).__name__}. Convert with torch.as_tensor(...)."
-            )
+            raise InputError(f"images must be a torch.Tensor; got {shown(images)}. Convert with torch.as_tensor(...).")
         if images.ndim != 4:
             raise InputError(
                 f"images have shape {list(images.shape)}, expected [N, C, H, W]. "
@@ -77,7 +75,7 @@ class ImageSet:
                 "Convert with .to(torch.uint8) or .float()."
             )
 
-        whole_number("classes", self.classes, least=1)
+        whole_number("classes", self.classes, 1, 2**63)  # labels may be any
         check_labels(self.labels, images.shape[0], self.classes)
         if 0 in images.shape:
             raise InputError(f"images have shape {list(images.shape)}, expected no dimension of size 0.")
@@ -96,7 +94,8 @@ class ImageSet:
 
     def to(self, device: torch.device | str) -> ImageSet:
         """The same set on ``device``; the set itself if it is there already."""
-        if self.images.device == torch.device(device):
+        device = a_device(device)
+        if self.images.device == device:
             return self
         return ImageSet(self.images.to(device), self.labels.to(device), self.classes)
 
@@ -118,12 +117,23 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
+    def __post_init__(self) -> None:
+        for name, least in (("mean", None), ("std", 0.0)):
+            values = instance(name, getattr(self, name), (tuple, list), "a tuple of numbers, one for each channel")
+            numbers = tuple(real_number(f"{name} of a channel", each, above=least) for each in values)
+            object.__setattr__(self, name, numbers)
+        require(len(self.mean) == len(self.std), f"std must be {len(self.mean)} numbers, as mean is", self.std)
+
     @classmethod
     def of(cls, images: Tensor) -> Normalisation:
         """Measured on images [N, C, ...]: exactly for uint8 (by counting values), in float64 otherwise.
 
-        A constant channel gets the deviation 1, so that it is centred and not blown up.
+        A constant channel gets the deviation 1, so that it is centred and not blown up. Raises InputError for what are
+        no images, or images of NaN or infinity.
         """
+        held = isinstance(images, Tensor) and images.layout == torch.strided and not images.is_meta
+        if not held or images.ndim < 2 or not images.numel():
+            raise InputError(f"images must be a dense tensor [N, C, ...] that holds numbers; got {shown(images)}.")
         channels = images.shape[1]
         if images.dtype == torch.uint8:
             values = torch.arange(256, dtype=torch.float64) / 255
@@ -141,6 +151,8 @@ class Normalisation:
 
     def __call__(self, images: Tensor) -> Tensor:
         """float32 of images [N, C, ...], centred and scaled: ``(x / 255 - mean) / std`` for uint8."""
+        if not isinstance(images, Tensor) or images.ndim < 2:
+            raise InputError(f"images must be a tensor [N, C, ...]; got {shown(images)}.")
         return self.apply(images, 255.0 if images.dtype == torch.uint8 else 1.0)
 
     def apply(self, images: Tensor, full_scale: float) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from eidetic_kernels.checking import whole_number
+from eidetic_kernels.checking import a_device, flag, instance, random_seed, shown, whole_number
 from eidetic_kernels.errors import InputError
 
 from ._epochs import Epochs
@@ -67,16 +67,22 @@ class TensorLoader(Epochs):
         *,
         num_classes: int | None = None,
     ) -> None:
-        if not isinstance(x, Tensor) or x.ndim < 2:
-            given = f"shape {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(f"x must be a tensor [N, ...], images [N, C, H, W] or features [N, F]; got {given}.")
+        if not isinstance(x, Tensor) or x.ndim < 2 or x.layout != torch.strided:
+            raise InputError(
+                f"x must be a dense tensor [N, ...], images [N, C, H, W] or features [N, F]; got {shown(x)}."
+            )
         if x.dtype != torch.uint8 and not x.is_floating_point():
             raise InputError(f"x must be torch.uint8 or floating point; got dtype {x.dtype}. Convert it with .float().")
-        whole_number("batch_size", batch_size, least=1)
+        batch_size = whole_number("batch_size", batch_size, least=1)
+        shuffle, seed, drop_last = flag("shuffle", shuffle), random_seed("seed", seed), flag("drop_last", drop_last)
+        if num_classes is not None:
+            num_classes = whole_number("num_classes", num_classes, 1)
         check_labels(y, x.shape[0], num_classes)
         if y.device != x.device:
             raise InputError(f"x is on {x.device} but y on {y.device}. Move both to one device.")
-        preparation = preparation or Preparation()
+        if preparation is None:
+            preparation = Preparation()
+        instance("preparation", preparation, Preparation, "a Preparation, or None")
         if preparation.augments and x.ndim != 4:
             raise InputError(
                 f"augmentation works on images [N, C, H, W]; x has shape {list(x.shape)}. Give a preparation with "
@@ -122,7 +128,7 @@ class TensorLoader(Epochs):
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch; the loader's own count of epochs stays as it is."""
-        return ((x, y) for _, x, y in self._numbered(epoch))
+        return ((x, y) for _, x, y in self._numbered(whole_number("epoch", epoch)))
 
     def _numbered(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         order = torch.arange(self.num_samples)
@@ -142,6 +148,7 @@ class TensorLoader(Epochs):
 
     def to(self, device: torch.device | str) -> TensorLoader:
         """The same loader, at the same epoch, with its data on ``device``."""
+        device = a_device(device)
         moved = TensorLoader(
             self.x.to(device),
             self.y.to(device),

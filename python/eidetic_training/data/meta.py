@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from eidetic_kernels.checking import one_of, whole_number
+from eidetic_kernels.checking import a_list, flag, one_of, random_seed, shown, whole_number
 from eidetic_kernels.errors import InputError
 
 from ._epochs import Epochs
@@ -52,7 +53,8 @@ class MetaLoader(Epochs):
         seed: int = 0,
         classes: Sequence[int] | None = None,
     ) -> None:
-        self.loaders, self.shuffle, self.seed = list(loaders), shuffle, seed
+        self.loaders = a_list("loaders", loaders, "a list of loaders, one for each task")
+        self.shuffle, self.seed = flag("shuffle", shuffle), random_seed("seed", seed)
         if not self.loaders:
             raise InputError("no loaders were given, expected one for each task.")
         for task, loader in enumerate(self.loaders):
@@ -61,9 +63,9 @@ class MetaLoader(Epochs):
             batch_size = getattr(self.loaders[0], "batch_size", None) or DEFAULT_BATCH
         self.batch_size = whole_number("batch_size", batch_size, least=1)
 
-        self._labels = MetaLabels(classes)
+        self._labels = MetaLabels(classes, len(self.loaders))
         tensors = [loader for loader in self.loaders if isinstance(loader, TensorLoader)]
-        how = self._labels, self.batch_size, shuffle, seed
+        how = self._labels, self.batch_size, self.shuffle, self.seed
         joint = len(tensors) == len(self.loaders)
         self._mixing: Mixing = JointShuffle(tensors, *how) if joint else InTurn(self.loaders, *how)
 
@@ -86,7 +88,7 @@ class MetaLoader(Epochs):
 
     def batches(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The batches of one epoch; this loader's own count of epochs stays as it is."""
-        return self._mixing.batches(epoch)
+        return self._mixing.batches(whole_number("epoch", epoch))
 
 
 def meta_task(
@@ -109,10 +111,12 @@ def meta_task(
     Image sets are all normalised with the first one's numbers. Raises InputError for an unknown split.
     """
     one_of("split", split, ("train", "test"))
+    if shuffle is not None:
+        flag("shuffle", shuffle)
     size = DEFAULT_BATCH if batch_size is None else batch_size
     loaders: list[Iterable] = []
     preparation = Preparation()
-    for item in items:
+    for item in a_list("items", items, "a list of tasks, image sets or loaders"):
         if isinstance(item, Task):
             train = split == "train"
             loaders.append(item.train_loader(size, seed, device) if train else item.test_loader(size, device))
@@ -129,9 +133,9 @@ def meta_task(
 
 def _check_loader(task: int, loader: object) -> None:
     """Raise InputError unless ``loader`` can be iterated over every epoch, and is not empty."""
-    if not isinstance(loader, Iterable) or isinstance(loader, Iterator | Tensor):
+    if not isinstance(loader, Iterable) or isinstance(loader, Iterator | Tensor | str | bytes | np.ndarray):
         raise InputError(
-            f"Task {task}'s loader is {type(loader).__name__}, expected something "
+            f"Task {task}'s loader is {shown(loader)}, expected something "
             "that can be iterated over every epoch: a DataLoader or TensorLoader, not an iterator."
         )
     if length_of(loader) == 0:

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from eidetic_kernels.checking import a_list, require, whole_number
 from eidetic_kernels.errors import InputError
 
 from ._seeds import generator
@@ -25,10 +26,16 @@ class MetaLabels:
     """What the meta task calls a sample: by its task, or by its class among those of all tasks.
 
     classes: how many each task has, where samples are called by their class; None where by their task.
+
+    Raises InputError unless there are ``tasks`` of them.
     """
 
-    def __init__(self, classes: Sequence[int] | None):
-        self.classes = classes
+    def __init__(self, classes: Sequence[int] | None, tasks: int):
+        self.classes = None
+        if classes is not None:
+            given = a_list("classes", classes, "a list of each task's number of classes")
+            self.classes = [whole_number("classes of a task", each, 1) for each in given]
+            require(len(self.classes) == tasks, f"classes must be {tasks} numbers, one for each task", classes)
 
     def of(self, task: int, x: Tensor, y: object) -> Tensor:
         """int64 [N] for samples ``x`` [N, ...] of ``task``. Their own labels ``y`` matter to classes alone.

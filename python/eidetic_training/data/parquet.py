@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eidetic_kernels.checking import whole_number
+from eidetic_kernels.checking import shown
 from eidetic_kernels.errors import InputError
 
 from ._extras import need
@@ -72,8 +72,6 @@ def read_images(
     """
     need("PIL.Image", "decoding images")
     need("pyarrow.parquet", "reading Parquet files")
-    if resolution is not None:
-        whole_number("resolution", resolution, least=1, unit="pixels")
     tables = [_open(path, image_column, label_column) for path in files]
     rows = sum(table.rows for table in tables)
     if rows == 0:
@@ -177,7 +175,7 @@ def _is_image_struct(kind: Any) -> bool:
 def _choose(path: Path, names: list[str], what: str, found: list[str], wanted: str | None, usual: Sequence[str]) -> str:
     if wanted is not None and wanted not in found:
         raise InputError(
-            f"{path} has no {what} column {wanted!r}; its columns are {_some(names)}. "
+            f"{path} has no {what} column {shown(wanted)}; its columns are {_some(names)}. "
             'Load it with the name "parquet" and image_column=, label_column=.'
         )
     candidates = [wanted] if wanted is not None else [name for name in usual if name in found][:1] or found

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from eidetic_kernels.checking import one_of
+from eidetic_kernels.checking import instance, one_of, path, shown, whole_number
 from eidetic_kernels.errors import InputError
 
 from ._extras import need
@@ -19,6 +19,7 @@ from .augment import Augmentation
 from .image_set import ImageSet
 from .parquet import read_images
 from .parquet_files import find_files
+from .preparation import Preparation
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,10 @@ class Source:
     augment: Augmentation | None = None
 
     def __post_init__(self) -> None:
+        instance("name", self.name, str, "text")
+        for name in ("train", "test"):
+            instance(name, getattr(self, name), ImageSet, "an ImageSet")
+        Preparation(self.augment)  # checks it
         if self.train.shape != self.test.shape or self.train.classes != self.test.classes:
             raise InputError(
                 f"{self.name}: train is {self.train}, test is {self.test}; expected equal image shapes and classes."
@@ -148,6 +153,13 @@ def _load(
 ) -> ImageSet:
     one_of("name", name, NAMES)
     one_of("split", split, ("train", "test"))
+    if folder is not None:
+        folder = path("folder", folder, "a folder")
+    if resolution is not None:
+        resolution = whole_number("resolution", resolution, 1, unit="pixels")
+    for column, given in (("image_column", image_column), ("label_column", label_column)):
+        if given is not None:
+            instance(column, given, str, "a column's name")
     if name != "parquet" and (image_column or label_column):
         raise InputError(f'image_column and label_column are for the name "parquet"; {name} has its own.')
     if name == "digits":
@@ -216,7 +228,7 @@ def as_source(
         return Source("images", *source)
     raise InputError(
         f"a source must be a name ({', '.join(NAMES)}), a Source, or a pair (train, test) of ImageSets; got "
-        f"{type(source).__name__}."
+        f"{shown(source)}."
     )
 
 

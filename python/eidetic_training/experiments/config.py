@@ -12,12 +12,26 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from eidetic_kernels.checking import nearest, one_of, whole_number
+from eidetic_kernels.checking import (
+    LARGEST,
+    a_mapping,
+    first_line,
+    flag,
+    known_names,
+    nearest,
+    one_of,
+    path,
+    real_number,
+    require,
+    shown,
+    whole_number,
+)
 from eidetic_kernels.errors import InputError
 
 from ..training.optimizers import OPTIMIZERS
 from ..training.router_settings import RouterSettings
 from ..training.settings import TaskSettings
+from ..training.settings_base import Settings
 from .search_space import SweepSettings
 
 if sys.version_info >= (3, 11):
@@ -25,6 +39,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # pyright: ignore[reportMissingImports]  installed on Python 3.10 alone
 
+LARGEST_SEED = 2**32  # methods and tasks draw seeds of their own from it
 SEQUENCES = ("permuted", "split", "several")
 
 # The configuration's own seed trains the router too, and its cache always has the default size.
@@ -87,25 +102,40 @@ def load(name: str | Path, overrides: Iterable[str] = ()) -> dict[str, Any]:
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator or not key:
-            raise InputError(f"an override has the form key=value, e.g. task.tolerance=0.02; got {override!r}.")
+            raise InputError(f"an override has the form key=value, e.g. task.tolerance=0.02; got {shown(override)}.")
         _set(given, key.strip(), _value(text.strip()))
     return complete(given)
 
 
 def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     """``given`` with every default filled in. Raises InputError for unknown keys and wrong values."""
-    config = _merged(DEFAULTS, given, "")
-    _check_types(config, "")
-    TaskSettings.of_dict(config["task"])
-    SweepSettings.of_dict(config["sweep"])
-    _check_data(config["data"])
-    _check_capacity(config["capacity"])
-    one_of("optimizer.name", config["optimizer"]["name"], list(OPTIMIZERS))
     try:
-        RouterSettings.of_dict({name: config["router"][name] for name in ROUTER})
-    except InputError as error:
-        raise InputError(f"router.{error}") from None
+        config = _merged(DEFAULTS, a_mapping("the configuration", given), "")
+        _check_types(config, "")
+        path("name", config["name"], "a run")
+        whole_number("seed", config["seed"], -LARGEST_SEED, LARGEST_SEED)
+        _check_settings(TaskSettings, "task", config["task"])
+        _check_settings(RouterSettings, "router", {name: config["router"][name] for name in ROUTER})
+        SweepSettings.of_dict(config["sweep"])
+
+        _check_data(config["data"])
+        _check_capacity(config["capacity"])
+        one_of("optimizer.name", config["optimizer"]["name"], list(OPTIMIZERS))
+        whole_number("compare.polish", config["compare"]["polish"], unit="epochs")
+        for method, arguments in config["methods"].items():
+            a_mapping(f"methods.{method}", arguments)
+    except RecursionError:
+        raise InputError("the configuration's tables are nested too deep: no key has more than three parts.") from None
     return config
+
+
+def _check_settings(kind: type[Settings], table: str, values: Mapping[str, Any]) -> None:
+    """Raise InputError for a key or a value of ``table`` that makes no settings of ``kind``."""
+    known_names({f"{table}.{name}": None for name in values}, [f"{table}.{each.name}" for each in fields(kind)], "key")
+    try:
+        kind(**values)
+    except InputError as error:
+        raise InputError(f"{table}.{error}") from None
 
 
 def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,28 +183,29 @@ def built_in() -> list[str]:
 
 def _read(name: str | Path) -> dict[str, Any]:
     """The tables of a TOML file, or of a built-in configuration."""
-    path = Path(name)
+    name = path("name", name, "a configuration")
+    file = Path(name)
+    if file.suffix != ".toml" and name not in built_in():
+        raise InputError(
+            f"there is no configuration {shown(name)}{nearest(name, built_in())}; built in are "
+            f"{', '.join(built_in())}, or give a .toml file."
+        )
     try:
-        if path.suffix == ".toml":
-            text = path.read_text(encoding="utf-8")
-        elif str(name) in built_in():
-            text = resources.files(CONFIGS).joinpath("configs").joinpath(f"{name}.toml").read_text(encoding="utf-8")
+        if file.suffix == ".toml":
+            text = file.read_text(encoding="utf-8")
         else:
-            raise InputError(
-                f"there is no configuration {str(name)!r}{nearest(name, built_in())}; built in are "
-                f"{', '.join(built_in())}, or give a .toml file."
-            )
+            text = resources.files(CONFIGS).joinpath("configs").joinpath(f"{name}.toml").read_text(encoding="utf-8")
         return tomllib.loads(text)
     except OSError as error:
-        raise InputError(f"the configuration {path} cannot be read: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}.") from error
+        raise InputError(f"the configuration {file} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:  # not TOML, not text, a number of too many digits, nested too deep
+        raise InputError(f"{file} is not TOML: {first_line(error)}.") from error
 
 
 def _value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # not TOML, a number of too many digits, nested too deep
         return text
 
 
@@ -183,7 +214,7 @@ def _set(config: dict[str, Any], key: str, value: Any) -> None:
     for table in tables:
         config = config.setdefault(table, {})
         if not isinstance(config, dict):
-            raise InputError(f"{key!r}: {table!r} is a value, not a table.")
+            raise InputError(f"{shown(key)}: {shown(table)} is a value, not a table.")
     config[last] = value
 
 
@@ -212,25 +243,29 @@ def _check_data(data: Mapping[str, Any]) -> None:
     """Raise InputError for a table ``data`` with a wrong value."""
     one_of("data.sequence", data["sequence"], SEQUENCES)
     held_out, source = data["held_out"], data["source"]
-    if held_out is not None and not 0 < held_out < 1:
-        raise InputError(f"data.held_out must be a fraction between 0 and 1, such as 0.1; got {held_out!r}.")
+    if held_out is not None:
+        real_number("data.held_out", held_out, above=0.0, below=1.0)
+    if data["resolution"] is not None:
+        whole_number("data.resolution", data["resolution"], 1, unit="pixels")
     names = source if isinstance(source, list) else [source]
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"data.source must be a data set's name, or a list of them; got {source!r}.")
+    named = bool(names) and all(isinstance(name, str) for name in names)
+    require(named, "data.source must be a data set's name, or a list of them", source)
 
 
 def _check_capacity(capacity: Mapping[str, Any]) -> None:
     """Raise InputError for a table ``capacity`` with a wrong value."""
     share, multiple = capacity["share"], capacity["multiple"]
-    if share is not None and share != "even" and not (isinstance(share, float) and 0 < share <= 1):
-        raise InputError(f'capacity.share must be a fraction in (0, 1], such as 0.1, or "even"; got {share!r}.')
-    if multiple != "auto" and (not isinstance(multiple, int) or multiple < 1):
-        raise InputError(f'capacity.multiple must be a number of units, 1 or more, or "auto"; got {multiple!r}.')
+    right = share is None or share == "even" or (isinstance(share, float) and 0 < share <= 1)
+    require(right, 'capacity.share must be a fraction in (0, 1], such as 0.1, or "even"', share)
+    right = multiple == "auto" or (isinstance(multiple, int) and 1 <= multiple <= LARGEST)
+    require(right, 'capacity.multiple must be a number of units, 1 or more, or "auto"', multiple)
+    if isinstance(capacity["forward_transfer"], dict):
+        for layer, choice in capacity["forward_transfer"].items():
+            flag(f"capacity.forward_transfer of {shown(layer)}", choice)
+
     widen = capacity["widen"]
-    if widen is not None and (widen < 1 if isinstance(widen, int) else not 0 < widen <= 1):
-        raise InputError(
-            f"capacity.widen must be a number of units, 1 or more, or a fraction in (0, 1], such as 0.1; got {widen!r}."
-        )
+    right = widen is None or (1 <= widen <= LARGEST if isinstance(widen, int) else 0 < widen <= 1)
+    require(right, "capacity.widen must be a number of units, 1 or more, or a fraction in (0, 1], such as 0.1", widen)
 
 
 def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, Any] = DEFAULTS) -> None:
@@ -244,7 +279,7 @@ def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, 
         types = _FORMS.get(name) or ((int, float) if type(default) is float else (type(default),))
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             expected = " or ".join("nothing" if t is type(None) else t.__name__ for t in types)
-            raise InputError(f"{name} must be {expected}; got {value!r}.")
+            raise InputError(f"{name} must be {expected}; got {shown(value)}.")
         if name in _AT_LEAST_ONE and value is not None:
             whole_number(name, value, least=1)
 
@@ -255,12 +290,8 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) 
         value = given.get(key, default)
         if isinstance(default, dict):
             if not isinstance(value, Mapping):
-                raise InputError(f"{prefix}{key} is a table of the configuration; got {value!r}.")
+                raise InputError(f"{prefix}{key} is a table of the configuration; got {shown(value)}.")
             value = {**default, **value} if key in OPEN_TABLES else _merged(default, value, f"{prefix}{key}.")
         merged[key] = value
-    for key in given:
-        if key not in defaults:
-            names = [f"{prefix}{name}" for name in defaults]
-            alike = nearest(f"{prefix}{key}", names)
-            raise InputError(f"unknown key {prefix}{key}{alike}; there are: {', '.join(names)}.")
+    known_names({f"{prefix}{key}": None for key in given}, [f"{prefix}{name}" for name in defaults], "key")
     return merged

@@ -10,12 +10,13 @@ from eidetic_kernels.checking import nearest, whole_number
 from eidetic_kernels.errors import InputError
 
 from ..runs.folder import RunFolder
-from ..runs.tables import read_json
+from ..runs.tables import read_json, write_bytes
 from . import config as configuration
-from .experiment import run_experiment
+from .experiment import build, run_experiment
 from .reproduction_tables import by_row
 from .reproductions import REPRODUCTIONS, Row
 from .sweep import sweep
+from .tasks import make_tasks
 
 
 def reproduce(
@@ -52,7 +53,7 @@ def reproduce(
             raise InputError(f"{name} is a sweep: it has no rows and one seed; --set seed=1 chooses another seed.")
         found = sweep(configuration.load(plan.config, overrides), folder, say=say)
         text = _text(name, [found], read_json(folder / "sweep.json")["environment"])
-    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    write_bytes(folder / f"{name}.md", text.encode())
     return text
 
 
@@ -67,15 +68,27 @@ def _run(
         close = nearest(unknown[0], plan.rows)
         raise InputError(f"{name} has no row {unknown[0]!r}{close}; there are: {', '.join(plan.rows)}.")
 
+    def config_of(row: str, seed: int) -> dict[str, Any]:
+        return configuration.load(plan.config, [*row_overrides(plan.rows[row]), f"seed={seed}", *overrides])
+
+    _check([config_of(row, 0) for row in chosen])
     done: dict[str, list[RunFolder]] = {row: [] for row in chosen}
     for seed in range(seeds):
         for row in chosen:
-            config = configuration.load(plan.config, [*row_overrides(plan.rows[row]), f"seed={seed}", *overrides])
             label = "".join(c if c.isalnum() or c in ".-" else "_" for c in row)
             say(f"{name}, {row}, seed {seed}")
-            done[row].append(run_experiment(config, folder / f"{label}-seed{seed}", say=say))
+            done[row].append(run_experiment(config_of(row, seed), folder / f"{label}-seed{seed}", say=say))
     lines = by_row(done) if plan.shown is None else plan.shown(folder, name, done)
     return lines, done[chosen[0]][0].environment
+
+
+def _check(configs: Sequence[dict[str, Any]]) -> None:
+    """Raise InputError for a configuration whose network or router cannot be, before hours go into the first one."""
+    tasks, data = [], None
+    for config in configs:
+        if config["data"] != data:
+            tasks, data = make_tasks(config["data"], config["seed"]), config["data"]
+        build(config, tasks)
 
 
 def row_overrides(row: Row) -> list[str]:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from eidetic_kernels.checking import nearest, whole_number
+from eidetic_kernels.checking import a_mapping, flag, known_names, real_number, shown, whole_number
 from eidetic_kernels.errors import InputError
 
 # A search may change how a sequence is learned, but not which sequence is learned.
 TABLES = ("model", "optimizer", "task", "capacity")
 KEYS = ("data.batch_size", "data.augment")
+MOST = 2**62  # of a number in a range; Optuna's whole numbers have 64 bits
 _RANGE = ("low", "high", "log", "step")
 
 
@@ -97,13 +98,10 @@ class SweepSettings:
     def __post_init__(self):
         for name in ("trials", "tasks"):
             whole_number(f"sweep.{name}", getattr(self, name), least=1)
-        if not isinstance(self.held_out, float) or not 0 < self.held_out < 1:
-            raise InputError(f"sweep.held_out must be a fraction between 0 and 1, such as 0.1; got {self.held_out!r}.")
+        real_number("sweep.held_out", self.held_out, above=0.0, below=1.0)
         for name in ("grid", "prune"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"sweep.{name} must be true or false; got {getattr(self, name)!r}.")
-        if not isinstance(self.space, Mapping):
-            raise InputError(f"sweep.space is a table of the configuration; got {self.space!r}.")
+            flag(f"sweep.{name}", getattr(self, name))
+        a_mapping("sweep.space", self.space)
         ranges = [key for key, values in self.values().items() if isinstance(values, Range)]
         if self.grid and ranges:
             raise InputError(f"sweep.space.{ranges[0]} must be a list of values for sweep.grid; got a range.")
@@ -126,11 +124,8 @@ class SweepSettings:
     @classmethod
     def of_dict(cls, values: Mapping[str, Any]) -> SweepSettings:
         """Settings from a configuration. Raises InputError for an unknown name and a wrong value."""
-        known = [each.name for each in fields(cls)]
-        unknown = [name for name in values if name not in known]
-        if unknown:
-            names = ", ".join(f"sweep.{name}" for name in known)
-            raise InputError(f"unknown key sweep.{unknown[0]}{nearest(unknown[0], known)}; there are: {names}.")
+        known = [f"sweep.{each.name}" for each in fields(cls)]
+        known_names({f"sweep.{name}": None for name in a_mapping("sweep", values)}, known, "key")
         return cls(**values)
 
     def values(self) -> dict[str, Choice | Range]:
@@ -147,7 +142,8 @@ def _flat(space: Mapping[str, Any], prefix: str) -> dict[str, Choice | Range]:
             continue
         if key not in KEYS and (key.split(".")[0] not in TABLES or key in TABLES):
             raise InputError(
-                f"sweep.space cannot vary {key!r}: it may vary what is in {', '.join(TABLES)}, and {', '.join(KEYS)}."
+                f"sweep.space cannot vary {shown(key)}: it may vary what is in {', '.join(TABLES)}, and "
+                f"{', '.join(KEYS)}."
             )
         found[key] = _values(key, given)
     return found
@@ -159,14 +155,14 @@ def _values(key: str, given: Any) -> Choice | Range:
     if isinstance(given, Mapping) and set(given) <= set(_RANGE) and {"low", "high"} <= set(given):
         wanted = Range(**given)
         numbers = [n for n in (wanted.low, wanted.high, wanted.step) if n is not None]
-        right = all(isinstance(n, (int, float)) and not isinstance(n, bool) for n in numbers)
+        right = all(isinstance(n, (int, float)) and not isinstance(n, bool) and abs(n) <= MOST for n in numbers)
         if right and wanted.low < wanted.high and isinstance(wanted.log, bool):
             if wanted.step is None or (wanted.step > 0 and not wanted.log):
                 if wanted.low > 0 or not wanted.log:
                     return wanted
     raise InputError(
         f"sweep.space.{key} must be a list of two values or more, or a range {{low, high}} with low < high, which "
-        f"may have log = true (if low > 0) or a step, but not both; got {given!r}."
+        f"may have log = true (if low > 0) or a step, but not both; got {shown(given)}."
     )
 
 

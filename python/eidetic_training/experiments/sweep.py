@@ -34,8 +34,9 @@ from ..runs.locks import Lock
 from ..runs.report import summary
 from ..runs.tables import read_json, write_bytes, write_json
 from . import config as configuration
-from .experiment import run_experiment
+from .experiment import build, run_experiment
 from .search_space import SweepSettings
+from .tasks import make_tasks
 from .trials import finished_trials, need_optuna, next_trial, study_in, tidy
 from .workers import Leash, begin_worker, threads_each
 
@@ -71,9 +72,7 @@ def sweep(config: Mapping[str, Any], folder: Path, workers: int = 1, say: Say = 
             "the configuration has no sweep.space, so there is nothing to search. Give it one, e.g.\n"
             '[sweep.space]\n"optimizer.lr" = { low = 1e-4, high = 1e-2, log = true }\n"task.importance" = ["l1", "l2"]'
         )
-    for key, values in settings.values().items():
-        for value in values.examples:  # every value is checked before hours go into the first one
-            configuration.changed(config, {key: value})
+    _check(config, settings)
 
     folder = Path(folder)
     _begin(folder, config)
@@ -127,6 +126,18 @@ def trial_config(config: Mapping[str, Any], settings: SweepSettings, params: Map
     """The configuration of a trial with ``params``: the first tasks, tested on the held-out part of training sets."""
     protocol = {"data.learn_first": settings.tasks, "data.held_out": settings.held_out, "router.train": False}
     return configuration.changed({**config, "sweep": {}}, {**settings.chosen(params), **protocol})
+
+
+def _check(config: Mapping[str, Any], settings: SweepSettings) -> None:
+    """Raise InputError for a value that cannot be, before hours go into the first one."""
+    changed = [
+        configuration.changed({**config, "router": {**config["router"], "train": False}}, {key: value})
+        for key, values in settings.values().items()
+        for value in values.examples
+    ]
+    tasks = make_tasks(config["data"], config["seed"])
+    for each in changed:
+        build(each, tasks)
 
 
 def _begin(folder: Path, config: Mapping[str, Any]) -> None:

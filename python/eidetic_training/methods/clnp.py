@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.checking import real_number
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.pruning import GroupPlan, PruningPlan
 
@@ -33,7 +34,8 @@ class CLNP(Segmented):
         self, conditions: Conditions, tasks: int | None = None, sparsity: float = 1e-4, tolerance: float = 0.005
     ):
         super().__init__(conditions, tasks)
-        self.sparsity, self.tolerance = sparsity, tolerance
+        self.sparsity = real_number("sparsity", sparsity, 0.0)
+        self.tolerance = real_number("tolerance", tolerance, 0.0, below=1.0)
 
     def _train(self, task: int, loader: Iterable) -> None:
         net = self.network.train()

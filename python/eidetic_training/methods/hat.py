@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sized
 from functools import partial
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from eidetic_kernels.checking import real_number
 from eidetic_kernels.errors import InputError
 
 from .base import Conditions, Hooks, fit, gradient
@@ -35,7 +35,8 @@ class HAT(Shared):
 
     def __init__(self, conditions: Conditions, sparsity: float = 0.75, steepest: float = 400.0, gate_lr: float = 0.1):
         super().__init__(conditions)
-        self.sparsity, self.steepest, self.gate_lr = sparsity, steepest, gate_lr
+        self.sparsity, self.steepest = real_number("sparsity", sparsity, 0.0), real_number("steepest", steepest, 1.0)
+        self.gate_lr = real_number("gate_lr", gate_lr, 0.0)
         self.layers = products(self.network)
         self._require_chain()
         self.embeddings: list[list[nn.Parameter]] = []
@@ -69,10 +70,12 @@ class HAT(Shared):
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
         head = self.network.add_head(num_classes)
         self.embeddings.append([nn.Parameter(torch.randn(len(u), device=head.weight.device)) for u in self.used])
+        if not isinstance(loader, Sized):
+            raise InputError("HAT needs a loader with a length, since its gates are annealed within each epoch.")
         self.network.train()
         gates = {"params": self.embeddings[task], "lr": self.gate_lr}
         optimizer = self.conditions.make_optimizer([{"params": self.network.parameters_of(task)}, gates])
-        hooks = _Attention(self, task, len(cast(Sized, loader)))
+        hooks = _Attention(self, task, len(loader))
         schedule = self.conditions.schedule(optimizer)
         fit(lambda x: self.gated_answer(x, task, hooks.steepness), loader, optimizer, schedule, hooks)
         for e in self.embeddings[task]:

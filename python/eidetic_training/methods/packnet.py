@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .base import Conditions, Hooks, Method, fit, gradient
+from eidetic_kernels.checking import real_number
+
+from .base import Conditions, Hooks, Method, expected_tasks, fit, gradient
 from .networks import PlainNetwork, count, count_statistics, norms, products
 
 FREE = -1  # the owner of a weight that no task owns
@@ -25,7 +27,7 @@ class PackNet(Method):
 
     def __init__(self, conditions: Conditions, prune: float = 0.75, tasks: int | None = None):
         super().__init__(conditions)
-        self.fraction, self.expected = prune, tasks
+        self.fraction, self.expected = real_number("prune", prune, 0.0, below=1.0), expected_tasks(tasks)
         self.network = PlainNetwork(conditions.network())
         self.layers = products(self.network)  # of the body alone: heads come later and belong to their tasks
         self.owner = [torch.full_like(layer.weight, FREE, dtype=torch.int16) for layer in self.layers]
@@ -82,8 +84,7 @@ class PackNet(Method):
             owner[owner == FREE] = task
             owner[owner == self._aside] = FREE
 
-    @torch.no_grad()
-    def logits(self, x: Tensor, task: int) -> Tensor:
+    def _logits(self, x: Tensor, task: int) -> Tensor:
         self.network.eval()
         whole = [layer.weight.clone() for layer in self.layers]
         for layer, owner in zip(self.layers, self.owner):

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from eidetic_kernels.checking import real_number, whole_number
+
 from .base import Conditions, Hooks, gradient
 from .simple import Shared
 
@@ -60,7 +62,8 @@ class EWC(Penalised):
 
     def __init__(self, conditions: Conditions, strength: float = 1000.0, samples: int = 1000):
         super().__init__(conditions)
-        self.strength, self.samples = strength, samples
+        self.strength = real_number("strength", strength, 0.0)
+        self.samples = whole_number("samples", samples, 1)
 
     def after_task(self, task: int, loader: Iterable) -> None:
         fisher = self.fisher(task, loader)
@@ -107,7 +110,8 @@ class SynapticIntelligence(Penalised):
 
     def __init__(self, conditions: Conditions, strength: float = 0.2, damping: float = 1e-3):
         super().__init__(conditions)
-        self.strength, self.damping = strength, damping
+        self.strength = real_number("strength", strength, 0.0)
+        self.damping = real_number("damping", damping, above=0.0)
         self._path: _Path | None = None
 
     def hooks(self, task: int) -> Hooks:

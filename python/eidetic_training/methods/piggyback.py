@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from eidetic_kernels.checking import real_number
+
 from .base import Conditions, Method, fit
 from .networks import NormStatistics, PlainNetwork, count, norms, products
 
@@ -23,7 +25,8 @@ class Piggyback(Method):
 
     def __init__(self, conditions: Conditions, threshold: float = 0.005, start: float = 0.01, mask_lr: float = 1e-3):
         super().__init__(conditions)
-        self.threshold, self.start, self.mask_lr = threshold, start, mask_lr
+        self.threshold, self.start = real_number("threshold", threshold), real_number("start", start)
+        self.mask_lr = real_number("mask_lr", mask_lr, 0.0)
         self.network = PlainNetwork(conditions.network())
         self.statistics = NormStatistics(self.network)
         self.layers = products(self.network)
@@ -66,8 +69,7 @@ class Piggyback(Method):
         used = {names[id(layer.weight)]: layer.weight * mask for layer, mask in zip(self.layers, masks)}
         return torch.func.functional_call(self.network, used, (x, task))
 
-    @torch.no_grad()
-    def logits(self, x: Tensor, task: int) -> Tensor:
+    def _logits(self, x: Tensor, task: int) -> Tensor:
         self.network.eval()
         self.statistics.use(task)
         return self._masked(x, task, self.masks[task])

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from eidetic_kernels.modes import evaluating
@@ -14,7 +13,7 @@ from eidetic_kernels.modes import evaluating
 from ..training.even_share import even_share
 from ..training.settings import TaskSettings
 from ..training.trainer import train_task
-from .base import Conditions, Method
+from .base import Conditions, Method, expected_tasks
 
 
 class Segmented(Method):
@@ -23,7 +22,7 @@ class Segmented(Method):
     def __init__(self, conditions: Conditions, tasks: int | None = None):
         super().__init__(conditions)
         self.network = conditions.network()
-        self.expected = tasks
+        self.expected = expected_tasks(tasks)
 
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
         units = None
@@ -38,8 +37,7 @@ class Segmented(Method):
     def _train(self, task: int, loader: Iterable) -> None:
         """Train and prune the task that was just prepared."""
 
-    @torch.no_grad()
-    def logits(self, x: Tensor, task: int) -> Tensor:
+    def _logits(self, x: Tensor, task: int) -> Tensor:
         with evaluating(self.network):
             return self.network(x, task=task)
 

@@ -8,7 +8,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .base import Conditions, Hooks, Method, fit
+from eidetic_kernels.errors import TaskError
+from eidetic_kernels.tasks.checks import pairs
+
+from .base import Conditions, Hooks, Method, each_with_classes, fit
 from .networks import NormStatistics, PlainNetwork, count, count_statistics, norms
 
 
@@ -27,8 +30,7 @@ class SingleTask(Method):
         fit(lambda x: network(x, 0), loader, optimizer, self.conditions.schedule(optimizer))
         self.networks.append(network.eval())
 
-    @torch.no_grad()
-    def logits(self, x: Tensor, task: int) -> Tensor:
+    def _logits(self, x: Tensor, task: int) -> Tensor:
         return self.networks[task](x, 0)
 
     def stored_numbers(self) -> float:
@@ -65,8 +67,7 @@ class Shared(Method):
     def after_task(self, task: int, loader: Iterable) -> None:
         """Called when a task is learned: keep what later tasks need of it."""
 
-    @torch.no_grad()
-    def logits(self, x: Tensor, task: int) -> Tensor:
+    def _logits(self, x: Tensor, task: int) -> Tensor:
         self.network.eval()
         self.statistics.use(task if self.per_task_statistics else self.tasks - 1)
         return self.answer(x, task)
@@ -89,10 +90,11 @@ class Joint(Shared):
     """All tasks at once, a batch of each in turn: what a network can reach that may keep all data.
 
     Its epochs are passes over all tasks' data. BatchNorm's statistics are each task's own, measured after training.
-    It learns with :meth:`learn_all` only; ``learn`` raises NotImplementedError.
+    It learns with :meth:`learn_all` only; ``learn`` raises TaskError.
     """
 
     def learn_all(self, loaders: Sequence[Iterable], classes: Sequence[int]) -> None:
+        loaders, classes = each_with_classes(loaders, classes)
         torch.manual_seed(self.conditions.seed << 16)
         for num_classes in classes:
             self.network.add_head(num_classes)
@@ -107,12 +109,12 @@ class Joint(Shared):
         self.tasks = len(loaders)
 
     def _learn(self, task: int, loader: Iterable, num_classes: int) -> None:
-        raise NotImplementedError("joint training needs all tasks at once: call learn_all instead of learn.")
+        raise TaskError("joint training needs all tasks at once: call learn_all instead of learn.")
 
 
 def _in_turn(loaders: Sequence[Iterable]) -> Iterator[tuple[int, tuple[Tensor, Tensor]]]:
     """(task, batch): one batch of each loader in turn, until all are at their end."""
-    open_loaders = {task: iter(loader) for task, loader in enumerate(loaders)}
+    open_loaders = {task: iter(pairs("loader", loader)) for task, loader in enumerate(loaders)}
     while open_loaders:
         for task in list(open_loaders):
             batch = next(open_loaders[task], None)

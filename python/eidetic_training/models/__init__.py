@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.checking import nearest
+from eidetic_kernels.checking import a_list, known_names, one_of, require, whole_number
 from eidetic_kernels.errors import InputError
 
 from .convnet import ConvNet
@@ -42,18 +42,11 @@ def build(name: str, example_shape: Sequence[int], **arguments: Any) -> EideticN
 
     Raises InputError for an unknown model, an argument it does not take, or a shape it cannot process.
     """
-    if name not in MODELS:
-        raise InputError(f"unknown model {name!r}{nearest(name, MODELS)}; there are: {', '.join(MODELS)}.")
-    shape = tuple(int(size) for size in example_shape)
-    if not shape or min(shape) < 1:
-        raise InputError(f"example_shape must be one sample's shape, all sizes 1 or more; got {shape}.")
-
-    model = MODELS[name]
-    known = inspect.signature(model).parameters
-    unknown = sorted(set(arguments) - set(known))
-    if unknown:
-        named = ", ".join(f"{each}{nearest(each, known)}" for each in unknown)
-        raise InputError(f"model {name!r} takes no {named}; it takes: {', '.join(known)}.")
+    model = MODELS[one_of("name", name, tuple(MODELS))]
+    sizes = a_list("example_shape", example_shape, "one sample's shape, all sizes 1 or more")
+    shape = tuple(whole_number("a size in example_shape", size, 1) for size in sizes)
+    require(bool(shape), "example_shape must be one sample's shape, all sizes 1 or more", example_shape)
+    known_names(arguments, inspect.signature(model).parameters, f"argument of the model {name!r}")
     return model(**{**_from_shape(name, shape), **arguments})
 
 

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 import eidetic_kernels as ek
+from eidetic_kernels.checking import real_number, whole_number
 
 
 class ConvNet(ek.EideticNetwork):
@@ -14,10 +15,14 @@ class ConvNet(ek.EideticNetwork):
 
     Input [N, in_channels, H, W], floating point. Features [N, 32 * width], each the maximum of a channel over the
     image.
+
+    Raises InputError for an argument of the wrong kind or out of its range.
     """
 
     def __init__(self, in_channels: int = 3, width: int = 32, num_layers: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
+        in_channels, width = whole_number("in_channels", in_channels, 1), whole_number("width", width, 1, unit="units")
+        num_layers, dropout = whole_number("num_layers", num_layers, 1), real_number("dropout", dropout, 0.0, 1.0)
         blocks = _block(in_channels, width, dropout, pool=True)
         channels = width
         for factor, pool in ((4, False), (8, True), (32, True)):

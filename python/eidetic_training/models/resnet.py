@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 import eidetic_kernels as ek
+from eidetic_kernels.checking import a_list, flag, whole_number
 
 
 class ResNet(ek.EideticNetwork):
@@ -23,6 +24,8 @@ class ResNet(ek.EideticNetwork):
             convolution of stride 2 and a max pooling, for images around 224 pixels.
         skip_convolution: put the 1x1 convolution on every block, as the paper does (section 6.1). Each block's units
             are then kept or pruned on their own.
+
+    Raises InputError for an argument of the wrong kind or out of its range.
     """
 
     def __init__(
@@ -35,7 +38,10 @@ class ResNet(ek.EideticNetwork):
         skip_convolution: bool = False,
     ) -> None:
         super().__init__()
-        if small:
+        blocks = [whole_number("a stage's blocks", count, 1) for count in a_list("blocks", blocks, "a list of numbers")]
+        in_channels, width = whole_number("in_channels", in_channels, 1), whole_number("width", width, 1, unit="units")
+        bottleneck, skip_convolution = flag("bottleneck", bottleneck), flag("skip_convolution", skip_convolution)
+        if flag("small", small):
             self.stem = nn.Sequential(_conv(in_channels, width, kernel=3))
         else:
             self.stem = nn.Sequential(

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from eidetic_kernels import EideticNetwork
-from eidetic_kernels.checking import one_of
+from eidetic_kernels import EideticNetwork, checking
+from eidetic_kernels.checking import a_list, instance, one_of, whole_number
 from eidetic_kernels.files import replacing
 from eidetic_kernels.modes import evaluating
 
@@ -47,8 +47,11 @@ def export_task(
 
     Raises TaskError for a task that is not finished, InputError for an unknown format or a missing package.
     """
+    instance("network", network, EideticNetwork, "an EideticNetwork")
     write, read = WRITERS[one_of("format", format, list(WRITERS))]
-    plain, path = network.extract(task), Path(path)
+    path = Path(checking.path("path", path))
+    shape = tuple(whole_number("a size in shape", s, 1) for s in a_list("shape", shape, "the shape of one input"))
+    plain = network.extract(task)
     like = next(plain.parameters())
     x = torch.randn(EXAMPLES, *shape, generator=torch.Generator().manual_seed(SEED)).to(like.device, like.dtype)
 

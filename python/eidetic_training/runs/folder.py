@@ -29,6 +29,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from eidetic_kernels import checking
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.files import replacing
 from eidetic_kernels.tasks.capacity import Capacity
@@ -61,7 +62,7 @@ class RunFolder:
     """An existing run folder; :meth:`create` makes a new one. Raises InputError if ``path`` is no run folder."""
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = Path(checking.path("path", path, "a run folder"))
         if not self._config_path.is_file():
             raise InputError(f"{self.path} is not a run folder: no config.json there. Start a run first")
         self._metrics = Table(self.path / "metrics.csv", Metric, problem_of)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.checking import whole_number
 from eidetic_kernels.errors import InputError
 
 from .. import models
@@ -17,6 +18,8 @@ def load_network(run: RunFolder | str | PathLike[str], learned: int | None = Non
     Raises InputError before the run has begun a task, CheckpointError for a file that is missing or damaged.
     """
     run = open_run(run)
+    if learned is not None:
+        learned = whole_number("learned", learned)
     path = run.network_path if learned is None else run.checkpoint_path(learned)
     model = run.config.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):

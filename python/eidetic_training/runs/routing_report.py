@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.checking import a_list, instance
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.tasks.base import device_of
 from eidetic_kernels.tasks.routing import NEED_ROUTER, RULES
@@ -76,7 +77,10 @@ def routing_report(network: EideticNetwork, tasks: Sequence[Task], rules: Sequen
 
     Raises InputError if the number of tasks differs from the number of finished tasks.
     """
-    count = network.finished_tasks
+    instance("network", network, EideticNetwork, "an EideticNetwork")
+    count, tasks = network.finished_tasks, a_list("tasks", tasks, "a list of tasks, one for each finished one")
+    for task in tasks:
+        instance("a task", task, Task, "a Task")
     if len(tasks) != count:
         raise InputError(f"{len(tasks)} tasks were given for {count} finished ones; expected the test set of each.")
 

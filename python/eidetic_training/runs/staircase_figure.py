@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple
 
+from eidetic_kernels.checking import a_list, instance, nearest, require, shown
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.layers import StaircaseLayer
 from eidetic_kernels.layout import Fixed, Segments
@@ -62,10 +63,9 @@ def staircase(networks: BaseNetwork | Sequence[BaseNetwork], layer: str | None =
 
     Raises InputError for a path that is no such layer, and without matplotlib.
     """
-    if isinstance(networks, BaseNetwork):
-        networks = [networks]
-    if not networks:
-        raise InputError("got no network to draw; expected one or more.")
+    given = [networks] if isinstance(networks, BaseNetwork) else a_list("networks", networks, "networks to draw")
+    networks = [instance("a network", each, BaseNetwork, "an EideticNetwork") for each in given]
+    require(bool(networks), "networks must be one or more to draw", networks)
     path = choose_layer(networks[-1]) if layer is None else layer
     return _draw([staircase_of(network, path) for network in networks], path)
 
@@ -112,7 +112,9 @@ def staircase_of(network: BaseNetwork, path: str) -> Staircase:
     """What :func:`staircase` draws of one layer. Raises InputError if there is no such layer at ``path``."""
     layers = {path: layer for group in network.groups for path, layer in group.producers.items() if _is_drawn(layer)}
     if path not in layers:
-        raise InputError(f"there is no layer {path!r} to draw; there are: {', '.join(layers)}.")
+        raise InputError(
+            f"there is no layer {shown(path)} to draw{nearest(path, layers)}; there are: {', '.join(layers)}."
+        )
     layer = layers[path]
     units = layer.segments
     owners = units.tasks + (units.live > 0)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.checking import a_list, function
 
 # Events that are neither an epoch nor a change of units, and how their note begins.
 NOTES = {
@@ -46,6 +47,12 @@ class Event:
 
 
 Callback = Callable[[Event], None]
+
+
+def checked_callbacks(callbacks: Sequence[Callback]) -> list[Callback]:
+    """``callbacks`` as a list. Raises InputError unless each can be called."""
+    given = a_list("callbacks", callbacks, "a list of functions of an Event")
+    return [function("a callback", each, "a function of an Event") for each in given]
 
 
 class Units(NamedTuple):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
-from eidetic_kernels.errors import InputError
+from eidetic_kernels.checking import explained, known_names, one_of, real_number, shown
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -23,12 +24,20 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer ``name``, one of ``OPTIMIZERS``, with its fused kernel if it has one.
 
-    Raises InputError for arguments that the optimizer does not take.
+    Raises InputError for another name, and for arguments that the optimizer does not take: its first step is tried, on
+    a parameter of its own.
     """
+    one_of("the optimizer's name", name, tuple(OPTIMIZERS))
     kind: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[name]  # their base class has no common arguments
+    known_names(arguments, list(inspect.signature(kind).parameters)[1:], f"argument of the optimizer {name!r}")
+    for argument, value in arguments.items():
+        if argument == "lr" or isinstance(value, float):
+            real_number(argument, value)
     if name in FUSED:
         arguments = {"fused": True, **arguments}
-    try:
+
+    with explained(f"the optimizer {name!r} cannot be made with {shown(arguments)}"):
+        tried = torch.nn.Parameter(torch.zeros(2))
+        tried.grad = torch.ones(2)
+        kind([tried], **arguments).step()
         return kind(parameters, **arguments)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer {name}: {error}") from error

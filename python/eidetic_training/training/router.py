@@ -15,12 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.errors import NonFiniteLossError, TaskError
+from eidetic_kernels.checking import a_list, instance, path
+from eidetic_kernels.errors import NonFiniteLossError, RouterError, TaskError
 from eidetic_kernels.tasks.routing import of_tasks
 
 from ..data import TensorLoader
 from .annealing import anneal
-from .events import NOTES, Callback, Event, units_of
+from .events import NOTES, Callback, Event, checked_callbacks, units_of
 from .last_good import modes_put_back
 from .progress import ProgressFile, identity_of
 from .random_state import put_random_state_back, random_state
@@ -60,12 +61,14 @@ def train_router(
         TaskError: a task is in training, or loaders and finished tasks differ in number.
         InputError: settings or loaders that cannot be, inputs that the convolutions cannot read, or ``progress`` of a
             router that was trained otherwise.
-        RouterError: ``layers`` that cannot be read (windows, parameters).
+        RouterError: ``layers`` that cannot be read (windows), or no unit that a router could read.
         NonFiniteLossError: the loss became NaN or infinite.
         CheckpointError: the file of ``progress`` is damaged.
     """
+    instance("network", network, EideticNetwork, "an EideticNetwork")
     settings = RouterSettings.given(settings, overrides)
-    loaders = list(loaders)
+    loaders = a_list("loaders", loaders, "a list of loaders, one for each finished task")
+    callbacks, progress = checked_callbacks(callbacks), None if progress is None else path("progress", progress)
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:
@@ -125,6 +128,11 @@ class _RouterRun:
         training = self.identity(loaders)
         self.data = router_data(network, loaders, settings, self.classes)
         moments = moments_of(self.data)
+        if not len(moments.mean):
+            raise RouterError(
+                "no finished task kept a unit that reaches the features, so a router has nothing to read: let it read "
+                "the input (inputs=True, or convolutions=(64, 128, 256)), or let tasks take units (max_units)."
+            )
         self.owners = _owners(self.tasks, self.classes).to(moments.mean.device)
         self.router = TrainedRouter(settings, moments, len(self.owners), network.input_shape or ())
         self.optimizers = self.router.optimizers()

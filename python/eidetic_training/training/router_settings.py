@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
+from eidetic_kernels.checking import flag, random_seed, real_number, require, whole_number
 from eidetic_kernels.errors import InputError
 
-from .settings_base import Settings, require
+from .settings_base import Settings
 
 
 @dataclass(frozen=True)
@@ -70,18 +71,18 @@ class RouterSettings(Settings):
     max_cached_bytes: int = 2**31
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_epochs >= 1, "max_epochs must be 1 or more", self.max_epochs)
-        require(self.patience >= 1, "patience must be 1 or more", self.patience)
-        require(self.polish_epochs >= 0, "polish_epochs must be 0 or more", self.polish_epochs)
-        require(self.batch_size >= 1, "batch_size must be 1 or more", self.batch_size)
-        require(self.examples is None or self.examples >= 1, "examples must be 1 or more, or None", self.examples)
+        self.check(whole_number, "max_epochs", "patience", least=1, unit="epochs")
+        self.check(whole_number, "polish_epochs", unit="epochs")
+        self.check(whole_number, "batch_size", least=1)
+        self.check(whole_number, "hidden", unit="units")
+        self.check(whole_number, "max_cached_bytes")
+        if self.examples is not None:
+            self.check(whole_number, "examples", least=1)
 
-        require(self.hidden >= 0, "hidden must be 0 or more units", self.hidden)
-        require(0 <= self.dropout < 1, "dropout must lie in [0, 1)", self.dropout)
-        require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
-        require(self.weight_decay >= 0, "weight_decay must be 0 or more", self.weight_decay)
-
+        self.check(real_number, "lr", "weight_decay", least=0.0)
+        self.check(real_number, "dropout", "label_smoothing", least=0.0, below=1.0)
+        self.check(flag, "layers", "inputs", "augment", "alone", "mirrored", "classes")
+        self.check(random_seed, "seed")
         require(
             _are_channels(self.convolutions),
             "convolutions must be numbers of channels, 1 or more, one for each stage",

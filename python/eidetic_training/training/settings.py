@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
-from eidetic_kernels.checking import one_of
+from eidetic_kernels.checking import flag, one_of, random_seed, real_number, require, share, whole_number
+from eidetic_kernels.tasks.checks import count_or_share
 from eidetic_kernels.tasks.importance import an_importance
 from eidetic_kernels.tasks.pruning import COUNTED
 
-from .settings_base import Settings, require
+from .settings_base import Settings
 
 Value = TypeVar("Value")
 
@@ -82,31 +83,24 @@ class TaskSettings(Settings):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        require(self.max_epochs >= 1, "max_epochs must be 1 or more", self.max_epochs)
-        require(self.patience >= 1, "patience must be 1 or more", self.patience)
-        require(self.max_recovery_epochs >= 1, "max_recovery_epochs must be 1 or more", self.max_recovery_epochs)
-        require(self.polish_epochs >= 0, "polish_epochs must be 0 or more", self.polish_epochs)
+        self.check(whole_number, "max_epochs", "patience", "max_recovery_epochs", least=1, unit="epochs")
+        self.check(whole_number, "polish_epochs", unit="epochs")
+        self.check(flag, "halve_learning_rate", "autocast")
+        self.check(random_seed, "seed")
 
-        one_of("search", self.search, SEARCHES)
-        object.__setattr__(self, "importance", _one_or_several("importance", self.importance, an_importance))
-        one_of("of", self.of, COUNTED)
-        one_of("frozen_features", self.frozen_features, AUTO)
-        one_of("cuda_graphs", self.cuda_graphs, AUTO)
+        self.check(one_of, "search", known=SEARCHES)
+        self.check(_one_or_several, "importance", each=an_importance)
+        self.check(one_of, "of", known=COUNTED)
+        self.check(one_of, "frozen_features", "cuda_graphs", known=AUTO)
 
-        object.__setattr__(self, "step", _one_or_several("step", self.step, _a_step))
-        if self.search == "backoff":
-            require(not isinstance(self.step, tuple), 'step must be one number for "backoff"', self.step)
-            require(self.step_at(0) <= self.first_step <= 1, "first_step must lie in [step, 1]", self.first_step)
-        require(0 <= self.tolerance < 1, "tolerance must lie in [0, 1)", self.tolerance)
-        require(0 <= self.label_smoothing < 1, "label_smoothing must lie in [0, 1)", self.label_smoothing)
-        require(self.frozen_features_gib >= 0, "frozen_features_gib must be 0 or more", self.frozen_features_gib)
-        require(0 <= self.max_pruned <= 1, "max_pruned must lie in [0, 1]", self.max_pruned)
-        require(
-            self.keep_at_least >= 0 and (isinstance(self.keep_at_least, int) or self.keep_at_least <= 1),
-            "keep_at_least must be a count of units, or a fraction in [0, 1]",
-            self.keep_at_least,
-        )
+        self.check(_one_or_several, "step", each=real_number, above=0.0, most=1.0)
+        backoff = self.search == "backoff"
+        require(not backoff or not isinstance(self.step, tuple), 'step must be one number for "backoff"', self.step)
+        self.check(real_number, "first_step", least=self.step_at(0) if backoff else 0.0, most=1.0)
+        self.check(real_number, "tolerance", "label_smoothing", least=0.0, below=1.0)
+        self.check(real_number, "frozen_features_gib", least=0.0)
+        self.check(count_or_share, "keep_at_least")
+        self.check(share, "max_pruned")
 
     def importance_at(self, step: int) -> str:
         """The importance of a task's pruning step ``step``, counted from 0."""
@@ -118,16 +112,10 @@ class TaskSettings(Settings):
         return self.step[step % len(self.step)] if isinstance(self.step, tuple) else self.step
 
 
-def _one_or_several(name: str, value: object, each: Callable[[str, object], Value]) -> Value | tuple[Value, ...]:
+def _one_or_several(name: str, value: object, each: Callable[..., Value], **limits: Any) -> Value | tuple[Value, ...]:
     """``value`` as ``each`` has it, or a tuple of its members, where it is a list of one or more. Raises InputError."""
     if not isinstance(value, (list, tuple)):
-        return each(name, value)
+        return each(name, value, **limits)
     members = cast("list[object] | tuple[object, ...]", value)
     require(len(members) > 0, f"{name} must be one value, or a list of one or more", members)
-    return tuple(each(name, member) for member in members)
-
-
-def _a_step(name: str, value: object) -> float:
-    right = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= 1
-    require(right, f"{name} must lie in (0, 1]", value)
-    return cast(float, value)
+    return tuple(each(name, member, **limits) for member in members)

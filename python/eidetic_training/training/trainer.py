@@ -12,11 +12,13 @@ import torch
 import torch.nn.functional as F
 
 from eidetic_kernels import EideticNetwork, default_optimizer
+from eidetic_kernels.checking import flag, function, instance, path
 from eidetic_kernels.errors import InputError, TaskError
+from eidetic_kernels.tasks.checks import an_optimizer
 from eidetic_kernels.tasks.optimizer_state import check_current
 
 from .epoch import count_classes
-from .events import Callback
+from .events import Callback, checked_callbacks
 from .last_good import going_back
 from .settings import TaskSettings
 from .task_run import Loss, TaskResult, TaskRun
@@ -66,12 +68,15 @@ def train_task(
         StaleOptimizerError: the optimizer holds none of the network's current parameters.
         NonFiniteLossError: the loss, or what was trained, became NaN or infinite.
     """
+    instance("network", network, EideticNetwork, "an EideticNetwork")
     settings = TaskSettings.given(settings, overrides)
     loss = _loss(loss, settings)
+    callbacks, progress = checked_callbacks(callbacks), None if progress is None else path("progress", progress)
+    flag("finish", finish)
     if network.current_task is None:
         raise TaskError("no task is in training: call net.prepare_for_task(t, num_classes=...) before train_task.")
     if optimizer is not None:
-        _check_optimizer(network, optimizer)
+        _check_optimizer(network, an_optimizer(optimizer))
 
     with going_back(network, optimizer) as good:
         if len(network.heads) == network.current_task:
@@ -84,6 +89,7 @@ def train_task(
 
         run = TaskRun(network, loader, optimizer, settings, loss, callbacks, good, progress)
         run.procedure()
+        run.compare_with_majority()
         good.put_rates_back()  # the next task starts from the learning rates as they were given
         if finish:
             network.finish_task()
@@ -99,7 +105,7 @@ def _loss(given: Loss | None, settings: TaskSettings) -> Loss:
             f"label_smoothing={settings.label_smoothing} is for the default loss, cross-entropy, and loss= is given: "
             "smooth labels in your loss."
         )
-    return given
+    return function("loss", given, "a function of logits and labels")
 
 
 def _check_optimizer(network: EideticNetwork, optimizer: torch.optim.Optimizer) -> None:

@@ -170,7 +170,7 @@ X, Y = torch.zeros(6, 1, 2, 2), torch.zeros(6, dtype=torch.int64)
         ((X, Y, 2.0), "batch_size must be a whole number, 1 or more; got 2.0"),
         ((X, Y, True), "batch_size must be a whole number, 1 or more; got True"),
         ((X.long(), Y, 4), "dtype"),
-        ((Y, Y, 4), "shape"),
+        ((Y, Y, 4), r"tensor \[N, "),
         ((X.tolist(), Y, 4), "list"),
         ((X.flatten(1), Y, 4, True, 0, Preparation(Augmentation(flip=True))), "augment"),
     ],

@@ -155,7 +155,7 @@ def test_image_sets_share_the_first_ones_normalisation():
     [
         ([], "no loaders"),
         ([iter(tensor_loaders([8])[0])], "iterator"),
-        ([7], "int"),
+        ([7], "loader is 7"),
         ([torch.zeros(3)], "Tensor"),
         ([[]], "Task 0's loader is empty"),
         (

@@ -103,14 +103,14 @@ def test_an_override_below_a_value_is_refused():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"dta": {}}, r"unknown key dta \(did you mean 'data'\?\); there are: name, seed, "),
+        ({"dta": {}}, r"unknown key 'dta' \(did you mean 'data'\?\); there are: name, seed, "),
         (
             {"data": {"task": 3}},
-            r"unknown key data\.task \(did you mean 'data\.tasks'\?\); there are: data\.sequence, ",
+            r"unknown key 'data\.task' \(did you mean 'data\.tasks'\?\); there are: data\.sequence, ",
         ),
         ({"capacity": {"shares": 0.1}}, r"\(did you mean 'capacity\.share'\?\)"),
-        ({"zzzz": 1}, r"unknown key zzzz; there are: [^?]*\.$"),
-        ({"task": {"tolerence": 0.1}}, r"unknown setting 'tolerence' .*; there are: .*tolerance"),
+        ({"zzzz": 1}, r"unknown key 'zzzz'; there are: [^?]*\.$"),
+        ({"task": {"tolerence": 0.1}}, r"unknown key 'task.tolerence' .*; there are: .*task.tolerance"),
     ],
 )
 def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, message):
@@ -135,23 +135,23 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"capacity": {"widen": 1.5}}, "capacity.widen must be a number of units, .* a fraction in .*; got 1.5"),
         ({"capacity": {"widen": "even"}}, "capacity.widen must be int or float or nothing; got 'even'"),
         ({"capacity": {"widen": True}}, "capacity.widen must be int or float or nothing; got True"),
-        ({"data": {"held_out": 1.0}}, "data.held_out must be a fraction between 0 and 1"),
+        ({"data": {"held_out": 1.0}}, r"data.held_out must be a number in \(0, 1\)"),
         ({"data": {"held_out": 1}}, "data.held_out must be float or nothing; got 1"),
         ({"data": {"learn_first": 0}}, "data.learn_first must be a whole number, 1 or more; got 0"),
         ({"data": {"learn_first": "two"}}, "data.learn_first must be int or nothing"),
-        ({"sweep": {"trails": 3}}, "unknown key sweep.trails"),
+        ({"sweep": {"trails": 3}}, "unknown key 'sweep.trails'"),
         ({"sweep": {"space": {"task.step": [1]}}}, "sweep.space.task.step must be a list"),
         ({"router": {"convolutions": []}}, r"router.convolutions must be numbers of channels, .*; got \[\]"),
         ({"router": {"convolutions": [8, 0]}}, r"router.convolutions must be numbers of channels, .*got \[8, 0\]"),
         ({"router": {"convolutions": [8, True]}}, "router.convolutions must be numbers of channels"),
         ({"router": {"convolutions": 8}}, "router.convolutions must be numbers of channels, .*; got 8"),
-        ({"router": {"hidden": -1}}, "router.hidden must be 0 or more units; got -1"),
+        ({"router": {"hidden": -1}}, "router.hidden must be a whole number of units, 0 or more; got -1"),
         ({"router": {"augment": True}}, "router.augment=True is about convolutions, and there are none: give conv"),
         ({"router": {"alone": True}}, "router.alone=True is about convolutions, and there are none: give conv"),
         ({"router": {"convolutions": [4], "alone": True, "layers": True}}, "router.alone=True reads nothing but conv"),
         ({"router": {"mirrored": True}}, "router.mirrored=True is about convolutions, and there are none: give conv"),
         ({"task": {"search": "greedy"}}, "search must be one of"),
-        ({"task": {"step": 0}}, "step must lie in"),
+        ({"task": {"step": 0}}, "task.step must be a number in"),
     ],
 )
 def test_a_bad_value_is_refused(given, message):
@@ -258,5 +258,5 @@ def test_values_by_dotted_key_replace_others_and_are_checked():
     changed = configuration.changed(config, {"task.step": 0.2, "model.dropout": 0.1, "data.held_out": 0.5})
     assert (changed["task"]["step"], changed["model"]["dropout"], changed["data"]["held_out"]) == (0.2, 0.1, 0.5)
     assert config == configuration.load("demo"), "the one given is as it was"
-    with pytest.raises(InputError, match="unknown setting 'stp'"):
+    with pytest.raises(InputError, match="unknown key 'task.stp'"):
         configuration.changed(config, {"task.stp": 0.2})

@@ -106,11 +106,11 @@ def test_values_that_are_none_are_refused(given):
         ({"trials": 0}, "sweep.trials must be a whole number, 1 or more; got 0"),
         ({"tasks": 1.5}, "sweep.tasks must be a whole number"),
         ({"tasks": True}, "sweep.tasks must be a whole number"),
-        ({"held_out": 1.0}, "sweep.held_out must be a fraction between 0 and 1"),
-        ({"held_out": 0}, "sweep.held_out must be a fraction"),
-        ({"prune": 1}, "sweep.prune must be true or false"),
-        ({"space": ["task.step"]}, "sweep.space is a table"),
-        ({"trails": 3}, "unknown key sweep.trails .*; there are: sweep.trials, sweep.grid"),
+        ({"held_out": 1.0}, r"sweep.held_out must be a number in \(0, 1\)"),
+        ({"held_out": 0}, r"sweep.held_out must be a number in \(0, 1\)"),
+        ({"prune": 1}, "sweep.prune must be True or False"),
+        ({"space": ["task.step"]}, "sweep.space must be values by name"),
+        ({"trails": 3}, "unknown key 'sweep.trails' .*; there are: sweep.trials, sweep.grid"),
     ],
 )
 def test_settings_that_are_none_are_refused(settings, message):

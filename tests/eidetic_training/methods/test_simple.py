@@ -5,6 +5,7 @@ import torch
 from small_methods import accuracy, answers, batches, body_bits, clashing, conditions, learned
 from torch.nn import functional as F
 
+from eidetic_kernels.errors import TaskError
 from eidetic_training.methods import Joint, Sequential, SingleTask
 from eidetic_training.methods.networks import PlainNetwork, count, norms
 
@@ -90,7 +91,7 @@ def test_joint_learns_all_with_statistics_measured_after_training():
 
 
 def test_joint_takes_no_single_task_and_is_the_same_for_the_same_seed():
-    with pytest.raises(NotImplementedError, match="all tasks at once: call learn_all"):
+    with pytest.raises(TaskError, match="all tasks at once: call learn_all"):
         Joint(conditions()).learn(batches(0), 3)
     found = []
     for drawn in range(2):

@@ -284,8 +284,13 @@ def test_constructor_arguments_survive_json():
 @pytest.mark.parametrize(
     ("name", "shape", "options", "message"),
     [
-        ("resnet19", (3, 32, 32), {}, "unknown model 'resnet19'.*resnet18"),
-        ("mlp", (1, 28, 28), {"widht": 3}, r"takes no widht \(did you mean 'width'\?\); it takes: in_features, width"),
+        ("resnet19", (3, 32, 32), {}, r"name must be one of mlp, .*; got 'resnet19' \(did you mean 'resnet18'\?\)"),
+        (
+            "mlp",
+            (1, 28, 28),
+            {"widht": 3},
+            r"unknown argument of the model 'mlp' 'widht' \(did you mean 'width'\?\); there are: in_f",
+        ),
         ("mlp", (), {}, "example_shape must be one sample's shape"),
         ("convnet", (784,), {}, "needs images"),
         ("convnet", (3, 7, 8), {}, "a side must have 8 pixels or more"),
