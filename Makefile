@@ -3,7 +3,9 @@
 # make lint   style, the direction of imports, types
 # make docs   the documentation site, in build/site
 # make fuzz   damaged and made-up files, many more than the tests try (FUZZ=20000)
-# make soak   what the tests sample, whole: calls cut off at every line, runs killed at every file operation
+# make soak   what the tests sample, whole: random lives (SOAK=100000 events), calls cut off at every line, runs killed at
+#             every file operation
+# make coverage  which lines and branches of eidetic_kernels its own tests run
 # make bench  the measurements
 # make clean  removes what the others made, runs excepted
 #
@@ -20,7 +22,7 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 COMPILED := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test fuzz soak bench lint docs clean
+.PHONY: demo test coverage fuzz soak bench lint docs clean
 
 demo: $(STAMPS)/run
 	$(BIN)/eidetic train demo $(ARGS)
@@ -34,13 +36,24 @@ test: lint
 	$(PYTEST) tests/promises $(ARGS)
 	$(PYTEST) tests --ignore=tests/eidetic_training --ignore=tests/promises $(ARGS)
 
+COVERED := $(PYTEST) -q --cov --cov-append --cov-report=
+coverage: $(STAMPS)/coverage
+	$(BIN)/python -m coverage erase
+	$(COVERED) tests/promises $(ARGS)
+	$(COVERED) tests --ignore=tests/eidetic_training --ignore=tests/promises $(ARGS)
+	$(BIN)/python -m coverage report
+
 FUZZ ?= 20000
 fuzz: $(STAMPS)/test
 	OMP_NUM_THREADS=1 EIDETIC_FUZZ=$(FUZZ) $(BIN)/python -m pytest -s -n $(JOBS) tests/fuzz $(ARGS)
 
+# Goes on where it was stopped: build/soak.jsonl says which lives have passed.
+SOAK ?= 100000
 soak: $(STAMPS)/test
+	OMP_NUM_THREADS=1 EIDETIC_SOAK_STEPS=$(SOAK) $(BIN)/python -m pytest -n $(JOBS) tests/promises/test_properties.py
+	$(BIN)/python tests/support/soaking.py
 	OMP_NUM_THREADS=1 EIDETIC_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/promises/test_atomic.py \
-	  tests/eidetic_training/experiments/test_kills.py $(ARGS)
+	  tests/eidetic_training/experiments/test_kills.py tests/eidetic_training/test_stopping.py $(ARGS)
 
 # What is timed is tested first: a wrong kernel must not look fast.
 bench: $(STAMPS)/test
@@ -79,6 +92,10 @@ $(STAMPS)/run: $(STAMPS)/venv $(COMPILED)
 $(STAMPS)/test: $(STAMPS)/venv $(COMPILED)
 	$(PIP) -e ".[test]"
 	touch $@ $(STAMPS)/run
+
+$(STAMPS)/coverage: $(STAMPS)/test
+	$(PIP) -e ".[coverage]" --no-build-isolation
+	touch $@
 
 $(STAMPS)/docs: $(STAMPS)/test
 	$(PIP) -e ".[docs]" --no-build-isolation

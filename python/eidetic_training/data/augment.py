@@ -19,10 +19,12 @@ class Augmentation:
     It works on raw pixels, uint8 or floating point, before they are normalised. ``resized_crop`` returns float32 on the
     images' scale; the others keep the dtype.
 
-    flip: mirror left-right with probability 1/2.
-    crop_padding: add this many black pixels on each side, then cut a window of the original size at a random place.
-    resized_crop: (low, high). A window at a random place, of a random aspect ratio from 3/4 to 4/3, covers between
-        ``low`` and ``high`` of the area. It is resized to the original size (bilinear). This replaces ``crop_padding``.
+    Args:
+        flip: mirror left-right with probability 1/2.
+        crop_padding: add this many black pixels on each side, then cut a window of the original size at a random place.
+        resized_crop: (low, high). A window at a random place, of a random aspect ratio from 3/4 to 4/3, covers between
+            ``low`` and ``high`` of the area. It is resized to the original size (bilinear). This replaces
+            ``crop_padding``.
 
     Raises InputError for a value out of its range, and for ``crop_padding`` beside ``resized_crop``.
     """

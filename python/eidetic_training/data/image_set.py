@@ -16,7 +16,9 @@ from eidetic_kernels.errors import InputError
 def check_labels(labels: Tensor, rows: int, classes: int | None, what: str = "labels") -> None:
     """Raise InputError unless ``labels`` is int64 [rows], one row or more, with values in 0..classes-1.
 
-    classes: None where it is unknown. what: how messages name the labels.
+    Args:
+        classes: None where it is unknown.
+        what: how messages name the labels.
     """
     if not isinstance(labels, Tensor) or labels.is_meta:
         raise InputError(
@@ -50,8 +52,9 @@ def check_labels(labels: Tensor, rows: int, classes: int | None, what: str = "la
 class ImageSet:
     """A whole labelled set of images as tensors.
 
-    images: [N, C, H, W], uint8 (0..255) or floating point.
-    labels: int64 [N] in 0..classes-1, on the images' device.
+    Args:
+        images: [N, C, H, W], uint8 (0..255) or floating point.
+        labels: int64 [N] in 0..classes-1, on the images' device.
 
     Raises InputError for anything else, and for an empty set.
     """

@@ -25,7 +25,8 @@ Batch = tuple[Tensor, Tensor]
 class MetaLabels:
     """What the meta task calls a sample: by its task, or by its class among those of all tasks.
 
-    classes: how many each task has, where samples are called by their class; None where by their task.
+    Args:
+        classes: how many each task has, where samples are called by their class; None where by their task.
 
     Raises InputError unless there are ``tasks`` of them.
     """
@@ -60,7 +61,8 @@ class MetaLabels:
 class Mixing(ABC):
     """Batches (x, meta label) of about ``batch_size`` that mix all tasks.
 
-    shuffle: False keeps the tasks one after another.
+    Args:
+        shuffle: False keeps the tasks one after another.
     """
 
     def __init__(self, labels: MetaLabels, batch_size: int, shuffle: bool, seed: int):

@@ -18,8 +18,9 @@ from .image_set import Normalisation
 class Preparation:
     """Rows are augmented, then normalised to float32.
 
-    augment: random changes of images; None, or one that changes nothing, is none.
-    normalisation: None keeps the values as they are.
+    Args:
+        augment: random changes of images; None, or one that changes nothing, is none.
+        normalisation: None keeps the values as they are.
 
     Raises InputError for anything else.
     """

@@ -39,10 +39,11 @@ SourceLike = str | Source | tuple[ImageSet, ImageSet]
 class Task:
     """One task of a sequence. Its labels are 0..num_classes-1.
 
-    normalisation: one for the whole sequence, so that an input can be prepared before its task is known.
-    augment: of the training set.
-    labels: the source's label of each of the task's classes.
-    permutation: int64 [H*W] for permuted pixels: pixel i of the task is pixel ``permutation[i]`` of the source.
+    Args:
+        normalisation: one for the whole sequence, so that an input can be prepared before its task is known.
+        augment: of the training set.
+        labels: the source's label of each of the task's classes.
+        permutation: int64 [H*W] for permuted pixels: pixel i of the task is pixel ``permutation[i]`` of the source.
     """
 
     name: str
@@ -141,9 +142,10 @@ def split_classes(
 ) -> list[Task]:
     """Tasks that divide the classes of ``source``, as evenly as possible; the first tasks get the remainder.
 
-    order: the classes, each once, in the order in which tasks take them (default: 0, 1, ...). Within a task, labels
-        count from 0 in that order.
-    augment: "usual" is the source's own.
+    Args:
+        order: the classes, each once, in the order in which tasks take them (default: 0, 1, ...). Within a task, labels
+            count from 0 in that order.
+        augment: "usual" is the source's own.
 
     Raises InputError when there are fewer classes than tasks, or a class has no image in one of the splits.
     """
@@ -187,10 +189,11 @@ def several(
 
     All tasks are normalised with the first source's numbers, which are known when it is learned.
 
-    shape: (C, H, W) that all images are brought to. Grey is repeated over channels; the shorter side is resized
-        (bilinear) and the centre cut out.
-    augment: "usual" is each source's own.
-    folder: for sources given by name, the folder that holds a folder of each.
+    Args:
+        shape: (C, H, W) that all images are brought to. Grey is repeated over channels; the shorter side is resized
+            (bilinear) and the centre cut out.
+        augment: "usual" is each source's own.
+        folder: for sources given by name, the folder that holds a folder of each.
 
     Raises InputError when shapes differ and ``shape`` is not given, or colour would become grey.
     """

@@ -63,8 +63,8 @@ def run_experiment(
     """
     started = time.perf_counter()
     tasks = make_tasks(config["data"], config["seed"])
-    routed = config["router"]["train"] and len(tasks) > 1
-    network = _build(config, tasks, routed)  # before the folder is made, so that a refused configuration leaves none
+    routed = _ends_with_router(config, tasks)
+    network = build(config, tasks)  # before the folder is made, so that a refused configuration leaves none
 
     with RunFolder.writing(folder, config) as run:
         network, done, inside, notes = resume(run, network, tasks, routed)
@@ -91,8 +91,11 @@ def run_experiment(
         return run
 
 
-def _build(config: dict[str, Any], tasks: list[Task], routed: bool) -> EideticNetwork:
-    """A fresh network. Raises InputError for a model, optimizer, router or device that cannot be."""
+def build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
+    """The fresh network of a configuration whose tasks these are.
+
+    Raises InputError for a model, optimizer, router or device that cannot be.
+    """
     find_device(config["device"])
     torch.manual_seed(config["seed"])
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
@@ -102,7 +105,7 @@ def _build(config: dict[str, Any], tasks: list[Task], routed: bool) -> EideticNe
     stages, shape = config["router"]["convolutions"], tasks[0].train.shape
     if stages:
         check_images((1, *shape), (shape[0], *stages))
-    if routed:
+    if _ends_with_router(config, tasks):
         rehearse_router(_router_options(config), network, tasks)
     return network
 
@@ -198,6 +201,10 @@ def _multiple(config: dict[str, Any]) -> int:
     """The number whose multiples a task's units are kept at, if possible."""
     multiple = config["capacity"]["multiple"]
     return multiple if multiple != "auto" else ALIGNED if find_device(config["device"]).type == "cuda" else 1
+
+
+def _ends_with_router(config: dict[str, Any], tasks: list[Task]) -> bool:
+    return config["router"]["train"] and len(tasks) > 1
 
 
 def _router_options(config: dict[str, Any]) -> dict[str, Any]:

@@ -34,12 +34,13 @@ from ..training.optimizers import OPTIMIZERS, make_optimizer
 class Conditions:
     """What is equal for all methods.
 
-    network: makes a fresh network of the compared architecture. Methods without segments use its plain version.
-    epochs: passes over a task's data. A method that trains in stages (prune and retrain) divides them.
-    optimizer: its name, one of :data:`eidetic_training.training.optimizers.OPTIMIZERS`.
-    lr: its learning rate.
-    seed: of weights and the order of random draws.
-    polish: how many epochs, at the end of each stage, let the learning rate fall to zero.
+    Args:
+        network: makes a fresh network of the compared architecture. Methods without segments use its plain version.
+        epochs: passes over a task's data. A method that trains in stages (prune and retrain) divides them.
+        optimizer: its name, one of :data:`eidetic_training.training.optimizers.OPTIMIZERS`.
+        lr: its learning rate.
+        seed: of weights and the order of random draws.
+        polish: how many epochs, at the end of each stage, let the learning rate fall to zero.
 
     Raises InputError for a value of the wrong kind or out of its range.
     """
@@ -168,8 +169,9 @@ def fit(
 ) -> None:
     """Ordinary training by cross-entropy.
 
-    answer: from x to logits [N, classes].
-    schedule: the epochs, from :meth:`Conditions.schedule` or a range.
+    Args:
+        answer: from x to logits [N, classes].
+        schedule: the epochs, from :meth:`Conditions.schedule` or a range.
 
     Raises InputError for an empty loader or what is none, NonFiniteLossError when the loss is no longer finite.
     """

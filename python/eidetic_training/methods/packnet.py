@@ -21,8 +21,9 @@ class PackNet(Method):
     A task runs with the weights of tasks up to its own. As in the paper, biases and BatchNorm are trained with the
     first task and fixed from then on. The last third of the epochs retrains.
 
-    prune: the fraction of a layer's free weights that each task gives back (the paper's 0.5 or 0.75).
-    tasks: how many will come, if known; free weights are then divided evenly among them, whatever ``prune`` is.
+    Args:
+        prune: the fraction of a layer's free weights that each task gives back (the paper's 0.5 or 0.75).
+        tasks: how many will come, if known; free weights are then divided evenly among them, whatever ``prune`` is.
     """
 
     def __init__(self, conditions: Conditions, prune: float = 0.75, tasks: int | None = None):

@@ -57,7 +57,9 @@ class EWC(Penalised):
     sum is one quadratic again, so only the sum of importances and the weighted mean of anchors are kept: the same
     penalty up to a constant.
 
-    strength: of the penalty. samples: how many of a task's samples estimate the Fisher information.
+    Args:
+        strength: of the penalty.
+        samples: how many of a task's samples estimate the Fisher information.
     """
 
     def __init__(self, conditions: Conditions, strength: float = 1000.0, samples: int = 1000):

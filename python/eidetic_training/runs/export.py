@@ -23,8 +23,11 @@ EXAMPLES, SEED = 8, 20250213
 class Exported(NamedTuple):
     """What was written.
 
-    path: the file. difference: the largest distance between its logits and the network's. largest: the network's
-    largest logit, by magnitude. parameters: how many numbers the exported network has.
+    Args:
+        path: the file.
+        difference: the largest distance between its logits and the network's.
+        largest: the network's largest logit, by magnitude.
+        parameters: how many numbers the exported network has.
     """
 
     path: Path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from typing import NamedTuple, cast
 
@@ -12,22 +12,26 @@ import torch
 from torch import Tensor
 
 from eidetic_kernels import EideticNetwork, FrozenFeatures
+from eidetic_kernels.checking import flag, function, instance, shown, whole_number
 from eidetic_kernels.errors import EideticError, InputError
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.base import device_of
+from eidetic_kernels.tasks.checks import an_optimizer, pairs
 from eidetic_kernels.tasks.frozen_features import PassDiffers
 from eidetic_kernels.tasks.snapshots import all_live
 
-from .accuracy import Accuracy
+from .accuracy import Accuracy, ClassAccuracy
 from .captured_step import CapturedSteps
 from .features import Numbered
+from .label_counts import LabelCounts
 
 
 class EpochResult(NamedTuple):
-    """Mean loss, and accuracy in [0, 1], over the samples of an epoch."""
+    """Mean loss, and accuracy in [0, 1], over the samples of an epoch; and the share of the most frequent class."""
 
     loss: float
     accuracy: float
+    majority: float = 0.0
 
 
 class NotFinite(EideticError):
@@ -35,10 +39,11 @@ class NotFinite(EideticError):
 
 
 class Evaluation(NamedTuple):
-    """Accuracy of a task in [0, 1], and the SHA-256 of its logits, batch after batch."""
+    """Accuracy of a task in [0, 1], the SHA-256 of its logits, batch after batch, and accuracy by class."""
 
     accuracy: float
     digest: str
+    classes: ClassAccuracy
 
 
 def train_epoch(
@@ -66,11 +71,18 @@ def train_epoch(
 
     Raises InputError for an empty loader or wrong labels, NotFinite if the loss or a parameter is.
     """
+    instance("network", network, EideticNetwork, "an EideticNetwork")
+    an_optimizer(optimizer)
+    function("loss", loss, "a function of logits and labels")
+    if features is not None:
+        instance("features", features, FrozenFeatures, "FrozenFeatures, or None")
+    flag("autocast", autocast)
+    classes = network.live_head.out_features
     network.train()
     device = device_of(network)
-    classes = network.live_head.out_features
     # Kept on the device, and changed in place, since a CUDA graph adds to the same memory at every replay.
     losses, correct = torch.zeros((), device=device), torch.zeros((), device=device)
+    labels = LabelCounts(classes)
 
     def step(rows: Tensor | None, x: Tensor, y: Tensor) -> None:
         x, y = x.to(device, non_blocking=True), y.to(device, non_blocking=True)
@@ -78,6 +90,8 @@ def train_epoch(
         with torch.autocast(device.type, torch.bfloat16) if autocast else nullcontext():
             logits = _answer(network, x, features, rows)
             value = loss(logits, y)
+            if not isinstance(value, Tensor) or value.dim():
+                raise InputError(f"loss must return the mean loss of a batch, a tensor []; got {shown(value)}.")
         value.backward()
         optimizer.step()
         with torch.no_grad():
@@ -92,6 +106,7 @@ def train_epoch(
     with running as run:
         for rows, x, y in _batches(loader, features):
             _check_labels(x, y, classes)
+            labels.add(y)
             run(rows, x, y)
             samples += len(x)
 
@@ -103,7 +118,7 @@ def train_epoch(
     for path, name, _, tensor in all_live(network):
         if not torch.isfinite(tensor).all():
             raise NotFinite(f"{path}.{name} became NaN or infinite")
-    return EpochResult(mean, correct.item() / samples)
+    return EpochResult(mean, correct.item() / samples, labels.majority)
 
 
 @torch.no_grad()
@@ -120,15 +135,21 @@ def evaluate(
 
     Raises InputError for an empty loader or wrong labels.
     """
+    instance("network", network, EideticNetwork, "an EideticNetwork")
+    function("each", each, "a function of logits")
     device, answered, sha = device_of(network), Accuracy(), hashlib.sha256()
+    classes = None
     with evaluating(network):
-        for x, y in _pairs(loader):
+        for x, y in pairs("loader", loader):
             logits = network(x.to(device), task=task)
             _check_labels(x, y, logits.shape[1])
-            answered.add(logits.argmax(1) == y.to(device))
+            right = logits.argmax(1) == y.to(device)
+            answered.add(right)
+            classes = classes or ClassAccuracy(logits.shape[1])
+            classes.add(right, y.to(device))
             sha.update(logits.cpu().contiguous().view(torch.uint8).numpy().tobytes())
             each(logits)
-    return Evaluation(answered.value, sha.hexdigest())
+    return Evaluation(answered.value, sha.hexdigest(), classes or ClassAccuracy(0))
 
 
 def count_classes(loader: Iterable) -> int:
@@ -138,9 +159,9 @@ def count_classes(loader: Iterable) -> int:
     """
     known = getattr(loader, "num_classes", None)
     if known is not None:
-        return int(known)
+        return whole_number("the loader's num_classes", known, 1)
     largest = -1
-    for x, y in _pairs(loader):
+    for x, y in pairs("loader", loader):
         _check_labels(x, y, classes=None)
         largest = max(largest, int(y.max()) if len(y) else -1)
     if largest < 0:
@@ -165,18 +186,7 @@ def _batches(
     """(rows, x, y). The rows are the samples' numbers, or None if nobody needs them."""
     if features is not None and features.reads:
         return cast(Numbered, loader).numbered()
-    return ((None, x, y) for x, y in _pairs(loader))
-
-
-def _pairs(loader: Iterable) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's batches. Raises InputError for what is no pair of tensors."""
-    for batch in loader:
-        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-            raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave a {type(batch).__name__}.")
-        if not all(isinstance(each, Tensor) for each in batch):
-            kinds = " and ".join(type(each).__name__ for each in batch)
-            raise InputError(f"a loader must give pairs (x, y) of tensors; this one gave {kinds}: use torch.as_tensor.")
-        yield batch[0], batch[1]
+    return ((None, x, y) for x, y in pairs("loader", loader))
 
 
 def _check_labels(x: Tensor, y: Tensor, classes: int | None) -> None:

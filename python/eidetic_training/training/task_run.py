@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,6 +68,8 @@ class Position:
     weights: of the network, when pruning began; see :func:`.weights.weights_present`.
     rates: the learning rates from which polishing lets them fall.
     passes: for each of the task's epochs, which one it was of the loader's; empty where the loader does not count.
+    last: the last epoch's training accuracy.
+    majority: the share of its samples that are of the most frequent class.
     """
 
     phase: str = "train"
@@ -81,6 +84,8 @@ class Position:
     weights: int = 0
     rates: list[float | Tensor] = field(default_factory=list)
     passes: list[int] = field(default_factory=list)
+    last: float = 0.0
+    majority: float = 0.0
 
 
 class TaskRun:
@@ -253,6 +258,23 @@ class TaskRun:
                 self.begin("end")
             self.accept()
 
+    def compare_with_majority(self) -> None:
+        """Warn where the task ends no better than a constant answer, its most frequent class, would be."""
+        majority = self.at.majority
+        if self.at.last > majority or majority == 1:
+            return
+        # An epoch's own accuracy is an average over its steps, under dropout.
+        accuracy = evaluate(self.network, self.loader).accuracy
+        if accuracy > majority:
+            return
+        warnings.warn(
+            f"task {self.task} ends with a training accuracy of {accuracy:.1%}, no better than answering its most "
+            f"frequent class every time, which is right for {majority:.1%} of the samples: it may have learned nothing "
+            "else. Train longer (max_epochs, patience) or at another learning rate, weight the loss by class, or prune "
+            "less (keep_at_least, a smaller tolerance).",
+            stacklevel=4,
+        )
+
     # ---- what every step is made of
 
     def epoch(self, phase: str) -> float:
@@ -278,6 +300,7 @@ class TaskRun:
             ) from None
 
         self.at.done += 1
+        self.at.last, self.at.majority = result.accuracy, result.majority
         self.tell(phase, result.loss, result.accuracy)
         if self.features is not None and self.features.off is not None:
             self.note("features", self.features.off)

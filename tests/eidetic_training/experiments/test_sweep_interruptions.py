@@ -138,7 +138,11 @@ def test_two_workers_here_try_what_one_tries(swept, tmp_path):
 
 def test_a_worker_that_fails_is_told(data, tmp_path, monkeypatch, capfd):
     config = config_of(data, trials=2, space={"optimizer.betas": [1, 2]})
-    with pytest.raises(InputError, match=r"trial 000 \({'optimizer.betas': .*optimizer adamw"):
+    with pytest.raises(InputError, match="optimizer 'adamw'"):
+        quietly(config, tmp_path / "alone")
+    assert not (tmp_path / "alone").exists(), "a value that cannot be is refused before anything runs"
+    monkeypatch.setattr(module, "_check", lambda *arguments: None)
+    with pytest.raises(InputError, match=r"trial 000 \({'optimizer.betas': .*optimizer 'adamw'"):
         quietly(config, tmp_path / "alone")
     monkeypatch.setattr(module, "work", lambda *arguments: None)  # here; the other process runs the real one
     with pytest.raises(InputError, match="a worker stopped before its end; its own error is above"):
