@@ -26,9 +26,11 @@ COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.5)
 class RuleResult:
     """One rule on all tasks' test samples. All numbers lie in [0, 1].
 
-    confusion: float32 [tasks, tasks]; row t has the fractions of task t's samples that were routed to each task.
-    correct: accuracy of each task if the rule names the task.
-    selective: accuracy on the most confident fraction of all samples, for each of ``COVERAGES``: what abstaining gains.
+    Args:
+        confusion: float32 [tasks, tasks]; row t has the fractions of task t's samples that were routed to each task.
+        correct: accuracy of each task if the rule names the task.
+        selective: accuracy on the most confident fraction of all samples, for each of ``COVERAGES``: what abstaining
+            gains.
     """
 
     rule: str

@@ -21,16 +21,17 @@ NOTES = {
 class Event:
     """One line of a task's history.
 
-    seconds: since the start of the task's training.
-    task: the task in training; for the router, how many tasks it learns to tell apart.
-    phase: "train", "settle", "recover", "polish" and "router" (the task classifier) are epochs; "prune", "restore" and
-        "finish" are changes of units; "features", "graphs" and "progress" are notes that something is done without
-        frozen features, CUDA graphs or a file of progress.
-    epoch: the task's epochs so far, from 1.
-    step: the task's pruning steps so far; 0 before the first.
-    loss, train_accuracy: mean loss, and accuracy in [0, 1], of an epoch; None in other events.
-    live_units, frozen_units, width: totals over unit groups.
-    note: why something is done without; None in other events.
+    Args:
+        seconds: since the start of the task's training.
+        task: the task in training; for the router, how many tasks it learns to tell apart.
+        phase: "train", "settle", "recover", "polish" and "router" (the task classifier) are epochs; "prune", "restore"
+            and "finish" are changes of units; "features", "graphs" and "progress" are notes that something is done
+            without frozen features, CUDA graphs or a file of progress.
+        epoch: the task's epochs so far, from 1.
+        step: the task's pruning steps so far; 0 before the first.
+        loss, train_accuracy: mean loss, and accuracy in [0, 1], of an epoch; None in other events.
+        live_units, frozen_units, width: totals over unit groups.
+        note: why something is done without; None in other events.
     """
 
     seconds: float

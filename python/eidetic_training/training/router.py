@@ -91,12 +91,13 @@ def train_router(
 class _Position:
     """How far the router's training got.
 
-    phase: "train", "polish" or "end".
-    done: epochs of the phase.
-    epochs: all of them.
-    best: training accuracy in the epoch whose weights are kept, -1 before the first.
-    since: epochs since it rose.
-    rates: the learning rates from which polishing lets them fall, by optimizer.
+    Args:
+        phase: "train", "polish" or "end".
+        done: epochs of the phase.
+        epochs: all of them.
+        best: training accuracy in the epoch whose weights are kept, -1 before the first.
+        since: epochs since it rose.
+        rates: the learning rates from which polishing lets them fall, by optimizer.
     """
 
     phase: str = "train"

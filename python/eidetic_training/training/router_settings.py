@@ -17,35 +17,37 @@ class RouterSettings(Settings):
     """Settings of :func:`eidetic_training.train_router`. The defaults are the paper's task classifier: one linear map
     of the features (paper, section 1).
 
-    max_epochs: upper bound on epochs before polishing.
-    patience: training stops after this many epochs without a better training accuracy, or when it is 1.
-    polish_epochs: epochs at the end, in which the learning rate falls to zero.
-    lr: learning rate of AdamW, which trains the map and its biases. Weights of convolutions have Muon's own rate.
-    batch_size: samples in a batch, drawn from all tasks.
-    hidden: ReLU units between features and tasks; 0 is the paper's linear map. They help if tasks lie in one domain.
-    dropout: of the hidden units, while they are trained.
-    label_smoothing: the fraction of each label that the loss spreads over all others.
-    weight_decay: of AdamW; use it when many input columns invite overfitting.
-    layers: read what every layer computes, and not the features alone. It helps if tasks lie in one domain: what
-        distinguishes two tasks' classes need not matter to either task.
-    inputs: read the input itself, flattened, too: what no task needed is in no unit.
-    convolutions: channels of each stage of the router's own convolutional network over the input, trained with it (see
-        :class:`eidetic_kernels.tasks.router_convolutions.RouterConvolutions`); None is none. Use them if the body
-        cannot tell whose task an image is.
-    augment: let the convolutions see every image cropped and mirrored at random. What the router reads of the body is
-        still that of the image as it is, and computed once.
-    alone: read the convolutions and nothing of the body: the body's features are overconfident on its own training
-        images.
-    mirrored: average the scores of an image and its mirror image, as the convolutions see them. Inference then runs
-        the convolutions twice.
-    classes: learn to tell the classes of all tasks apart instead of the tasks. A task's score is then the log of the
-        sum of its classes' exponentials. A class says more about an image than a task whose classes are not alike.
-        This is not the paper's, which relabels all data by task.
-    examples: train on this many samples of each task, the first of its loader's first epoch; None uses all. It is what
-        one would keep of a task whose data goes away.
-    seed: of the order of the samples.
-    max_cached_bytes: keep what the router reads of the body as long as it needs no more memory; otherwise it is
-        computed anew every epoch.
+    Args:
+        max_epochs: upper bound on epochs before polishing.
+        patience: training stops after this many epochs without a better training accuracy, or when it is 1.
+        polish_epochs: epochs at the end, in which the learning rate falls to zero.
+        lr: learning rate of AdamW, which trains the map and its biases. Weights of convolutions have Muon's own rate.
+        batch_size: samples in a batch, drawn from all tasks.
+        hidden: ReLU units between features and tasks; 0 is the paper's linear map. They help if tasks lie in one
+            domain.
+        dropout: of the hidden units, while they are trained.
+        label_smoothing: the fraction of each label that the loss spreads over all others.
+        weight_decay: of AdamW; use it when many input columns invite overfitting.
+        layers: read what every layer computes, and not the features alone. It helps if tasks lie in one domain: what
+            distinguishes two tasks' classes need not matter to either task.
+        inputs: read the input itself, flattened, too: what no task needed is in no unit.
+        convolutions: channels of each stage of the router's own convolutional network over the input, trained with it
+            (see :class:`eidetic_kernels.tasks.router_convolutions.RouterConvolutions`); None is none. Use them if the
+            body cannot tell whose task an image is.
+        augment: let the convolutions see every image cropped and mirrored at random. What the router reads of the body
+            is still that of the image as it is, and computed once.
+        alone: read the convolutions and nothing of the body: the body's features are overconfident on its own training
+            images.
+        mirrored: average the scores of an image and its mirror image, as the convolutions see them. Inference then runs
+            the convolutions twice.
+        classes: learn to tell the classes of all tasks apart instead of the tasks. A task's score is then the log of
+            the sum of its classes' exponentials. A class says more about an image than a task whose classes are not
+            alike. This is not the paper's, which relabels all data by task.
+        examples: train on this many samples of each task, the first of its loader's first epoch; None uses all. It is
+            what one would keep of a task whose data goes away.
+        seed: of the order of the samples.
+        max_cached_bytes: keep what the router reads of the body as long as it needs no more memory; otherwise it is
+            computed anew every epoch.
 
     Raises InputError for a value of a wrong type or out of its range, and for settings that exclude each other.
     """

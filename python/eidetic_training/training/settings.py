@@ -25,39 +25,43 @@ class TaskSettings(Settings):
 
     The paper's procedure and nothing else is ``search="linear", of="width", polish_epochs=0, keep_at_least=0``.
 
-    max_epochs: upper bound on epochs before pruning.
-    patience: pruning begins after this many epochs without a better training accuracy.
-    halve_learning_rate: halve the learning rate before pruning, and train one more epoch ("settle").
-    search: "backoff" (ours), "linear" (the paper's), "none" (train only; the last task of a known sequence).
-    importance: "l1", "l2" (or 1, 2), "taylor", "random" or "hybrid"; a list is cycled through, step of pruning by step.
-    step: the fraction of the units that one step of "linear" removes, and the smallest that "backoff" tries. "linear"
-        takes a list, too, and cycles through it; if it is as long as that of ``importance``, the two are paired.
-    of: what fractions count: the "live" units, all units "present" (frozen ones, too), or each layer's "width" (as the
-        paper does).
-    first_step: the fraction that "backoff" removes first.
-    tolerance: how far training accuracy may fall below its best, as a fraction of the best.
-    max_recovery_epochs: within this many epochs a pruned network must recover to that accuracy.
-    polish_epochs: epochs at the end, on the units that are kept, in which the learning rate falls to zero ("polish").
-    keep_at_least: how many live units each layer keeps at least, a count or a fraction of its width. Training accuracy
-        alone would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12 units) with
-        demo.md (50 units) there.
-    max_pruned: the largest share of the network's weights that pruning may remove, of those present when it begins (the
-        weight matrices whole, and the task's head). A step that would remove more is undone.
-    frozen_features: cache what the task reads of frozen units, by sample, so that a step costs what the live units cost
-        (:class:`eidetic_kernels.FrozenFeatures`). "auto": if the training set is not augmented, its loader numbers the
-        samples, the network allows it and the cache fits into ``frozen_features_gib`` GiB; otherwise an event says why
-        not. True: whatever memory it takes, and InputError if it is impossible. False: never.
-    cuda_graphs: capture a training step as a CUDA graph once an epoch and replay it, so that small steps do not wait
-        for the host (:class:`eidetic_training.training.captured_step.CapturedSteps`). "auto": on a GPU, if the
-        optimizer can be captured (fused Adam or AdamW, SGD, any with ``capturable=True``) and an epoch's batches keep
-        their shape; otherwise an event says why not. True: InputError if it is impossible. False, the default: the
-        gain has not been measured on a GPU yet (``bench/gpu.py --only graphs`` does). A step, with its loss, must do
-        the same for every batch.
-    autocast: run training's forward passes and losses in bfloat16 (torch.autocast), for GPUs that are fast in it.
-        Weights, statistics and recall stay in the network's own dtype. It has no effect on a float64 network, which
-        torch does not cast.
-    label_smoothing: the fraction of each label that the loss spreads over all classes (Szegedy et al., 2016).
-    seed: of random importance.
+    Args:
+        max_epochs: upper bound on epochs before pruning.
+        patience: pruning begins after this many epochs without a better training accuracy.
+        halve_learning_rate: halve the learning rate before pruning, and train one more epoch ("settle").
+        search: "backoff" (ours), "linear" (the paper's), "none" (train only; the last task of a known sequence).
+        importance: "l1", "l2" (or 1, 2), "taylor", "random" or "hybrid"; a list is cycled through, step of pruning by
+            step.
+        step: the fraction of the units that one step of "linear" removes, and the smallest that "backoff" tries.
+            "linear" takes a list, too, and cycles through it; if it is as long as that of ``importance``, the two are
+            paired.
+        of: what fractions count: the "live" units, all units "present" (frozen ones, too), or each layer's "width" (as
+            the paper does).
+        first_step: the fraction that "backoff" removes first.
+        tolerance: how far training accuracy may fall below its best, as a fraction of the best.
+        max_recovery_epochs: within this many epochs a pruned network must recover to that accuracy.
+        polish_epochs: epochs at the end, on the units that are kept, in which the learning rate falls to zero
+            ("polish").
+        keep_at_least: how many live units each layer keeps at least, a count or a fraction of its width. Training
+            accuracy alone would let a task shrink until test accuracy suffers: compare bench/results/pruning.md (12
+            units) with demo.md (50 units) there.
+        max_pruned: the largest share of the network's weights that pruning may remove, of those present when it begins
+            (the weight matrices whole, and the task's head). A step that would remove more is undone.
+        frozen_features: cache what the task reads of frozen units, by sample, so that a step costs what the live units
+            cost (:class:`eidetic_kernels.FrozenFeatures`). "auto": if the training set is not augmented, its loader
+            numbers the samples, the network allows it and the cache fits into ``frozen_features_gib`` GiB; otherwise an
+            event says why not. True: whatever memory it takes, and InputError if it is impossible. False: never.
+        cuda_graphs: capture a training step as a CUDA graph once an epoch and replay it, so that small steps do not
+            wait for the host (:class:`eidetic_training.training.captured_step.CapturedSteps`). "auto": on a GPU, if the
+            optimizer can be captured (fused Adam or AdamW, SGD, any with ``capturable=True``) and an epoch's batches
+            keep their shape; otherwise an event says why not. True: InputError if it is impossible. False, the default:
+            the gain has not been measured on a GPU yet (``bench/gpu.py --only graphs`` does). A step, with its loss,
+            must do the same for every batch.
+        autocast: run training's forward passes and losses in bfloat16 (torch.autocast), for GPUs that are fast in it.
+            Weights, statistics and recall stay in the network's own dtype. It has no effect on a float64 network, which
+            torch does not cast.
+        label_smoothing: the fraction of each label that the loss spreads over all classes (Szegedy et al., 2016).
+        seed: of random importance.
 
     Raises InputError for a value of a wrong type or out of its range.
     """

@@ -37,11 +37,12 @@ PHASES = ("train", "settle", "prune", "polish", "end")
 class TaskResult:
     """The outcome of training a task.
 
-    train_accuracy: the best training accuracy before pruning, in [0, 1].
-    kept: how many units the task keeps, by unit group.
-    epochs: all of them, recovery and polishing included.
-    seconds: from the call to its end.
-    history: every event.
+    Args:
+        train_accuracy: the best training accuracy before pruning, in [0, 1].
+        kept: how many units the task keeps, by unit group.
+        epochs: all of them, recovery and polishing included.
+        seconds: from the call to its end.
+        history: every event.
     """
 
     task: int
@@ -56,20 +57,21 @@ class TaskResult:
 class Position:
     """How far a task's training got.
 
-    phase: one of ``PHASES``.
-    done: epochs of the phase; while pruning, of the recovery from its last step.
-    epochs: of the task.
-    best: the best training accuracy by now, -1 before the first epoch.
-    since: epochs since it rose.
-    unpruned: the best training accuracy before pruning.
-    step: the task's pruning steps.
-    fraction: of the units, that the next step removes, or the one the network recovers from.
-    recovering: whether the network recovers from a step.
-    weights: of the network, when pruning began; see :func:`.weights.weights_present`.
-    rates: the learning rates from which polishing lets them fall.
-    passes: for each of the task's epochs, which one it was of the loader's; empty where the loader does not count.
-    last: the last epoch's training accuracy.
-    majority: the share of its samples that are of the most frequent class.
+    Args:
+        phase: one of ``PHASES``.
+        done: epochs of the phase; while pruning, of the recovery from its last step.
+        epochs: of the task.
+        best: the best training accuracy by now, -1 before the first epoch.
+        since: epochs since it rose.
+        unpruned: the best training accuracy before pruning.
+        step: the task's pruning steps.
+        fraction: of the units, that the next step removes, or the one the network recovers from.
+        recovering: whether the network recovers from a step.
+        weights: of the network, when pruning began; see :func:`.weights.weights_present`.
+        rates: the learning rates from which polishing lets them fall.
+        passes: for each of the task's epochs, which one it was of the loader's; empty where the loader does not count.
+        last: the last epoch's training accuracy.
+        majority: the share of its samples that are of the most frequent class.
     """
 
     phase: str = "train"
