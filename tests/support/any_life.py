@@ -21,7 +21,6 @@ from tolerances import assert_close, assert_same_bits
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels.modes import uncompiled
 from eidetic_kernels.tasks.pruning import COUNTED
 from eidetic_kernels.tasks.transfer import transferring
 
@@ -153,6 +152,18 @@ class Life(Living, RuleBasedStateMachine):
         self.event = f"train({how})"
         self.steps(draw(st.integers(1, 2)), draw(st.integers(0, 9)), draw(st.sampled_from([5, 36])), how)
 
+    @may_happen(lambda life: 8 * (life.in_training and life.compiles and life.finite()))
+    def train_compiled(self, draw):
+        """Finished tasks are recalled as Python, and certificates are of what Python computes."""
+        self.event, self.compiles = "train_compiled()", False
+        self.net.compile(backend="eager")
+        try:
+            self.steps(1)
+            self.check_finished_tasks()
+        finally:
+            self.net._compiled_call_impl = None
+            torch._dynamo.reset()
+
     @while_training(2)
     def train_absurdly(self, draw):
         """At an absurd learning rate, or over poison; then back to what was, or not."""
@@ -257,21 +268,6 @@ class Life(Living, RuleBasedStateMachine):
             assert_close(f"task {task} in float64", recall(self.net, x.double(), task).float(), expected, **ROUNDING)
         self.net.certify().check()
         self.net.float()
-
-    @question(lambda life: life.compiles)
-    def compile(self, draw):
-        """Certificates are of what Python computes, whatever is compiled."""
-        self.compiles, x = False, self.memory.batches[0]
-        self.net.compile(backend="eager")
-        try:
-            for task in range(self.net.finished_tasks):
-                with uncompiled(self.net):
-                    expected = recall(self.net, x, task)
-                assert_close(f"task {task} compiled", recall(self.net, x, task), expected, **ROUNDING)
-            self.check_finished_tasks()
-        finally:
-            self.net._compiled_call_impl = None
-            torch._dynamo.reset()
 
     @question(always)
     def predict(self, draw):
