@@ -22,10 +22,11 @@ from ..training.progress import reached
 class Resumed(NamedTuple):
     """Where a run goes on.
 
-    network: after the last complete task, or with the router; fresh where there is none.
-    done: the number of complete tasks.
-    inside: whether the task after them, or the router, is continued inside its training.
-    notes: what was made again, and what is missing, in sentences.
+    Args:
+        network: after the last complete task, or with the router; fresh where there is none.
+        done: the number of complete tasks.
+        inside: whether the task after them, or the router, is continued inside its training.
+        notes: what was made again, and what is missing, in sentences.
     """
 
     network: EideticNetwork
