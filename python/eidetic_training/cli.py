@@ -338,7 +338,9 @@ def _certify(arguments: argparse.Namespace) -> None:
         raise InputError("--key is for the certificate that --against FILE names: give both.")
     network, run = open_model(arguments.model)
     if not network.finished_tasks:
-        raise InputError(f"{arguments.model} has finished no task: there is nothing to certify")
+        raise InputError(
+            f"{arguments.model} has finished no task, so there is nothing to certify: finish a task first."
+        )
     certificate = network.certify(arguments.against, arguments.key)
     certificate.check()
     print(certificate)

@@ -32,7 +32,7 @@ def check_unused(folder: Path, what: str) -> None:
         return
     if folder.is_dir() and all(map(_is_trace, folder.iterdir())):
         return
-    raise InputError(f"{folder} exists and is not {what}. Choose a folder that is new or empty")
+    raise InputError(f"{folder} exists and is not {what}. Choose a folder that is new or empty.")
 
 
 def _is_trace(path: Path) -> bool:

@@ -23,7 +23,9 @@ def load_network(run: RunFolder | str | PathLike[str], learned: int | None = Non
     path = run.network_path if learned is None else run.checkpoint_path(learned)
     model = run.config.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("name"), str):
-        raise InputError(f"{run.path / 'config.json'} is damaged: it names no model. Restore it from a copy of the run")
+        raise InputError(
+            f"{run.path / 'config.json'} is damaged: it names no model. Restore it from a copy of the run."
+        )
     arguments = {key: value for key, value in model.items() if key != "name"}
     fresh = models.build(model["name"], run.inputs.shape, **arguments)
     return EideticNetwork.load(path, network=fresh)

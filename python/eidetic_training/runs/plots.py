@@ -156,7 +156,7 @@ def capacity(run: RunFolder | str | PathLike[str]) -> Figure:
     run = open_run(run)
     bars = layers(run)
     if not bars:
-        raise InputError(f"{run.path} has no capacity recorded yet: finish a task first")
+        raise InputError(f"{run.path} has no capacity recorded yet: finish a task first.")
     figure, (axes,) = new_figure(WIDTH, 2.1 + 0.36 * len(bars))
     places = range(len(bars))
 
@@ -195,7 +195,7 @@ def accuracy_matrix(run: RunFolder | str | PathLike[str]) -> Figure:
     run = open_run(run)
     scores = run.tests
     if not scores:
-        raise InputError(f"{run.path} has no test accuracy recorded yet: finish a task first")
+        raise InputError(f"{run.path} has no test accuracy recorded yet: finish a task first.")
     tasks = 1 + max(row.learned for row in scores)
     matrix = np.full((tasks, tasks), np.nan)
     for row in scores:
@@ -232,7 +232,7 @@ def class_accuracy(run: RunFolder | str | PathLike[str]) -> Figure:
     run = open_run(run)
     scores = run.classes
     if not scores:
-        raise InputError(f"{run.path} has no accuracy by class recorded yet: finish a task first")
+        raise InputError(f"{run.path} has no accuracy by class recorded yet: finish a task first.")
     figure, (axes,) = new_figure(max(WIDTH, 0.13 * len(scores)), 3.8)
     place = {score[:2]: index + score.task for index, score in enumerate(scores)}  # a gap between tasks
 
@@ -290,7 +290,7 @@ def _rows(run: RunFolder) -> list[Metric]:
     """The rows of tasks, those of the router left out."""
     rows = [row for row in run.metrics if row.phase != "router"]
     if not rows:
-        raise InputError(f"{run.path} has no metrics recorded yet: train first")
+        raise InputError(f"{run.path} has no metrics recorded yet: train first.")
     return rows
 
 

@@ -79,7 +79,7 @@ def staircase_of_run(run: RunFolder | str | PathLike[str], layer: str | None = N
     run = open_run(run)
     learned = checkpoints(run)
     if not learned:
-        raise InputError(f"{run.path} has no checkpoint recorded yet: finish a task first")
+        raise InputError(f"{run.path} has no checkpoint recorded yet: finish a task first.")
     last = load_network(run, learned[-1])
     path = choose_layer(last) if layer is None else layer
 

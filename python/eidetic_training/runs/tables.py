@@ -112,7 +112,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not valid JSON: {error}. Restore it from a copy") from error
+        raise InputError(f"{path} is not valid JSON: {error}. Restore it from a copy.") from error
 
 
 def write_json(path: Path, value: Any) -> None:
