@@ -45,6 +45,8 @@ def train_task(
     Before the first epoch's end, it is the state at the call. A callback that raises at "finish" leaves a finished
     task.
 
+    Warns, with both figures, where the task ends no better than answering its most frequent class every time.
+
     Args:
         loader: batches (x [N, ...], y [N] int64), iterated once an epoch.
         optimizer: any torch optimizer on the network's parameters, or one kept from the task before; the default is
