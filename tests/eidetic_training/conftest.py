@@ -7,6 +7,7 @@ from eidetic_training import models
 from eidetic_training.runs.answers import Recorded
 from eidetic_training.runs.folder import RunFolder
 from eidetic_training.runs.inputs import Inputs
+from eidetic_training.training.accuracy import ClassCount
 
 CONFIG = {"seed": 0, "model": {"name": "mlp", "width": 20}}
 WIDTH = 30  # of both layers together: "first" has 20 units, "second" 10
@@ -62,7 +63,8 @@ def record_task(run, task):
         )
     for earlier in range(task + 1):
         run.record_test(learned=task, task=earlier, accuracy=LEARNED[earlier])
-    run.record_classes(task, [60, 40], [LEARNED[task] + 0.04, LEARNED[task] - 0.06])
+    counts = [ClassCount(round(100 * (LEARNED[task] + more)), 100) for more in (0.04, -0.06)]
+    run.record_classes(task, counts)
     run.record_capacity(task, capacity_after(task))
     run.record_answers(task, Recorded(f"{task:064x}"))
     network_after(task).save(run.checkpoint_path(task))

@@ -66,11 +66,13 @@ def test_a_second_train_on_a_folder_is_told_who_is_there(settings, tmp_path, mon
 
 def test_sigterm_ends_a_run_as_ctrl_c_does_and_it_goes_on(settings, tmp_path, monkeypatch, capsys):
     command = ["train", str(settings / "short.toml"), "--run", str(tmp_path / "run")]
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         with monkeypatch.context() as patch:
             at_first_event(patch, lambda number=number: os.kill(os.getpid(), number))
             assert main(command) == status
         assert capsys.readouterr().err.endswith("\nstopped; the same command continues after the last whole epoch.\n")
+    signal.signal(signal.SIGINT, handler)
     assert main(command) == 0
 
 
@@ -90,7 +92,9 @@ def test_workers_end_with_the_process_that_started_them(settings, tmp_path, comm
     """However it ends, also where it alone is told to."""
     if command == "sweep":
         pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
-    script = "import sys; from eidetic_training.cli import main; sys.exit(main())"
+    # A shell's background jobs begin with Ctrl-C ignored.
+    script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    script += "from eidetic_training.cli import main; sys.exit(main())"
     arguments = [command, str(settings / "endless.toml"), "--run", str(tmp_path / "run"), "--workers", "2"]
     if command == "compare":
         arguments += ["--method", "single", "sequential"]

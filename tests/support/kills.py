@@ -5,15 +5,16 @@ changing modes, flushing to disk, and every SQL statement. A process that import
 so that a kill costs little more than the work itself. It must not have trained anything: torch's autograd does not
 survive a fork.
 
-    python tests/support/kills.py WORK FOLDER [--every N] [--chains N] [--seed N]
+    python tests/support/kills.py WORK FOLDER [--every N] [--chains N] [--full-every N] [--seed N]
 
-prints, in JSON, how many points there are, how many kills were recovered from, and what went wrong.
+prints, in JSON, how many points there are, how many kills and full disks were recovered from, and what went wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import builtins
+import errno
 import io
 import json
 import os
@@ -39,10 +40,13 @@ AUDITED = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.chmod", "os.tru
 
 
 class Operations:
-    """Counts the file operations of this process below ``folder``, and kills it at the one numbered ``at``, from 1."""
+    """Counts the file operations of this process below ``folder``, and kills it at the one numbered ``at``, from 1.
 
-    def __init__(self, folder: Path, at: int | None):
-        self.folder, self.at, self.count = str(folder), at, 0
+    ``full``: the disk is full at that operation, and the process lives on.
+    """
+
+    def __init__(self, folder: Path, at: int | None, full: bool = False):
+        self.folder, self.at, self.full, self.count = str(folder), at, full, 0
 
     def watch(self) -> None:
         """From here on, to the end of the process: audit hooks cannot be removed."""
@@ -55,6 +59,8 @@ class Operations:
     def tick(self) -> None:
         """An operation is about to be done."""
         self.count += 1
+        if self.count == self.at and self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
         if self.count == self.at:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -245,7 +251,7 @@ def names_in(folder: Path) -> set[str]:
 # ---- killing
 
 
-def apart(call: Callable[[], object], errors: Path) -> int:
+def apart(call: Callable[[], int | None], errors: Path) -> int:
     """Run ``call`` in a fork of this process. Returns its status, or the negative number of what killed it."""
     child = os.fork()
     if not child:
@@ -255,8 +261,7 @@ def apart(call: Callable[[], object], errors: Path) -> int:
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
             torch.set_num_threads(1)
-            call()
-            status = 0
+            status = call() or 0
         except BaseException:
             traceback.print_exc()
         finally:
@@ -270,7 +275,7 @@ class Killer:
 
     def __init__(self, work: Work, folder: Path):
         self.work, self.folder, self.errors = work, folder, folder / "errors.txt"
-        self.kills, self.wrong = 0, list[str]()
+        self.kills, self.full, self.wrong = 0, 0, list[str]()
         folder.mkdir(parents=True, exist_ok=True)
         self.points = self._count()
 
@@ -305,10 +310,31 @@ class Killer:
             elif status:
                 self.wrong.append(f"{points}: at {at}, {self.errors.read_text()[-600:]}")
                 return
+        self.recover(folder, str(points))
+
+    def fill(self, at: int) -> None:
+        """Let the disk be full at ``at``, which must end in one line and status 2, or not matter; then recover."""
+        from eidetic_training.ending import status_of
+
+        folder = self.folder / "full"
+        shutil.rmtree(folder, ignore_errors=True)
+
+        def filled() -> int:
+            Operations(folder, at, full=True).watch()
+            return status_of(lambda: self.work.do(folder), "eidetic", stopped=None)
+
+        status, said = apart(filled, self.errors), self.errors.read_text()
+        self.full += 1
+        if status not in (0, 2) or "Traceback" in said or "this is a bug" in said:
+            self.wrong.append(f"full at {at}: status {status}, {said[-600:]}")
+        self.recover(folder, f"full at {at}")
+
+    def recover(self, folder: Path, what: str) -> None:
+        """Do the work to its end, and compare."""
         if apart(lambda: self.work.do(folder), self.errors):
-            self.wrong.append(f"{points}: {self.errors.read_text()[-600:]}")
+            self.wrong.append(f"{what}: {self.errors.read_text()[-600:]}")
         elif self.work.left(folder) != self.whole:
-            self.wrong.append(f"{points}: something else is left behind")
+            self.wrong.append(f"{what}: something else is left behind")
 
 
 def warm_up() -> None:
@@ -330,6 +356,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=1, help="kill at every N-th operation")
     parser.add_argument("--chains", type=int, default=0, help="then several kills one after the other, N times")
+    parser.add_argument("--full-every", type=int, default=0, help="then a full disk at every N-th operation")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -343,7 +370,11 @@ def main() -> None:
         killer.kill(at)
     for _ in range(arguments.chains):
         killer.kill(*(random_.randint(1, killer.points) for _ in range(random_.randint(2, 6))))
-    print(json.dumps({"points": killer.points, "kills": killer.kills, "wrong": killer.wrong}))
+    if arguments.full_every:
+        for at in range(1 + random_.randrange(arguments.full_every), killer.points + 1, arguments.full_every):
+            killer.fill(at)
+    found = {name: getattr(killer, name) for name in ("points", "kills", "full", "wrong")}
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

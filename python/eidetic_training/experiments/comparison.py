@@ -152,22 +152,31 @@ def compare(
         named = ", ".join(f"{name!r}{nearest(name, METHODS)}" for name in unknown)
         raise InputError(f"unknown method {named}; there are: {', '.join(METHODS)}.")
 
-    if not (folder / "comparison.json").exists():
+    new = not (folder / "comparison.json").exists()
+    if new:  # checked before the folder is made, so that what is refused leaves none
         check_unused(folder, "a comparison's folder")
+        _check_methods(config, methods, config["seed"], tasks_of)
     with only_writer(folder):
         remove_temporaries([folder])
         comparison = Comparison(folder, _conditions(config))
         seeds = range(config["seed"], config["seed"] + config["compare"]["seeds"])
         missing = [(name, seed) for seed in seeds for name in methods if (name, seed) not in comparison.results]
-        if missing:  # every method is checked before hours go into the first one
-            tasks = tasks_of(missing[0][1])
-            for name in dict.fromkeys(name for name, _ in missing):
-                make_method(config, name, missing[0][1], tasks)
+        if missing and not new:
+            _check_methods(config, [name for name, _ in missing], missing[0][1], tasks_of)
 
         for result in _results(config, tasks_of, missing, workers):
             comparison.add(result)
             say(f"{result.method}, seed {result.seed}: mean accuracy {result.accuracy:.2%} in {result.seconds:.0f} s")
     return comparison
+
+
+def _check_methods(
+    config: Mapping[str, Any], methods: Sequence[str], seed: int, tasks_of: Callable[[int], Sequence[Task]]
+) -> None:
+    """Make every method once, before hours go into the first one. Raises InputError for what cannot be made."""
+    tasks = tasks_of(seed)
+    for name in dict.fromkeys(methods):
+        make_method(config, name, seed, tasks)
 
 
 def _results(

@@ -20,7 +20,7 @@ from ..runs.answers import Recorded, sentences
 from ..runs.callbacks import Progress, Recorder
 from ..runs.folder import RunFolder
 from ..runs.report import duration
-from ..training.accuracy import Accuracy, ClassAccuracy
+from ..training.accuracy import Accuracy, ClassCounter
 from ..training.epoch import evaluate
 from ..training.even_share import even_share
 from ..training.events import Callback
@@ -102,10 +102,10 @@ def build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     network.wiring  # noqa: B018  raises if it cannot be wired
     make_optimizer(config["optimizer"]["name"], network.parameters(), **_arguments(config["optimizer"]))
 
-    stages, shape = config["router"]["convolutions"], tasks[0].train.shape
-    if stages:
-        check_images((1, *shape), (shape[0], *stages))
     if _ends_with_router(config, tasks):
+        stages, shape = config["router"]["convolutions"], tasks[0].train.shape
+        if stages:
+            check_images((1, *shape), (shape[0], *stages))
         rehearse_router(_router_options(config), network, tasks)
     return network
 
@@ -149,7 +149,7 @@ def _learn(
         run.record_test(t, past, now.accuracy)
         if past == t:
             network.save(run.checkpoint_path(t))
-            run.record_classes(t, now.classes.samples, now.classes.values)
+            run.record_classes(t, now.classes)
             run.record_answers(t, Recorded.of(now, tasks[t]), now.sample)
         elif (found := difference(run, past, now, tasks[past])) is not None and found.forgotten:
             raise ForgettingError(f"after learning task {t}, {sentences([(past, found.how)])[0]}")
@@ -173,14 +173,14 @@ def _route(
     named = Accuracy()
     oracle, routed, by_class = [], [], []
     for t, task in enumerate(tasks):
-        answered, classes = Accuracy(), ClassAccuracy(task.num_classes)
+        answered, classes = Accuracy(), ClassCounter(task.num_classes)
         for x, y in loader_of(network, task):
             guess = network.predict(x)
             right = (guess.task == t) & (guess.label == y)
             named.add(guess.task == t)
             answered.add(right)
             classes.add(right, y)
-        by_class.append(classes.values)
+        by_class.append([each.accuracy for each in classes.counts])
         oracle.append(evaluate(network, loader_of(network, task), t).accuracy)
         routed.append(answered.value)
 

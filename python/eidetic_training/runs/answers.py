@@ -21,7 +21,7 @@ from eidetic_kernels.tasks.base import head_of
 from eidetic_kernels.tasks.record import Environment, digest
 
 from ..data import Task, TensorLoader
-from ..training.accuracy import ClassAccuracy
+from ..training.accuracy import ClassCount
 from ..training.epoch import evaluate
 
 SAMPLE = 1000  # logits of this many test inputs are kept as numbers, at most
@@ -32,14 +32,14 @@ class Answers(NamedTuple):
 
     Args:
         accuracy: test accuracy in [0, 1].
-        classes: the same by class.
+        classes: right answers and samples of each class.
         sha256: of the logits of the whole test set, batch after batch.
         sample: the logits [n, classes] of at most ``SAMPLE`` inputs, evenly spaced over the test set, on the CPU.
         environment: where they were computed.
     """
 
     accuracy: float
-    classes: ClassAccuracy
+    classes: tuple[ClassCount, ...]
     sha256: str
     sample: Tensor
     environment: Environment

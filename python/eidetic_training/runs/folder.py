@@ -35,6 +35,7 @@ from eidetic_kernels.files import replacing
 from eidetic_kernels.tasks.capacity import Capacity
 from eidetic_kernels.tasks.record import digest
 
+from ..training.accuracy import ClassCount
 from .answers import Recorded
 from .configurations import as_json, differences
 from .inputs import Inputs
@@ -253,10 +254,10 @@ class RunFolder:
             )
         self._tests.append(TaskScore(learned, task, float(accuracy)))
 
-    def record_classes(self, task: int, samples: Sequence[int], given: Sequence[float]) -> None:
-        """Record finished task ``task``'s test samples and accuracy by class, with the task given."""
-        for label, (number, accuracy) in enumerate(zip(samples, given)):
-            self._classes.append(ClassScore(task, label, number, accuracy, math.nan))
+    def record_classes(self, task: int, counts: Sequence[ClassCount]) -> None:
+        """Record finished task ``task``'s accuracy by class, with the task given."""
+        for label, each in enumerate(counts):
+            self._classes.append(ClassScore(task, label, each.samples, each.accuracy, math.nan))
 
     def record_routed_classes(self, routed: Sequence[Sequence[float]]) -> None:
         """Record accuracy by class of every task, with the task named by the router."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.checking import a_list, instance
+from eidetic_kernels.checking import a_list, instance, require
 from eidetic_kernels.errors import InputError
 from eidetic_kernels.tasks.base import device_of
 from eidetic_kernels.tasks.routing import NEED_ROUTER, RULES
@@ -82,7 +82,7 @@ def routing_report(network: EideticNetwork, tasks: Sequence[Task], rules: Sequen
     instance("network", network, EideticNetwork, "an EideticNetwork")
     count, tasks = network.finished_tasks, a_list("tasks", tasks, "a list of tasks, one for each finished one")
     for task in tasks:
-        instance("a task", task, Task, "a Task")
+        require(callable(getattr(task, "test_loader", None)), "a task must be a Task, with a test_loader", task)
     if len(tasks) != count:
         raise InputError(f"{len(tasks)} tasks were given for {count} finished ones; expected the test set of each.")
 

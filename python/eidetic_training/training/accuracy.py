@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -28,8 +31,20 @@ class Accuracy:
         return int(self._right) / self.samples
 
 
-class ClassAccuracy:
-    """The fraction of each class's samples that were answered rightly, for ``classes`` classes."""
+class ClassCount(NamedTuple):
+    """How many of a class's ``samples`` were answered rightly."""
+
+    right: int
+    samples: int
+
+    @property
+    def accuracy(self) -> float:
+        """In [0, 1]; NaN for a class without samples."""
+        return self.right / self.samples if self.samples else math.nan
+
+
+class ClassCounter:
+    """Counts right answers and samples of each of ``classes`` classes."""
 
     def __init__(self, classes: int) -> None:
         self._counts = torch.zeros(2, classes, dtype=torch.long)  # right answers, samples
@@ -41,12 +56,6 @@ class ClassAccuracy:
         self._counts = self._counts + torch.stack(counts).to(self._counts.device)
 
     @property
-    def samples(self) -> list[int]:
-        """How many samples each class has."""
-        return self._counts[1].tolist()
-
-    @property
-    def values(self) -> list[float]:
-        """Of each class, in [0, 1]; NaN for a class without samples."""
-        right, samples = self._counts.double()
-        return (right / samples).tolist()
+    def counts(self) -> tuple[ClassCount, ...]:
+        """Of each class."""
+        return tuple(ClassCount(*map(int, column)) for column in self._counts.T)

@@ -20,7 +20,7 @@ from eidetic_kernels.tasks.checks import an_optimizer, pairs
 from eidetic_kernels.tasks.frozen_features import PassDiffers
 from eidetic_kernels.tasks.snapshots import all_live
 
-from .accuracy import Accuracy, ClassAccuracy
+from .accuracy import Accuracy, ClassCount, ClassCounter
 from .captured_step import CapturedSteps
 from .features import Numbered
 from .label_counts import LabelCounts
@@ -39,11 +39,11 @@ class NotFinite(EideticError):
 
 
 class Evaluation(NamedTuple):
-    """Accuracy of a task in [0, 1], the SHA-256 of its logits, batch after batch, and accuracy by class."""
+    """Accuracy of a task in [0, 1], the SHA-256 of its logits, batch after batch, and right answers by class."""
 
     accuracy: float
     digest: str
-    classes: ClassAccuracy
+    classes: tuple[ClassCount, ...] = ()
 
 
 def train_epoch(
@@ -138,18 +138,18 @@ def evaluate(
     instance("network", network, EideticNetwork, "an EideticNetwork")
     function("each", each, "a function of logits")
     device, answered, sha = device_of(network), Accuracy(), hashlib.sha256()
-    classes = None
+    classes: ClassCounter | None = None
     with evaluating(network):
         for x, y in pairs("loader", loader):
             logits = network(x.to(device), task=task)
             _check_labels(x, y, logits.shape[1])
             right = logits.argmax(1) == y.to(device)
             answered.add(right)
-            classes = classes or ClassAccuracy(logits.shape[1])
+            classes = classes or ClassCounter(logits.shape[1])
             classes.add(right, y.to(device))
             sha.update(logits.cpu().contiguous().view(torch.uint8).numpy().tobytes())
             each(logits)
-    return Evaluation(answered.value, sha.hexdigest(), classes or ClassAccuracy(0))
+    return Evaluation(answered.value, sha.hexdigest(), () if classes is None else classes.counts)
 
 
 def count_classes(loader: Iterable) -> int:

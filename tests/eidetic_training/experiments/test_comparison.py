@@ -169,7 +169,7 @@ def test_a_run_that_is_cut_short_keeps_what_is_done(data, tmp_path, monkeypatch)
         (["single", "ewc"], {"methods": {"ewc": {"strenght": 3}}}, "method ewc: .*strenght"),
         (["single", "eidetic"], {"methods": {"eidetic": {"stp": 3}}}, "unknown setting 'stp'"),
         (["single"], {"optimizer": {"weight_decay": 0.1}}, r"a name and a learning rate \(lr\) only"),
-        (["single", "hat"], {"model": {"name": "perceptron"}}, "unknown model"),
+        (["single", "hat"], {"model": {"name": "perceptron"}}, "must be one of mlp, "),
     ],
 )
 def test_what_is_unknown_is_refused_before_anything_runs(data, tmp_path, methods, tables, message):

@@ -176,9 +176,9 @@ def test_bad_trials_come_to_their_end_where_nothing_else_is_asked_for(data, tmp_
     [
         ({"space": {}}, 1, r"(?s)has no sweep.space.*\[sweep.space\]"),
         ({}, 0, "workers must be a whole number, 1 or more; got 0"),
-        ({"space": {"task.step": [0.1, 7]}}, 1, r"step must lie in \(0, 1\]; got 7"),
-        ({"space": {"task.stp": [0.1, 0.2]}}, 1, "unknown setting 'stp'"),
-        ({"space": {"capacity.shrae": [0.1, 0.2]}}, 1, "unknown key capacity.shrae"),
+        ({"space": {"task.step": [0.1, 7]}}, 1, r"step must be a number in \(0, 1\]; got 7"),
+        ({"space": {"task.stp": [0.1, 0.2]}}, 1, "unknown key 'task.stp'"),
+        ({"space": {"capacity.shrae": [0.1, 0.2]}}, 1, "unknown key 'capacity.shrae'"),
         ({"space": {"optimizer.name": ["adam", "adma"]}}, 1, "optimizer.name must be one of"),
     ],
 )

@@ -13,7 +13,13 @@ HALF_COSINE = [0.8535533905932737, 0.1464466094067262]  # of two epochs
 def rates():
     """The first group's learning rate at every step of any optimizer."""
     seen = []
-    handle = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+
+    def see(optimizer, *_):
+        (group, *_) = optimizer.param_groups
+        if group["params"][0].dim() > 1:  # not the parameter on which make_optimizer tries its arguments
+            seen.append(group["lr"])
+
+    handle = register_optimizer_step_pre_hook(see)
     yield seen
     handle.remove()
 

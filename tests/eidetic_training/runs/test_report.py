@@ -5,6 +5,7 @@ import pytest
 from eidetic_kernels.errors import InputError
 from eidetic_training.runs import report
 from eidetic_training.runs.inputs import Inputs
+from eidetic_training.training.accuracy import ClassCount
 
 
 def test_every_task_is_summed_up(made_up_run):
@@ -108,8 +109,8 @@ def test_durations_are_for_people(seconds, text):
 def test_accuracy_by_class_as_text(made_up_run):
     lines = report.classes_table(made_up_run).splitlines()
     assert lines[0].split() == ["class", "samples", "task", "given", "routed", "lost"]
-    assert lines[2].split() == ["task", "0,", "0", "60", "94.00%", "80.00%", "+14.00%"]
-    assert lines[5].split() == ["task", "1,", "1", "40", "69.00%", "69.00%", "0"]
+    assert lines[2].split() == ["task", "0,", "0", "100", "94.00%", "80.00%", "+14.00%"]
+    assert lines[5].split() == ["task", "1,", "1", "100", "69.00%", "69.00%", "0"]
     assert lines[-1].split() == ["mean", "80.67%", "74.00%", "+6.67%"]
 
 
@@ -117,5 +118,5 @@ def test_accuracy_by_class_before_a_router_is_trained(new_run):
     new_run.record_inputs(Inputs((1, 2, 2), (0.5,), (0.5,), ((7, 8),)))
     with pytest.raises(InputError, match="has no accuracy by class"):
         report.classes_table(new_run)
-    new_run.record_classes(0, [3, 1], [1.0, 0.0])
+    new_run.record_classes(0, [ClassCount(3, 3), ClassCount(0, 1)])
     assert report.classes_table(new_run).splitlines()[2].split() == ["task", "0,", "7", "3", "100.00%"]

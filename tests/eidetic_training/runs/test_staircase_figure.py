@@ -136,7 +136,7 @@ def test_of_many_tasks_panels_are_drawn_evenly():
 def test_what_cannot_be_drawn_is_refused(made_up_run):
     with pytest.raises(InputError, match="there is no layer 'third' to draw; there are: first.0, second, joined, flat"):
         plots.staircase(learned((True,)), "third")
-    with pytest.raises(InputError, match="got no network to draw"):
+    with pytest.raises(InputError, match="networks must be one or more to draw"):
         plots.staircase([])
     made_up_run.truncate_after(-1)
     with pytest.raises(InputError, match="no checkpoint recorded yet"):

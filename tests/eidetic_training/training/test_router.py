@@ -300,7 +300,7 @@ def test_nan_in_the_data_leaves_the_old_router():
 def test_wrong_settings_are_refused_before_anything_is_computed(monkeypatch):
     net, loaders = learned(1)
     monkeypatch.setattr(net, "compute_features", lambda *_: pytest.fail("the body runs"))
-    with pytest.raises(InputError, match="hidden must be 0 or more units; got -1"):
+    with pytest.raises(InputError, match="hidden must be a whole number of units, 0 or more; got -1"):
         train_router(net, loaders, hidden=-1)
     with pytest.raises(
         InputError, match=r"unknown setting 'hiden' \(did you mean 'hidden'\?\); there are: max_epochs, "
