@@ -53,7 +53,7 @@ soak: $(STAMPS)/test
 	OMP_NUM_THREADS=1 EIDETIC_SOAK_STEPS=$(SOAK) $(BIN)/python -m pytest -n $(JOBS) tests/promises/test_properties.py
 	$(BIN)/python tests/support/soaking.py
 	OMP_NUM_THREADS=1 EIDETIC_SOAK=1 $(BIN)/python -m pytest -n $(JOBS) tests/promises/test_atomic.py \
-	  tests/eidetic_training/experiments/test_kills.py tests/eidetic_training/test_stopping.py $(ARGS)
+	  tests/ops/test_registered_ops.py tests/eidetic_training/experiments/test_kills.py tests/eidetic_training/test_stopping.py $(ARGS)
 
 # What is timed is tested first: a wrong kernel must not look fast.
 bench: $(STAMPS)/test
