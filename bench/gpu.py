@@ -58,8 +58,7 @@ from eidetic_training.data import ImageSet, permuted
 from eidetic_training.data import Source as Images
 from eidetic_training.experiments import config
 from eidetic_training.experiments.experiment import run_experiment
-from eidetic_training.runs import report
-from eidetic_training.runs.folder import environment
+from eidetic_training.runs import environment, report
 from eidetic_training.runs.tables import write_json
 from eidetic_training.training.captured_step import captured_steps
 

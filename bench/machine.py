@@ -6,7 +6,7 @@ import platform
 
 import torch
 
-from eidetic_training.runs.folder import environment
+from eidetic_training.runs import environment
 
 
 def described() -> str:

@@ -30,7 +30,7 @@ from conversions import lived_in, load_torchvision, take_through  # noqa: E402
 from machine import described  # noqa: E402
 
 import eidetic_kernels as ek  # noqa: E402
-from eidetic_training.runs.folder import environment  # noqa: E402
+from eidetic_training.runs import environment  # noqa: E402
 
 RESULTS, PAGE = ROOT / "bench" / "results" / "models.jsonl", ROOT / "docs" / "models.md"
 CLASSES, BATCH = 8, 4

@@ -4,6 +4,7 @@ import pytest
 
 from eidetic_kernels.tasks.capacity import Capacity, CapacityRow
 from eidetic_training import models
+from eidetic_training.cli import main
 from eidetic_training.runs.answers import Recorded
 from eidetic_training.runs.folder import RunFolder
 from eidetic_training.runs.inputs import Inputs
@@ -101,3 +102,15 @@ def made_up_run(new_run):
         record_task(new_run, task)
     record_router(new_run)
     return new_run
+
+
+@pytest.fixture
+def eidetic(capsys):
+    """eidetic(*arguments) -> (exit status, standard output, standard error)."""
+
+    def eidetic(*arguments):
+        capsys.readouterr()
+        status = main([str(each) for each in arguments])
+        return status, *capsys.readouterr()
+
+    return eidetic

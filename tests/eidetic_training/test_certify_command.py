@@ -12,20 +12,7 @@ from small_networks import MLP
 import eidetic_kernels as ek
 from eidetic_kernels.records import recording
 from eidetic_training import models
-from eidetic_training.cli import main
 from eidetic_training.runs.folder import RunFolder
-
-
-@pytest.fixture
-def eidetic(capsys):
-    """eidetic(*arguments) -> (exit status, standard output, standard error)."""
-
-    def eidetic(*arguments):
-        capsys.readouterr()
-        status = main([str(each) for each in arguments])
-        return status, *capsys.readouterr()
-
-    return eidetic
 
 
 @pytest.fixture

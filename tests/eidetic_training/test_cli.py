@@ -53,18 +53,6 @@ def copied(trained, tmp_path):
     return tmp_path / "run"
 
 
-@pytest.fixture
-def eidetic(capsys):
-    """eidetic(*arguments) -> (exit status, standard output, standard error)."""
-
-    def eidetic(*arguments):
-        capsys.readouterr()
-        status = main([str(each) for each in arguments])
-        return status, *capsys.readouterr()
-
-    return eidetic
-
-
 def failing(outcome, *parts):
     """The command failed with status 2 and one message, which holds the parts, and no traceback."""
     status, _, err = outcome

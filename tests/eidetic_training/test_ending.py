@@ -42,7 +42,7 @@ def test_1_is_forgetting_and_nothing_else(capsys):
         (InputError("that is no name."), "that is no name."),
         (CheckpointError("it is damaged."), "it is damaged."),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device."),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), "/root/x: Permission denied."),
+        (PermissionError(errno.EACCES, "Permission denied", "/somewhere/x"), "/somewhere/x: Permission denied."),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "x"), "x: No such file or directory."),
         (TimeoutError("held for an hour"), "held for an hour."),
         (OSError(), "OSError."),

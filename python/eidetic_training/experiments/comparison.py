@@ -23,10 +23,10 @@ from ..data import Task
 from ..devices import find_device
 from ..methods import METHODS, Conditions, Method
 from ..runs import metrics
-from ..runs.folder import environment
 from ..runs.leftovers import check_unused, remove_temporaries
 from ..runs.locks import only_writer
 from ..runs.report import spread
+from ..runs.run_environment import environment
 from ..runs.tables import read_json, write_bytes, write_json
 from ..training.accuracy import Accuracy
 from .workers import Leash, begin_worker, threads_each

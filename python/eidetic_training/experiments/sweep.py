@@ -28,10 +28,11 @@ from eidetic_kernels.errors import CapacityError, ForgettingError, InputError, N
 
 from ..ending import FORGOTTEN, status_of
 from ..runs.callbacks import Progress
-from ..runs.folder import RunFolder, environment
+from ..runs.folder import RunFolder
 from ..runs.leftovers import remove_temporaries
 from ..runs.locks import Lock
 from ..runs.report import summary
+from ..runs.run_environment import environment
 from ..runs.tables import read_json, write_bytes, write_json
 from . import config as configuration
 from .experiment import build, run_experiment

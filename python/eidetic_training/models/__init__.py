@@ -42,7 +42,7 @@ def build(name: str, example_shape: Sequence[int], **arguments: Any) -> EideticN
 
     Raises InputError for an unknown model, an argument it does not take, or a shape it cannot process.
     """
-    model = MODELS[one_of("name", name, tuple(MODELS))]
+    model = MODELS[one_of("the model's name", name, tuple(MODELS))]
     sizes = a_list("example_shape", example_shape, "one sample's shape, all sizes 1 or more")
     shape = tuple(whole_number("a size in example_shape", size, 1) for size in sizes)
     require(bool(shape), "example_shape must be one sample's shape, all sizes 1 or more", example_shape)

@@ -13,6 +13,7 @@ checkpoints/           task_00.safetensors, ...: the network after each task
 progress.safetensors   how far the task or router in training got; gone when it is finished
 router.json            {"accuracy", "oracle", "routed"}, once the router is trained
 figures/               what ``plots.all_figures`` draws
+.lock, .holder         the lock of the one process that writes here, and while it does, which one that is
 """
 
 from __future__ import annotations
@@ -41,22 +42,9 @@ from .configurations import as_json, differences
 from .inputs import Inputs
 from .leftovers import check_unused, remove_temporaries
 from .locks import only_writer
-from .rows import EPOCH_PHASES, PHASES, CapacityEntry, ClassScore, Metric, RouterScore, TaskScore, problem_of
+from .rows import PHASES, CapacityEntry, ClassScore, Metric, RouterScore, TaskScore, problem_of
 from .run_environment import environment
 from .tables import Table, read_json, write_json
-
-__all__ = [
-    "EPOCH_PHASES",
-    "PHASES",
-    "CapacityEntry",
-    "ClassScore",
-    "Metric",
-    "RouterScore",
-    "RunFolder",
-    "TaskScore",
-    "environment",
-    "open_run",
-]
 
 
 class RunFolder:
@@ -304,7 +292,8 @@ class RunFolder:
         later = count()
         self._metrics.keep(lambda row: (row.task <= task and row.phase != "router") or next(later) < events)
         self._tests.keep(lambda row: row.learned <= task)
-        self._classes.keep(lambda row: row.task <= task)
+        if classes := self.classes:
+            self._classes.replace([row._replace(routed=math.nan) for row in classes if row.task <= task])
         self._capacity.keep(lambda row: row.task <= task)
 
         if (self.path / "digests.json").exists():

@@ -16,8 +16,9 @@ import numpy as np
 from eidetic_kernels import checking
 from eidetic_kernels.errors import InputError
 
-from .folder import EPOCH_PHASES, Metric, RunFolder, open_run
+from .folder import RunFolder, open_run
 from .report import layers
+from .rows import EPOCH_PHASES, Metric
 from .staircase_figure import checkpoints, staircase, staircase_of_run
 from .style import (
     BOUNDARY,

@@ -10,7 +10,8 @@ from os import PathLike
 
 from eidetic_kernels.errors import InputError
 
-from .folder import EPOCH_PHASES, RouterScore, RunFolder, open_run
+from .folder import RunFolder, open_run
+from .rows import EPOCH_PHASES, RouterScore
 
 
 @dataclass(frozen=True)

@@ -43,19 +43,39 @@ class ClassCount(NamedTuple):
         return self.right / self.samples if self.samples else math.nan
 
 
+class LabelCounts:
+    """How many samples each of ``classes`` classes has. The counts stay on the labels' device."""
+
+    def __init__(self, classes: int) -> None:
+        self._counts = torch.zeros(classes, dtype=torch.long)
+
+    def add(self, y: Tensor) -> None:
+        """Count the labels ``y`` [N], int64."""
+        self._counts = self._counts.to(y.device).scatter_add(0, y, torch.ones_like(y))
+
+    @property
+    def samples(self) -> list[int]:
+        """Of each class."""
+        return self._counts.tolist()
+
+    @property
+    def majority(self) -> float:
+        """The most frequent class's share of all samples, in [0, 1]: how often it is the right answer."""
+        return max(self.samples) / sum(self.samples)
+
+
 class ClassCounter:
     """Counts right answers and samples of each of ``classes`` classes."""
 
     def __init__(self, classes: int) -> None:
-        self._counts = torch.zeros(2, classes, dtype=torch.long)  # right answers, samples
+        self._right, self._all = LabelCounts(classes), LabelCounts(classes)
 
     def add(self, right: Tensor, y: Tensor) -> None:
         """Count a batch; ``right`` [N] is true where the answer was right, ``y`` [N] has the classes."""
-        classes = self._counts.shape[1]
-        counts = [torch.bincount(labels, minlength=classes) for labels in (y[right], y)]
-        self._counts = self._counts + torch.stack(counts).to(self._counts.device)
+        self._right.add(y[right.to(y.device)])
+        self._all.add(y)
 
     @property
     def counts(self) -> tuple[ClassCount, ...]:
         """Of each class."""
-        return tuple(ClassCount(*map(int, column)) for column in self._counts.T)
+        return tuple(map(ClassCount, self._right.samples, self._all.samples))

@@ -20,10 +20,9 @@ from eidetic_kernels.tasks.checks import an_optimizer, pairs
 from eidetic_kernels.tasks.frozen_features import PassDiffers
 from eidetic_kernels.tasks.snapshots import all_live
 
-from .accuracy import Accuracy, ClassCount, ClassCounter
+from .accuracy import Accuracy, ClassCount, ClassCounter, LabelCounts
 from .captured_step import CapturedSteps
 from .features import Numbered
-from .label_counts import LabelCounts
 
 
 class EpochResult(NamedTuple):

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from tiny_runs import make_config, write_data
+from tiny_runs import make_config
 
 from eidetic_kernels.errors import InputError
 from eidetic_training.experiments import comparison as comparison_module
@@ -17,11 +17,6 @@ from eidetic_training.methods import METHODS
 from eidetic_training.runs.style import STRONG
 
 MATRIX = [[0.75], [0.5, 1.0]]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("images"))
 
 
 def config_of(folder, /, **tables):

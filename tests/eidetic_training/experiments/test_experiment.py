@@ -9,7 +9,7 @@ import types
 
 import pytest
 import torch
-from tiny_runs import CLASSES, SIDE, WIDTH, Stop, left_behind, make_config, run, write_data
+from tiny_runs import CLASSES, SIDE, WIDTH, Stop, left_behind, make_config, run
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.errors import ForgettingError, InputError
@@ -18,14 +18,8 @@ from eidetic_training.experiments import experiment
 from eidetic_training.experiments.experiment import make_tasks, run_experiment
 from eidetic_training.experiments.proof import EVALUATION_BATCH, verify
 from eidetic_training.experiments.tasks import planned as length_of
-from eidetic_training.runs import answers, report
-from eidetic_training.runs.folder import PHASES, RunFolder
+from eidetic_training.runs import PHASES, RunFolder, answers, report
 from eidetic_training.training.epoch import evaluate
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

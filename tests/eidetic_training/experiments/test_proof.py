@@ -21,11 +21,6 @@ from eidetic_training.runs.networks import load_network
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("images"))
-
-
-@pytest.fixture(scope="module")
 def finished(data, tmp_path_factory):
     """(configuration, run folder) of three tasks; not to be changed."""
     torch.set_num_threads(1)

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_runs import Stop, left_behind, make_config, run, write_data
+from tiny_runs import Stop, left_behind, make_config, run
 
-from eidetic_training.runs.folder import EPOCH_PHASES, RunFolder
+from eidetic_training.runs import EPOCH_PHASES, RunFolder
 from eidetic_training.training import progress
 
 EPOCHS = (*EPOCH_PHASES, "router")
@@ -29,11 +29,6 @@ KINDS = {
         "router": {"convolutions": [4], "polish_epochs": 2, "augment": True},
     },
 }
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module", params=KINDS)

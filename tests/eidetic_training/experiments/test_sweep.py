@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from small_sweeps import config_of, found, pretended, quietly, trials_of
-from tiny_runs import write_data
 
 from eidetic_kernels.errors import CapacityError, InputError, NonFiniteLossError
 from eidetic_training.data import ImageSet, hold_out
@@ -21,12 +20,6 @@ from eidetic_training.runs.folder import RunFolder
 from eidetic_training.runs.report import summary
 
 optuna = pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    torch.set_num_threads(1)
-    return write_data(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

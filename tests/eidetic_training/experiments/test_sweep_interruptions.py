@@ -5,7 +5,6 @@ import multiprocessing
 import pytest
 import torch
 from small_sweeps import config_of, found, pretended, quietly, trials_of
-from tiny_runs import write_data
 
 from eidetic_kernels.errors import InputError
 from eidetic_training.experiments import experiment
@@ -16,12 +15,6 @@ from eidetic_training.experiments.trials import next_trial, study_in, take_over
 from eidetic_training.runs.locks import Lock
 
 optuna = pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    torch.set_num_threads(1)
-    return write_data(tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")

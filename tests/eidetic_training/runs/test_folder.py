@@ -6,9 +6,9 @@ import math
 import pytest
 
 from eidetic_kernels.errors import InputError
+from eidetic_training.runs import CapacityEntry, Metric, RouterScore, RunFolder, TaskScore
 from eidetic_training.runs import folder as runs
 from eidetic_training.runs.answers import Recorded
-from eidetic_training.runs.folder import CapacityEntry, Metric, RouterScore, RunFolder, TaskScore
 
 CONFIG = {"seed": 0, "model": {"name": "mlp", "width": 20}}  # of the fixtures' runs
 ROW = {
@@ -149,6 +149,7 @@ def test_truncating_leaves_what_a_run_that_ended_there_has(made_up_run):
     assert len(made_up_run.metrics) == 6
     assert made_up_run.tests == [TaskScore(0, 0, 0.9)]
     assert made_up_run.capacity == [CapacityEntry(0, "first", 20, 5), CapacityEntry(0, "second", 10, 3)]
+    assert [(row.task, row.label) for row in made_up_run.classes] == [(0, 0), (0, 1)]
     assert made_up_run.digests == {0: f"{0:064x}"}
     assert made_up_run.router is None
     assert [path.name for path in (made_up_run.path / "checkpoints").iterdir()] == ["task_00.safetensors"]
@@ -159,6 +160,8 @@ def test_truncating_after_the_last_task_drops_the_router_alone(made_up_run):
     assert len(made_up_run.metrics) == 18
     assert len(made_up_run.digests) == 3
     assert made_up_run.router is None
+    assert [row.given for row in made_up_run.classes] == [0.94, 0.84, 0.79, 0.69, 0.84, 0.74]
+    assert all(math.isnan(row.routed) for row in made_up_run.classes)
 
 
 def test_truncating_a_run_that_has_not_begun_changes_nothing(new_run):

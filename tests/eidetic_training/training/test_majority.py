@@ -7,7 +7,7 @@ import torch
 from small_networks import MLP
 
 from eidetic_training.data import TensorLoader
-from eidetic_training.training.label_counts import LabelCounts
+from eidetic_training.training.accuracy import LabelCounts
 
 SAMPLES = 200
 
