@@ -93,15 +93,18 @@ def test_what_is_right_comes_first_and_tests_cut_short_say_how_far_they_came(tmp
     for program in (timeout, python):
         program.chmod(0o755)
     tests.write_text(SLOW.format(begun=begun))
+
     path = f"{timeout.parent}{os.pathsep}{os.environ['PATH']}"
     done = run(tmp_path, PYTHON=str(python), LIMIT=str(limit), PATH=path)
     assert done.returncode == 1, done.stderr
+
     _, _, build, backends, promises, kernels, *rest = (tmp_path / "steps.md").read_text().splitlines()
     assert build.startswith("| build for sm_90 | passed |") and backends.startswith("| backends, each")
     assert re.match(r"\| promises' tests on the device \| cut short after \d+ s: 1 failed, 1 passed \|", promises)
     assert kernels == "| kernel tests on the device | not run: time is up | 0 |"
     assert all(re.match(r"\| (measure|compute-sanitizer|promises)", row) for row in rest) and len(rest) >= 8
     assert "assert (6 * 9) == 42" in (tmp_path / "log.txt").read_text()
+
     ran = [line for line in calls.read_text().splitlines() if not line.startswith("-c")]
     assert [line.split()[0] for line in ran] == ["setup.py", "-m", "-m"]
     assert all(line.endswith("(:4096:8)") for line in ran)

@@ -231,6 +231,7 @@ def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> Ba
                 "load(path, network=...)."
             )
         cls = found
+
     if cls.rebuilt_by is not None:
         raise NeedsClass(f"{path} cannot be read alone, since {cls.rebuilt_by}.")
     if header["arguments"] is None:
@@ -238,6 +239,7 @@ def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> Ba
             f"{cls.__name__} was built with arguments that JSON cannot hold. Pass a fresh instance: "
             "load(path, network=...)."
         )
+
     try:
         return cls(*header["arguments"]["args"], **header["arguments"]["kwargs"])
     except (EideticError, *_MISFITS) as error:

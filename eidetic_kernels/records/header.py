@@ -162,6 +162,7 @@ def _disagreement(header: dict[str, Any]) -> str | None:
     finished = heads if current is None else current
     if current is not None and heads not in (current, current + 1):
         return f"task {current} is in training and there are {heads} heads"
+
     for group in header["groups"]:
         if len(group["frozen"]) != finished:
             return f"{group['name']} has {len(group['frozen'])} segments of {finished} finished tasks"
@@ -170,10 +171,12 @@ def _disagreement(header: dict[str, Any]) -> str | None:
     for path, choices in header["forward_transfer"].items():
         if len(choices) != finished + 1:
             return f"forward_transfer.{path} has {len(choices)} entries for {finished} finished tasks and the live one"
+
     for task, head in enumerate(header["heads"]):
         least = task + 1
         if not least <= len(head["forward_transfer"]) <= least + 1:
             return f"heads[{task}].forward_transfer has {len(head['forward_transfer'])} entries"
+
     if [record["task"] for record in header["records"]] != list(range(len(header["records"]))):
         return "records are not those of tasks 0, 1, 2, ... in this order"
     if len(header["records"]) > finished:

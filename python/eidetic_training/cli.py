@@ -93,6 +93,7 @@ def _add_compare(commands) -> None:
             "was interrupted."
         ),
     )
+
     compare.add_argument("config", help="a TOML file, or a built-in one such as compare-digits")
     compare.add_argument(
         "--method",

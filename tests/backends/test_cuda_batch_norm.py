@@ -272,6 +272,7 @@ def test_a_missing_barrier_shows_when_the_order_of_threads_changes(tmp_path):
         }
     """)
     )
+
     program = tmp_path / "reverse"
     includes = [f"-I{cuda_on_cpu.ROOT / 'tests/csrc'}", "-isystem", str(cuda_on_cpu._cuda_headers())]
     subprocess.run(["g++", "-std=c++17", "-pthread", *includes, source, "-o", program], check=True)
@@ -285,6 +286,7 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour():
     library = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(library).is_absolute():
         pytest.skip("g++ has no libasan")
+
     script = textwrap.dedent("""
         import cuda_on_cpu, norm_promises, torch
         from eidetic_kernels.backends import cuda
@@ -296,6 +298,7 @@ def test_no_access_out_of_bounds_and_no_undefined_behaviour():
                 case.run(cuda, case.tensors())
         print("clean", number)
     """)
+
     root = cuda_on_cpu.ROOT
     environment = os.environ | {
         "LD_PRELOAD": library,

@@ -209,10 +209,12 @@ def test_concatenated_units_are_saved_restored_and_routed(make, tmp_path):
     net.prune(0.5)
     net.restore(before)
     assert torch.equal(net.eval()(x), plain.eval()(x)), "a pruning that was undone"
+
     net.prune(0.5)
     net.prepare_for_task(1, 3)
     net.prune(0.5)
     net.finish_task()
+
     net.train_router([[(x, torch.zeros(8).long())], [(x + 1, torch.zeros(8).long())]])
     net.eval()
     predicted = net.predict(x)
@@ -221,6 +223,7 @@ def test_concatenated_units_are_saved_restored_and_routed(make, tmp_path):
         wanted = net(x, task=task)[mine]
         for given, answer in zip([predicted.logits[i] for i in mine.nonzero().flatten().tolist()], wanted):
             torch.testing.assert_close(given[: len(answer)], answer)
+
     net.save(tmp_path / "net")
     again = ek.EideticNetwork.load(tmp_path / "net", ek.convert(make(), x)).eval()
     for task in range(2):

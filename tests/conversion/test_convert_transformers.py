@@ -99,6 +99,7 @@ def test_saved_loaded_and_certified(name, tmp_path):
     net.finish_task()
     net.prepare_for_task(1, 3, reading(net, "mixed", 1))
     train(net, torch.optim.AdamW(net.parameters(), 1e-3), x, y)
+
     net.save(tmp_path / "net")
     module, shape = make(name, seed=9)
     fresh = ek.convert(without_dropout(module), torch.randn(1, *shape))
@@ -106,6 +107,7 @@ def test_saved_loaded_and_certified(name, tmp_path):
     assert answers(again, x, 0) == answers(net, x, 0) and again.certify().ok
     assert torch.equal(again.eval()(x), net.eval()(x))
     assert again.state_dict().keys() == net.state_dict().keys()
+
     for each in (net, again):
         torch.manual_seed(4)
         train(each, torch.optim.SGD(each.parameters(), 0.01), x, y)

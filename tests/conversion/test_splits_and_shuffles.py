@@ -224,17 +224,20 @@ def test_shuffled_units_are_saved_restored_and_routed(tmp_path):
         net.prune(0.5, importance, data=[(x, torch.arange(8) % 4)])
         net.restore(before)
         assert torch.equal(net.eval()(x), copy.deepcopy(plain).eval()(x)), "a pruning that was undone"
+
     net.prune(0.4)
     net.prepare_for_task(1, 3, forward_transfer=False)
     net.prune(0.3)
     net.finish_task()
     net.train_router([[(x, torch.zeros(8).long())], [(x + 1, torch.zeros(8).long())]])
+
     net.save(tmp_path / "net")
     again = ek.EideticNetwork.load(tmp_path / "net", ek.convert(shufflenet(), x)).eval()
     net.eval()
     for task in range(2):
         assert torch.equal(again(x, task=task), net(x, task=task))
     assert torch.equal(again.predict(x).logits, net.predict(x).logits) and again.certify().ok
+
     again.prepare_for_task(2, 3)
     poison(again)
     for task in range(2):

@@ -49,6 +49,7 @@ def record_task(run, task):
         (9.5, "recover", 0.85, kept, frozen),
         (10.0, "finish", None, 0, frozen + kept),
     ]
+
     for epoch, (seconds, phase, accuracy, live, units) in enumerate(history):
         run.append_metric(
             seconds=10.0 * task + seconds,
@@ -62,6 +63,7 @@ def record_task(run, task):
             frozen_units=units,
             width=WIDTH,
         )
+
     for earlier in range(task + 1):
         run.record_test(learned=task, task=earlier, accuracy=LEARNED[earlier])
     counts = [ClassCount(round(100 * (LEARNED[task] + more)), 100) for more in (0.04, -0.06)]

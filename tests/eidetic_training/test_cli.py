@@ -432,13 +432,16 @@ def test_sweep_prints_the_trials_and_writes_what_train_takes(settings, tmp_path,
         "router.train=false",
     ]
     arguments = [part for each in sets for part in ("--set", each)]
+
     folder = tmp_path / "swept"
     status, out, err = eidetic("sweep", settings, "--run", folder, *arguments)
     assert status == 0, err
     assert "1 of 2 trials: " in out and (folder / "table.md").read_text() in out
     assert f"eidetic train {folder / 'best.toml'}" in out
+
     status, out, _ = eidetic("train", folder / "best.toml", "--run", tmp_path / "run")
     assert status == 0 and "2 of 2 tasks" in out
+
     failing(eidetic("sweep", settings, "--run", folder), "eidetic sweep: ", "has no sweep.space")
     failing(
         eidetic("sweep", settings, "--run", folder, *arguments, "--workers", "0"),
@@ -462,11 +465,13 @@ def test_reproduce_runs_one_row(settings, tmp_path, eidetic):
         "router.max_epochs=1",
     ]
     arguments = [part for each in sets for part in ("--set", each)]
+
     folder = tmp_path / "table"
     status, out, _ = eidetic("reproduce", "table3-digits", "--run", folder, "--row", "ours (the demo)", *arguments)
     assert status == 0
     assert "# table3-digits" in out and "| ours (the demo) | 1 |" in out and "| paper |" not in out
     assert {path.name for path in folder.iterdir()} == {"ours__the_demo_-seed0", "table3-digits.md"}
+
     failing(eidetic("reproduce", "figure3", "--row", "l9"), "eidetic reproduce: figure3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--row", "l9", "--run", folder), "eidetic reproduce: table3 has no row 'l9'")
     failing(eidetic("reproduce", "table3", "--seeds", "0", "--run", folder), "seeds must be a whole number, 1 or more")

@@ -92,6 +92,7 @@ def test_workers_end_with_the_process_that_started_them(settings, tmp_path, comm
     """However it ends, also where it alone is told to."""
     if command == "sweep":
         pytest.importorskip("optuna", reason="the extra 'sweep' is not installed")
+
     # A shell's background jobs begin with Ctrl-C ignored.
     script = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
     script += "from eidetic_training.cli import main; sys.exit(main())"
@@ -99,6 +100,7 @@ def test_workers_end_with_the_process_that_started_them(settings, tmp_path, comm
     if command == "compare":
         arguments += ["--method", "single", "sequential"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'python'}"}
+
     started = subprocess.Popen(
         [sys.executable, "-c", script, *arguments],
         stdout=subprocess.DEVNULL,
@@ -115,6 +117,7 @@ def test_workers_end_with_the_process_that_started_them(settings, tmp_path, comm
     finally:
         started.kill()
         started.wait()
+
     assert started.returncode == status, said
     assert "Traceback" not in said
     if number != signal.SIGKILL:

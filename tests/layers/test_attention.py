@@ -140,6 +140,7 @@ def test_wrong_arguments():
         ek.EideticMultiheadAttention(10, 3)
     with pytest.raises(ek.InputError, match="multiple of num_heads; got 10 and 3"):
         ek.EideticWindowAttention(10, (2, 2), (0, 0), 3)
+
     x = torch.randn(2, 3, 8)
     with pytest.raises(ek.InputError, match="takes no masks"):
         ek.EideticMultiheadAttention(8, 2)(x, x, x, attn_mask=torch.zeros(3, 3))
@@ -147,12 +148,14 @@ def test_wrong_arguments():
         ek.EideticMultiheadAttention(8, 2)(x[0], x[0], x[0])
     with pytest.raises(ek.InputError, match=r"expects an image \[N, H, W, C\], got \[2, 3, 8\]"):
         ek.EideticWindowAttention(8, (2, 2), (0, 0), 2)(x)
+
     with pytest.raises(ek.InputError, match="no dimension that could hold units"):
         ek.EideticParameter(torch.tensor(1.0))
     with pytest.raises(ek.InputError, match="holds its units in dimension -1, not -2"):
         ek.EideticParameter(torch.randn(2, 3)).orient(0)
     with pytest.raises(ek.InputError, match="does not know which dimension holds its units: give dim, or call orient"):
         ek.EideticParameter(torch.randn(2, 3), None)()
+
     network = nn.Sequential(nn.Linear(2, 4), nn.Linear(4, 2))
     with pytest.raises(ek.InputError, match="must be Linear, activation, Linear; got"):
         EideticPositionNetwork(torch.randn(9, 2), network, 4)

@@ -117,6 +117,7 @@ def test_the_same_bits_as_two_layers_in_training_and_recall_over_three_tasks(nam
                 train(net, optimizer, 2, seed=task)
                 net.eval()
                 answers.append([net(batch(net, 7)[0])])
+
             assert_same_networks(*nets, f"training task {task}")
             for net, given in zip(nets, answers):
                 net.finish_task()
@@ -136,6 +137,7 @@ def test_every_activation_and_the_exact_gradient_of_the_input(activation):
             learn(net, 0)
             net.prepare_for_task(1, 3)
         assert_same_networks(fused, unfused, "the first task")
+
         gradients = []
         for net in (fused, unfused):
             net.train()
@@ -143,6 +145,7 @@ def test_every_activation_and_the_exact_gradient_of_the_input(activation):
             F.cross_entropy(net(x.requires_grad_()), y).backward()
             gradients.append([x.grad, *(p.grad for p in net.parameters())])
         assert gradients[0][0].any()
+
         # silu and gelu: the library's derivatives of a value depend on where it lies
         uneven = activation in ("silu", "gelu")
         equal = partial(assert_close, least=1.0) if uneven else assert_same_bits
@@ -161,6 +164,7 @@ def test_recall_survives_later_tasks_poison_saving_and_snapshots(name, tmp_path)
         net.prepare_for_task(task, 3, max_units=0.5 if task else None)
         optimizer = torch.optim.AdamW(net.parameters(), 0.05, weight_decay=0.5)
         train(net, optimizer, 2, seed=task)
+
         snapshot = net.snapshot(optimizer)
         before = copy.deepcopy(net.state_dict())
         net.prune(0.6, "taylor", optimizer=optimizer, data=[batch(net)])
@@ -168,15 +172,18 @@ def test_recall_survives_later_tasks_poison_saving_and_snapshots(name, tmp_path)
         net.restore(snapshot, optimizer)
         for key, tensor in net.state_dict().items():
             assert torch.equal(tensor, before[key]), key
+
         net.prune(0.6, optimizer=optimizer)
         train(net, optimizer, 1, seed=task)
         memory.check(net, "training")
         net.finish_task()
         memory.note(net)
+
         net.save(tmp_path / "net")
         net = type(net).load(tmp_path / "net")
         memory.check(net, "loading")
         net.certify().check()
+
     net.prepare_for_task(3, 3)
     poison(net)
     memory.check(net, "poison")

@@ -188,6 +188,7 @@ def test_aligned_segments_are_multiples_wherever_units_allow(tmp_path):
     net.align(8)
     net.prepare_for_task(0, 3, max_units=25)
     assert [group.segments.live for group in net.groups] == [24, 24, 6], "a group narrower than 8 is left alone"
+
     memory = Memory(net)
     train(net, torch.optim.AdamW(net.parameters(), 0.05))
     before = net.snapshot()
@@ -196,20 +197,24 @@ def test_aligned_segments_are_multiples_wherever_units_allow(tmp_path):
     net.restore(before)
     assert [group.segments.live for group in net.groups] == [24, 24, 6]
     net.prune(0.1)
+
     net.prepare_for_task(1, 3)
     memory.note(net)
     assert [group.segments.live for group in net.groups] == [29, 14, 1], "the last remainder is not wasted"
+
     x = torch.randn(9, 6)
     data = [(x, torch.arange(9) % 3)]
     for importance in ("taylor", "hybrid", "l1", "random"):
         kept = [len(part.keep) for part in net.plan_pruning(0.3, importance, data=data).groups]
         assert all(size % 8 == 0 or size == whole for size, whole in zip(kept[:2], (29, 14))), importance
+
     net.save(tmp_path / "net")
     again = ek.EideticNetwork.load(tmp_path / "net", MLP(widths=(45, 30, 6), dropout=0.0))
     assert [group.segments.multiple for group in again.groups] == [8, 8, 8]
     for each in (net, again):
         each.prune(0.5)
         assert [group.segments.live for group in each.groups] == [16, 8, 1]
+
     net.finish_task()
     poison(net)
     memory.check(net, "an aligned second task")

@@ -114,6 +114,7 @@ def test_frozen_units_keep_their_bits_beside_poison(form):
     x = torch.randn(5, 12, 7) if form == "first" else torch.randn(5, 7, 12)
     if form == "not contiguous":
         x = torch.randn(12, 7, 5).permute(2, 1, 0)
+
     said = []
     for size in (4, 5):
         layer.prune(range(size))
@@ -121,11 +122,13 @@ def test_frozen_units_keep_their_bits_beside_poison(form):
         present = layer.segments.total
         said.append(layer(x.narrow(dim, 0, present)).narrow(dim, present - size, size))
         layer.recycle()
+
     layer.prune(range(3))
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.fill_(float("nan"))
         x.narrow(dim, 9, 3).fill_(float("nan"))
+
     for mode in (True, False):
         y = layer.train(mode)(x)
         assert torch.equal(y.narrow(dim, 0, 4), said[0]) and torch.equal(y.narrow(dim, 4, 5), said[1])
@@ -145,6 +148,7 @@ def test_parts_have_their_own_scales_and_common_statistics(how):
     parts = LayerNormParts(whole, torch.arange(8).split([5, 3]))
     x = torch.randn(4, 8, dtype=torch.float64)
     assert torch.equal(parts(x), plain(x))
+
     sizes = [(2, 1), (1, 2)]  # frozen, live of each part
     for part, (frozen, live) in zip(parts, sizes):
         part.prune(range(frozen))
@@ -153,6 +157,7 @@ def test_parts_have_their_own_scales_and_common_statistics(how):
         part.prune(range(live))
         scattered(part)
         part.forward_transfer = (True, how == "nested")
+
     x = torch.randn(4, 6, dtype=torch.float64)
     y = parts(x)
     owner = torch.tensor([0, 0, 1, 0, 1, 1])

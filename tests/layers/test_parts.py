@@ -72,6 +72,7 @@ def test_fresh_parts_are_the_layer_in_one_call(layout, calls):
                 y = module(given, residual)
                 assert len(calls) == 1
                 y.square().sum().backward()
+
                 each = [module] if module is norm else list(parts)
                 tensors = [
                     torch.cat(
@@ -81,6 +82,7 @@ def test_fresh_parts_are_the_layer_in_one_call(layout, calls):
                 ]
                 found.append([y, given.grad, residual.grad, *tensors])
                 assert {int(part.num_batches_tracked) for part in each} == {1}
+
             for number, (theirs, ours) in enumerate(zip(*found)):
                 assert_same_bits(f"{number}, {activation}", ours, theirs)
 

@@ -171,6 +171,7 @@ def test_products_normalised_where_they_lie_equal_the_oracle(name, activation, b
         dy = torch.randn(samples, len(layer.case.row_owners()), dtype=dtype)
         training = training and layer.case.task is None and layer.case.live > 0
         options = norm, training, activation, full_input_grad
+
         expected = run_norm(ops.staircase_linear_norm_oracle, layer, x, *options, dy)
         for (of_x, x_lies), of_dy in zip([*LAYOUTS.items()] * 2, [arranged, arranged, *[torch.clone] * 2]):
             given = run_norm(NORMED, layer, x_lies(x), *options, of_dy(dy))
@@ -193,6 +194,7 @@ def test_one_op_has_the_bits_of_the_two_in_sequence_and_frozen_rows_of_their_pre
         x = arranged(torch.randn(generator.choice(SAMPLES), len(case.column_owners())))
         training = case.live > 0 and generator.random() < 0.7
         rest = training, 0.3, 1e-3, activation
+
         z = LINEAR(x, layer.weights(), case.staircase())
         before = z.clone()
         expected = ops.segmented_batch_norm(z, ops.Norm(*(n.clone() for n in norm), *rest))
@@ -200,6 +202,7 @@ def test_one_op_has_the_bits_of_the_two_in_sequence_and_frozen_rows_of_their_pre
         assert_same_bits("what the norm was given", z, before)
         given = NORMED(x, layer.weights(), case.staircase(), ops.Norm(*(n.clone() for n in norm), *rest))
         assert_same_bits(f"{case}, {len(x)} samples", given, expected)
+
         for task in range(case.live_task):
             stairs, prefix = case.staircase(task), x[:, : len(case.column_owners(task))]
             affine = [n[: stairs.rows] for n in norm[4:]]
@@ -352,6 +355,7 @@ def test_answers_are_contiguous_however_the_network_came_to_be(way, tmp_path):
         net = Deep()
         learn(net, 0)
     learn(net, 1)
+
     memory = Memory(net)
     memory.note(net)
     net.prepare_for_task(2, CLASSES)
@@ -366,6 +370,7 @@ def test_answers_are_contiguous_however_the_network_came_to_be(way, tmp_path):
         snapshot = net.snapshot()
         net.prune(0.5)
         net.restore(snapshot)
+
     memory.check(net, way)
     x = batch(net, 50)[0]
     assert net.eval()(x).is_contiguous()
@@ -525,6 +530,7 @@ def test_ones_own_parameters_and_half_precision_pass_through():
     net.prepare_for_task(2, CLASSES)
     x, y = batch(net, 40)
     expected, gradients = steps_of(copy.deepcopy(net), x, y, 1)
+
     with torch.autocast("cpu", torch.bfloat16):
         made = outputs(copy.deepcopy(net).train(), x)
         half = loss_of(net, x, y)
@@ -533,6 +539,7 @@ def test_ones_own_parameters_and_half_precision_pass_through():
     assert_close("loss under autocast", half.detach().float(), expected[0], condition=1e4)
     for name, p in net.named_parameters():
         assert p.numel() == 0 or p.grad.isfinite().all(), name
+
     memory = [recall(net, x, task) for task in range(2)]
     with torch.inference_mode():
         for task in range(2):

@@ -67,6 +67,7 @@ class Norm:
         dims, column = [d for d in range(x.dim()) if d != 1], (-1, *[1] * (x.dim() - 2))
         mean, var = double["mean"], double["var"]
         x_live, x_frozen = x[:, self.frozen :], x[:, : self.frozen]
+
         if not full_input_grad:
             x_frozen = x_frozen.detach()
         if training and self.live:
@@ -76,11 +77,13 @@ class Norm:
             var = (1 - MOMENTUM) * var + MOMENTUM * batch_var.detach() * count / (count - 1)
         else:
             batch_mean, batch_var = mean, var
+
         y = (x_live - batch_mean.view(column)) / (batch_var.view(column) + EPS).sqrt()
         if leaves:
             y = y * leaves["weight"].view(column) + leaves["bias"].view(column)
         y = torch.cat([x_frozen * double["scale"].view(column) + double["shift"].view(column), y], 1)
         y = y.clamp_min(0) if activation == "relu" else y
+
         if y.requires_grad:
             y.backward(double["dy"])
         results = {"y": y.detach(), "dx": x.grad if x.grad is not None else torch.zeros_like(x)}
@@ -306,11 +309,13 @@ def test_an_activated_channels_bits_do_not_depend_on_what_lies_beside_it(activat
 def test_nan_and_infinity_go_through_an_activation_as_in_torch(activation):
     values = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, 6.0, 3.0, -3.0, -0.0]).view(8, 1)
     values = values.expand(8, 4).contiguous()
+
     ones, zeros = torch.ones(2), torch.zeros(2)
     x = values.clone().requires_grad_()
     # mean 0 and variance 1 without eps, scale 1 and shift 0: live and frozen channels activate x itself
     norm = ops.Norm(ones, zeros, zeros, ones, ones, zeros, False, 0.0, 0.0, activation)
     y = segmented_batch_norm(x, norm, full_input_grad=True)
+
     expected = values.clone().requires_grad_()
     z = F.batch_norm(expected, torch.zeros(4), torch.ones(4), torch.ones(4), torch.zeros(4), eps=0.0)
     z = {
@@ -321,6 +326,7 @@ def test_nan_and_infinity_go_through_an_activation_as_in_torch(activation):
         "gelu": F.gelu,
         "hardswish": F.hardswish,
     }[activation](z)
+
     y.backward(torch.ones_like(y)), z.backward(torch.ones_like(z))
     # Of infinity torch's gelu makes NaN with vector instructions, and infinity without.
     alike = ~values.isinf() | (activation != "gelu")

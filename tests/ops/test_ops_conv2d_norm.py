@@ -57,12 +57,14 @@ class Norm:
             "dnorm_bias": self.bias,
         }
         leaves = {name: None if t is None else t.detach().requires_grad_() for name, t in leaves.items()}
+
         mean, var = self.mean.clone(), self.var.clone()
         frozen = staircase.frozen_rows
         weights = ops.Weights(leaves["dweight"], leaves["dbias"], layer.frozen_weight, layer.frozen_bias)
         affine = self.scale[:frozen], self.shift[:frozen]
         options = self.training, 0.1, 1e-5, activation or self.activation
         norm = ops.Norm(leaves["dnorm_weight"], leaves["dnorm_bias"], mean, var, *affine, *options)
+
         y = op(leaves["dx"], weights, staircase, norm, geometry, leaves["dresidual"], full_input_grad)
         if y.requires_grad:
             y.backward(torch.ones_like(y) if dy is None else dy)
@@ -187,6 +189,7 @@ def test_the_bits_of_the_two_ops_in_sequence(name, training, layout):
                 layer = Layer(CASES[name], PLAIN[0], bias, torch.float32)
                 x, dy = inputs(layer.case, *PLAIN, 2, torch.float32)
                 x, norm, residual = x.contiguous(memory_format=layout), Norm(layer, activation, training), dy + 1
+
                 for added in (None, residual):
                     for full_input_grad in (False, True):
                         fused, apart = (

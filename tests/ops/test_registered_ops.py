@@ -83,6 +83,7 @@ def norm_arguments(channels, shape, activation, training, residual, affine=True,
     x = x.contiguous(memory_format=layout) if x.dim() == 4 else x
     other = torch.randn_like(x).requires_grad_() if residual else None
     weight, bias = (leaf(live), leaf(live)) if affine else (None, None)
+
     return [
         x.requires_grad_(),
         other,
@@ -104,6 +105,7 @@ def linear_norm_arguments(name="nested", activation="relu", training=True, full_
     x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *_ = linear_arguments(name, unit_major=unit_major)
     frozen = decoded(numbers).frozen_rows
     live = rows - frozen
+
     return [
         x,
         weight,
@@ -136,6 +138,7 @@ def conv_norm_arguments(
     frozen = decoded(numbers).frozen_rows
     live = rows - frozen
     added = torch.randn(conv2d.output_shape(x, weight.shape[2:], rows, GEOMETRY)).requires_grad_() if residual else None
+
     return [
         x,
         weight,
@@ -215,9 +218,11 @@ def test_opcheck_conv2d(layout):
 def test_opcheck_batch_norm(options):
     arguments = norm_arguments(**options)
     check(batch_norm.OP, arguments)
+
     x, residual, weight, bias, *_, scale, shift, training, _, _, activation, _ = detached(arguments)
     y, mean, rstd = batch_norm.OP(*detached(arguments))
     assert y.stride() == x.stride()
+
     for full_input_grad, need_dx in ((False, True), (True, residual is None)):
         check(
             batch_norm.BACKWARD_OP,
@@ -247,6 +252,7 @@ def test_opcheck_linear_norm(name, unit_major):
     for activation, full_input_grad in (("relu", False), ("silu", True)):
         arguments = linear_norm_arguments(name, activation, full_input_grad=full_input_grad, unit_major=unit_major)
         check(linear_norm.OP, arguments)
+
         x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, training, *_ = detached(arguments)
         y, pre, mean, rstd = linear_norm.OP(*detached(arguments))
         check(
@@ -293,6 +299,7 @@ def test_opcheck_linear_norm(name, unit_major):
 def test_opcheck_conv2d_norm(name, layout, activation, full_input_grad, residual):
     arguments = conv_norm_arguments(layout, name, activation, full_input_grad, residual)
     check(conv2d_norm.OP, arguments)
+
     x, weight, bias, fw, fb, numbers, _, nw, nb, _, _, scale, shift, *_, added, _, _, _ = detached(arguments)
     y, pre, mean, rstd = conv2d_norm.OP(*detached(arguments))
     assert y.is_contiguous(memory_format=layout)
@@ -373,6 +380,7 @@ def block(x, weight, bias, frozen_weight, numbers, rows, norm_weight, norm_bias,
     z = torch.ops.eidetic.staircase_linear(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, False, False)
     norm = norm_weight, norm_bias, mean, var, scale, shift
     y, *_ = torch.ops.eidetic.segmented_batch_norm(z, None, *norm, True, 0.1, 1e-5, "relu", False)
+
     both, *_ = torch.ops.eidetic.staircase_linear_norm(
         x,
         weight,
@@ -486,6 +494,7 @@ def test_convolutions_with_norms_compile_a_few_times_for_any_number_of_tasks():
         output = Segments(400, 10 + tasks, tuple(range(2, 2 + tasks)))
         stairs = staircase(output, (Source(output),), (True,) * (tasks + 1), None)
         frozen, live = stairs.frozen_rows, output.live
+
         results = []
         for call in (image_block, compiled):
             torch.manual_seed(tasks)
@@ -514,10 +523,12 @@ def test_convolutions_with_norms_compile_a_few_times_for_any_number_of_tasks():
                 (1, 1),
                 (1, 1),
             ]
+
             y = call(*arguments)
             y.square().sum().backward()
             leaves = [a for a in arguments if isinstance(a, torch.Tensor) and a.is_floating_point()]
             results.append([y, *leaves, *[a.grad for a in leaves if a.requires_grad]])
+
         for number, (eager_result, other) in enumerate(zip(*results)):
             assert_close(f"{number} with {tasks} tasks", other, eager_result, least=1.0)
     assert backend.count <= 4
@@ -546,6 +557,7 @@ def live_one_life(net, tasks, count):
                 assert torch.equal(ours, theirs) or ours.is_floating_point(), name
             net.zero_grad()
             net.prune(0.2)
+
         net.finish_task()
         net.eval()
         with torch.no_grad():

@@ -98,9 +98,11 @@ def test_a_residual_of_another_dtype_is_added_as_torch_adds(
         norm.prune(range(frozen))
         norm.freeze()
         norm.recycle(8 - frozen)
+
     x, residual, dy = (torch.randn(4, 8, 3, 3, device=device).to(memory_format=torch.channels_last) for _ in range(3))
     alone = copy.deepcopy(norm)
     alone.activation = "none"
+
     results = []
     for fused in (True, False):
         a, b = (t.to(dtype).detach().requires_grad_() for t, dtype in zip((x, residual), dtypes))
@@ -111,10 +113,12 @@ def test_a_residual_of_another_dtype_is_added_as_torch_adds(
                 y = FUNCTIONS[activation](alone.normalise(a, None, full_input_grad) + b)
         y.backward(dy.to(y.dtype))
         results.append((y, a.grad, b.grad, *(p.grad for p in (norm if fused else alone).parameters() if p.numel())))
+
     (given, *gradients), (expected, *wanted) = results
     assert given.dtype == expected.dtype == torch.promote_types(*dtypes) == torch.float32
     assert given.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(given, expected, rtol=1e-6, atol=1e-6)
+
     if not full_input_grad:
         wanted[1][:, :frozen] = 0  # plain addition knows no frozen channels
     for gradient, want in zip(gradients, wanted):

@@ -140,6 +140,7 @@ def test_finished_tasks_keep_their_bits(case, how, size):
             task, CLASSES, reading(net, how, task), max_units=0.4 if task else None, optimizer=optimizer
         )
         optimizer = optimizer or torch.optim.AdamW(net.parameters(), 0.02, weight_decay=0.3)
+
         snapshot = net.snapshot(optimizer)
         training = Training(net, option, size, task)
         poison(net)
@@ -147,21 +148,25 @@ def test_finished_tasks_keep_their_bits(case, how, size):
             training.loss(rows).backward()
         memory.check(net, "passes over poison")
         net.restore(snapshot, optimizer)
+
         before = [p.detach().clone() for p in net.parameters() if p.numel()]
         training.epochs(optimizer, 2)
         assert all(not torch.equal(p, q) for p, q in zip([p for p in net.parameters() if p.numel()], before))
         memory.check(net, "training")
         training.loss(training.batches[0], lambda: memory.check(net, "nothing: in the middle of a pass"))
+
         net.prune(0.4, optimizer=optimizer)
         training.epochs(optimizer, 2)
         memory.check(net, "training after pruning")
         assert training.runs_live == option.keep
+
         snapshot = net.snapshot(optimizer)
         poison(net)
         training.loss(training.batches[0]).backward()
         memory.check(net, "poison after training")
         net.restore(snapshot, optimizer)
         assert torch.stack([training.loss(rows) for rows in training.batches]).isfinite().all()
+
         net.finish_task()
         memory.check(net, "finishing the next task")
         memory.note(net)
@@ -299,10 +304,12 @@ def test_compiled_training_keeps_finished_tasks_bits():
     for task in range(2):
         learn(net, task)
         memory.note(net)
+
     net.prepare_for_task(2, CLASSES)
     optimizer = torch.optim.AdamW(net.parameters(), 0.02, weight_decay=0.3)
     torch.compiler.reset()
     compiled = torch.compile(net, backend="eager")
+
     for _ in range(2):
         for seed, size in enumerate(SIZES):
             optimizer.zero_grad()
@@ -310,6 +317,7 @@ def test_compiled_training_keeps_finished_tasks_bits():
             loss_of(compiled.train(), x, y).backward()
             optimizer.step()
             memory.check(net, "a compiled step")
+
     poison(net)
     loss_of(compiled, *batch(net, SIZES[1])).backward()
     memory.check(net, "a compiled step over poison")
@@ -330,6 +338,7 @@ def test_frozen_features_on_every_backend(make, backend):
             net.train()(x)
             net.finish_task()
         answers = [recall(net, x, task) for task in range(2)]
+
         net.prepare_for_task(2, CLASSES)
         optimizer = torch.optim.AdamW(net.parameters(), 0.02, weight_decay=0.3)
         features = ek.FrozenFeatures(net.train(), samples)
@@ -339,6 +348,7 @@ def test_frozen_features_on_every_backend(make, backend):
                 loss = loss_of(net, x, y)
             loss.backward()
             optimizer.step()
+
         assert features.off is None and features._verified
         for event in ("training", "poison"):
             for task, answer in enumerate(answers):

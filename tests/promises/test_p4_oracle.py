@@ -87,6 +87,7 @@ def test_a_training_run_stays_equal_to_the_dense_one_with_frozen_gradients_zeroe
     reference = DenseReference(net)
     masked = {path: module for path, module in reference.named_modules() if hasattr(module, "mask")}
     frozen = {path: module.weight[: module.frozen].clone() for path, module in masked.items()}
+
     ours = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     theirs = torch.optim.SGD(reference.parameters(), 0.1, momentum=0.9)
     for step in range(6):
@@ -97,6 +98,7 @@ def test_a_training_run_stays_equal_to_the_dense_one_with_frozen_gradients_zeroe
         reference.zero_frozen_gradients()
         ours.step(), theirs.step()
         assert_parameters_equal_reference(net, reference)
+
     for path, weight in frozen.items():
         assert torch.equal(reference.get_submodule(path).weight[: len(weight)], weight)
     net.eval(), reference.eval()

@@ -420,15 +420,18 @@ def test_a_gpus_other_settings_are_recorded_by_the_newer_names_and_outside_torch
     finally:
         matmul.fp32_precision = before
         torch.set_float32_matmul_precision("highest")
+
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     assert "CUBLAS_WORKSPACE_CONFIG unset (here :4096:8)" in differences(recorded, environment(gpu))
     with sdpa_kernel(SDPBackend.MATH):
         assert "kinds of attention" in differences(recorded, environment(gpu))
+
     torch.use_deterministic_algorithms(True)
     try:
         assert "torch.use_deterministic_algorithms False (here True)" in differences(recorded, environment(gpu))
     finally:
         torch.use_deterministic_algorithms(False)
+
     older = {key: value for key, value in recorded.items() if "cudnn.benchmark" not in key}
     assert "torch.backends.cudnn.benchmark unknown (here False)" in differences(older, recorded)
 

@@ -24,12 +24,14 @@ def assert_equal_to_reference(net, x, y):
     for loss_input, model in ((ours, net), (theirs, reference)):
         model.zero_grad()
         F.cross_entropy(model(loss_input), y).backward()
+
     pairs = list(reference.pairs(net))
     assert {id(p) for p in net.parameters() if p.numel()} == {id(parameter) for _, parameter, _, _ in pairs}
     pairs = [each for each in pairs if each[1].requires_grad]  # a head without bias holds zeros for it
     for path, parameter, dense, cut in pairs:
         torch.testing.assert_close(parameter.grad, cut(dense.grad), **CLOSE, msg=lambda m, path=path: f"{path}: {m}")
     torch.testing.assert_close(ours.grad, theirs.grad, **CLOSE)
+
     gradients = {id(parameter): parameter.grad.clone() for _, parameter, _, _ in pairs}
     net.zero_grad()
     F.cross_entropy(net(x), y).backward()  # without the input's gradient, frozen paths are left out
@@ -52,6 +54,7 @@ def test_equal_to_the_dense_masked_network(name, how):
         x, y = samples(net, seed=task)
         train(net, torch.optim.SGD(net.parameters(), 0.05), x, y, 1)
         net.prune(1.0 if task == 1 else 0.5, "random", generator=torch.Generator().manual_seed(task))  # 1 keeps none
+
         for mode in (True, False):
             net.train(mode)
             assert_equal_to_reference(net, x, y)
@@ -60,6 +63,7 @@ def test_equal_to_the_dense_masked_network(name, how):
         net.finish_task()
         for earlier, logits in enumerate(said):
             torch.testing.assert_close(net(samples(net, seed=earlier)[0], task=earlier), logits, **CLOSE)
+
     net.prepare_for_task(3, 3)
     net.train()
     assert_equal_to_reference(net, *samples(net))
@@ -94,6 +98,7 @@ def test_frozen_units_are_the_same_in_training_and_evaluation(name):
     net.prune(0.5)
     net.finish_task()
     net.prepare_for_task(1, 3)
+
     made = {}
     for group in net.groups:
         for path, layer in [*group.producers.items(), *group.norms.items()]:
@@ -103,6 +108,7 @@ def test_frozen_units_are_the_same_in_training_and_evaluation(name):
                     path, output.movedim(getattr(module, "dim", None) or module.unit_dim, 0)[:first].clone()
                 )
             )
+
     x, seen = torch.randn(6, *shape), []
     for mode in ("eval", "train", "poison"):
         if mode == "poison":
@@ -110,6 +116,7 @@ def test_frozen_units_are_the_same_in_training_and_evaluation(name):
         net.train(mode != "eval")
         net(x)
         seen.append(dict(made))
+
     assert all(each.numel() for each in seen[0].values())
     for path in seen[0]:
         assert torch.equal(seen[0][path], seen[1][path]) and torch.equal(seen[0][path], seen[2][path]), path

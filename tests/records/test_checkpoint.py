@@ -40,6 +40,7 @@ def at(stage, net, how="nested"):
     if stage == "prepared without a head":
         net.prepare_for_task(0)
         return net
+
     if stage in ("between tasks", "in a later task", "widened"):
         learn(net, 0, how)
         learn(net, 1, how)
@@ -51,6 +52,7 @@ def at(stage, net, how="nested"):
         net.prepare_for_task(2, CLASSES, reading(net, how, 2))
     else:
         net.prepare_for_task(0, CLASSES)
+
     train(net, torch.optim.SGD(net.parameters(), 0.1), 1)
     if stage == "pruned":
         net.prune(0.5)
@@ -89,6 +91,7 @@ class TestRoundTrip:
         memory.note(net)
         net.save(path)
         again = ek.EideticNetwork.load(path)
+
         for each in (net, again):
             if each.current_task is None:
                 each.prepare_for_task(2, CLASSES, reading(each, how, 2))
@@ -96,12 +99,14 @@ class TestRoundTrip:
                 with torch.no_grad():
                     for parameter in each.parameters():
                         parameter.copy_(torch.randn_like(parameter))
+
             optimizer = torch.optim.SGD(each.parameters(), 0.1)
             train(each, optimizer, 2)
             each.prune(0.5, optimizer=optimizer)
             train(each, optimizer, 2)
             each.finish_task()
             memory.check(each, "going on")
+
         again.zero_grad()
         assert digest(again) == digest(net), "both go the same way, bit for bit"
 

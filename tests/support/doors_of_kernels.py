@@ -139,6 +139,7 @@ def _network_doors():
     plan = {"plan": kind(ek.PruningPlan), "optimizer": _OPTIMIZER}
     snap = {"snapshot": kind(ek.Snapshot), "optimizer": _OPTIMIZER}
     x = {"x": batch(_made("new"))[0]}
+
     return {
         "net(x, task)": of_network("finished", "__call__", {**x, "task": 0}, {"x": tensor, "task": whole()}),
         "net(x)": of_network("live", "__call__", x, {"x": tensor, "task": optional(_TASK)}),
@@ -223,16 +224,19 @@ def _layer_doors():
     biased = {"bias": flag, **_PLACE}
     window = {"kernel_size": pair_of(1), "stride": pair_of(1), "padding": PADDINGS, "dilation": pair_of(1)}
     window |= {"padding_mode": named(*MODES)}
+
     norm1, norm2 = optional(kind(ek.EideticBatchNorm1d)), optional(kind(ek.EideticBatchNorm2d))
     norm = {"num_features": whole(), "eps": real(0), "momentum": optional(share), "affine": flag, **_PLACE}
     norm |= {
         "track_running_stats": either(named(True), kind(np.bool_)),
         "activation": named("none", "relu", "relu6", "silu", "gelu"),
     }
+
     sizes = either(whole(), sequence_of(whole()))
     heads = {"embed_dim": whole(1), "num_heads": whole(1), "dropout": share, "batch_first": flag, **biased}
     swin = {"dim": whole(1), "window_size": pair_of(1), "shift_size": pair_of(0), "num_heads": whole(1)}
     swin |= {"qkv_bias": flag, "proj_bias": flag, "key_bias": flag, "attention_dropout": share, "dropout": share}
+
     return {
         "EideticLinear": made(
             ek.EideticLinear,

@@ -324,6 +324,7 @@ def _model_doors():
     mlp = {"in_features": _EPOCHS, "width": _EPOCHS, "depth": _EPOCHS, "dropout": share}
     convnet = {"in_channels": _EPOCHS, "width": _EPOCHS, "num_layers": _EPOCHS, "dropout": share}
     resnet = {"in_channels": _EPOCHS, "width": _EPOCHS, "small": flag, "skip_convolution": flag}
+
     return {
         "MLP": made(models.MLP, mlp, in_features=6, width=4),
         "ConvNet": made(models.ConvNet, convnet, in_channels=1, width=1),
@@ -357,6 +358,7 @@ def _method_doors():
         "piggyback": {"threshold": real(), "start": real(), "mask_lr": positive},
         "hat": {"sparsity": positive, "steepest": real(1), "gate_lr": positive},
     }
+
     doors = {
         "Conditions": made(
             Conditions,
@@ -372,12 +374,14 @@ def _method_doors():
             names={"optimizer": tuple(OPTIMIZERS)},
         )
     }
+
     for name, method in METHODS.items():
         kinds = {"conditions": kind(Conditions), **options.get(name, {})}
         doors[f"methods.{name}"] = made(method, kinds, conditions=conditions(epochs=1))
         doors[f"methods.{name}.logits"] = Door(
             functools.partial(_answering, method), {"x": tensor, "task": whole(0, 0)}
         )
+
         learns = "learn_all" if name == "joint" else "learn"
         several_kinds = {"loaders": iterable, "classes": sequence_of(whole(1))}
         kinds = several_kinds if name == "joint" else {"loader": iterable, "num_classes": whole(1)}

@@ -121,6 +121,7 @@ class PublishedState:
             for name, tensor in self.state.items()
             if name.endswith("_orig")
         }
+
         if self.kind == "mlp":
             x = x.flatten(1)
             for layer in self.norms or [name for name in self.reads if name.startswith("blocks")]:
@@ -139,6 +140,7 @@ class PublishedState:
                 around = F.conv2d(x, self.values[f"res.{number}.weight"], stride=2 if pool else 1)
                 x = (F.max_pool2d(y, 2) if pool else y) + around
             x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+
         return F.linear(x, self.values[f"classifiers.{task}.weight"], self.values[f"classifiers.{task}.bias"])
 
     def _convolved(self, layer, x):

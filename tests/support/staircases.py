@@ -172,12 +172,14 @@ class Layer:
         kept_rows, kept_columns = slice(0, len(rows)), self._present_columns()
         weight = self.dense[kept_rows][:, kept_columns].clone().requires_grad_()
         bias = None if self.dense_bias is None else self.dense_bias[kept_rows].clone().requires_grad_()
+
         x = x.detach().clone().requires_grad_()
         wide = mask.view(*mask.shape, *[1] * (weight.dim() - 2))
         y = product(x, weight * wide, bias)
         live = rows == case.live_task
         dy = torch.ones_like(y) if dy is None else dy
         y.backward(dy, retain_graph=True)
+
         dx = x.grad
         if not full_input_grad:
             cut = dy * live.view(1, -1, *[1] * (dy.dim() - 2))
@@ -185,6 +187,7 @@ class Layer:
             dx = torch.zeros_like(x) if dx is None else dx
             trainable = (columns == case.live_task) & (case.task is None)
             dx = dx * trainable.view(1, -1, *[1] * (dx.dim() - 2))
+
         reads = self._live_reads(case.column_owners())
         return {
             "y": y.detach(),

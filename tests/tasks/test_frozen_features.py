@@ -48,6 +48,7 @@ def train(net, keep, shuffle=False, size=16, epochs=4, optimizer=None, noise=0.0
     features = Counting(net, SAMPLES) if keep else None
     optimizer = optimizer or torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     draw, losses = torch.Generator().manual_seed(1), []
+
     torch.manual_seed(7)
     for epoch in range(epochs):
         order = torch.randperm(SAMPLES, generator=draw) if shuffle else torch.arange(SAMPLES)
@@ -64,6 +65,7 @@ def train(net, keep, shuffle=False, size=16, epochs=4, optimizer=None, noise=0.0
             losses.append(loss.detach())
         if epoch == 1:
             net.prune(0.4, optimizer=optimizer)
+
     return features, torch.stack(losses)
 
 
@@ -236,17 +238,21 @@ def test_finished_tasks_keep_their_bits(name, how):
     for task in range(TASKS):
         learn(net, task, how, max_units=0.3)
         memory.note(net)
+
     net.prepare_for_task(TASKS, 3, reading(net, how, TASKS), max_units=0.3)
     before, x = net.snapshot(), batch(net, SAMPLES)[0]
+
     poison(net)
     features = ek.FrozenFeatures(net, SAMPLES)
     with features.batch(torch.arange(SAMPLES)):
         net.train()(x)
     assert all(kept.isfinite().all() for kept in features._cache.values())
+
     net.restore(before)
     optimizer = torch.optim.AdamW(net.parameters(), 0.1, weight_decay=0.5)
     train(net, keep=True, optimizer=optimizer)
     memory.check(net, "training on kept features")
+
     net.finish_task()
     memory.note(net)
     memory.check(net, "the task's end")
@@ -478,10 +484,12 @@ def trained_by_hand(how, keep):
     net = ByHand(how)
     for task in range(2):
         learn(net, task, max_units=0.4, fraction=0)
+
     net.prepare_for_task(2, 3)
     net.train().passes = 0
     features, optimizer, outputs = Counting(net, SAMPLES), torch.optim.SGD(net.parameters(), 0.1), []
     x, y = batch(net, SAMPLES)
+
     for rows in torch.arange(SAMPLES).split(8) * 4:
         optimizer.zero_grad()
         passes = net.passes
@@ -542,6 +550,7 @@ def test_what_does_not_fit_is_refused():
     for samples in (0, -1, 2.0, True, None):
         with pytest.raises(InputError, match="samples must be"):
             ek.FrozenFeatures(net, samples)
+
     features = ek.FrozenFeatures(net, 16)
     for _ in range(2):
         with pytest.raises(InputError, match="16 samples and rows 3"), features.batch(torch.arange(3)):
@@ -549,9 +558,11 @@ def test_what_does_not_fit_is_refused():
         for _ in range(2):
             with features.batch(torch.arange(16)):
                 net(x)
+
     with pytest.raises(InputError, match="requires grad"), features.batch(torch.arange(16)):
         net(x.clone().requires_grad_())
     assert net(x).shape == (16, 3), "an ordinary pass again"
+
     net.finish_task()
     with pytest.raises(TaskError, match="no head is in training"):
         ek.FrozenFeatures(net, 16)

@@ -82,11 +82,13 @@ def test_state_is_cut_along_with_its_parameter(make, tasks):
     net.prepare_for_task(tasks, 3)
     optimizer = make(net.parameters())
     train(net, optimizer, 3)
+
     before = by_name(net, optimizer)
     values = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
     plan = net.prune(0.5, "random", optimizer=optimizer)
     kept, after = kept_by_hand(net, plan, tasks), by_name(net, optimizer)
     assert list(after) == list(before)
+
     for name, parameter in net.named_parameters():
         rows, columns = kept[name]
         assert torch.equal(parameter, take(values[name], rows, columns)), name

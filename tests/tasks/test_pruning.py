@@ -111,14 +111,17 @@ class TestScores:
         data = [batch(net, 20)]
         with torch.no_grad():
             net.body[0].weight[:35].mul_(1e-4), net.body[0].bias[:35].mul_(1e-4)
+
         taylor = {part.name: part.removed for part in net.plan_pruning(0.25, "taylor", data=data).groups}
         hybrid = net.plan_pruning(0.25, "hybrid", data=data)
         removed = {part.name: part.removed for part in hybrid.groups}
         assert sum(taylor.values()) == sum(removed.values()) == 20
         assert all(5 <= count <= 20 for count in removed.values())
+
         scores = taylor_by_loop(net, data)
         for part in hybrid.groups:  # within a layer the order is Taylor's
             assert part.keep.tolist() == lowest_removed(scores[part.name], part.removed)
+
         normalised = {name: score / score.mean() for name, score in scores.items()}
         floor = dict.fromkeys(scores, 5)
         free = sorted(

@@ -27,6 +27,7 @@ def rehearse_router(options: dict[str, Any], network: EideticNetwork, tasks: Seq
     """
     trial, loaders = copy.deepcopy(network), []
     short = {**options, "max_epochs": 1, "polish_epochs": min(1, options["polish_epochs"])}
+
     try:
         for t, task in enumerate(tasks[:2]):
             whole = task.train_loader(options["batch_size"])
@@ -37,6 +38,7 @@ def rehearse_router(options: dict[str, Any], network: EideticNetwork, tasks: Seq
                 preparation=whole.preparation,
                 num_classes=task.num_classes,
             )
+
             trial.prepare_for_task(t, task.num_classes, max_units=0.4)
             for x, _ in TensorLoader(few.x, few.y, IMAGES, preparation=few.preparation):
                 trial.train()(x)

@@ -42,8 +42,10 @@ def study_in(folder: Path, settings: SweepSettings) -> Iterator[Any]:
     optuna = need_optuna()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
     database = folder / "study.db"
     storage, sql = None, need("sqlalchemy.exc", "A sweep", extra="sweep")
+
     try:
         with Lock(folder / "sweep.lock"):  # two processes must not create the tables at once
             url = f"sqlite:///{database.resolve().as_posix()}"

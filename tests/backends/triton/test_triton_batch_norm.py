@@ -301,11 +301,13 @@ def test_a_frozen_channels_bits_are_its_own(activation, dtype):
     t = case.tensors(DEVICE)
     whole = forward(t, True, activation)[0]
     none = {name: t[name][:0] for name in ("weight", "bias", "running_mean", "running_var")}
+
     for prefix in (5, 2):
         cut = {name: t[name][:, :prefix] for name in ("x", "residual")}
         cut |= {name: t[name][:prefix] for name in ("frozen_scale", "frozen_shift")}
         recalled = forward(t | none | cut, False, activation)[0]
         assert_same_bits(f"the first {prefix}, recalled", recalled, whole[:, :prefix])
+
     last = {name: t[name].contiguous(memory_format=torch.channels_last) for name in ("x", "residual")}
     assert_same_bits("channels_last", forward(t | last, True, activation)[0][:, :5], whole[:, :5])
     rows = {
@@ -313,6 +315,7 @@ def test_a_frozen_channels_bits_are_its_own(activation, dtype):
     }  # the same values as [N, C], in a slice of something wider
     by_rows = forward(t | rows, True, activation)[0].view(3, 4, 5, 11).permute(0, 3, 1, 2)
     assert_same_bits("as rows", by_rows[:, :5], whole[:, :5])
+
     nan = {name: torch.full_like(t[name], float("nan")) for name in none}
     nan |= {
         name: torch.where(torch.arange(11, device=DEVICE).view(-1, 1, 1) < 5, t[name], float("nan"))

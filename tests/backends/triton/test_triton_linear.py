@@ -227,6 +227,7 @@ def test_recall_has_the_same_bits_alone_and_beside_others(dtype, small_tiles):
             full = torch.randn(samples, len(owners)).to(dtype)
             full[:, owners > task] = math.nan
             prefix = full[:, owners <= task]
+
             alone = Norm(case, dtype)
             size = sum(stair.rows * stair.columns for stair in stairs.stairs)
             alone.layer.weight, alone.layer.bias = layer.weight[:0], layer.bias[:0]
@@ -235,6 +236,7 @@ def test_recall_has_the_same_bits_alone_and_beside_others(dtype, small_tiles):
             alone.scale, alone.shift = norm.scale[: stairs.rows].clone(), norm.shift[: stairs.rows].clone()
             alone.weight, alone.bias, alone.running = None, None, (torch.empty(0), torch.empty(0))
             then = alone.run(prefix.contiguous(), False, "silu", stairs)["y"]
+
             later = Norm(case, dtype)
             later.layer, later.scale, later.shift = layer, norm.scale, norm.shift
             layer.weight.fill_(math.nan), layer.bias.fill_(math.nan)

@@ -118,6 +118,7 @@ def test_progress_that_is_damaged_costs_the_task_s_epochs_and_no_bit(undisturbed
         run(config, tmp_path / "run", Stop(at))
     path = tmp_path / "run" / "progress.safetensors"
     assert progress.reached(path)[:2] == ("task", 1)
+
     content = path.read_bytes()
     if how == "cut":
         path.write_bytes(content[: len(content) // 2])
@@ -129,6 +130,7 @@ def test_progress_that_is_damaged_costs_the_task_s_epochs_and_no_bit(undisturbed
         metrics = tmp_path / "run" / "metrics.csv"
         lines = metrics.read_text().splitlines(keepends=True)
         metrics.write_text("".join(lines[:-2]))
+
     run(config, tmp_path / "run")
     assert left_behind(tmp_path / "run") == left_behind(folder.path)
     assert "continuing after task 0" in capsys.readouterr().err

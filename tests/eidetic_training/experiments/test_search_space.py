@@ -26,6 +26,7 @@ def test_ranges_and_lists_by_dotted_key_quoted_or_nested():
         "data.batch_size": [32, 64],
         "model.dropout": {"low": 0.0, "high": 0.5, "step": 0.1},
     }
+
     values = SweepSettings(space=space).values()
     assert values == {
         "optimizer.lr": Range(1e-4, 1, True),
@@ -35,6 +36,7 @@ def test_ranges_and_lists_by_dotted_key_quoted_or_nested():
         "data.batch_size": Choice((32, 64)),
         "model.dropout": Range(0.0, 0.5, step=0.1),
     }
+
     assert [each.suggest(Drawn(), key) for key, each in values.items()] == [
         ("float", "optimizer.lr", 1e-4, 1, {"log": True}),
         ("choice", "task.importance", ("l1", "l2")),

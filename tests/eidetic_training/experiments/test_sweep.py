@@ -57,6 +57,7 @@ def test_what_is_left_behind(swept):
     for path in (folder / "trials").iterdir():
         assert (path / "tests.csv").is_file() and not list(path.rglob("*.safetensors"))
     assert (folder / "table.md").read_text() == text + "\n"
+
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
     assert rows[0] == [
         "trial",
@@ -68,6 +69,7 @@ def test_what_is_left_behind(swept):
         "optimizer.lr",
         "task.importance",
     ]
+
     over = trials_of(config, folder)
     assert [row[0] for row in rows[2:]] == [trial.user_attrs["folder"] for trial in over]
     values = [float(row[1]) for row in rows[2:]]

@@ -83,6 +83,7 @@ def test_workers_share_trials_and_a_killed_one_s_is_taken_over(data, tmp_path, m
     config, folder = config_of(data, trials=4), tmp_path / "run"
     monkeypatch.setattr(module, "run_experiment", pretended)
     module._begin(folder, config)
+
     here, there = multiprocessing.Pipe()
     other = multiprocessing.get_context("spawn").Process(target=stall, args=(config, folder, there))
     other.start()
@@ -94,11 +95,13 @@ def test_workers_share_trials_and_a_killed_one_s_is_taken_over(data, tmp_path, m
     finally:
         other.kill()
         other.join()
+
     said = []
     sweep(config, folder, say=said.append)
     assert [line.split(":")[0] for line in said] == ["4 of 4 trials"]
     (last,) = [trial for trial in trials_of(config, folder) if trial.number == 4]
     assert folder / "trials" / last.user_attrs["folder"] == stalled
+
     quietly(config, tmp_path / "whole")
     assert found(config, folder) == found(config, tmp_path / "whole")
 

@@ -26,6 +26,7 @@ def test_fisher_is_a_loop_over_samples(samples):
     method = learned(EWC(conditions(), samples=samples))
     torch.manual_seed(5)
     fisher = method.fisher(0, batches(0))
+
     torch.manual_seed(5)
     network, body = method.network.eval(), method.network.body_parameters()
     expected = {name: torch.zeros_like(p) for name, p in body}
@@ -40,6 +41,7 @@ def test_fisher_is_a_loop_over_samples(samples):
             for (name, _), g in zip(body, gradients):
                 expected[name] += g.square() / samples
         left -= len(x)
+
     for name, value in expected.items():
         torch.testing.assert_close(fisher[name], value, rtol=1e-4, atol=1e-9, msg=name)
     assert max(value.max() for value in fisher.values()) > 1e-6

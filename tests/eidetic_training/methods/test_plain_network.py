@@ -133,13 +133,16 @@ def test_norms_add_the_residual_and_activate_as_torch_s_functions_do(kind, activ
         "convolution": lambda: ek.EideticConv2d(4, 6, 3, 2, 1, norm=norm),
     }
     layer = kinds[kind]().train(training)
+
     plain_one = plain(layer)
     assert plain_one.state_dict().keys() == layer.state_dict().keys()
     assert not any(type(module).__module__.startswith("eidetic_kernels") for module in plain_one.modules())
+
     reference = (nn.BatchNorm2d if images else nn.BatchNorm1d)(6, momentum=0.3).train(training)
     reference.load_state_dict(norm.state_dict())
     x = torch.randn(8, 6 if kind == "norm alone" else 4, *(5, 5) * images)
     y = layer_of(kind, plain_one, x)
+
     for residual in (None, torch.randn_like(y)) if images else (None,):
         expected = reference(y) if residual is None else reference(y) + residual
         expected = ACTIVATIONS[activation](expected)

@@ -148,12 +148,14 @@ def test_every_model_computes_what_torch_s_layers_do_one_after_the_other(variant
     x = torch.randn(6, *shape, dtype=torch.float64)
     rates = {layer.p for layer in net.modules() if isinstance(layer, EideticDropout)}
     assert rates == {rate for option, rate in options.items() if option == "dropout"}
+
     for p in net.parameters():
         nn.init.normal_(p, float(p.dim() == 1), 0.3)
     tensors = {
         key: tensor.detach().clone().requires_grad_(tensor.requires_grad)
         for key, tensor in [*net.named_parameters(), *net.named_buffers()]
     }
+
     for training in (True, False):
         net.train(training)
         results = []
@@ -162,6 +164,7 @@ def test_every_model_computes_what_torch_s_layers_do_one_after_the_other(variant
             results.append(features(x))
         ours, theirs = results
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
         target = torch.randn_like(ours)
         parameters = dict(net.named_parameters())
         found = torch.autograd.grad((ours * target).sum(), parameters.values())
@@ -182,6 +185,7 @@ def test_an_mlp_with_nothing_frozen_has_the_bits_of_plain_torch(training):
         key: tensor.detach().clone().requires_grad_(tensor.requires_grad)
         for key, tensor in [*net.named_parameters(), *net.named_buffers()]
     }
+
     with backends.using("torch"):
         ours, theirs = net.forward(x), plain_mlp(net, x, tensors)
         assert_same_bits("features", ours, theirs)
@@ -189,6 +193,7 @@ def test_an_mlp_with_nothing_frozen_has_the_bits_of_plain_torch(training):
         parameters = dict(net.named_parameters())
         found = torch.autograd.grad((ours * target).sum(), parameters.values())
     expected = torch.autograd.grad((theirs * target).sum(), [tensors[key] for key in parameters])
+
     equal = assert_same_bits if training else assert_close  # evaluation sums a scale's gradient in another order
     for key, mine, plain in zip(parameters, found, expected):
         equal(key, mine, plain)
@@ -252,6 +257,7 @@ def test_every_model_learns_a_second_task_and_keeps_the_first(name, shape, optio
     network = models.build(name, shape, **options)
     network.input_shape = shape
     x, y = torch.randn(8, *shape), torch.arange(8) % 3
+
     logits = []
     for task in range(2):
         network.prepare_for_task(task, num_classes=3)
@@ -264,6 +270,7 @@ def test_every_model_learns_a_second_task_and_keeps_the_first(name, shape, optio
         network.eval()
         with torch.no_grad():
             logits.append(network(x, task=task))
+
     network.save(tmp_path / "network.safetensors")
     loaded = ek.EideticNetwork.load(tmp_path / "network.safetensors").eval()
     with torch.no_grad():

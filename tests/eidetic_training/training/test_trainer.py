@@ -606,11 +606,13 @@ def test_events_state_time_units_epochs_and_steps(play):
     net = network((20, 12))
     play(1.0)
     train_task(net, [blobs()], search="none", polish_epochs=0)
+
     net.widen(30)
     play(0.5, 0.75, 0.75, 0.1, 0.75, 0.1)
     net.prepare_for_task(1, CLASSES, max_units=8)
     settings = {"patience": 1, "max_recovery_epochs": 1, "step": 0.25, "keep_at_least": 0, "polish_epochs": 0}
     result = train_task(net, [blobs(1)], **settings)
+
     told = [(e.phase, e.epoch, e.step, e.train_accuracy, e.live_units, e.frozen_units) for e in result.history]
     frozen, live = 20 + 12, 8 + 8
     assert told == [
@@ -628,6 +630,7 @@ def test_events_state_time_units_epochs_and_steps(play):
         ("restore", 6, 3, None, 12, frozen),
         ("finish", 6, 3, None, 0, frozen + 12),
     ]
+
     assert {event.task for event in result.history} == {1}
     assert {event.width for event in result.history} == {60}
     assert all((event.loss is None) == (event.train_accuracy is None) for event in result.history)

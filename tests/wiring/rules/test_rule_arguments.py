@@ -494,6 +494,7 @@ def test_prelu_alone_and_its_errors():
     layer = ek.EideticPReLU(num_features=6)
     x = torch.randn(4, 6)
     assert torch.equal(layer(x), F.prelu(x, torch.tensor([0.25])))
+
     layer.prune([0, 2, 3])
     with torch.no_grad():
         layer.weight.fill_(0.5)
@@ -503,8 +504,10 @@ def test_prelu_alone_and_its_errors():
     assert torch.equal(layer(x), torch.where(x > 0, x, x * torch.tensor([0.5] * 3 + [0.25] * 2)))
     layer(x).sum().backward()
     assert layer.weight.grad is not None and not layer.frozen_weight.requires_grad
+
     layer.prune([])
     assert layer.weight.shape == (0,) and layer(x[:, :3]).shape == (4, 3)
+
     with pytest.raises(ek.InputError, match="expects 3 units in dimension 1, got"):
         layer(x)
     with pytest.raises(ek.InputError, match="num_features=."):
