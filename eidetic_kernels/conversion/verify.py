@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from ..checking import first_line
 from ..errors import ConversionError, InputError
 from ..modes import evaluating, seeded
 
@@ -63,7 +64,7 @@ def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) ->
         except Exception as error:
             raise InputError(
                 f"{type(original).__name__} cannot take example_input of shape {list(example.shape)} and "
-                f"{example.dtype}: {error}"
+                f"{example.dtype} ({type(error).__name__}: {first_line(error)}). Give an input that its forward takes."
             ) from error
     return answers
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from .. import checking
+from ..checking import first_line
 from ..errors import CheckpointError, EideticError, InputError
 from ..files import replacing
 from ..layers import StaircaseLayer
@@ -243,7 +244,10 @@ def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> Ba
     try:
         return cls(*header["arguments"]["args"], **header["arguments"]["kwargs"])
     except (EideticError, *_MISFITS) as error:
-        raise CheckpointError(f"{cls.__name__} cannot be built with the saved arguments: {error}") from error
+        raise CheckpointError(
+            f"{cls.__name__} cannot be built with the saved arguments ({type(error).__name__}: {first_line(error)}). "
+            "Pass a fresh instance: load(path, network=...)."
+        ) from error
 
 
 def _content(header: str, tensors: dict[str, torch.Tensor]) -> str:

@@ -41,7 +41,7 @@ def unsupported(x: Tensor) -> str | None:
 def too_old(gpu: torch.device) -> str | None:
     """Why the kernels are not for this GPU; None: they are."""
     if torch.cuda.get_device_capability(gpu) < (8, 0):
-        return f"{torch.cuda.get_device_name(gpu)} is older than compute capability 8.0"
+        return f"{torch.cuda.get_device_name(gpu)} is older than compute capability 8.0."
     return None
 
 

@@ -66,7 +66,7 @@ def decode(data: bytes, channels: int, resolution: int | None) -> np.ndarray:
     except InputError:
         raise
     except Exception as error:  # what Pillow raises for a damaged image differs by format, damage and version
-        raise InputError(f"it is damaged: {_first_line(error)}") from error
+        raise InputError(f"it is damaged: {_first_line(error).rstrip('.')}.") from error
 
 
 def decode_file(path: str | Path, grey: bool, resolution: int) -> np.ndarray:
@@ -78,8 +78,10 @@ def decode_file(path: str | Path, grey: bool, resolution: int) -> np.ndarray:
         with open(path, "rb") as file:
             data = file.read(MAX_BYTES + 1)
         return decode(data, 1 if grey else 3, resolution)
-    except (OSError, ValueError, InputError) as error:  # ValueError: a path with a null character
+    except InputError as error:
         raise InputError(f"{path} cannot be read as an image: {error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        raise InputError(f"{path} cannot be read as an image: {error}.") from error
 
 
 def is_grey(data: bytes) -> bool | None:

@@ -50,7 +50,7 @@ def verify(run: RunFolder, network: EideticNetwork, tasks: Sequence[Task]) -> li
     if network.finished_tasks > len(tasks):
         raise InputError(
             f"the network has learned {network.finished_tasks} tasks and the configuration has {len(tasks)}: one of "
-            f"them is not that of {run.path}. Restore it from a copy of the run"
+            f"them is not that of {run.path}. Restore it from a copy of the run."
         )
     forgotten, notes, unknown = [], [], []
     for t in range(network.finished_tasks):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.checking import first_line
 from eidetic_kernels.errors import EideticError, InputError
 
 from ..data import Task, TensorLoader
@@ -48,4 +49,6 @@ def rehearse_router(options: dict[str, Any], network: EideticNetwork, tasks: Seq
     except EideticError as error:
         raise InputError(f"the router cannot be trained: {error}") from error
     except (RuntimeError, ValueError) as error:  # of torch
-        raise InputError(f"the router cannot be trained with these options: {error}") from error
+        raise InputError(
+            f"the router cannot be trained with these options: {first_line(error).rstrip('.')}."
+        ) from error

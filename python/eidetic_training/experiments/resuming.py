@@ -75,7 +75,7 @@ def _recorded(run: RunFolder, tasks: Sequence[Task]) -> int:
     if sorted(recorded) != list(range(len(recorded))) or len(recorded) > len(tasks):
         raise InputError(
             f"{path} is damaged: it names the tasks {', '.join(map(str, sorted(recorded)))} of {len(tasks)}; expected "
-            "the first ones. Restore it from a copy of the run"
+            "the first ones. Restore it from a copy of the run."
         )
     return len(recorded)
 
@@ -99,7 +99,7 @@ def _check_inputs(run: RunFolder, tasks: Sequence[Task], done: int, notes: list[
     if not same or not all(math.isclose(there, here, rel_tol=1e-4) for there, here in pixels):
         raise InputError(
             f"the data are not those that {run.path} began with (see inputs.json): shape, classes, or pixels' mean and "
-            "deviation differ. Continue with the data of the first tasks, or begin in another folder (--run)"
+            "deviation differ. Continue with the data of the first tasks, or begin in another folder (--run)."
         )
 
 
@@ -123,7 +123,7 @@ def _check_records(run: RunFolder, latest: EideticNetwork | None, done: int) -> 
         raise InputError(
             f"{run.path / 'digests.json'} has {done} tasks on record, and {path} has learned task {task}: without the "
             "record nothing shows whether answers change. Restore it from a copy of the run, or begin in another "
-            "folder (--run)"
+            "folder (--run)."
         )
 
 
@@ -131,8 +131,8 @@ def _scored(run: RunFolder, notes: list[str]) -> bool:
     """Whether the router's scores are there, and whole."""
     try:
         return run.router is not None
-    except InputError as error:
-        notes.append(f"{error}. The router is trained again.")
+    except InputError:
+        notes.append(f"{run.path / 'router.json'} is damaged. The router is trained again.")
         return False
 
 
@@ -154,7 +154,7 @@ def _after(
     if latest is None or latest.finished_tasks != done:
         raise InputError(
             f"the run cannot go on after task {done - 1}: {problem.rstrip('.')}. {run.network_path.name} cannot stand "
-            "in for it. Restore one of them from a copy of the run, or begin in another folder (--run)"
+            "in for it. Restore one of them from a copy of the run, or begin in another folder (--run)."
         )
     latest.router = None
     latest.save(path)

@@ -78,7 +78,7 @@ class Recorded:
                 return cls(texts[0], cast(Environment, dict(where)), texts[1], texts[2])
         raise InputError(
             "expected a SHA-256, or a table of sha256, environment, images and sample for each task; "
-            f"got {str(entry)[:100]}"
+            f"got {str(entry)[:100]}."
         )
 
     def to_json(self) -> Any:
@@ -94,7 +94,10 @@ class Difference(NamedTuple):
 
 
 class NotComparable(InputError):
-    """What answers were to be compared with is missing, or is of other data."""
+    """What answers were to be compared with is missing, or is of other data.
+
+    The message follows the words "the test logits of task 3"; :func:`sentences` makes a sentence of it.
+    """
 
 
 def answers_of(network: EideticNetwork, loader: TensorLoader, task: int) -> Answers:

@@ -20,7 +20,7 @@ def as_json(config: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(dict(config), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"the configuration must be made of what JSON knows (text, numbers, lists, tables): {error}"
+            f"the configuration must be made of what JSON knows (text, numbers, lists, tables): {error}."
         ) from error
 
 

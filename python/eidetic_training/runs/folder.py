@@ -53,7 +53,7 @@ class RunFolder:
     def __init__(self, path: str | PathLike[str]) -> None:
         self.path = Path(checking.path("path", path, "a run folder"))
         if not self._config_path.is_file():
-            raise InputError(f"{self.path} is not a run folder: no config.json there. Start a run first")
+            raise InputError(f"{self.path} is not a run folder: no config.json there. Start a run first.")
         self._metrics = Table(self.path / "metrics.csv", Metric, problem_of)
         self._tests = Table(self.path / "tests.csv", TaskScore, problem_of)
         self._classes = Table(self.path / "classes.csv", ClassScore, problem_of)
@@ -78,7 +78,7 @@ class RunFolder:
             if different:
                 raise InputError(
                     f"{path} holds a run with another configuration ({'; '.join(different)}). "
-                    "Choose another folder, or give the same configuration to continue"
+                    "Choose another folder, or give the same configuration to continue."
                 )
             return run
 
@@ -172,7 +172,9 @@ class RunFolder:
         try:
             return {int(task): Recorded.from_json(entry) for task, entry in found.items()}
         except (AttributeError, ValueError) as error:
-            raise InputError(f"{path} is damaged: {error}. Restore it from a copy of the run") from error
+            raise InputError(
+                f"{path} is damaged: {_without_stop(error)}. Restore it from a copy of the run."
+            ) from error
 
     @property
     def digests(self) -> dict[int, str]:
@@ -196,7 +198,7 @@ class RunFolder:
         """What the network expects at its input. Raises InputError before the run has begun."""
         path = self.path / "inputs.json"
         if not path.exists():
-            raise InputError(f"{self.path} has no inputs.json: the run has not begun a task")
+            raise InputError(f"{self.path} has no inputs.json: the run has not begun a task. Continue it first.")
         return Inputs.from_json(read_json(path))
 
     @property
@@ -208,7 +210,9 @@ class RunFolder:
         try:
             return RouterScore.from_json(read_json(path))
         except ValueError as error:
-            raise InputError(f"{path} is damaged: {error}") from error
+            raise InputError(
+                f"{path} is damaged: {_without_stop(error)}. Continue the run: it trains the router again."
+            ) from error
 
     @property
     def seconds(self) -> float:
@@ -227,10 +231,10 @@ class RunFolder:
         if wrong:
             raise InputError(
                 f"a metrics row has exactly the fields {', '.join(Metric._fields)}; "
-                f"missing or unknown: {', '.join(sorted(wrong))}"
+                f"missing or unknown: {', '.join(sorted(wrong))}."
             )
         if row["phase"] not in PHASES:
-            raise InputError(f"unknown phase {row['phase']!r}; there are: {', '.join(PHASES)}")
+            raise InputError(f"unknown phase {row['phase']!r}; there are: {', '.join(PHASES)}.")
         self._metrics.append(Metric(**row))
 
     def record_test(self, learned: int, task: int, accuracy: float) -> None:
@@ -238,7 +242,7 @@ class RunFolder:
         if not (0 <= task <= learned and 0 <= accuracy <= 1):
             raise InputError(
                 f"given learned={learned}, task={task}, accuracy={accuracy}; "
-                "expected 0 <= task <= learned and an accuracy in [0, 1]"
+                "expected 0 <= task <= learned and an accuracy in [0, 1]."
             )
         self._tests.append(TaskScore(learned, task, float(accuracy)))
 
@@ -270,7 +274,7 @@ class RunFolder:
         if before != entry.sha256:
             raise InputError(
                 f"task {task} already has the digest {before}; given {entry.sha256}. It is taken once, "
-                "when the task is learned: if it differs now, the task's answers have changed"
+                "when the task is learned: if it differs now, the task's answers have changed."
             )
         if sample is not None:
             with replacing(self.answers_path(task)) as temporary:
@@ -322,8 +326,13 @@ class RunFolder:
         """A table of config.json."""
         found = read_json(self._config_path)
         if not isinstance(found, dict) or not isinstance(found.get(name), dict):
-            raise InputError(f"{self._config_path} is damaged: there is no table {name!r}. Restore it from a copy")
+            raise InputError(f"{self._config_path} is damaged: there is no table {name!r}. Restore it from a copy.")
         return found[name]
+
+
+def _without_stop(error: Exception) -> str:
+    """What an error says, to stand inside a sentence."""
+    return str(error).rstrip(".")
 
 
 def open_run(run: RunFolder | str | PathLike[str]) -> RunFolder:

@@ -67,7 +67,7 @@ class Table(Generic[Row]):
         header = self._cells(lines[0], 1)
         if header != self._columns:
             given, expected = ",".join(header), ",".join(self._columns)
-            raise InputError(f"{self.path} has the columns {given[:200]}; expected {expected}")
+            raise InputError(f"{self.path} has the columns {given[:200]}; expected {expected}. Restore it from a copy.")
         return [(self._parse(line, number), line) for number, line in enumerate(lines[1:], start=2)]
 
     def _cells(self, line: bytes, number: int) -> list[str]:
@@ -94,7 +94,7 @@ class Table(Generic[Row]):
     def _damaged(self, line: bytes, number: int, problem: object) -> InputError:
         shown = line.decode(errors="backslashreplace").strip()[:200]
         return InputError(
-            f"{self.path}, line {number} is damaged ({shown}): {problem}. Restore it from a copy, or delete that line"
+            f"{self.path}, line {number} is damaged ({shown}): {problem}. Restore it from a copy, or delete that line."
         )
 
     def _lines(self, rows: Iterable[Row], header: bool) -> bytes:
