@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ..checking import shown
-from ..errors import ConversionError, TaskError
+from ..checking import shown, whole_number
+from ..errors import ConversionError, InputError, TaskError
 from ..layers import (
     EideticLayerNorm,
     EideticLinear,
@@ -48,11 +48,13 @@ _MOVES = (operator.getitem, torch.permute, torch.transpose, torch.swapaxes, "per
 def extract(network: BaseNetwork, task: int) -> nn.Module:
     """See :meth:`.EideticNetwork.extract`."""
     finished = network.finished_tasks
-    if isinstance(task, bool) or not isinstance(task, int) or not 0 <= task < finished:
+    try:
+        task = whole_number("task", task, most=finished - 1)
+    except InputError:
         known = f"finished tasks are 0..{finished - 1}" if finished else "no task is finished"
         raise TaskError(
             f"task {shown(task)} cannot be extracted: {known}. A task is finished by finish_task (train_task)."
-        )
+        ) from None
 
     prefix = Prefix(network, task)
     head = plain_layer(prefix, [head_of(network, task)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import cast
 
 import numpy as np
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..checking import explained, flag, instance, known_names, require, shown
+from ..checking import explained, flag, instance, known_names, require, share, shown, whole_number
 from ..errors import CapacityError, InputError
 from ..wiring.groups import Group
 
@@ -51,14 +52,13 @@ def cap_units(group: Group, free: int, max_units: int | float | Mapping[str, int
 
 
 def count_or_share(name: str, value: object) -> int | float:
-    """``value`` as it is, if it is a count of units (an int) or a share of a group's width (a float in [0, 1]).
+    """``value`` as an int, if it is a count of units, or as a float, if it is a share of a group's width in [0, 1].
 
-    Raises InputError.
+    1 is a count and 1.0 is a share. Raises InputError.
     """
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if isinstance(value, float) and 0 <= value <= 1:
-        return value
+    for check in (whole_number, share):
+        with suppress(InputError):
+            return check(name, value)
     raise InputError(
         f"{name} must be a count of units (an int, 0 or more) or a share of the width (a float in [0, 1]); got "
         f"{shown(value)}."

@@ -94,9 +94,11 @@ def plan(
     """See :meth:`EideticNetwork.plan_pruning`."""
     if network.current_task is None:
         raise TaskError("only the live units of a task in training can be pruned: call prepare_for_task first.")
-    share("fraction", amount.fraction)
-    one_of("of", amount.of, COUNTED)
-    count_or_share("keep_at_least", amount.keep_at_least)
+    amount = Amount(
+        share("fraction", amount.fraction),
+        one_of("of", amount.of, COUNTED),
+        count_or_share("keep_at_least", amount.keep_at_least),
+    )
     one_of("across_layers", across_layers, (None, True, False))
     function("loss", loss, "a function of logits and labels")
     if data is not None:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from conversions import extracted_alike
@@ -413,6 +414,12 @@ def test_a_task_that_is_not_finished(task):
     net.prepare_for_task(1, CLASSES)
     with pytest.raises(ek.TaskError, match=r"cannot be extracted: finished tasks are 0\.\.0"):
         net.extract(task)
+
+
+def test_a_task_may_be_a_number_of_numpy_s():
+    net = learned(MLP())
+    x, _ = batch(net)
+    assert torch.equal(net.extract(np.int64(0))(x), net.extract(0)(x))
 
 
 def test_no_task_is_finished():

@@ -1,5 +1,6 @@
 """Bad input gets a clear error and changes nothing: the whole state is compared before and after."""
 
+import numpy as np
 import pytest
 import torch
 from life import batch, digest, learn, train
@@ -237,6 +238,29 @@ def test_bad_arguments_are_input_errors():
 def test_max_units_of_unknown_groups_are_refused():
     net = MLP()
     refused(net, ek.InputError, "unknown unit group 'nope'", lambda: net.prepare_for_task(0, 3, max_units={"nope": 3}))
+
+
+@pytest.mark.parametrize("given", [True, -1, 1.5, -0.5, "3", float("nan"), 2**60, [3]])
+def test_counts_and_shares_of_units_are_told_from_all_else(given):
+    net = MLP()
+    expected = r"must be a count of units \(an int, 0 or more\) or a share of the width \(a float in \[0, 1\]\); got "
+    for asked in (given, {"body.0": given}):
+        refused(
+            net, ek.InputError, f"max_units {expected}", lambda asked=asked: net.prepare_for_task(0, 3, max_units=asked)
+        )
+    net.prepare_for_task(0, 3)
+    refused(net, ek.InputError, f"keep_at_least {expected}", lambda: net.plan_pruning(0.5, keep_at_least=given))
+
+
+@pytest.mark.parametrize("given, same", [(np.int64(3), 3), (np.float32(0.5), 0.5), (np.float64(1.0), 1.0)])
+def test_counts_and_shares_may_be_numbers_of_numpy_s(given, same):
+    kept, live = [], []
+    for units in (given, same):
+        net = MLP()
+        net.prepare_for_task(0, 3, max_units=units)
+        live.append([group.segments.live for group in net.groups])
+        kept.append([len(part.keep) for part in net.plan_pruning(0.9, "l1", keep_at_least=units).groups])
+    assert live[0] == live[1] and kept[0] == kept[1]
 
 
 def test_a_head_without_classes_is_refused():

@@ -202,7 +202,7 @@ def anything(v):
 
 
 share = real(0, 1)
-count_or_share = either(lambda v: type(v) is int and v >= 0, lambda v: isinstance(v, float) and 0 <= v <= 1)
+count_or_share = either(whole(), share)
 
 
 # ---- cases
