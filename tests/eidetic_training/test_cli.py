@@ -13,7 +13,7 @@ from tiny_runs import CLASSES, SIDE, TASK, WIDTH, images, left_behind, write_dat
 from eidetic_kernels import EideticNetwork
 from eidetic_training import cli
 from eidetic_training.cli import load_network, main
-from eidetic_training.runs import callbacks
+from eidetic_training.runs import callbacks, plots
 from eidetic_training.runs.folder import RunFolder
 
 FIGURES = 6
@@ -376,6 +376,21 @@ def test_a_wrong_command_line_shows_the_usage(arguments, capsys):
         main(arguments)
     assert stop.value.code == 2
     assert "usage: eidetic" in capsys.readouterr().err
+
+
+def test_the_help_of_plot_names_every_figure(capsys):
+    words = {
+        "accuracy_over_time": "accuracy over time",
+        "units_over_time": "units over time",
+        "capacity": "capacity by layer",
+        "accuracy_matrix": "the matrix of accuracies",
+        "class_accuracy": "accuracy by class",
+        "staircase": "the staircase of a hidden layer",
+    }
+    with pytest.raises(SystemExit):
+        main(["plot", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert words.keys() == plots.FIGURES.keys() and all(each in said for each in words.values()), said
 
 
 def test_help_and_version(capsys):

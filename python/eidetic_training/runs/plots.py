@@ -269,8 +269,8 @@ def all_figures(run: RunFolder | str | PathLike[str], folder: str | PathLike[str
     """Draw every figure into ``folder`` (the run's own by default) as ``<name>.png`` and return the paths.
 
     The staircase is left out if the run has no checkpoints (a sweep removes those of its trials), and accuracy by class
-    if an earlier version did not record it. Raises InputError
-    when the run has recorded too little to draw, or matplotlib is missing.
+    if an earlier version did not record it. Raises InputError when the run has recorded too little to draw, or
+    matplotlib is missing.
     """
     run = open_run(run)
     folder = run.figures_path if folder is None else Path(checking.path("folder", folder, "a folder"))
