@@ -199,8 +199,8 @@ def _add_report(commands) -> None:
 
 def _add_plot(commands) -> None:
     text = (
-        "Draw a run's figures: accuracy over time and units over time (the paper's figures 1 and 3), capacity by layer, "
-        "the matrix of accuracies, accuracy by class, and the staircase of a hidden layer after each task."
+        "Draw a run's figures: accuracy over time and units over time (the paper's figures 1 and 3), capacity by "
+        "layer, the matrix of accuracies, accuracy by class, and the staircase of a hidden layer after each task."
     )
     command = commands.add_parser("plot", help="draw a run's figures", description=text)
     command.add_argument("run", type=Path, help="the run folder")
