@@ -1,5 +1,6 @@
 # make demo   ten tasks learned one after the other, none forgotten (a bare checkout is enough)
-# make test   what `make lint` checks, then the tests
+# make test   what `make lint` checks, then the tests but those marked slow
+# make test-all  the same with all tests, as continuous integration runs them
 # make lint   style, the direction of imports, types
 # make docs   the documentation site, in build/site
 # make fuzz   damaged and made-up files, many more than the tests try (FUZZ=20000)
@@ -22,7 +23,7 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip install --disable-pip-version-check
 COMPILED := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test coverage fuzz soak bench lint docs clean
+.PHONY: demo test test-all coverage fuzz soak bench lint docs clean
 
 demo: $(STAMPS)/run
 	$(BIN)/eidetic train demo $(ARGS)
@@ -31,10 +32,11 @@ demo: $(STAMPS)/run
 # they stay in one process, the longest files first (tests/conftest.py). The driver, the promises and all else run in
 # processes of their own, so that what one changes in torch (compilers, settings) is not met by the others.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
-test: lint
-	$(PYTEST) tests/eidetic_training $(ARGS)
-	$(PYTEST) tests/promises $(ARGS)
-	$(PYTEST) tests --ignore=tests/eidetic_training --ignore=tests/promises $(ARGS)
+test: QUICK := -m "not slow"
+test test-all: lint
+	$(PYTEST) tests/eidetic_training $(QUICK) $(ARGS)
+	$(PYTEST) tests/promises $(QUICK) $(ARGS)
+	$(PYTEST) tests --ignore=tests/eidetic_training --ignore=tests/promises $(QUICK) $(ARGS)
 
 COVERED := $(PYTEST) -q --cov --cov-append --cov-report=
 coverage: $(STAMPS)/coverage

@@ -3,6 +3,7 @@ helpers in `support/` importable by name, and Triton in its interpreter where th
 it is imported)."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+# Folders of tests lie in memory where there is room: removing a small file takes a millisecond on some disks.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 2**32:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 
 # The longest files first, so that no process works on one of them alone at the end.
