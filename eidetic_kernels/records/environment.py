@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+from contextlib import suppress
 from typing import Any, cast
 
 import torch
@@ -62,14 +64,27 @@ def _cuda_settings() -> Environment:
 
 
 def _cpu_settings() -> Environment:
-    """Settings of computations on a CPU."""
+    """The processor, by which libraries choose kernels and block sizes, and settings of computations on it."""
     mkldnn = cast(Any, torch.backends.mkldnn)  # its attributes are made when torch is loaded; the stubs lack them
     return {
+        "processor": _processor(),
         "torch.backends.mkldnn.enabled": bool(torch.backends.mkldnn.enabled),
         "kinds of attention": _attention_kinds(),
         "torch.backends.mkldnn.matmul.fp32_precision": _precision(mkldnn.matmul),
         "torch.backends.mkldnn.conv.fp32_precision": _precision(mkldnn.conv),
     }
+
+
+@functools.cache
+def _processor() -> str:
+    """The processor's name, family, model and stepping, as far as the system tells."""
+    found: dict[str, str] = {}
+    with suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            name, _, value = line.partition(":")
+            found.setdefault(name.strip(), value.strip())
+    known = [found[name] for name in ("model name", "cpu family", "model", "stepping") if name in found]
+    return " ".join(known) or platform.processor() or "unknown"
 
 
 def _attention_kinds() -> str:

@@ -104,10 +104,8 @@ def process(script, *, stdout=subprocess.PIPE, **environment):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
-def test_a_full_disk_is_told_in_one_line_and_the_status_stays(tmp_path):
+def test_a_full_disk_does_not_change_the_status():
     with open("/dev/full", "w") as full:
-        done = process("print('x' * 10)", stdout=full)
-        assert (done.returncode, done.stderr) == (2, "eidetic try: No space left on device.\n")
         done = process("print('x'); raise KeyboardInterrupt", stdout=full)
         assert (done.returncode, done.stderr) == (130, "\nstopped.\n")
 

@@ -5,9 +5,11 @@ changing modes, flushing to disk, and every SQL statement. A process that import
 so that a kill costs little more than the work itself. It must not have trained anything: torch's autograd does not
 survive a fork.
 
-    python tests/support/kills.py WORK FOLDER [--every N] [--chains N] [--full-every N] [--seed N]
+    python tests/support/kills.py FOLDER [--seed N] WORK:EVERY:CHAINS:FULL ...
 
-prints, in JSON, how many points there are, how many kills and full disks were recovered from, and what went wrong.
+kills a WORK (train, sweep, compare) at every EVERY-th operation, then CHAINS times at several in a row, and lets the
+disk be full at every FULL-th operation (0: never). It prints in JSON, by work, how many operations there are, how many
+kills and full disks were recovered from, and what went wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ import sqlite3.dbapi2
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":
@@ -339,7 +343,6 @@ class Killer:
 
 def warm_up() -> None:
     """Import and build once what each process would anew."""
-    import optuna  # noqa: F401
     import pyarrow.parquet  # noqa: F401
     import torch._dynamo  # noqa: F401
     from PIL import PngImagePlugin  # noqa: F401
@@ -348,32 +351,39 @@ def warm_up() -> None:
     from eidetic_training.experiments import comparison, sweep  # noqa: F401
 
     _ = models.build("mlp", (1, 6, 6), width=4).wiring
+    with suppress(ImportError):  # the extra "sweep"
+        import optuna  # noqa: F401
+
+
+def tried(work: str, every: int, chains: int, full: int, folder: Path, random_: random.Random) -> dict[str, Any]:
+    """What came of a work's kills and full disks."""
+    from tiny_runs import write_data
+
+    killer = Killer(WORKS[work](write_data(folder / "images", 24, 12)), folder)
+    for at in range(1 + random_.randrange(every), killer.points + 1, every):
+        killer.kill(at)
+    for _ in range(chains):
+        killer.kill(*(random_.randint(1, killer.points) for _ in range(random_.randint(2, 6))))
+    if full:
+        for at in range(1 + random_.randrange(full), killer.points + 1, full):
+            killer.fill(at)
+    return {name: getattr(killer, name) for name in ("points", "kills", "full", "wrong")}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("work", choices=list(WORKS))
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--every", type=int, default=1, help="kill at every N-th operation")
-    parser.add_argument("--chains", type=int, default=0, help="then several kills one after the other, N times")
-    parser.add_argument("--full-every", type=int, default=0, help="then a full disk at every N-th operation")
+    parser.add_argument("works", nargs="+", metavar="WORK:EVERY:CHAINS:FULL")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
-    from tiny_runs import write_data
-
     torch.set_num_threads(1)
     warm_up()
-    random_ = random.Random(arguments.seed)
-    killer = Killer(WORKS[arguments.work](write_data(arguments.folder / "images", 24, 12)), arguments.folder)
-    for at in range(1 + random_.randrange(arguments.every), killer.points + 1, arguments.every):
-        killer.kill(at)
-    for _ in range(arguments.chains):
-        killer.kill(*(random_.randint(1, killer.points) for _ in range(random_.randint(2, 6))))
-    if arguments.full_every:
-        for at in range(1 + random_.randrange(arguments.full_every), killer.points + 1, arguments.full_every):
-            killer.fill(at)
-    found = {name: getattr(killer, name) for name in ("points", "kills", "full", "wrong")}
+    found = {}
+    for each in arguments.works:
+        work, *numbers = each.split(":")
+        random_ = random.Random(arguments.seed)
+        found[work] = tried(work, *map(int, numbers), folder=arguments.folder / work, random_=random_)
     print(json.dumps(found))
 
 

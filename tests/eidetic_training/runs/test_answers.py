@@ -108,4 +108,4 @@ def test_the_sample_is_evenly_spaced_over_the_test_set(rows, batch, kept):
     with torch.no_grad():
         expected = network.eval()(x, task=0)[::step]
     assert len(found.sample) == kept and torch.allclose(found.sample, expected, atol=1e-6)
-    assert found.environment["threads"] == 1 and dataclasses.is_dataclass(Recorded)
+    assert found.environment["threads"] == 1 and found.environment["processor"]
