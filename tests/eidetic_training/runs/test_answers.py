@@ -1,6 +1,5 @@
 """Answers on record: bits in the environment of the record, numbers in another one, and what cannot be compared."""
 
-import dataclasses
 from types import SimpleNamespace
 
 import pytest
