@@ -25,6 +25,7 @@ from eidetic_kernels.checking import shown
 from eidetic_kernels.errors import InputError
 
 from ._extras import need
+from ._memory import bytes_of_memory
 from .encoded import decode, is_grey
 
 _MOST_ROWS_AT_ONCE, _FEWEST_ROWS_AT_ONCE = 256, 64
@@ -148,7 +149,7 @@ def _check_sizes(path: Path, metadata: Any) -> None:
             "Download or write it again."
         )
 
-    memory, size = _memory(), path.stat().st_size
+    memory, size = bytes_of_memory(), path.stat().st_size
     most = max(_ROW_GROUP_OF_ANY_FILE, _MOST_SHRUNK * size)
     most = most if memory is None else min(most, memory)
     for i, group in enumerate(groups):
@@ -294,27 +295,17 @@ def _decode_row(given: tuple[Path, int, bytes, int, int | None]) -> np.ndarray:
 
 def _room(table: _Table, rows: int, shape: tuple[int, ...]) -> np.ndarray:
     """Memory for all images. Raises InputError where the machine has too little."""
-    wanted, memory = rows * int(np.prod(shape)), _memory()
+    wanted, most = rows * int(np.prod(shape)), bytes_of_memory()
     try:
-        if memory is not None and wanted > memory:
+        if most is not None and wanted > most:
             raise MemoryError
         return np.empty((rows, *shape), dtype=np.uint8)
     except (MemoryError, ValueError) as error:
-        has = "" if memory is None else f" of {memory:,}"
+        has = "" if most is None else f" of {most:,}"
         raise InputError(
             f"{table.path}: {rows:,} images of {list(shape)} take {wanted:,} bytes, expected at most this machine's "
             f"memory{has}. Ask for a lower resolution, or for fewer images."
         ) from error
-
-
-def _memory() -> int | None:
-    """This machine's bytes of memory, or its container's; None where the system does not say."""
-    sizes = []
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(ValueError, OSError):  # "max" where there is no limit
-        sizes.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(sizes, default=None)
 
 
 def _declared_classes(table: _Table) -> int | None:

@@ -24,6 +24,7 @@ from eidetic_kernels.checking import (
 )
 from eidetic_kernels.errors import InputError
 
+from ._memory import bytes_of_memory
 from ._seeds import generator
 from .augment import Augmentation
 from .encoded import MAX_PIXELS, resized
@@ -117,6 +118,12 @@ def permuted(
     tasks, seed = whole_number("tasks", tasks, least=1), random_seed("seed", seed)
     flag("identity_first", identity_first)
     source = as_source(source, folder, resolution)
+    each, most = source.train.images.nbytes + source.test.images.nbytes, bytes_of_memory()
+    if most is not None and (tasks - 1) * each > most:
+        raise InputError(
+            f"{tasks:,} tasks of permuted pixels take {(tasks - 1) * each:,} bytes, a copy of {source.name} each, and "
+            f"this machine has {most:,} bytes of memory. Ask for fewer tasks."
+        )
     normalisation = Normalisation.of(source.train.images)
     made = []
     for t in range(tasks):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from eidetic_kernels.checking import nearest, whole_number
+from eidetic_kernels.checking import a_list, function, known_names, one_of, path, whole_number
 from eidetic_kernels.errors import InputError
 
 from .. import models
@@ -29,6 +29,7 @@ from ..runs.report import spread
 from ..runs.run_environment import environment
 from ..runs.tables import read_json, write_bytes, write_json
 from ..training.accuracy import Accuracy
+from . import config as configuration
 from .workers import Leash, begin_worker, threads_each
 
 EVALUATION_BATCH = 500
@@ -146,11 +147,12 @@ def compare(
     Raises InputError for an unknown method or argument, for a folder with results under other conditions, and for a
     number of workers that is less than 1.
     """
+    config, folder = configuration.complete(config), Path(path("folder", folder, "a folder"))
+    methods = [one_of("a method", each, tuple(METHODS)) for each in a_list("methods", methods, "a list of methods")]
+    known_names(config["methods"], METHODS, "method")
+    function("tasks_of", tasks_of, "a function from a seed to a list of tasks")
+    function("say", say, "a function of a line")
     whole_number("workers", workers, least=1)
-    unknown = [name for name in (*methods, *config["methods"]) if name not in METHODS]
-    if unknown:
-        named = ", ".join(f"{name!r}{nearest(name, METHODS)}" for name in unknown)
-        raise InputError(f"unknown method {named}; there are: {', '.join(METHODS)}.")
 
     new = not (folder / "comparison.json").exists()
     if new:  # checked before the folder is made, so that what is refused leaves none

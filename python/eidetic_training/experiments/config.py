@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,7 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
     try:
         config = _merged(DEFAULTS, a_mapping("the configuration", given), "")
         _check_types(config, "")
+        _check_plain(config, "")
         path("name", config["name"], "a run")
         whole_number("seed", config["seed"], -LARGEST_SEED, LARGEST_SEED)
         _check_settings(TaskSettings, "task", config["task"])
@@ -282,6 +284,19 @@ def _check_types(config: Mapping[str, Any], prefix: str, defaults: Mapping[str, 
             raise InputError(f"{name} must be {expected}; got {shown(value)}.")
         if name in _AT_LEAST_ONE and value is not None:
             whole_number(name, value, least=1)
+
+
+def _check_plain(value: object, name: str) -> None:
+    """Raise InputError for what a run's config.json could not keep: dates, NaN and infinity."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            _check_plain(each, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            _check_plain(each, name)
+    else:
+        plain = value is None or isinstance(value, (str, bool, int)) or (isinstance(value, float) and isfinite(value))
+        require(plain, f"{shown(name)} must be text, finite numbers, true or false, or lists of these", value)
 
 
 def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) -> dict[str, Any]:

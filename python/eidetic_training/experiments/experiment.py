@@ -10,8 +10,11 @@ from typing import Any
 import torch
 
 from eidetic_kernels import EideticNetwork
+from eidetic_kernels.checking import path
 from eidetic_kernels.errors import ForgettingError
+from eidetic_kernels.tasks.checks import choices
 from eidetic_kernels.tasks.router_convolutions import check_images
+from eidetic_kernels.tasks.transfer import transferring
 
 from .. import models
 from ..data import Task
@@ -23,12 +26,13 @@ from ..runs.report import duration
 from ..training.accuracy import Accuracy, ClassCounter
 from ..training.epoch import evaluate
 from ..training.even_share import even_share
-from ..training.events import Callback
+from ..training.events import Callback, checked_callbacks
 from ..training.optimizers import make_optimizer
 from ..training.router import train_router
 from ..training.settings import TaskSettings
 from ..training.trainer import train_task
 from ..training.widening import widen_by
+from . import config as configuration
 from .proof import answers, difference, loader_of, summed_up, verify
 from .rehearsal import rehearse_router
 from .resuming import resume
@@ -62,6 +66,8 @@ def run_experiment(
             another environment by more than that explains.
     """
     started = time.perf_counter()
+    config, folder = configuration.complete(config), path("folder", folder, "a run folder")
+    callbacks = tuple(checked_callbacks(callbacks))
     tasks = make_tasks(config["data"], config["seed"])
     routed = _ends_with_router(config, tasks)
     network = build(config, tasks)  # before the folder is made, so that a refused configuration leaves none
@@ -100,6 +106,7 @@ def build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     torch.manual_seed(config["seed"])
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
     network.wiring  # noqa: B018  raises if it cannot be wired
+    choices(config["capacity"]["forward_transfer"], [*transferring(network.segmented_layers()), "head"])
     make_optimizer(config["optimizer"]["name"], network.parameters(), **_arguments(config["optimizer"]))
 
     if _ends_with_router(config, tasks):

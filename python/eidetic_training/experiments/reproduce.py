@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eidetic_kernels.checking import nearest, whole_number
+from eidetic_kernels.checking import a_list, function, one_of, path, whole_number
 from eidetic_kernels.errors import InputError
 
 from ..runs.folder import RunFolder
@@ -40,10 +40,11 @@ def reproduce(
 
     Raises InputError for an unknown name or row, and for a number of seeds that is less than 1.
     """
-    if name not in REPRODUCTIONS:
-        close = nearest(name, REPRODUCTIONS)
-        raise InputError(f"there is no reproduction {name!r}{close}; there are: {', '.join(REPRODUCTIONS)}.")
+    one_of("the reproduction", name, tuple(REPRODUCTIONS))
+    folder = Path(path("folder", folder, "a folder"))
+    overrides = a_list("overrides", overrides, 'a list of "key=value"')
     whole_number("seeds", seeds, least=1)
+    function("say", say, "a function of a line")
 
     plan = REPRODUCTIONS[name]
     if plan.rows:
@@ -62,11 +63,9 @@ def _run(
 ) -> tuple[list[str], Mapping[str, Any]]:
     """Run all rows. Returns the lines of text about them, and the environment of the first run."""
     plan = REPRODUCTIONS[name]
-    chosen = list(plan.rows) if rows is None else list(rows)
-    unknown = [row for row in chosen if row not in plan.rows]
-    if unknown:
-        close = nearest(unknown[0], plan.rows)
-        raise InputError(f"{name} has no row {unknown[0]!r}{close}; there are: {', '.join(plan.rows)}.")
+    chosen = list(plan.rows) if rows is None else a_list("rows", rows, "a list of rows")
+    for row in chosen:
+        one_of(f"a row of {name}", row, tuple(plan.rows))
 
     def config_of(row: str, seed: int) -> dict[str, Any]:
         return configuration.load(plan.config, [*row_overrides(plan.rows[row]), f"seed={seed}", *overrides])

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from eidetic_kernels.checking import whole_number
+from eidetic_kernels.checking import function, path, whole_number
 from eidetic_kernels.errors import CapacityError, ForgettingError, InputError, NonFiniteLossError
 
 from ..ending import FORGOTTEN, status_of
@@ -66,8 +66,10 @@ def sweep(config: Mapping[str, Any], folder: Path, workers: int = 1, say: Say = 
     a worker fails.
     """
     need_optuna()
+    config, folder = configuration.complete(config), Path(path("folder", folder, "a folder"))
     settings = SweepSettings.of_dict(config["sweep"])
     whole_number("workers", workers, least=1)
+    function("say", say, "a function of a line")
     if not settings.space:
         raise InputError(
             "the configuration has no sweep.space, so there is nothing to search. Give it one, e.g.\n"
@@ -75,7 +77,6 @@ def sweep(config: Mapping[str, Any], folder: Path, workers: int = 1, say: Say = 
         )
     _check(config, settings)
 
-    folder = Path(folder)
     _begin(folder, config)
     with _company(config, folder, workers):
         work(config, folder, say)

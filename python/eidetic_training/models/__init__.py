@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from eidetic_kernels import EideticNetwork
-from eidetic_kernels.checking import a_list, known_names, one_of, require, whole_number
+from eidetic_kernels.checking import a_list, explained, known_names, one_of, require, shown, whole_number
 from eidetic_kernels.errors import InputError
 
 from .convnet import ConvNet
@@ -47,7 +47,8 @@ def build(name: str, example_shape: Sequence[int], **arguments: Any) -> EideticN
     shape = tuple(whole_number("a size in example_shape", size, 1) for size in sizes)
     require(bool(shape), "example_shape must be one sample's shape, all sizes 1 or more", example_shape)
     known_names(arguments, inspect.signature(model).parameters, f"argument of the model {name!r}")
-    return model(**{**_from_shape(name, shape), **arguments})
+    with explained(f"the model {name!r} cannot be made with {shown(arguments)} for samples of shape {shape}"):
+        return model(**{**_from_shape(name, shape), **arguments})
 
 
 def _from_shape(name: str, shape: tuple[int, ...]) -> dict[str, int | bool]:

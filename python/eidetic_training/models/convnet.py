@@ -5,6 +5,8 @@ from torch import Tensor, nn
 import eidetic_kernels as ek
 from eidetic_kernels.checking import real_number, whole_number
 
+DEEPEST = 1000  # blocks of a stage
+
 
 class ConvNet(ek.EideticNetwork):
     """Blocks of 3x3 convolution, BatchNorm, ReLU and dropout, in stages that are 1, 4, 8 and 32 times ``width`` wide.
@@ -22,7 +24,8 @@ class ConvNet(ek.EideticNetwork):
     def __init__(self, in_channels: int = 3, width: int = 32, num_layers: int = 2, dropout: float = 0.0) -> None:
         super().__init__()
         in_channels, width = whole_number("in_channels", in_channels, 1), whole_number("width", width, 1, unit="units")
-        num_layers, dropout = whole_number("num_layers", num_layers, 1), real_number("dropout", dropout, 0.0, 1.0)
+        num_layers = whole_number("num_layers", num_layers, 1, DEEPEST)
+        dropout = real_number("dropout", dropout, 0.0, 1.0)
         blocks = _block(in_channels, width, dropout, pool=True)
         channels = width
         for factor, pool in ((4, False), (8, True), (32, True)):

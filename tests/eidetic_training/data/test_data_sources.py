@@ -239,11 +239,11 @@ def test_metadata_of_many_bytes_are_refused(tmp_path, monkeypatch):
 
 def test_what_needs_more_memory_than_there_is_is_refused(tmp_path, monkeypatch):
     write(tmp_path / "train.parquet", pictures(4), [0, 1, 2, 0])
-    monkeypatch.setattr(parquet, "_memory", lambda: 4 * 32 * 32 * 3)
+    monkeypatch.setattr(parquet, "bytes_of_memory", lambda: 4 * 32 * 32 * 3)
     refused(tmp_path, r"row group 0 takes [\d,]+ bytes when it is read, expected at most 12,288 for a file of")
     monkeypatch.setattr(parquet, "_check_sizes", lambda path, metadata: None)
     assert len(load("parquet", "train", tmp_path)) == 4
-    monkeypatch.setattr(parquet, "_memory", lambda: 4 * 32 * 32 * 3 - 1)
+    monkeypatch.setattr(parquet, "bytes_of_memory", lambda: 4 * 32 * 32 * 3 - 1)
     refused(tmp_path, r"4 images of \[3, 32, 32\] take 12,288 bytes, expected at most this machine's memory of 12,287")
 
 
@@ -264,7 +264,7 @@ def test_of_large_row_groups_fewer_rows_are_read_at_once(tmp_path, monkeypatch):
 
 
 def test_this_machine_says_how_much_memory_it_has():
-    assert 2**28 < parquet._memory() < 2**50
+    assert 2**28 < parquet.bytes_of_memory() < 2**50
 
 
 @pytest.mark.parametrize("at", ["schema_arrow", "iter_batches"])
