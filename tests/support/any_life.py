@@ -150,6 +150,7 @@ class Life(Living, RuleBasedStateMachine):
     def train(self, draw):
         how = draw(st.sampled_from(["", "", "autocast", "frozen features", "muon"]))
         self.event = f"train({how})"
+        self.check_frozen_features()
         self.steps(draw(st.integers(1, 2)), draw(st.integers(0, 9)), draw(st.sampled_from([5, 36])), how)
 
     @may_happen(lambda life: 8 * (life.in_training and life.compiles and life.finite()))

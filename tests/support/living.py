@@ -7,8 +7,11 @@ import torch
 from any_optimizer import muon, step
 from interruptions import interrupted_at, points_of
 from life import batch, bits, digest, live_tensors, loss_of, poison, poisoned
+from tolerances import assert_same_bits
 
 import eidetic_kernels as ek
+from eidetic_kernels.layout import prefix
+from eidetic_kernels.ops.staircase import read
 from eidetic_kernels.tasks import snapshots
 
 LARGEST = 100.0  # beyond it numbers magnify rounding, and nothing is compared within tolerances
@@ -65,6 +68,16 @@ class Living:
                 for parameter in beside.param_groups[0]["params"]:
                     parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 beside.step()
+
+    @torch.no_grad()
+    def check_frozen_features(self):
+        """What is read of finished tasks in training is what they compute when they are recalled (P5)."""
+        net, x, last = self.net, self.memory.batches[0], self.net.finished_tasks - 1
+        if last >= 0:
+            in_training = net.train().compute_features(x)
+            recalled = net.eval().compute_features(x, last)
+            spans = prefix(net.wiring.features, last, None)
+            assert_same_bits("frozen features in training", read(in_training, spans), recalled)
 
     def change(self, event, call, cut_off, refusals=()):
         """``call(net, optimizer, snapshot)``, which changes structure; whether it did so, and was not refused.
