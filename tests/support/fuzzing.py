@@ -1,4 +1,4 @@
-"""Damaged files at random: each seed is one case, so a long run continues anywhere and a failure repeats alone.
+"""Cases at random: each seed is one case, so a long run continues anywhere and a failure repeats alone.
 
     EIDETIC_FUZZ=20000 EIDETIC_FUZZ_SEED=40000 pytest -s tests/fuzz/test_parquet.py
 
@@ -16,8 +16,8 @@ from eidetic_kernels.errors import EideticError
 EDGES = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 
 
-def run_cases(name, usual, case):
-    """Run ``case(random.Random(seed))`` for each seed: it returns what came of it, or raises an InputError.
+def run_cases(name, usual, case, refused=EideticError):
+    """Run ``case(random.Random(seed))`` for each seed: it returns what came of it, or raises an error ``refused``.
 
     Print how many cases ended in which way. Fail with the seeds of those that raised anything else.
     """
@@ -29,7 +29,7 @@ def run_cases(name, usual, case):
         start = time.perf_counter()
         try:
             ends[case(random.Random(seed))] += 1
-        except EideticError as error:
+        except refused as error:
             ends[type(error).__name__] += 1
         except Exception as error:
             ends[f"other: {type(error).__name__}"] += 1
