@@ -38,7 +38,7 @@ test test-all: lint
 	$(PYTEST) tests/promises $(QUICK) $(ARGS)
 	$(PYTEST) tests --ignore=tests/eidetic_training --ignore=tests/promises $(QUICK) $(ARGS)
 
-COVERED := $(PYTEST) -q --cov --cov-append --cov-report=
+COVERED := $(PYTEST) -q --cov --cov-append --cov-report= --cov-fail-under=0
 coverage: $(STAMPS)/coverage
 	$(BIN)/python -m coverage erase
 	$(COVERED) tests/promises $(ARGS)
