@@ -86,6 +86,7 @@ STOPS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CHILDREN.exists(), reason="the system does not list a process's children")
 @pytest.mark.parametrize("command, number, status", STOPS if SOAK else STOPS[1:2])
 def test_workers_end_with_the_process_that_started_them(settings, tmp_path, command, number, status):

@@ -245,6 +245,7 @@ def test_as_thin_as_is_allowed_is_resized():
     assert decode(encode(Image.new("L", (1, 5000), 9)), 1, None).shape == (1, 5000, 1), "nothing is cut out"
 
 
+@pytest.mark.slow
 def test_a_small_file_of_a_million_rows_takes_little_memory():
     code = """
         import io, resource

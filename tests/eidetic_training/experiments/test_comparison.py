@@ -100,6 +100,7 @@ def test_finished_comparisons_need_no_data(data, tmp_path):
     assert compare(config_of(data), gone, ["single"], tmp_path).results == first.results
 
 
+@pytest.mark.slow
 def test_workers_come_to_the_results_of_one(data, tmp_path):
     config, said = config_of(data, compare={"epochs": 1, "seeds": 2}), []
     methods = ["sequential", "piggyback", "eidetic"]

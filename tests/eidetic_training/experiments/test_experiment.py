@@ -9,6 +9,7 @@ import types
 
 import pytest
 import torch
+from slow import slow
 from tiny_runs import CLASSES, SIDE, WIDTH, Stop, left_behind, make_config, run
 
 from eidetic_kernels import EideticNetwork
@@ -171,7 +172,7 @@ def test_lines_for_people(data, tmp_path, capsys):
 # ---- interrupted, and gone on with
 
 
-@pytest.mark.parametrize("draw", range(6))
+@pytest.mark.parametrize("draw", [0, *slow(*range(1, 6))])
 def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, draw):
     """Interrupted at a random event: in training, pruning, recovery, finishing or the router's epochs."""
     config, undisturbed = finished
@@ -183,7 +184,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, draw):
     assert left_behind(tmp_path / "run") == left_behind(undisturbed.path)
 
 
-@pytest.mark.parametrize("phase", ["train", "prune", "recover", "restore", "finish", "router"])
+@pytest.mark.parametrize("phase", ["prune", *slow("train", "recover", "restore", "finish", "router")])
 def test_a_run_killed_in_any_phase_resumes_to_the_same_bits(finished, tmp_path, phase):
     config, undisturbed = finished
     rows = [i for i, row in enumerate(undisturbed.metrics, 1) if row.phase == phase]
@@ -193,6 +194,7 @@ def test_a_run_killed_in_any_phase_resumes_to_the_same_bits(finished, tmp_path, 
     assert left_behind(tmp_path / "run") == left_behind(undisturbed.path)
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_resumes_to_the_same_bits(finished, tmp_path):
     config, undisturbed = finished
     each = max(sum(row.task == t for row in undisturbed.metrics) for t in range(3)) + 1
@@ -209,7 +211,7 @@ def test_a_run_killed_again_and_again_resumes_to_the_same_bits(finished, tmp_pat
 
 
 @pytest.mark.parametrize("what", ["evaluate", "save"])
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("call", [2, *slow(1, 3, 4, 5)])
 def test_a_run_killed_between_training_and_recording_resumes_to_the_same_bits(
     finished, tmp_path, monkeypatch, what, call
 ):
@@ -397,6 +399,7 @@ def test_an_even_share_counts_what_is_free(data, tmp_path):
         free = [each - kept for each, kept in zip(free, units_kept(folder, t))]
 
 
+@pytest.mark.slow
 def test_layers_are_widened_after_every_task_but_the_last(data, tmp_path):
     config = make_config(data, capacity={"widen": 0.25})
     widened = run(config, tmp_path / "run")
@@ -560,6 +563,7 @@ def test_a_device_that_is_not_there_is_told(data, tmp_path):
         run(make_config(data, device="cuda"), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_clock_does_not_stand_still_between_tasks(data, tmp_path, monkeypatch):
     real = answers.evaluate
     monkeypatch.setattr(answers, "evaluate", lambda *a, **k: time.sleep(0.3) or real(*a, **k))

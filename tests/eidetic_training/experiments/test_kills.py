@@ -21,6 +21,7 @@ SAMPLE = [["train:150:0:300", "compare:30:0:0"]]
 ALL = [["train:1:100:3"], ["compare:1:20:1"], ["sweep:3:30:10"]]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system does not fork processes")
 @pytest.mark.parametrize("works", ALL if SOAK else SAMPLE, ids=" ".join)
 def test_a_kill_at_any_file_operation_is_recovered_from(works, tmp_path):

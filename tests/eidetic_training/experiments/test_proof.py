@@ -69,6 +69,7 @@ def test_every_task_s_record_has_its_environment_and_numbers(finished):
     assert proved(folder) == []
 
 
+@pytest.mark.slow
 def test_another_number_of_threads_in_a_process_of_its_own_is_named_and_no_forgetting(finished):
     _, folder = finished
     paths = os.pathsep.join(str(Path(__file__).parents[3] / part) for part in (".", "python"))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow import slow
 from tiny_runs import Stop, left_behind, make_config, run
 
 from eidetic_training.runs import EPOCH_PHASES, RunFolder
@@ -31,7 +32,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["backoff", *slow("linear", "images")])
 def undisturbed(data, tmp_path_factory, request):
     """(configuration, run folder); not to be changed."""
     torch.set_num_threads(1)
@@ -47,7 +48,7 @@ def test_the_runs_have_epochs_of_every_kind(undisturbed):
     assert not folder.progress_path.exists()
 
 
-@pytest.mark.parametrize("events", [4, 7])
+@pytest.mark.parametrize("events", [*slow(4), 7])
 def test_a_run_killed_every_few_events_loses_an_epoch_each_time_and_no_bit(undisturbed, tmp_path, events):
     config, folder = undisturbed
     rows, kills = folder.metrics, 0
@@ -68,6 +69,7 @@ def test_a_run_killed_every_few_events_loses_an_epoch_each_time_and_no_bit(undis
     assert not (tmp_path / "run" / "progress.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_only_the_epoch_that_was_cut_off_is_trained_again(undisturbed, tmp_path):
     config, folder = undisturbed
     rows = folder.metrics
@@ -96,6 +98,7 @@ run({config!r}, {folder!r}, kill)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_loses_no_bit(undisturbed, tmp_path):
     config, folder = undisturbed
     share = 0.97 if "convolutions" in config["router"] else 0.45  # in the router's training, in a task's
@@ -109,7 +112,7 @@ def test_a_killed_process_loses_no_bit(undisturbed, tmp_path):
     assert left_behind(tmp_path / "run") == left_behind(folder.path)
 
 
-@pytest.mark.parametrize("how", ["cut", "garbage", "gone", "rows"])
+@pytest.mark.parametrize("how", ["cut", *slow("garbage", "gone", "rows")])
 def test_progress_that_is_damaged_costs_the_task_s_epochs_and_no_bit(undisturbed, tmp_path, how, capsys):
     config, folder = undisturbed
     rows = folder.metrics

@@ -46,6 +46,7 @@ def test_an_interrupted_sweep_goes_on_within_the_trial_and_ends_as_if_undisturbe
     assert len(names) == 3 and names[:2] == ["000", "001"]
 
 
+@pytest.mark.slow
 def test_the_sampler_goes_on_as_if_undisturbed_once_it_learns_from_trials(data, tmp_path, monkeypatch):
     config = config_of(data, trials=12)
     monkeypatch.setattr(module, "run_experiment", pretended)
@@ -121,6 +122,7 @@ def test_trials_are_given_out_by_one_process_at_a_time(data, tmp_path, monkeypat
     assert free == [False, False]
 
 
+@pytest.mark.slow
 def test_two_workers_here_try_what_one_tries(swept, tmp_path):
     config, folder = swept
     beside = []
@@ -132,6 +134,7 @@ def test_two_workers_here_try_what_one_tries(swept, tmp_path):
     assert found(config, tmp_path / "run") == found(config, folder)
 
 
+@pytest.mark.slow
 def test_a_worker_that_fails_is_told(data, tmp_path, monkeypatch, capfd):
     config = config_of(data, trials=2, space={"optimizer.betas": [1, 2]})
     with pytest.raises(InputError, match="optimizer 'adamw'"):

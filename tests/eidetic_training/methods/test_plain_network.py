@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from slow import slow
 from small_networks import NETWORKS
 from tolerances import assert_same_bits
 from torch import nn
@@ -201,7 +202,7 @@ def test_a_residual_block_s_plain_version_runs_what_people_write_in_torch_and_no
     assert runs[0] == runs[1] and any("add_" in name for name in runs[0])
 
 
-@pytest.mark.parametrize("network", ["resnet18", "convnet", "mlp"])
+@pytest.mark.parametrize("network", [*slow("resnet18", "convnet"), "mlp"])
 def test_every_method_trains_networks_whose_layers_own_their_norms(network):
     """Two tasks, with finite logits for both; HAT refuses a network that is no chain."""
     shape = (1, 8, 8)

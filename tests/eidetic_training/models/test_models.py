@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from slow import slow
 from tolerances import assert_close, assert_same_bits
 from torch import nn
 from torch.nn import functional as F
@@ -251,7 +252,7 @@ def test_identities_tie_a_stage_s_units_and_skip_convolutions_a_block_s_only(ski
         ("resnet50", (3, 8, 8), {"width": 4}),
     ],
 )
-@pytest.mark.parametrize("importance", ["l2", "taylor"])
+@pytest.mark.parametrize("importance", [*slow("l2"), "taylor"])
 def test_every_model_learns_a_second_task_and_keeps_the_first(name, shape, options, importance, tmp_path):
     torch.manual_seed(0)
     network = models.build(name, shape, **options)

@@ -9,6 +9,7 @@ import torch
 from blobs import CLASSES, blobs, network, state_of
 from life import Memory, learn
 from simulated_graphs import CaptureError, SimulatedGraphs
+from slow import slow
 from small_networks import MLP, NETWORKS
 from torch import nn
 from torch.nn import functional as F
@@ -157,8 +158,8 @@ def lived(tasks, loaders=numbered, make=OPTIMIZERS["adam"], loss=None, **setting
     return net, told
 
 
-@pytest.mark.parametrize("features", [False, True])
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("features", [*slow(False), True])
+@pytest.mark.parametrize("optimizer", ["adam", *slow("sgd")])
 def test_tasks_with_pruning_end_with_the_same_bits(graphs, optimizer, features):
     """Backoff, halving and annealing: units and learning rates change between epochs, and every epoch captures anew."""
     options = {"make": OPTIMIZERS[optimizer], "frozen_features": features}

@@ -10,6 +10,7 @@ import torch
 from blobs import CLASSES, blobs, network, state_of
 from interruptions import PACKAGE, TRAINING, interrupted_at, points_of
 from life import Memory
+from slow import slow
 from small_networks import MLP
 from torch import nn
 from torch.nn import functional as F
@@ -325,7 +326,7 @@ def test_an_importance_that_cannot_be_computed_removes_nothing():
 
 
 @pytest.mark.parametrize("folder, share", [(TRAINING, 70), (PACKAGE, 25)], ids=["driver", "package"])
-@pytest.mark.parametrize("frozen_features", [True, False])
+@pytest.mark.parametrize("frozen_features", [True, *slow(False)])
 def test_training_cut_off_at_any_line_leaves_a_good_state(folder, share, frozen_features):
     case = begun()
     settings = {**SETTINGS, "max_epochs": 1, "polish_epochs": 1, "frozen_features": frozen_features}
@@ -518,7 +519,7 @@ def test_whatever_is_raised_the_network_keeps_the_router_it_had(error, place, mo
 
 
 @pytest.mark.parametrize("folder, share", [(TRAINING, 40), (PACKAGE, 30)], ids=["driver", "package"])
-@pytest.mark.parametrize("max_bytes", [0, 2**20])
+@pytest.mark.parametrize("max_bytes", [*slow(0), 2**20])
 def test_the_router_s_training_cut_off_at_any_line_leaves_the_old_router_or_the_new_one(folder, share, max_bytes):
     net, loaders = routed()
     before, modes = state_of(net), modes_of(net)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from blobs import CLASSES, blobs, loader, state_of
+from slow import slow
 from small_networks import MLP, ConvNet
 from torch import nn
 from torch.nn import functional as F
@@ -150,7 +151,7 @@ class Life:
         return state_of(self.net), self.margin.scale.item(), history, result.train_accuracy, torch.rand(3).tolist()
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["augmented", *slow("adam", "part", "groups", "images")])
 def test_training_that_is_killed_at_any_event_ends_with_the_same_bits(case, tmp_path):
     undisturbed, path = Life(case), tmp_path / "progress"
     events = []
