@@ -25,6 +25,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", BENCHMARKS)
 def test_every_benchmark_runs(script):
     options = ["--benchmark-disable", "-p", "no:cacheprovider", "-k", "not resnet"]
@@ -32,6 +33,7 @@ def test_every_benchmark_runs(script):
     assert " passed" in out and "failed" not in out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["training_step", "growth"])
 def test_the_scripts_write_their_tables(script, tmp_path):
     out = tmp_path / script
@@ -43,6 +45,7 @@ def test_the_scripts_write_their_tables(script, tmp_path):
     assert out.with_suffix(".md").read_text().count("\n| ") > len(rows)
 
 
+@pytest.mark.slow
 def test_peers_under_torch_compile_are_timed():
     """One row in a process of its own, since torch.compile keeps what it made."""
     code = (
@@ -56,6 +59,7 @@ def test_peers_under_torch_compile_are_timed():
     assert len(compiled) == 2 and all(float(ratio) > 0 for ratio in compiled)
 
 
+@pytest.mark.slow
 def test_whole_runs_write_their_tables_and_are_not_run_twice(tmp_path):
     """End to end (without the published implementation, which is no dependency) and the searches."""
     run("bench/end_to_end.py", "--out", str(tmp_path / "end"))

@@ -20,6 +20,7 @@ def run(out: Path, *arguments: str, **variables: str) -> subprocess.CompletedPro
     return subprocess.run([ROOT / "bench" / "gpu.sh", *arguments], env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_every_row_runs_and_is_written_down(tmp_path):
     done = run(tmp_path, "--dry-run")
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
@@ -83,6 +84,7 @@ sys.exit(process.returncode)
 """
 
 
+@pytest.mark.slow
 def test_what_is_right_comes_first_and_tests_cut_short_say_how_far_they_came(tmp_path):
     """With a Python that pretends to have a GPU, and tests that are interrupted."""
     python, calls, tests = tmp_path / "python", tmp_path / "calls", tmp_path / "test_slow.py"

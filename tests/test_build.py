@@ -97,6 +97,7 @@ def cuda_mark() -> str:
     return f"+cu{release[1]}{release[2]}"
 
 
+@pytest.mark.slow
 def test_the_sdist_holds_the_sources_and_no_build(sdist):
     assert sdist.name == f"eidetic_kernels-{__version__}.tar.gz"
     with tarfile.open(sdist) as archive:
@@ -106,12 +107,14 @@ def test_the_sdist_holds_the_sources_and_no_build(sdist):
     assert not [name for name in names if name.endswith((".so", ".pyc"))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wheel_says_whether_it_has_cuda(kind, wheels):
     version = __version__ + (cuda_mark() if kind == "cuda" else "")
     assert of(kind, wheels).name.startswith(f"eidetic_kernels-{version}-{sys.implementation.name[:2]}3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wheel_holds_the_packages_and_the_modules_alone(kind, wheels):
     with zipfile.ZipFile(of(kind, wheels)) as archive:
@@ -124,6 +127,7 @@ def test_a_wheel_holds_the_packages_and_the_modules_alone(kind, wheels):
     assert expected <= names and not {name for name in names - expected if ".dist-info/" not in name}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_modules_depend_on_the_c_library_and_openmp_alone(kind, environments):
     for module in sorted(modules(kind)):
@@ -134,6 +138,7 @@ def test_modules_depend_on_the_c_library_and_openmp_alone(kind, environments):
         assert needed <= system | {"libgomp", "libstdc++", "libgcc_s"}, said
 
 
+@pytest.mark.slow
 def test_the_cuda_module_holds_what_was_asked_for(environments):
     environment = of("cuda", environments)
     assert gpu_code(environment.site / f"eidetic_kernels/_cuda{SUFFIX}") == {"sm_80", "compute_80"}
@@ -176,6 +181,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wheel_runs_where_there_is_only_torch(kind, environments):
     environment = of(kind, environments)
@@ -194,12 +200,14 @@ def test_a_wheel_runs_where_there_is_only_torch(kind, environments):
         assert said["why_missing"]["_cuda"] is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_wheel_checks_itself(kind, environments):
     done = of(kind, environments).run("-I", "-W", "error", "-m", "eidetic_kernels")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_a_damaged_module_is_warned_of_once_and_torch_runs(environments):
     environment = environments["cpu"]
     module = environment.site / f"eidetic_kernels/_cpu{SUFFIX}"
@@ -212,6 +220,7 @@ def test_a_damaged_module_is_warned_of_once_and_torch_runs(environments):
     assert "fails to load (ImportError" in json.loads(done.stdout.splitlines()[-1])["why_missing"]["_cpu"]
 
 
+@pytest.mark.slow
 def test_a_module_for_another_python_is_named(environments):
     environment = environments["cpu"]
     with moved_away(environment.site / f"eidetic_kernels/_cpu{SUFFIX}"):
@@ -231,12 +240,14 @@ def moved_away(file: Path):
         kept.rename(file)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_package_is_built_aloud(sources, wheels, tmp_path):
     wheel, said = built("wheel", sources, tmp_path, EIDETIC_CPU_ONLY="1", CXX="/no/such/compiler")
     assert "eidetic_kernels._cpu COULD NOT BE BUILT" in said
     assert not [name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
+@pytest.mark.slow
 def test_only_what_changed_is_compiled(sources, wheels, tmp_path):
     _, said = built("wheel", sources, tmp_path, EIDETIC_CPU_ONLY="1", MAX_JOBS="1")
     assert "no work to do" in said

