@@ -115,18 +115,19 @@ def one_of(name: str, value: Value, known: Sequence[Value]) -> Value:
     return value
 
 
-def known_names(given: object, known: Iterable[str], kind: str) -> None:
-    """Raise InputError where a mapping, ``given``, has a key that is not among ``known``; ``kind`` says what of.
+def known_names(given: object, known: Iterable[str], kind: str, of: str) -> None:
+    """Raise InputError where a mapping, ``given``, has a key that is not among ``known``.
 
-    What is no mapping passes: it is a choice for all.
+    The message says that ``of`` ("the network") has no such ``kind`` ("unit group"), and which it has. What is no
+    mapping passes: it is a choice for all.
     """
     if not isinstance(given, Mapping):
         return
     names = list(known)
     unknown = [name for name in cast("Mapping[object, Any]", given) if name not in names]
     if unknown:
-        named = ", ".join(f"{shown(name)}{nearest(name, names)}" for name in unknown)
-        raise InputError(f"unknown {kind} {named}; there are: {', '.join(names)}.")
+        named = " or ".join(f"{shown(name)}{nearest(name, names)}" for name in unknown)
+        raise InputError(f"{of} has no {kind} {named}; it has: {', '.join(names)}.")
 
 
 def instance(name: str, value: object, kind: type[Value] | tuple[type[Value], ...], expected: str) -> Value:

@@ -23,7 +23,7 @@ def choices(forward_transfer: bool | Mapping[str, bool], names: Sequence[str]) -
 
     Names that are not given transfer. Raises InputError for an unknown name, and for what is no choice.
     """
-    known_names(forward_transfer, names, "layer")
+    known_names(forward_transfer, names, "layer", "the network")
     if isinstance(forward_transfer, Mapping):
         return {name: flag(f"forward_transfer of {name}", forward_transfer.get(name, True)) for name in names}
     return dict.fromkeys(names, flag("forward_transfer", forward_transfer))

@@ -145,7 +145,7 @@ def grain_scores(scores: Tensor, grain: int, importance: str) -> Tensor:
 
 def _checked(groups: Sequence[Group], given: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scores by group name that a user gave. Raises InputError where they do not fit the groups."""
-    known_names(given, [group.name for group in groups], "unit group")
+    known_names(given, [group.name for group in groups], "unit group", "the network")
     for group in groups:
         live, scores = group.segments.live, given.get(group.name)
         if not isinstance(scores, Tensor) or scores.shape != (live,) or not torch.isfinite(scores).all():

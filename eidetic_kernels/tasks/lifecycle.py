@@ -61,7 +61,7 @@ def plan_next(
     freed = [group.segments.live if t == 0 else group.segments.free for group in network.groups]
     if training:
         freed = [group.segments.free - group.segments.live for group in network.groups]
-    known_names(max_units, [group.name for group in network.groups], "unit group")
+    known_names(max_units, [group.name for group in network.groups], "unit group", "the network")
     live = tuple(checks.cap_units(group, free, max_units) for group, free in zip(network.groups, freed))
     _check_disjoint(network, transfer, live)
 
@@ -157,7 +157,7 @@ def check_finishable(network: BaseNetwork) -> None:
 
 def align(network: BaseNetwork, multiple: int | Mapping[str, int]) -> None:
     """See :meth:`EideticNetwork.align`."""
-    known_names(multiple, [group.name for group in network.groups], "unit group")
+    known_names(multiple, [group.name for group in network.groups], "unit group", "the network")
     given = multiple if isinstance(multiple, Mapping) else {group.name: multiple for group in network.groups}
     wanted = {name: whole_number(f"multiple for {name}", units, 1, unit="units") for name, units in given.items()}
     for group in network.groups:
@@ -167,7 +167,7 @@ def align(network: BaseNetwork, multiple: int | Mapping[str, int]) -> None:
 
 def widen(network: BaseNetwork, width: int | Mapping[str, int]) -> None:
     """See :meth:`EideticNetwork.widen`."""
-    known_names(width, [group.name for group in network.groups], "unit group")
+    known_names(width, [group.name for group in network.groups], "unit group", "the network")
     given = [
         width.get(group.name, group.segments.width) if isinstance(width, Mapping) else width for group in network.groups
     ]

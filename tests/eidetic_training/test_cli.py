@@ -126,8 +126,8 @@ def test_a_finished_run_is_only_proved_again(settings, copied, eidetic):
     [
         (["dmeo"], ["eidetic train: there is no configuration 'dmeo'", "demo"]),
         (["missing.toml"], ["missing.toml cannot be read"]),
-        ([None, "--set", "data.tsks=3"], ["unknown key 'data.tsks'", "did you mean 'data.tasks'?"]),
-        ([None, "--set", "task.stp=3"], ["unknown key 'task.stp'"]),
+        ([None, "--set", "data.tsks=3"], ["the configuration has no key 'data.tsks'", "did you mean 'data.tasks'?"]),
+        ([None, "--set", "task.stp=3"], ["has no key 'task.stp'"]),
         ([None, "--set", "task.step=2"], ["task.step must be a number in (0, 1]; got 2"]),
         ([None, "--set", "tasks"], ["key=value"]),
         ([None, "--set", "data.tasks=0"], ["data.tasks must be a whole number, 1 or more"]),

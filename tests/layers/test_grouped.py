@@ -231,6 +231,6 @@ def test_alignment_by_name_joins_grains_and_can_be_taken_back():
     for wrong in (0, 1.5, True, {"stem (+1 tied)": 8, "conv1": "8"}):
         with pytest.raises(ek.InputError, match="whole number of units, 1 or more"):
             net.align(wrong)
-    with pytest.raises(ek.InputError, match="unknown unit group 'conv9'"):
+    with pytest.raises(ek.InputError, match="the network has no unit group 'conv9'"):
         net.align({"conv9": 8})
     assert [repr(group.segments) for group in net.groups] == before

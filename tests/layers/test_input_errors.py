@@ -100,8 +100,13 @@ class TestTasks:
         refused(net, ek.CapacityError, "own units only", lambda: net.prepare_for_task(2, 3, False, none))
 
     def test_unknown_names(self, net):
-        refused(net, ek.InputError, "unknown layer", lambda: net.prepare_for_task(2, 3, {"nope": True}))
-        refused(net, ek.InputError, "unknown unit group", lambda: net.widen({"nope": 100}))
+        refused(
+            net,
+            ek.InputError,
+            "the network has no layer 'nope'; it has: ",
+            lambda: net.prepare_for_task(2, 3, {"nope": True}),
+        )
+        refused(net, ek.InputError, "has no unit group 'nope'; it has: ", lambda: net.widen({"nope": 100}))
 
     def test_nothing_can_shrink(self, net):
         refused(net, ek.CapacityError, "cannot shrink", lambda: net.widen(1))
@@ -150,7 +155,7 @@ class TestPruning:
         for scores in ({"body.0": first}, {"body.0": first[1:], "body.4": second}):
             refused(mlp, ek.InputError, "one for each of its", lambda scores=scores: mlp.prune(0.5, scores))
         scores = {"body.0": first, "body.4": second, "body.9": second}
-        refused(mlp, ek.InputError, "unknown unit group 'body.9'", lambda: mlp.prune(0.5, scores))
+        refused(mlp, ek.InputError, "has no unit group 'body.9'", lambda: mlp.prune(0.5, scores))
 
     def test_no_task_in_training(self):
         net = MLP()
@@ -237,7 +242,7 @@ def test_bad_arguments_are_input_errors():
 
 def test_max_units_of_unknown_groups_are_refused():
     net = MLP()
-    refused(net, ek.InputError, "unknown unit group 'nope'", lambda: net.prepare_for_task(0, 3, max_units={"nope": 3}))
+    refused(net, ek.InputError, "has no unit group 'nope'", lambda: net.prepare_for_task(0, 3, max_units={"nope": 3}))
 
 
 @pytest.mark.parametrize("given", [True, -1, 1.5, -0.5, "3", float("nan"), 2**60, [3]])

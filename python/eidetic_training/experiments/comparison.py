@@ -149,7 +149,7 @@ def compare(
     """
     config, folder = configuration.complete(config), Path(path("folder", folder, "a folder"))
     methods = [one_of("a method", each, tuple(METHODS)) for each in a_list("methods", methods, "a list of methods")]
-    known_names(config["methods"], METHODS, "method")
+    known_names(config["methods"], METHODS, "method", "the package")
     function("tasks_of", tasks_of, "a function from a seed to a list of tasks")
     function("say", say, "a function of a line")
     whole_number("workers", workers, least=1)

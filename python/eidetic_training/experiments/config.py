@@ -118,7 +118,7 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
         whole_number("seed", config["seed"], -LARGEST_SEED, LARGEST_SEED)
         _check_settings(TaskSettings, "task", config["task"])
         _check_settings(RouterSettings, "router", {name: config["router"][name] for name in ROUTER})
-        SweepSettings.of_dict(config["sweep"])
+        _check_settings(SweepSettings, "sweep", config["sweep"])
 
         _check_data(config["data"])
         _check_capacity(config["capacity"])
@@ -133,11 +133,17 @@ def complete(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_settings(kind: type[Settings], table: str, values: Mapping[str, Any]) -> None:
     """Raise InputError for a key or a value of ``table`` that makes no settings of ``kind``."""
-    known_names({f"{table}.{name}": None for name in values}, [f"{table}.{each.name}" for each in fields(kind)], "key")
+    _check_keys(values, [each.name for each in fields(kind)], f"{table}.")
     try:
         kind(**values)
     except InputError as error:
         raise InputError(f"{table}.{error}") from None
+
+
+def _check_keys(given: Iterable[str], known: Iterable[str], prefix: str) -> None:
+    """Raise InputError for a key of a table that is not among ``known``; ``prefix`` is the table's ("task.")."""
+    names = [f"{prefix}{key}" for key in known]
+    known_names({f"{prefix}{key}": None for key in given}, names, "key", "the configuration")
 
 
 def changed(config: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,5 +314,5 @@ def _merged(defaults: Mapping[str, Any], given: Mapping[str, Any], prefix: str) 
                 raise InputError(f"{prefix}{key} is a table of the configuration; got {shown(value)}.")
             value = {**default, **value} if key in OPEN_TABLES else _merged(default, value, f"{prefix}{key}.")
         merged[key] = value
-    known_names({f"{prefix}{key}": None for key in given}, [f"{prefix}{name}" for name in defaults], "key")
+    _check_keys(given, defaults, prefix)
     return merged

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
-from eidetic_kernels.checking import a_mapping, flag, known_names, real_number, shown, whole_number
+from eidetic_kernels.checking import a_mapping, flag, real_number, shown, whole_number
 from eidetic_kernels.errors import InputError
+
+from ..training.settings_base import Settings
 
 # A search may change how a sequence is learned, but not which sequence is learned.
 TABLES = ("model", "optimizer", "task", "capacity")
@@ -73,7 +75,7 @@ class Range:
 
 
 @dataclass(frozen=True)
-class SweepSettings:
+class SweepSettings(Settings):
     """A configuration's table ``sweep``: the settings of a hyperparameter search (paper, section 4).
 
     Args:
@@ -96,15 +98,13 @@ class SweepSettings:
     space: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("trials", "tasks"):
-            whole_number(f"sweep.{name}", getattr(self, name), least=1)
-        real_number("sweep.held_out", self.held_out, above=0.0, below=1.0)
-        for name in ("grid", "prune"):
-            flag(f"sweep.{name}", getattr(self, name))
-        a_mapping("sweep.space", self.space)
+        self.check(whole_number, "trials", "tasks", least=1)
+        self.check(real_number, "held_out", above=0.0, below=1.0)
+        self.check(flag, "grid", "prune")
+        self.check(a_mapping, "space")
         ranges = [key for key, values in self.values().items() if isinstance(values, Range)]
         if self.grid and ranges:
-            raise InputError(f"sweep.space.{ranges[0]} must be a list of values for sweep.grid; got a range.")
+            raise InputError(f"space.{ranges[0]} must be a list of values where grid is true; got a range.")
 
     @property
     def count(self) -> int:
@@ -121,13 +121,6 @@ class SweepSettings:
         space = self.values()
         return {key: space[key].value(param) for key, param in params.items()}
 
-    @classmethod
-    def of_dict(cls, values: Mapping[str, Any]) -> SweepSettings:
-        """Settings from a configuration. Raises InputError for an unknown name and a wrong value."""
-        known = [f"sweep.{each.name}" for each in fields(cls)]
-        known_names({f"sweep.{name}": None for name in a_mapping("sweep", values)}, known, "key")
-        return cls(**values)
-
     def values(self) -> dict[str, Choice | Range]:
         """The space by dotted key. In TOML a key may be quoted ("optimizer.lr") or a nested table (optimizer.lr)."""
         return _flat(self.space, "")
@@ -142,8 +135,7 @@ def _flat(space: Mapping[str, Any], prefix: str) -> dict[str, Choice | Range]:
             continue
         if key not in KEYS and (key.split(".")[0] not in TABLES or key in TABLES):
             raise InputError(
-                f"sweep.space cannot vary {shown(key)}: it may vary what is in {', '.join(TABLES)}, and "
-                f"{', '.join(KEYS)}."
+                f"space cannot vary {shown(key)}: it may vary what is in {', '.join(TABLES)}, and {', '.join(KEYS)}."
             )
         found[key] = _values(key, given)
     return found
@@ -161,7 +153,7 @@ def _values(key: str, given: Any) -> Choice | Range:
                 if wanted.low > 0 or not wanted.log:
                     return wanted
     raise InputError(
-        f"sweep.space.{key} must be a list of two values or more, or a range {{low, high}} with low < high, which "
+        f"space.{key} must be a list of two values or more, or a range {{low, high}} with low < high, which "
         f"may have log = true (if low > 0) or a step, but not both; got {shown(given)}."
     )
 

@@ -46,7 +46,7 @@ def build(name: str, example_shape: Sequence[int], **arguments: Any) -> EideticN
     sizes = a_list("example_shape", example_shape, "one sample's shape, all sizes 1 or more")
     shape = tuple(whole_number("a size in example_shape", size, 1) for size in sizes)
     require(bool(shape), "example_shape must be one sample's shape, all sizes 1 or more", example_shape)
-    known_names(arguments, inspect.signature(model).parameters, f"argument of the model {name!r}")
+    known_names(arguments, inspect.signature(model).parameters, "argument", f"the model {name!r}")
     with explained(f"the model {name!r} cannot be made with {shown(arguments)} for samples of shape {shape}"):
         return model(**{**_from_shape(name, shape), **arguments})
 

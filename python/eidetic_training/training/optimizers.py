@@ -29,7 +29,7 @@ def make_optimizer(
     """
     one_of("the optimizer's name", name, tuple(OPTIMIZERS))
     kind: Callable[..., torch.optim.Optimizer] = OPTIMIZERS[name]  # their base class has no common arguments
-    known_names(arguments, list(inspect.signature(kind).parameters)[1:], f"argument of the optimizer {name!r}")
+    known_names(arguments, list(inspect.signature(kind).parameters)[1:], "argument", f"the optimizer {name!r}")
     for argument, value in arguments.items():
         if argument == "lr" or isinstance(value, float):
             real_number(argument, value)

@@ -27,7 +27,7 @@ class Settings:
     @classmethod
     def of_dict(cls: type[Kind], values: Mapping[str, Any]) -> Kind:
         """Settings from a configuration's table. Raises InputError for an unknown name, with those there are."""
-        known_names(a_mapping("settings", values), [field.name for field in fields(cls)], "setting")
+        known_names(a_mapping("settings", values), [field.name for field in fields(cls)], "setting", cls.__name__)
         return cls(**values)
 
     @classmethod

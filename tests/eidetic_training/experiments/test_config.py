@@ -103,14 +103,14 @@ def test_an_override_below_a_value_is_refused():
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"dta": {}}, r"unknown key 'dta' \(did you mean 'data'\?\); there are: name, seed, "),
+        ({"dta": {}}, r"the configuration has no key 'dta' \(did you mean 'data'\?\); it has: name, seed, "),
         (
             {"data": {"task": 3}},
-            r"unknown key 'data\.task' \(did you mean 'data\.tasks'\?\); there are: data\.sequence, ",
+            r"has no key 'data\.task' \(did you mean 'data\.tasks'\?\); it has: data\.sequence, ",
         ),
         ({"capacity": {"shares": 0.1}}, r"\(did you mean 'capacity\.share'\?\)"),
-        ({"zzzz": 1}, r"unknown key 'zzzz'; there are: [^?]*\.$"),
-        ({"task": {"tolerence": 0.1}}, r"unknown key 'task.tolerence' .*; there are: .*task.tolerance"),
+        ({"zzzz": 1}, r"has no key 'zzzz'; it has: [^?]*\.$"),
+        ({"task": {"tolerence": 0.1}}, r"has no key 'task.tolerence' .*; it has: .*task.tolerance"),
     ],
 )
 def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, message):
@@ -139,7 +139,8 @@ def test_an_unknown_key_is_named_with_those_there_are_and_the_closest(given, mes
         ({"data": {"held_out": 1}}, "data.held_out must be float or nothing; got 1"),
         ({"data": {"learn_first": 0}}, "data.learn_first must be a whole number, 1 or more; got 0"),
         ({"data": {"learn_first": "two"}}, "data.learn_first must be int or nothing"),
-        ({"sweep": {"trails": 3}}, "unknown key 'sweep.trails'"),
+        ({"sweep": {"trails": 3}}, "has no key 'sweep.trails'"),
+        ({"sweep": {"trials": 0}}, "^sweep.trials must be a whole number, 1 or more; got 0"),
         ({"sweep": {"space": {"task.step": [1]}}}, "sweep.space.task.step must be a list"),
         ({"router": {"convolutions": []}}, r"router.convolutions must be numbers of channels, .*; got \[\]"),
         ({"router": {"convolutions": [8, 0]}}, r"router.convolutions must be numbers of channels, .*got \[8, 0\]"),
@@ -258,5 +259,5 @@ def test_values_by_dotted_key_replace_others_and_are_checked():
     changed = configuration.changed(config, {"task.step": 0.2, "model.dropout": 0.1, "data.held_out": 0.5})
     assert (changed["task"]["step"], changed["model"]["dropout"], changed["data"]["held_out"]) == (0.2, 0.1, 0.5)
     assert config == configuration.load("demo"), "the one given is as it was"
-    with pytest.raises(InputError, match="unknown key 'task.stp'"):
+    with pytest.raises(InputError, match="has no key 'task.stp'"):
         configuration.changed(config, {"task.stp": 0.2})

@@ -262,6 +262,6 @@ def test_what_is_unknown_is_refused_before_anything_runs(tiny, tmp_path):
         reproduce("table3", tmp_path / "run", rows=["ours", "l1"])
     with pytest.raises(InputError, match="seeds must be a whole number, 1 or more; got 0"):
         reproduce("table3", tmp_path / "run", seeds=0)
-    with pytest.raises(InputError, match="unknown key 'data.tsks'"):
+    with pytest.raises(InputError, match="has no key 'data.tsks'"):
         reproduce("table3", tmp_path / "run", ["data.tsks=3"])
     assert not (tmp_path / "run").exists()

@@ -297,7 +297,7 @@ def test_constructor_arguments_survive_json():
             "mlp",
             (1, 28, 28),
             {"widht": 3},
-            r"unknown argument of the model 'mlp' 'widht' \(did you mean 'width'\?\); there are: in_f",
+            r"the model 'mlp' has no argument 'widht' \(did you mean 'width'\?\); it has: in_f",
         ),
         ("mlp", (), {}, "example_shape must be one sample's shape"),
         ("convnet", (784,), {}, "needs images"),

@@ -303,7 +303,7 @@ def test_wrong_settings_are_refused_before_anything_is_computed(monkeypatch):
     with pytest.raises(InputError, match="hidden must be a whole number of units, 0 or more; got -1"):
         train_router(net, loaders, hidden=-1)
     with pytest.raises(
-        InputError, match=r"unknown setting 'hiden' \(did you mean 'hidden'\?\); there are: max_epochs, "
+        InputError, match=r"RouterSettings has no setting 'hiden' \(did you mean 'hidden'\?\); it has: max_epochs, "
     ):
         net.train_router(loaders, hiden=4)
 

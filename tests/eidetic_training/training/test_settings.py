@@ -98,7 +98,7 @@ def test_settings_come_from_a_dictionary():
 
 
 def test_an_unknown_setting_is_named_beside_those_there_are():
-    near = r"unknown setting 'tolerence' \(did you mean 'tolerance'\?\); there are: max_epochs, .*tolerance"
+    near = r"TaskSettings has no setting 'tolerence' \(did you mean 'tolerance'\?\); it has: max_epochs, .*tolerance"
     with pytest.raises(InputError, match=near):
         TaskSettings.of_dict({"tolerence": 0.1})
 

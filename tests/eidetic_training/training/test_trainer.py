@@ -655,7 +655,7 @@ def test_settings_and_single_settings_exclude_each_other():
     before = state_of(net)
     with pytest.raises(InputError, match=r"give settings or single settings \(step, patience\), not both"):
         train_task(net, loader(), settings=TaskSettings(), step=0.1, patience=1)
-    with pytest.raises(InputError, match="unknown setting 'paitence'"):
+    with pytest.raises(InputError, match="TaskSettings has no setting 'paitence' .did you mean 'patience'"):
         train_task(net, loader(), paitence=1)
     assert state_of(net) == before
 
