@@ -237,6 +237,7 @@ class Life(Living, RuleBasedStateMachine):
             self.saved = None
         if how != "deepcopy" or not self.in_training:
             self.optimizer = None
+
         before = digest(self.net.train(), self.optimizer)
         if how == "deepcopy":
             self.net, self.optimizer, self.saved = copied(self.net, self.optimizer, self.saved)
@@ -246,6 +247,7 @@ class Life(Living, RuleBasedStateMachine):
             with tempfile.TemporaryDirectory() as folder:
                 self.net.save(Path(folder, "net"))
                 self.net = ek.EideticNetwork.load(Path(folder, "net"), self.recipe.architecture)
+
         self.net.example = example
         assert digest(self.net, self.optimizer) == before
         if self.in_training and self.optimizer is None:

@@ -264,7 +264,7 @@ def make_method(config: Mapping[str, Any], name: str, seed: int, tasks: Sequence
     try:
         return METHODS[name](conditions, **arguments)
     except TypeError as error:
-        raise InputError(f"method {name}: {error}") from error
+        raise InputError(f"method {name}: {error}.") from error
 
 
 @torch.no_grad()

@@ -11,7 +11,6 @@ import torch
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.checking import path
-from eidetic_kernels.errors import ForgettingError
 from eidetic_kernels.tasks.checks import choices
 from eidetic_kernels.tasks.router_convolutions import check_images
 from eidetic_kernels.tasks.transfer import transferring
@@ -19,7 +18,7 @@ from eidetic_kernels.tasks.transfer import transferring
 from .. import models
 from ..data import Task
 from ..devices import find_device
-from ..runs.answers import Recorded, sentences
+from ..runs.answers import Recorded
 from ..runs.callbacks import Progress, Recorder
 from ..runs.folder import RunFolder
 from ..runs.report import duration
@@ -33,7 +32,7 @@ from ..training.settings import TaskSettings
 from ..training.trainer import train_task
 from ..training.widening import widen_by
 from . import config as configuration
-from .proof import answers, difference, loader_of, summed_up, verify
+from .proof import answers, check_past, loader_of, summed_up, verify
 from .rehearsal import rehearse_router
 from .resuming import resume
 from .tasks import make_tasks, planned
@@ -158,8 +157,8 @@ def _learn(
             network.save(run.checkpoint_path(t))
             run.record_classes(t, now.classes)
             run.record_answers(t, Recorded.of(now, tasks[t]), now.sample)
-        elif (found := difference(run, past, now, tasks[past])) is not None and found.forgotten:
-            raise ForgettingError(f"after learning task {t}, {sentences([(past, found.how)])[0]}")
+        else:
+            check_past(run, past, now, tasks[past], learned=t)
     network.save(run.network_path)
     run.progress_path.unlink(missing_ok=True)
 

@@ -25,15 +25,17 @@ def answers(network: EideticNetwork, tasks: Sequence[Task], task: int) -> Answer
     return answers_of(network, loader_of(network, tasks[task]), task)
 
 
-def difference(run: RunFolder, task: int, now: Answers, data: Task) -> Difference | None:
-    """How a task's answers differ from those on record; see :func:`eidetic_training.runs.answers.compare`."""
-    recorded = run.recorded.get(task)
-    if recorded is None:
-        raise NotComparable(
-            f"cannot be compared: {run.path / 'digests.json'} has nothing on record of a task that the network has "
-            "learned. Restore the file from a copy of the run"
-        )
-    return compare(recorded, run.sample(task), now, data)
+def check_past(run: RunFolder, task: int, now: Answers, data: Task, learned: int) -> None:
+    """Compare a task's answers with those on record, after task ``learned`` was learned.
+
+    Raises ForgettingError where they have changed, InputError where nothing is on record to compare them with.
+    """
+    try:
+        found = _difference(run, task, now, data)
+    except NotComparable as error:
+        raise InputError(f"after learning task {learned}, {sentences([(task, str(error))])[0]}") from None
+    if found is not None and found.forgotten:
+        raise ForgettingError(f"after learning task {learned}, {sentences([(task, found.how)])[0]}")
 
 
 def verify(run: RunFolder, network: EideticNetwork, tasks: Sequence[Task]) -> list[str]:
@@ -55,7 +57,7 @@ def verify(run: RunFolder, network: EideticNetwork, tasks: Sequence[Task]) -> li
     forgotten, notes, unknown = [], [], []
     for t in range(network.finished_tasks):
         try:
-            found = difference(run, t, answers(network, tasks, t), tasks[t])
+            found = _difference(run, t, answers(network, tasks, t), tasks[t])
         except NotComparable as error:
             unknown.append((t, str(error)))
             continue
@@ -73,3 +75,14 @@ def summed_up(tasks: int, notes: Sequence[str]) -> str:
     if not notes:
         return f"{tasks} of {tasks} tasks: the test logits' SHA-256 equals the one taken when the task was learned."
     return "\n".join(f"{note[0].upper()}{note[1:]}" for note in notes)
+
+
+def _difference(run: RunFolder, task: int, now: Answers, data: Task) -> Difference | None:
+    """How a task's answers differ from those on record; see :func:`eidetic_training.runs.answers.compare`."""
+    recorded = run.recorded.get(task)
+    if recorded is None:
+        raise NotComparable(
+            f"cannot be compared: {run.path / 'digests.json'} has nothing on record of a task that the network has "
+            "learned. Restore the file from a copy of the run"
+        )
+    return compare(recorded, run.sample(task), now, data)

@@ -169,6 +169,7 @@ def _run_trial(study: Any, trial: Any, config: Mapping[str, Any], settings: Swee
     """Learn the first tasks with the trial's values, and tell the study the result."""
     optuna, path = need_optuna(), folder / "trials" / trial.user_attrs["folder"]
     watch = _Watch(path, settings.tasks, trial)
+
     try:
         watch.catch_up()
         run = run_experiment(trial_config(config, settings, trial.params), path, say=lambda line: None, progress=watch)

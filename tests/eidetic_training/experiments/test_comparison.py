@@ -162,7 +162,7 @@ def test_a_run_that_is_cut_short_keeps_what_is_done(data, tmp_path, monkeypatch)
     [
         (["single", "ewk"], {}, "a method must be one of eidetic, single, .*; got 'ewk' .did you mean 'ewc'"),
         (["single"], {"methods": {"ewk": {}}}, "the package has no method 'ewk' .did you mean 'ewc'"),
-        (["single", "ewc"], {"methods": {"ewc": {"strenght": 3}}}, "method ewc: .*strenght"),
+        (["single", "ewc"], {"methods": {"ewc": {"strenght": 3}}}, r"method ewc: .*strenght.*\.$"),
         (["single", "eidetic"], {"methods": {"eidetic": {"stp": 3}}}, "has no setting 'stp'"),
         (["single"], {"optimizer": {"weight_decay": 0.1}}, r"a name and a learning rate \(lr\) only"),
         (["single", "hat"], {"model": {"name": "perceptron"}}, "must be one of mlp, "),

@@ -293,3 +293,16 @@ def test_the_rehearsal_changes_nothing(finished, tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiment, "rehearse_router", lambda *arguments: torch.rand(3))
     assert left_behind(run(finished[0], tmp_path / "run").path) == left_behind(finished[1].path)
+
+
+def test_answers_that_cannot_be_compared_are_told_in_a_sentence(copied, again):
+    end_after(copied, 0)
+    path = copied.path / "digests.json"
+    recorded = json.loads(path.read_text())
+    recorded["0"] |= {"sha256": "0" * 64, "images": "1" * 64}
+    path.write_text(json.dumps(recorded))
+    told = (
+        "^after learning task 1, the test logits of task 0 cannot be compared: its test images are not .* otherwise\\.$"
+    )
+    with pytest.raises(InputError, match=told):
+        again()
