@@ -124,6 +124,7 @@ def permuted(
             f"{tasks:,} tasks of permuted pixels take {(tasks - 1) * each:,} bytes, a copy of {source.name} each, and "
             f"this machine has {most:,} bytes of memory. Ask for fewer tasks."
         )
+
     normalisation = Normalisation.of(source.train.images)
     made = []
     for t in range(tasks):
