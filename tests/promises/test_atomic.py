@@ -7,6 +7,7 @@ import pytest
 import torch
 from interruptions import interrupted_at, points_of
 from life import Memory, batch, digest, learn, train
+from slow import slow
 from small_networks import MLP, Residual
 
 SOAK = bool(os.environ.get("EIDETIC_SOAK"))  # `make soak`: every line, not a sample of them
@@ -63,7 +64,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", ["mlp", *slow("residual")])
 def test_a_call_that_is_cut_off_at_any_line_leaves_the_state_before_or_after(network, call):
     case = Case(network, call)
     before, done, memory = case.copied().digest(), case.copied(), Memory(case.net, sizes=(7,))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from fused_networks import NETWORKS, on_device_learn
 from life import batch, bits, poison
+from slow import slow
 from tolerances import assert_close
 from torch.nn import functional as F
 
@@ -47,7 +48,7 @@ def made(name, device):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_a_training_step_is_the_float32_one_but_for_rounding(name, dtype, backend, device):
     net, x, y = made(name, device)
     with backends.using("torch"):
@@ -63,7 +64,7 @@ def test_a_training_step_is_the_float32_one_but_for_rounding(name, dtype, backen
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_recall_under_autocast_keeps_its_bits_and_nothing_leaks_in(name, dtype, backend, device):
     net, x, _ = made(name, device)
     net.eval()
@@ -76,7 +77,7 @@ def test_recall_under_autocast_keeps_its_bits_and_nothing_leaks_in(name, dtype, 
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_a_network_that_is_half_precision_throughout_trains(name, dtype, backend, device):
     net, x, y = made(name, device)
     net.to(dtype)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from fused_networks import NETWORKS, on_device_learn
 from life import batch, bits, loss_of, poison, recall
+from slow import slow
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
@@ -42,7 +43,7 @@ def learned(make, tasks, device):
     return net
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_recall_keeps_its_bits_and_nothing_leaks_in(name, backend, device):
     """P1 and P3."""
     net, known = NETWORKS[name]().to(device), []
@@ -56,7 +57,7 @@ def test_recall_keeps_its_bits_and_nothing_leaks_in(name, backend, device):
     assert answers(net, device) == known
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_frozen_units_are_the_same_in_training_and_evaluation(name, backend, device):
     """P5, of the units that no activation outside of this package has touched."""
     net = learned(NETWORKS[name], 2, device)
@@ -70,7 +71,7 @@ def test_frozen_units_are_the_same_in_training_and_evaluation(name, backend, dev
     assert not torch.equal(training, evaluated)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_forward_and_backward_equal_the_double_precision_network(name, backend, device):
     """P4: against the same network in float64 on torch, which tests/promises/test_p4_oracle.py holds to the paper's."""
     with self_check.full_precision():
@@ -95,7 +96,7 @@ def check_against_double_precision(name, device):
         torch.testing.assert_close(ours.cpu().double(), theirs.double(), rtol=1e-5, atol=1e-6, msg=path)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_training_goes_on_after_inference_mode(name, backend, device):
     """What is kept from pass to pass must not be an inference tensor."""
     net = learned(NETWORKS[name], 1, device)
@@ -108,7 +109,7 @@ def test_training_goes_on_after_inference_mode(name, backend, device):
     assert all(p.grad is not None for p in net.parameters() if p.numel())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_training_beside_kept_features_is_the_same(name, backend, device):
     """The ops on live units alone, and indices of samples on the CPU wherever the network is."""
     net = learned(NETWORKS[name], 2, device)

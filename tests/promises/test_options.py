@@ -12,6 +12,7 @@ import torch
 from fused_networks import Images
 from fused_networks import Small as Tiny
 from life import CLASSES, Memory, batch, learn, loss_of, poison, reading, recall
+from slow import slow
 from small_networks import MLP, ConvNet, FlatResidual, Residual
 from tolerances import assert_same_bits
 from torch import nn
@@ -81,9 +82,10 @@ CASES = [
     for option in OPTIONS
     if not (OPTIONS[option].channels_last and name in ("mlp", "fused", "flat-residual"))
 ]
+QUICK = [case for case in CASES if case[0] == "fused-images" or case[1] == "frozen features"]
 
 
-@pytest.fixture(params=CASES, ids=" with ".join)
+@pytest.fixture(params=[*QUICK, *slow(*(case for case in CASES if case not in QUICK))], ids=" with ".join)
 def case(request):
     """A network and an option, whose backend runs."""
     name, option = NETWORKS[request.param[0]], OPTIONS[request.param[1]]
@@ -264,7 +266,7 @@ def test_answers_do_not_depend_on_the_test_batch(case):
 
 
 @pytest.mark.filterwarnings("ignore:no layer has a free unit")
-@pytest.mark.parametrize("search", ["backoff", "linear", "none"])
+@pytest.mark.parametrize("search", ["backoff", *slow("linear", "none")])
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("make", [lambda: MLP((24, 20)), Fused, ConvNet], ids=["mlp", "fused", "conv"])
 def test_the_trainers_options_keep_every_finished_tasks_bits(make, size, search):
@@ -325,7 +327,7 @@ def test_compiled_training_keeps_finished_tasks_bits():
 
 
 @pytest.mark.parametrize("backend", [name for name in backends.NAMES if backends.why_missing(name) is None])
-@pytest.mark.parametrize("make", [Tiny, Images])
+@pytest.mark.parametrize("make", [Tiny, *slow(Images)])
 def test_frozen_features_on_every_backend(make, backend):
     """P1 to P3 on backends that are slow here: Triton runs in its interpreter where there is no GPU."""
     device = "cuda" if "cuda" in backends.devices(backend) and torch.cuda.is_available() else "cpu"

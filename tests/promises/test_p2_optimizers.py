@@ -3,6 +3,7 @@
 import pytest
 import torch
 from life import Memory, learn, train
+from slow import slow
 from small_networks import MLP, ConvNet, Residual
 
 OPTIMIZERS = {
@@ -17,7 +18,7 @@ OPTIMIZERS = {
 }
 
 
-@pytest.fixture(params=[MLP, ConvNet, Residual], ids=lambda kind: kind.__name__)
+@pytest.fixture(params=[MLP, ConvNet, *slow(Residual)], ids=lambda kind: kind.__name__)
 def net(request):
     return request.param()
 
@@ -40,7 +41,7 @@ def test_a_new_optimizer_for_each_task(net, make):
         memory.note(net)
 
 
-@pytest.mark.parametrize("how", ["prepare", "adopt"])
+@pytest.mark.parametrize("how", ["prepare", *slow("adopt")])
 def test_one_optimizer_kept_for_all_tasks(net, make, how):
     """Its momenta, from when the weights were live, go on being applied to whatever it still holds."""
     memory, optimizer = Memory(net), None

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from life import READINGS, batch, learn, train
+from slow import slow
 from small_networks import MLP, NETWORKS, ConvNet, Residual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -272,7 +273,7 @@ def test_a_tampered_network_in_half_precision_is_still_found_by_its_numbers():
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # from inside Dynamo
-@pytest.mark.parametrize("whole", [True, False], ids=["network", "a module of it"])
+@pytest.mark.parametrize("whole", [*slow(True), False], ids=["network", "a module of it"])
 def test_a_compiled_network_is_certified_as_python(whole):
     """Compiled code may round otherwise: a task may be finished compiled and certified not compiled, and back."""
     net = MLP(dropout=0.0)
