@@ -132,7 +132,7 @@ def test_configurations(folder, tmp_path):
         assert configuration.complete(configuration.tomllib.loads(text)) == config
         return "built" if built(config, changed, folder) else "complete"
 
-    ends = run_cases("configurations", 100, case)
+    ends = run_cases("configurations", 60, case, weight=5)
     assert ends["InputError"] and ends["built"] or sum(ends.values()) < 100
 
 
