@@ -19,7 +19,8 @@ EDGES = (0, 1, 0x7F, 0x80, 0xFE, 0xFF)
 def run_cases(name, usual, case, refused=EideticError, weight=1):
     """Run ``case(random.Random(seed))`` for each seed: it returns what came of it, or raises an error ``refused``.
 
-    A case of ``weight`` 50 takes as long as 50 others: EIDETIC_FUZZ runs a fiftieth of them. Print how many cases ended in which way. Fail with the seeds of those that raised anything else.
+    Print how many cases ended in which way. Fail with the seeds of those that raised anything else. A case of
+    ``weight`` 50 takes as long as 50 others: EIDETIC_FUZZ runs a fiftieth of them.
     """
     cases = -(-int(os.environ["EIDETIC_FUZZ"]) // weight) if "EIDETIC_FUZZ" in os.environ else usual
     first = int(os.environ.get("EIDETIC_FUZZ_SEED", 0))
