@@ -47,7 +47,7 @@ coverage: $(STAMPS)/coverage
 
 FUZZ ?= 20000
 fuzz: $(STAMPS)/test
-	OMP_NUM_THREADS=1 EIDETIC_FUZZ=$(FUZZ) $(BIN)/python -m pytest -s -n $(JOBS) tests/fuzz $(ARGS)
+	OMP_NUM_THREADS=1 EIDETIC_FUZZ=$(FUZZ) $(BIN)/python -m pytest -rP -n $(JOBS) tests/fuzz $(ARGS)
 
 # Goes on where it was stopped: build/soak.jsonl says which lives have passed.
 SOAK ?= 100000

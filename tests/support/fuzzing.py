@@ -1,6 +1,6 @@
 """Cases at random: each seed is one case, so a long run continues anywhere and a failure repeats alone.
 
-    EIDETIC_FUZZ=20000 EIDETIC_FUZZ_SEED=40000 pytest -s tests/fuzz/test_parquet.py
+    EIDETIC_FUZZ=20000 EIDETIC_FUZZ_SEED=40000 pytest -rP tests/fuzz/test_parquet.py
 
 runs the cases 40000 to 59999; without the variables, as many as take a few seconds.
 """
