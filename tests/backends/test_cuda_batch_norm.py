@@ -20,7 +20,7 @@ from tolerances import assert_close, assert_same_bits
 from eidetic_kernels.backends import cuda, extensions
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("poisoned_memory")]  # slow to compile
 
 on_cpu = pytest.mark.skipif(cuda_on_cpu.why_not() is not None, reason=str(cuda_on_cpu.why_not()))
 
@@ -279,7 +279,6 @@ def test_a_missing_barrier_shows_when_the_order_of_threads_changes(tmp_path):
     assert subprocess.run([program], capture_output=True, text=True, check=True).stdout == "111000"
 
 
-@pytest.mark.slow
 @on_cpu
 @pytest.mark.skipif(sys.platform != "linux", reason="needs LD_PRELOAD")
 def test_no_access_out_of_bounds_and_no_undefined_behaviour():

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convolutions import GEOMETRIES, PLAIN, inputs, product
+from slow import slow
 from staircases import CASES, Layer, assert_close, assert_same_bits, assert_same_results, inside_poison
 
 from eidetic_kernels import backends, ops
@@ -178,7 +179,7 @@ def test_memory_formats_and_strided_inputs(name, backend):
     assert results["y"].is_contiguous(**LAST) or layer.weight.is_contiguous()
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("layout", [torch.contiguous_format, *slow(torch.channels_last)], ids=str)
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
 @pytest.mark.parametrize("name", CASES)
 def test_the_bits_of_the_two_ops_in_sequence(name, training, layout):

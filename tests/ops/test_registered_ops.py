@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from fused_networks import Small
+from slow import slow
 from small_networks import MLP, FlatResidual
 from staircases import CASES, Layer
 from tolerances import assert_close, assert_same_bits
@@ -172,7 +173,7 @@ def check(op, arguments):
     assert set(torch.library.opcheck(op.registered, arguments).values()) == {"SUCCESS"}
 
 
-@pytest.mark.parametrize("unit_major", [False, True])
+@pytest.mark.parametrize("unit_major", [*slow(False), True])
 @pytest.mark.parametrize("name", ["nothing frozen", "mixed by segment", "empty segments", "all frozen"])
 def test_opcheck_linear(name, unit_major):
     for full_input_grad, bias in ((False, True), (True, False)):
@@ -246,7 +247,7 @@ def test_opcheck_batch_norm(options):
         )
 
 
-@pytest.mark.parametrize("unit_major", [False, True])
+@pytest.mark.parametrize("unit_major", [*slow(False), True])
 @pytest.mark.parametrize("name", ["nothing frozen", "nested", "all frozen"])
 def test_opcheck_linear_norm(name, unit_major):
     for activation, full_input_grad in (("relu", False), ("silu", True)):
@@ -422,7 +423,7 @@ def block_arguments(output, source, seed):
     ]
 
 
-@pytest.mark.parametrize(("name", "tasks"), [("aot_eager", 14), ("inductor", 2)])
+@pytest.mark.parametrize(("name", "tasks"), [("aot_eager", 14), pytest.param("inductor", 2, marks=pytest.mark.slow)])
 def test_ops_compile_a_few_times_for_any_number_of_tasks(name, tasks):
     if name == "inductor" and not shutil.which("g++"):
         pytest.skip("inductor needs a C++ compiler")
@@ -444,6 +445,7 @@ def test_ops_compile_a_few_times_for_any_number_of_tasks(name, tasks):
     assert backend.count <= 4
 
 
+@pytest.mark.slow
 def test_convolutions_and_images_compile():
     def images(arguments, norm):
         z = torch.ops.eidetic.staircase_conv2d(*arguments)
@@ -487,6 +489,7 @@ def image_block(x, weight, bias, frozen_weight, frozen_bias, numbers, rows, *res
     )[0]
 
 
+@pytest.mark.slow
 def test_convolutions_with_norms_compile_a_few_times_for_any_number_of_tasks():
     backend = Counting("aot_eager")
     compiled = torch.compile(image_block, fullgraph=True, backend=backend)
@@ -597,6 +600,7 @@ def test_the_page_on_backends_names_the_settings_that_were_tested():
     assert named == {f"{name} = {value}" for name, value in SIZES_CHANGE.items()}
 
 
+@pytest.mark.slow
 def test_without_those_settings_a_network_compiles_again_at_each_change_and_stays_right():
     backend = Counting("aot_eager")
     net = MLP(widths=(40, 30), dropout=0.0)

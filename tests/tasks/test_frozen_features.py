@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from life import READINGS, Memory, batch, learn, live_tensors, loss_of, poison, reading
+from slow import slow
 from small_networks import MLP, NETWORKS, ConvNet
 from tolerances import assert_close, assert_same_bits
 from torch import nn
@@ -19,6 +20,8 @@ from eidetic_kernels.tasks.frozen_features import PassDiffers
 from eidetic_training.data import TensorLoader
 
 SAMPLES, TASKS = 40, 3
+QUICK = ("mlp", "conv", "residual")
+SOME = [*QUICK, *slow(*(name for name in NETWORKS if name not in QUICK))]
 
 
 def prepared(make, how="nested", dtype=torch.float32, **prepare):
@@ -77,7 +80,7 @@ def compare(plain, kept, same):
 
 
 @pytest.mark.parametrize("how", READINGS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SOME)
 def test_training_has_the_same_bits_with_and_without(name, how):
     """With dropout and pruning; every sample in the same place of its batch."""
     plain, kept = prepared(NETWORKS[name], how), prepared(NETWORKS[name], how)
@@ -90,7 +93,7 @@ def test_training_has_the_same_bits_with_and_without(name, how):
     compare(plain, kept, assert_same_bits)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SOME)
 def test_training_is_the_same_wherever_samples_lie(name):
     """In other batches, of other sizes, a library's sums may round otherwise; in float64 that is little."""
     plain, kept = (prepared(NETWORKS[name], "mixed", torch.float64) for _ in range(2))
@@ -208,7 +211,7 @@ def test_a_live_segment_has_the_same_bits_alone_and_beside_what_it_does_not_read
 # ---- what a live pass is
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SOME)
 def test_once_kept_nothing_frozen_is_computed(name):
     """Frozen rows that are NaN by then reach neither loss nor gradient."""
     net = prepared(NETWORKS[name])
@@ -229,7 +232,7 @@ def test_once_kept_nothing_frozen_is_computed(name):
 
 
 @pytest.mark.parametrize("how", READINGS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", SOME)
 def test_finished_tasks_keep_their_bits(name, how):
     """P1 to P3: with decay, and with what was kept while everything live was NaN."""
     torch.manual_seed(0)

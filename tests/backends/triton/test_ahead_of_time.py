@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow import slow
 
 pytest.importorskip("triton", reason="Triton is not installed")
 from ahead_of_time import COPIES, PRODUCTS, TARGETS, Compiler, matching  # noqa: E402
@@ -32,7 +33,7 @@ def compiler():
         yield compiler
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [TARGETS[0], *slow(*TARGETS[1:])])
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_compiles_and_keeps_to_its_registers(name, target, compiler):
     kernels = compiler.compile(LAUNCHES[name], target)
@@ -50,7 +51,7 @@ def test_every_kernel_is_launched_here(compiler):
     assert launched == written and "staircase_linear_kernel" in written
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [TARGETS[0], *slow(*TARGETS[1:])])
 @pytest.mark.parametrize("name", ["linear bf16 aligned", "linear fp16 few samples", "linear tf32", *CONVOLUTIONS])
 def test_the_aligned_product_uses_tensor_cores_and_loads_ahead(name, target, compiler):
     product = compiler.compile(LAUNCHES[name], target)[0]
@@ -61,7 +62,7 @@ def test_the_aligned_product_uses_tensor_cores_and_loads_ahead(name, target, com
         assert name in CONVOLUTIONS or not matching(loop, re.compile("ld.global")), "loaded past the pipeline"
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [TARGETS[0], *slow(*TARGETS[1:])])
 def test_the_exact_product_uses_no_tensor_core(target, compiler):
     """A GPU's tensor cores cut float32 to TF32, which was not allowed here."""
     product = compiler.compile(LAUNCHES["linear fp32"], target)[0]
@@ -79,7 +80,7 @@ PRECISIONS = {
 }
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [TARGETS[0], *slow(*TARGETS[1:])])
 @pytest.mark.parametrize("name", PRECISIONS)
 def test_aligned_and_ragged_products_multiply_alike(name, target, compiler):
     """P1: the same instructions, as often a step, whatever is loaded together."""

@@ -6,6 +6,7 @@ import gc
 import pytest
 import torch
 import torch.nn.functional as F
+from slow import slow
 
 pytest.importorskip("triton")
 
@@ -209,7 +210,7 @@ def test_what_the_compiler_is_told_is_true(monkeypatch):
 
 
 @pytest.mark.usefixtures("few_blocks")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [*slow(torch.float32), torch.bfloat16], ids=str)
 def test_a_frozen_segments_bits_never_change(dtype):
     """P1: in training, recalled, alone in its launch, from either memory format, sliced out of NaN."""
     call = Call(NESTED, *PLAIN, dtype=dtype)

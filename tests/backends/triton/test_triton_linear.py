@@ -10,6 +10,7 @@ import pytest
 import torch
 from fused_networks import NETWORKS, on_device_learn
 from life import batch
+from slow import slow
 from staircases import CASES, Case, Layer, assert_close, assert_same_bits, inside_poison, random_case
 
 from eidetic_kernels import backends
@@ -96,7 +97,7 @@ def product(layer, x, stairs):
 EVERY_DTYPE = ("nothing frozen", "reading nothing", "concatenated", "aligned")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *slow(*DTYPES[1:])], ids=str)
 @pytest.mark.parametrize("name", [*CASES, "aligned"])
 def test_equals_the_oracle(name, dtype, small_tiles, poisoned_memory):
     """One sample, one block and a few; with bias and without; every output written, though memory was NaN."""
@@ -139,7 +140,7 @@ def test_nan_and_infinity_are_activated_as_torch_does(activation, small_tiles):
         assert_close(f"{activation}({value})", given, wanted.float(), least=1.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *slow(*DTYPES[1:])], ids=str)
 def test_random_layers(dtype, small_tiles):
     generator = random.Random(0)
     for samples in (2, 16, 33, 18, 5):
@@ -147,7 +148,7 @@ def test_random_layers(dtype, small_tiles):
         Norm(case, dtype, generator.random() < 0.5, generator.random() < 0.5).check(samples, generator.random() < 0.5)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *slow(*DTYPES[1:])], ids=str)
 @pytest.mark.parametrize("samples", [96, 515])
 def test_the_tiles_of_gpus(samples, dtype):
     """The tiles that are really used: several spans, several steps, and more than one block of samples."""
@@ -213,7 +214,7 @@ def test_inputs_lie_anyhow(name, small_tiles):
     assert_same_bits("expanded", product(norm.layer, many, norm.stairs), product(norm.layer, many.clone(), norm.stairs))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *slow(*DTYPES[1:])], ids=str)
 def test_recall_has_the_same_bits_alone_and_beside_others(dtype, small_tiles):
     """P1: a task's prefix, its weights all there is; later the same with more segments, live ones NaN, in training."""
     generator = random.Random(1)
@@ -247,7 +248,7 @@ def test_recall_has_the_same_bits_alone_and_beside_others(dtype, small_tiles):
             assert_same_bits("without a norm", plain, product(alone.layer, prefix, stairs))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [DTYPES[0], *slow(*DTYPES[1:])], ids=str)
 @pytest.mark.parametrize("tile", [linear.Tile(16, 16, 16, 4, 2), linear.Tile(64, 64, 64, 4, 4)], ids=["small", "real"])
 def test_aligned_and_ragged_launches_give_the_same_bits(tile, dtype, monkeypatch):
     """P1: a frozen segment meets a ragged neighbour, or an input of another stride, and does not notice."""
@@ -342,7 +343,7 @@ def test_a_table_lives_and_dies_with_its_staircase():
     assert alive() is None
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["layers", *slow("images")])
 def test_nothing_is_copied_to_the_device_again_until_the_layer_changes(name, monkeypatch):
     """Tables of finished tasks for ever; in training from one change of units to the next."""
     made = []

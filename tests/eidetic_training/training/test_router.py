@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from blobs import CLASSES, blobs, loader, network, state_of
+from slow import slow
 from small_networks import ConvNet, Residual
 from torch.nn import functional as F
 
@@ -381,7 +382,7 @@ def test_hidden_units_are_of_the_standardised_features_and_survive_saving(tmp_pa
     assert (before.task == torch.arange(3).repeat_interleave(120)).double().mean() > 0.95
 
 
-@pytest.mark.parametrize("hidden", [0, 5])
+@pytest.mark.parametrize("hidden", [*slow(0), 5])
 def test_hidden_weights_are_folded_with_the_standardisation(monkeypatch, hidden):
     net, loaders = learned()
     trained = optimizers_of(monkeypatch, lambda router: torch.optim.SGD(router.parameters(), 0.0))
@@ -392,7 +393,7 @@ def test_hidden_weights_are_folded_with_the_standardisation(monkeypatch, hidden)
         torch.testing.assert_close(net.router(features), trained[0](features), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("examples", [1, 7, 20, 33, 1000])
+@pytest.mark.parametrize("examples", [7, *slow(1, 20, 33, 1000)])
 def test_only_so_many_examples_of_each_task_are_seen(monkeypatch, examples):
     net, loaders = learned(2)
     expected = [torch.cat([x for x, _ in loader.batches(loader.epoch)])[:examples] for loader in loaders]
@@ -453,7 +454,7 @@ def images(t, samples=40):
     return TensorLoader(x, torch.arange(samples) % CLASSES, 20)
 
 
-@pytest.mark.parametrize("hidden", [0, 6])
+@pytest.mark.parametrize("hidden", [*slow(0), 6])
 def test_a_router_of_all_layers_reads_them_and_survives_saving(tmp_path, hidden):
     net, loaders = learned()
     columns = sum(group.segments.frozen_total for group in net.groups)
