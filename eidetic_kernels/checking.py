@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import sys
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from numbers import Integral, Real
@@ -25,8 +24,16 @@ LONGEST_PATH, LONGEST_NAME = 4096, 255  # as systems have it, of a path and of a
 SHOWN = 100  # characters of a value in a message
 
 # What torch, and Python, raise of arguments that they cannot work with. Lack of memory has classes of its own.
-REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError)
-REFUSALS += (TypeError, ValueError)
+REFUSALS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def require(holds: bool, expected: str, given: object, hint: str = "") -> None:
@@ -40,7 +47,7 @@ def whole_number(name: str, value: object, least: int = 0, most: int = LARGEST, 
 
     ``unit`` says what is counted ("units", "epochs"). Raises InputError.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool):
+    if not isinstance(value, bool) and isinstance(value, Integral):
         number = int(value)
         if least <= number <= most:
             return number
@@ -63,10 +70,11 @@ def real_number(
     ``above`` and ``below`` are limits that it must not reach. Raises InputError.
     """
     low, high = least if above is None else above, most if below is None else below
-    if isinstance(value, Real) and not isinstance(value, bool) and abs(cast(float, value)) <= sys.float_info.max:
-        real = float(value)
-        if low <= real <= high and real != above and real != below:
-            return real
+    if not isinstance(value, bool) and isinstance(value, Real):
+        with suppress(OverflowError):  # of a whole number that no float can be
+            real = float(value)
+            if math.isfinite(real) and low <= real <= high and real != above and real != below:
+                return real
     if high == math.inf:
         limits = "" if low == -math.inf else f", {low:g} or more" if above is None else f" above {low:g}"
     else:
@@ -85,7 +93,7 @@ def pair(name: str, value: object, least: int = 0) -> tuple[int, int]:
         first, second = (whole_number(name, each, least) for each in both)
     except ValueError:  # of one that is none, or of another count than two
         raise InputError(
-            f"{name} must be a whole number, {least} or more, or a pair of them; got {shown(value)}."
+            f"{name} must be a whole number, {least} or more, or a pair of them; got {shown(cast(object, value))}."
         ) from None
     return first, second
 
@@ -103,7 +111,7 @@ def random_seed(name: str, value: object) -> int:
 def flag(name: str, value: object) -> bool:
     """``value`` as it is, if it is True or False: neither 1 nor "no". Raises InputError."""
     if isinstance(value, (bool, np.bool_)):
-        return bool(value)
+        return bool(cast(object, value))
     raise InputError(f"{name} must be True or False; got {shown(value)}.")
 
 
@@ -150,7 +158,7 @@ def function(name: str, value: Value, expected: str) -> Value:
 def a_list(name: str, value: Iterable[Value], expected: str) -> list[Value]:
     """``value`` as a list, if it can be iterated over and is neither text nor a tensor. Raises InputError."""
     if not isinstance(value, Iterable) or isinstance(value, (str, bytes, Mapping, Tensor, np.ndarray)):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InputError(f"{name} must be {expected}; got {shown(value)}.")
+        raise InputError(f"{name} must be {expected}; got {shown(cast(object, value))}.")
     return list(value)
 
 
@@ -198,7 +206,8 @@ def nearest(given: object, known: Iterable[object]) -> str:
 def shown(value: object) -> str:
     """``value`` as messages show it, on one line and cut where it is long."""
     if isinstance(value, (Tensor, np.ndarray)):
-        return f"{'a tensor' if isinstance(value, Tensor) else 'an array'} {list(value.shape)} of {value.dtype}"
+        array = cast("Tensor | np.ndarray[Any, np.dtype[Any]]", value)
+        return f"{'a tensor' if isinstance(array, Tensor) else 'an array'} {list(array.shape)} of {array.dtype}"
     try:
         text = repr(value)
     except Exception:  # of a user's class
