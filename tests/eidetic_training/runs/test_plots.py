@@ -141,7 +141,7 @@ def test_all_figures_are_written_as_png(made_up_run, tmp_path):
     for path in paths:
         image = imread(path)
         assert min(image.shape[:2]) > 200
-        assert len(np.unique(image.reshape(-1, image.shape[2]), axis=0)) > 10  # something is drawn
+        assert len(np.unique(image[::5, ::5].reshape(-1, image.shape[2]), axis=0)) > 10  # something is drawn
 
 
 def test_figures_go_to_the_run_folder_by_default(made_up_run):

@@ -1,5 +1,7 @@
 """The router: what it learns, that its standardisation is folded in, and that the network is otherwise untouched."""
 
+import copy
+import functools
 import math
 
 import pytest
@@ -27,14 +29,21 @@ def tensors(task, **options):
     return TensorLoader(*inputs(task), 20, **options)
 
 
-def learned(tasks=3):
-    """A network that has finished ``tasks`` tasks whose inputs lie apart, and their loaders."""
-    net = network((24, 16))
+@functools.cache
+def learned_once(tasks):
+    net = network((24, 16))  # sets the seed
     loaders = [tensors(t) for t in range(tasks)]
     for t, data in enumerate(loaders):
         if t:
             net.prepare_for_task(t, CLASSES)
         train_task(net, data, torch.optim.Adam(net.parameters(), 0.02), max_epochs=8, keep_at_least=5)
+    return net, loaders, torch.get_rng_state()
+
+
+def learned(tasks=3):
+    """A network that has finished ``tasks`` tasks whose inputs lie apart, and their loaders."""
+    net, loaders, state = copy.deepcopy(learned_once(tasks))
+    torch.set_rng_state(state)
     return net, loaders
 
 
