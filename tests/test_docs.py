@@ -71,7 +71,11 @@ def accepted(words):
             config.load(parsed.config, parsed.overrides)
         return True
     if program == "make":
-        return re.search(rf"^{arguments[0]}:", (pages.ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+        return re.search(
+            rf"^([\w-]+ )*{arguments[0]}( [\w-]+)*:",
+            (pages.ROOT / "Makefile").read_text(encoding="utf-8"),
+            re.MULTILINE,
+        )
     if program == "python" and arguments[0] == "-m":
         return arguments[1] in ("build", "eidetic_kernels")
     if program == "pip":
