@@ -18,6 +18,7 @@ def load(name):
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prune", [*slow(False), True])
 def test_fine_tune_many(prune, tmp_path):
     pytest.importorskip("mlxtend", reason="the extra 'data' is not installed")

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 from life import Memory, batch, digest, learn, recall, train
-from small_networks import MLP, NETWORKS, ConvNet, Residual
+from small_networks import KINDS, MLP, NETWORKS, ConvNet, Residual
 
 import eidetic_kernels as ek
 from eidetic_kernels.tasks.routing import Router
@@ -59,7 +59,7 @@ class TestPaperListing:
 
 
 class TestParameters:
-    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize("kind", KINDS)
     def test_they_are_the_live_ones_and_the_head_in_training_only(self, kind):
         net = NETWORKS[kind]()
         for task in range(3):
@@ -389,7 +389,7 @@ class TestForward:
         net(batch(net)[0], task=0), net(batch(net)[0], task=1)
         assert widths == [net.body[0].segments.stop(0), net.body[0].segments.stop(1)] and widths[0] < widths[1]
 
-    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize("kind", KINDS)
     def test_the_input_can_be_asked_for_its_gradient(self, kind):
         """Saliency of a finished task: frozen paths included, against finite differences."""
         net = NETWORKS[kind]().double()

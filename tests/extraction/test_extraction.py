@@ -8,7 +8,7 @@ import pytest
 import torch
 from conversions import extracted_alike
 from life import CLASSES, READINGS, batch, digest, learn, poison, recall, train
-from small_networks import MLP, NETWORKS, ConvNet, Residual
+from small_networks import KINDS, MLP, NETWORKS, ConvNet, Residual
 from tolerances import assert_close, assert_same_bits
 from torch import nn
 from torch.nn import functional as F
@@ -29,7 +29,7 @@ def plain_layers(module):
 
 
 @pytest.mark.parametrize("how", READINGS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", KINDS)
 def test_every_tasks_logits(name, how):
     """Also under NaN in everything live, and while a task is in training."""
     net = learned(NETWORKS[name](), how)
@@ -187,7 +187,7 @@ def test_a_task_whose_images_nobody_reads():
         extracted_alike(net, task, batch(net)[0])
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", KINDS)
 def test_a_first_task_without_any_unit(name):
     net = NETWORKS[name]()
     learn(net, 0, fraction=1.0)

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from life import batch, digest, learn, train
-from small_networks import MLP, NETWORKS, ConvNet
+from small_networks import KINDS, MLP, NETWORKS, ConvNet
 
 import eidetic_kernels as ek
 from eidetic_kernels.tasks.routing import Router
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=KINDS)
 def net(request):
     """One task finished, the next in training."""
     net = NETWORKS[request.param]()

@@ -19,7 +19,7 @@ SOME = ["mixed by segment", "empty segments", "all frozen", "recall of the first
 RUNS = [(backend, name) for backend in HERE for name in CASES if backend != "triton" or name in SOME]
 
 
-@pytest.fixture(params=HERE)
+@pytest.fixture(params=[*slow("triton"), *(name for name in HERE if name != "triton")] if "triton" in HERE else HERE)
 def backend(request, monkeypatch):
     if request.param == "triton":
         from eidetic_kernels.backends.triton import conv2d, linear

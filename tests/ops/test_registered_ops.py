@@ -570,6 +570,7 @@ def live_one_life(net, tasks, count):
     return counts
 
 
+@pytest.mark.slow
 def test_a_compiled_network_survives_its_tasks():
     """With torch told that sizes change, neither pruning nor new tasks nor recall compile again."""
     backend = Counting("aot_eager")

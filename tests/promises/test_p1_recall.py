@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from life import READINGS, Memory, batch, learn, reading, recall, train
-from small_networks import MLP, NETWORKS
+from small_networks import KINDS, MLP, NETWORKS
 
 import eidetic_kernels as ek
 from eidetic_kernels.tasks.routing import Router
@@ -13,7 +13,7 @@ from eidetic_kernels.tasks.routing import Router
 TASKS = 4
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=KINDS)
 def net(request):
     return NETWORKS[request.param]()
 

@@ -6,12 +6,12 @@ A mask that multiplies by zero fails this: 0 x NaN is NaN.
 import pytest
 import torch
 from life import READINGS, Memory, batch, learn, live_tensors, loss_of, poison, reading, train
-from small_networks import NETWORKS
+from small_networks import KINDS, NETWORKS
 
 VALUES = {"nan": float("nan"), "inf": float("inf"), "-inf": -float("inf")}
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=KINDS)
 def net(request):
     return NETWORKS[request.param]()
 

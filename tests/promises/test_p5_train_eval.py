@@ -3,13 +3,13 @@
 import pytest
 import torch
 from life import READINGS, batch, learn, reading, train
-from small_networks import MLP, NETWORKS
+from small_networks import KINDS, MLP, NETWORKS
 from torch import nn
 
 import eidetic_kernels as ek
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=KINDS)
 def net(request):
     return NETWORKS[request.param]()
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from life import READINGS, batch, learn, train
 from slow import slow
-from small_networks import MLP, NETWORKS, ConvNet, Residual
+from small_networks import KINDS, MLP, NETWORKS, ConvNet, Residual
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eidetic_kernels as ek
@@ -19,7 +19,7 @@ from eidetic_kernels.records.environment import differences, environment
 TASKS = 3
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=KINDS)
 def net(request):
     return NETWORKS[request.param]()
 

@@ -3,14 +3,14 @@
 import pytest
 import torch
 from life import READINGS, batch, learn, recall
-from small_networks import NETWORKS
+from small_networks import KINDS, NETWORKS
 
 from eidetic_kernels.tasks.routing import Router
 
 SAMPLES = 60
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=KINDS)
 def net(request):
     return NETWORKS[request.param]()
 

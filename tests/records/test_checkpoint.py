@@ -8,7 +8,7 @@ import torch
 from life import CLASSES, READINGS, Memory, batch, digest, learn, reading, recall, train
 from safetensors import safe_open
 from safetensors.torch import save_file
-from small_networks import MLP, NETWORKS, ConvNet
+from small_networks import KINDS, MLP, NETWORKS, ConvNet
 
 import eidetic_kernels as ek
 from eidetic_kernels import files
@@ -71,7 +71,7 @@ def path(tmp_path):
 
 
 class TestRoundTrip:
-    @pytest.mark.parametrize("kind", NETWORKS)
+    @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("stage", STAGES)
     def test_the_whole_state_comes_back(self, kind, stage, path):
         net = at(stage, NETWORKS[kind]())
@@ -340,6 +340,7 @@ def test_a_loaded_network_does_not_depend_on_its_file(path):
     memory.check(again, "overwriting the file")
 
 
+@pytest.mark.slow
 def test_every_byte_of_the_header_is_guarded(tmp_path):
     """It holds the structure: a flipped bit there could be another dropout, input shape or task."""
     net = MLP((3, 2))

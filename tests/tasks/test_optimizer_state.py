@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 from life import CLASSES, batch, digest, learn, loss_of, train
-from small_networks import MLP, NETWORKS, ConvNet
+from small_networks import KINDS, MLP, NETWORKS, ConvNet
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
@@ -155,7 +155,7 @@ def test_empty_segments_take_part_in_every_step(make, empty):
     assert all(not torch.equal(old, new) for old, new in zip(weights, net.parameters()))
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_optimizer_through_the_life_of_a_network(kind):
     net = NETWORKS[kind]()
     net.prepare_for_task(0, 3, max_units=0.5)

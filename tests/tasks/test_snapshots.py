@@ -3,12 +3,12 @@
 import pytest
 import torch
 from life import Memory, batch, digest, learn, train
-from small_networks import MLP, NETWORKS, ConvNet
+from small_networks import KINDS, MLP, NETWORKS, ConvNet
 
 import eidetic_kernels as ek
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=KINDS)
 def net(request):
     net = NETWORKS[request.param]()
     learn(net, 0)

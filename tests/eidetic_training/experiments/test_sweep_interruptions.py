@@ -80,6 +80,7 @@ def stall(config, folder, connection):
     work(config, folder, say=lambda line: None)
 
 
+@pytest.mark.slow
 def test_workers_share_trials_and_a_killed_one_s_is_taken_over(data, tmp_path, monkeypatch):
     config, folder = config_of(data, trials=4), tmp_path / "run"
     monkeypatch.setattr(module, "run_experiment", pretended)

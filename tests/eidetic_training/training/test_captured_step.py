@@ -64,7 +64,7 @@ def trained(net, make_optimizer, captured, epochs=2, data=None, loss=F.cross_ent
 # ---- an epoch
 
 
-@pytest.mark.parametrize("backend", [None, "torch"])
+@pytest.mark.parametrize("backend", [None, *slow("torch")])
 @pytest.mark.parametrize(
     "make", [*NETWORKS.values(), *fused_networks.NETWORKS.values()], ids=[*NETWORKS, *fused_networks.NETWORKS]
 )
