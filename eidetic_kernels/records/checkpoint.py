@@ -67,8 +67,7 @@ def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None =
     if "probe" in tensors:  # earlier versions had the same inputs for all tasks
         probe = tensors.pop("probe")
         tensors |= {f"probes.{entry['task']}": probe for entry in header["records"]}
-    fresh = _construct(cls, header, path) if network is None else copy.deepcopy(network)
-    fresh.as_architecture()
+    fresh = _construct(cls, header, path) if network is None else _copied(network)
     if fresh.current_task is not None or fresh.finished_tasks:
         raise CheckpointError(
             f"load needs a fresh network, one that has not begun a task; got one with {fresh.finished_tasks} finished "
@@ -220,6 +219,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     return read_header(metadata["eidetic"], str(path), FORMAT), tensors
 
 
+def _copied(network: BaseNetwork) -> BaseNetwork:
+    fresh = copy.deepcopy(network)
+    fresh.as_architecture()
+    return fresh
+
+
 def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> BaseNetwork:
     """A fresh network of the saved class (or of ``cls``, if it has a forward), built with the saved arguments."""
     if _is_abstract(cls):
@@ -242,7 +247,10 @@ def _construct(cls: type[BaseNetwork], header: dict[str, Any], path: Path) -> Ba
         )
 
     try:
-        return cls(*header["arguments"]["args"], **header["arguments"]["kwargs"])
+        fresh = cls(*header["arguments"]["args"], **header["arguments"]["kwargs"])
+        fresh.as_architecture()
+        fresh.wiring  # noqa: B018  raises where these arguments make no network
+        return fresh
     except (EideticError, *_MISFITS) as error:
         raise CheckpointError(
             f"{cls.__name__} cannot be built with the saved arguments ({type(error).__name__}: {first_line(error)}). "

@@ -236,6 +236,14 @@ class TestWhichClass:
         with pytest.raises(ek.CheckpointError, match="MLP cannot be built with the saved arguments"):
             MLP.load(path)
 
+    def test_arguments_that_make_no_network_are_the_file_s_fault(self, path, monkeypatch):
+        MLP().save(path)
+        monkeypatch.setattr(MLP, "forward", lambda self, x: x)
+        with pytest.raises(ek.CheckpointError, match="cannot be built with the saved arguments .ConversionError"):
+            MLP.load(path)
+        with pytest.raises(ek.ConversionError):  # the caller's own network
+            MLP.load(path, MLP())
+
 
 class TestDamage:
     @pytest.fixture
