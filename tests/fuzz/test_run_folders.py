@@ -11,6 +11,7 @@ from tiny_runs import make_config, run, write_data
 
 from eidetic_training.cli import main
 from eidetic_training.experiments import config as configuration
+from eidetic_training.runs import RunFolder
 
 COMMANDS = ("report", "certify", "predict", "routing", "train")
 VALUES = ("null", "[]", "{}", "3", '"x"', '{"0": "aa"}', "[[1]]", "-1", "1e400", "true")
@@ -68,6 +69,8 @@ def test_every_command_on_a_damaged_run_folder_says_what_is_wrong(whole, tmp_pat
 
         assert "Traceback" not in said.getvalue(), f"{command}, {name}: {said.getvalue()[-300:]}"
         assert status in (0, 2) or (status == 1 and name == "digests.json"), f"{command}, {name}: status {status}"
+        if (command, status) == ("certify", 0):
+            assert set(RunFolder(tmp_path / "run").digests) == {0, 1}, f"{name}: a task is missing, and nobody says so"
         return f"status {status}"
 
     ends = run_cases("run folders", 15, case, weight=50)
