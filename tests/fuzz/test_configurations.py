@@ -52,6 +52,7 @@ GOOD = {
     "router.layers": ("true",),
     "router.inputs": ("true",),
     "router.hidden": ("3",),
+    "capacity.share": ("0.5", "[0.5, 0.25]", "[0.5]", '"even"', "[0.5, 2.0]"),
     "methods.ewc": ("{ strength = 1.0 }", "{ strenght = 1.0 }"),
     "methods.evc": ("{}",),
     "sweep.grid": ("true",),

@@ -69,7 +69,8 @@ DEFAULTS: dict[str, Any] = {
     "optimizer": {"name": "adamw", "lr": 1e-3},  # and any argument of that optimizer
     "task": {},  # see TaskSettings
     "capacity": {
-        # Caps a task's new units: a fraction of each layer's width, or "even": the free units over the tasks to come.
+        # Caps a task's new units: a fraction of each layer's width, a list with one for each task, or "even": the free
+        # units over the tasks to come.
         "share": None,
         # Round unit counts to multiples of this where possible (net.align). "auto" is 16 on a GPU, which runs them
         # faster, and 1 otherwise.
@@ -233,7 +234,7 @@ _FORMS = {
     "data.source": (str, list),
     "data.learn_first": (int, type(None)),
     "data.held_out": (float, type(None)),
-    "capacity.share": (float, str, type(None)),
+    "capacity.share": (float, str, list, type(None)),
     "capacity.multiple": (int, str),
     "capacity.forward_transfer": (bool, dict),
     "capacity.widen": (int, float, type(None)),
@@ -263,8 +264,10 @@ def _check_data(data: Mapping[str, Any]) -> None:
 def _check_capacity(capacity: Mapping[str, Any]) -> None:
     """Raise InputError for a table ``capacity`` with a wrong value."""
     share, multiple = capacity["share"], capacity["multiple"]
-    right = share is None or share == "even" or (isinstance(share, float) and 0 < share <= 1)
-    require(right, 'capacity.share must be a fraction in (0, 1], such as 0.1, or "even"', share)
+    shares = share if isinstance(share, list) else [share]
+    right = share in (None, "even") or (shares and all(isinstance(each, float) and 0 < each <= 1 for each in shares))
+    expected = 'capacity.share must be a fraction in (0, 1], such as 0.1, a list with one for each task, or "even"'
+    require(bool(right), expected, share)
     right = multiple == "auto" or (isinstance(multiple, int) and 1 <= multiple <= LARGEST)
     require(right, 'capacity.multiple must be a number of units, 1 or more, or "auto"', multiple)
     if isinstance(capacity["forward_transfer"], dict):

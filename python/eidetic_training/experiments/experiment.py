@@ -11,6 +11,7 @@ import torch
 
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.checking import path
+from eidetic_kernels.errors import InputError
 from eidetic_kernels.tasks.checks import choices
 from eidetic_kernels.tasks.router_convolutions import check_images
 from eidetic_kernels.tasks.transfer import transferring
@@ -102,6 +103,10 @@ def build(config: dict[str, Any], tasks: list[Task]) -> EideticNetwork:
     Raises InputError for a model, optimizer, router or device that cannot be.
     """
     find_device(config["device"])
+    share, length = config["capacity"]["share"], planned(config["data"])
+    if isinstance(share, list) and len(share) != length:
+        raise InputError(f"capacity.share must have a fraction for each of {length} tasks; got {len(share)}.")
+
     torch.manual_seed(config["seed"])
     network = models.build(config["model"]["name"], tasks[0].train.shape, **_arguments(config["model"]))
     network.wiring  # noqa: B018  raises if it cannot be wired
@@ -138,7 +143,7 @@ def _learn(
         t,
         tasks[t].num_classes,
         forward_transfer=config["capacity"]["forward_transfer"],
-        max_units=_units(config["capacity"]["share"], network, left),
+        max_units=_units(config["capacity"]["share"], network, t, left),
     )
     train_task(
         network,
@@ -196,11 +201,13 @@ def _route(
     run.progress_path.unlink(missing_ok=True)
 
 
-def _units(share: float | str | None, network: EideticNetwork, remaining: int) -> dict[str, int] | float | None:
+def _units(
+    share: float | list[float] | str | None, network: EideticNetwork, task: int, remaining: int
+) -> dict[str, int] | float | None:
     """The cap on a task's new units: None, a fraction of the width, or an even share of the free units by group."""
     if isinstance(share, str):  # "even" is the only one
         return even_share(network, remaining)
-    return share
+    return share[task] if isinstance(share, list) else share
 
 
 def _multiple(config: dict[str, Any]) -> int:

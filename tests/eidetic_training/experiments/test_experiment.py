@@ -468,6 +468,17 @@ def test_a_share_of_the_width_caps_every_task(data, tmp_path):
     assert [units_kept(folder, t) for t in range(3)] == [[8, 8]] * 3
 
 
+def test_every_task_may_have_a_share_of_its_own(data, tmp_path):
+    config = make_config(data, capacity={"share": [0.5, 0.2, 0.1]}, task={"search": "none"}, router={"train": False})
+    folder = run(config, tmp_path / "run")
+    assert [units_kept(folder, t) for t in range(3)] == [[20, 20], [8, 8], [4, 4]]
+
+    config["capacity"]["share"] = [0.5, 0.2]
+    with pytest.raises(InputError, match="capacity.share must have a fraction for each of 3 tasks; got 2."):
+        run(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_last_task_that_is_not_pruned_takes_all_that_is_free(data, tmp_path):
     folder = run(make_config(data, capacity={"prune_last": False}, router={"train": False}), tmp_path / "run")
     kept = [units_kept(folder, t) for t in range(3)]
