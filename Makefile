@@ -30,8 +30,9 @@ demo: $(STAMPS)/run
 
 # One thread a process: the processes already share the cores among themselves. A file's tests share what they make, so
 # they stay in one process, the longest files first (tests/conftest.py). The driver, the promises and all else run in
-# processes of their own, so that what one changes in torch (compilers, settings) is not met by the others.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+# processes of their own, so that what one changes in torch (compilers, settings) is not met by the others. What one of the
+# many processes has compiled the others load, also where the environment says not to write bytecode.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 test: QUICK := -m "not slow"
 test test-all: lint
 	$(PYTEST) tests/eidetic_training $(QUICK) $(ARGS)
