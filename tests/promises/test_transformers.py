@@ -5,10 +5,14 @@ import torch
 import torch.nn.functional as F
 from conversions import train
 from dense_reference import DenseReference
-from life import READINGS, Memory, learn, poison, reading
+from life import READINGS, Memory, batch, learn, poison, reading
+from random_networks import Recipe
 from small_transformers import TRANSFORMERS, converted, make, samples, scatter
+from tolerances import assert_close
 
 import eidetic_kernels as ek
+from eidetic_kernels.layout import prefix
+from eidetic_kernels.ops.staircase import read
 
 CLOSE = {"rtol": 1e-9, "atol": 1e-9}
 
@@ -151,3 +155,21 @@ def test_any_frozen_number_that_changes_is_reported(name):
                 assert path in str(net.certify()), (path, buffer)
                 tensor.view(-1)[0] = number
     assert net.certify().ok
+
+
+def test_averages_over_tokens_round_by_the_channels_beside_and_recall_keeps_its_bits():
+    """The pass of ``predict`` has the channels of all tasks beside each other, as it says."""
+    net = Recipe("parts", (3, 2)).build()
+    net.finish_task()
+    net.widen(24)
+    memory = Memory(net)
+    for task in (1, 2):
+        memory.note(net)
+        learn(net, task, max_units=6)
+        memory.check(net, "the next task")
+
+    x = batch(net, 40, seed=5)[0]
+    with torch.no_grad():
+        for task in range(3):
+            beside_all, alone = net.eval().compute_features(x, 2), net.compute_features(x, task)
+            assert_close(f"task {task}", read(beside_all, prefix(net.wiring.features, task, 2)), alone)

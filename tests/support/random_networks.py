@@ -40,6 +40,12 @@ CONVERTED = {
     "parts": (InParts, InParts.example),
     "split and shuffled": (Halves, Halves.example),
 }
+# These average over tokens, or over positions of images with channels last. torch's sums over them round by the number
+# of channels beside, and the one pass of ``predict`` has the channels of all tasks.
+AVERAGING = {
+    *("heads by hand", "packed heads by hand", "heads of one layer", "depthwise"),
+    *("windows", "windows, second version", "parts"),
+}
 
 
 @dataclass(frozen=True)
