@@ -75,7 +75,9 @@ def write(
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise CheckpointError(f"{path} cannot be written ({error}); what was there before is as it was.") from error
+        raise CheckpointError(
+            f"{path} cannot be written ({error.strerror}); what was there before is as it was."
+        ) from error
 
 
 def read(path: str | Path, key: signature.Key | None) -> CertificateFile:

@@ -11,13 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from .. import checking
 from ..checking import first_line
 from ..errors import CheckpointError, EideticError, InputError
-from ..files import replacing
+from ..files import write_tensors
 from ..layers import StaircaseLayer
 from ..layout import Segments
 from ..tasks.base import BaseNetwork, head_of
@@ -51,11 +50,7 @@ def save(network: BaseNetwork, path: str | Path) -> None:
         raise InputError(f"{path} is a folder; name a file in it, such as {Path(path) / 'network.safetensors'}.")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     header = json.dumps(_structure(network))
-    try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata={"eidetic": header, "sha256": _content(header, tensors)})
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be written ({error}); what was there before is as it was.") from error
+    write_tensors(path, tensors, {"eidetic": header, "sha256": _content(header, tensors)})
 
 
 def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:

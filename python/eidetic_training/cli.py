@@ -30,6 +30,7 @@ from .runs.folder import RunFolder
 from .runs.model import open_model
 from .runs.networks import load_network
 from .runs.routing_report import routing_report
+from .runs.style import save_figure
 from .runs.tables import write_bytes
 
 RESUMABLE = ("train", "sweep", "compare", "reproduce")
@@ -259,7 +260,7 @@ def _compare(arguments: argparse.Namespace) -> None:
     print(f"\n{text}\n")
 
     try:
-        comparison_figure(compared).savefig(folder / "comparison.png", dpi=plots.DPI)
+        save_figure(comparison_figure(compared), folder / "comparison.png")
     except InputError as error:
         print(error)
     print(f"Everything is in {folder}.")

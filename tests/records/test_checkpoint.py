@@ -322,7 +322,7 @@ class TestAtomic:
         if step == "replace":
             monkeypatch.setattr(files.os, "replace", fail)
         else:
-            monkeypatch.setattr(checkpoint, "save_file", fail)
+            monkeypatch.setattr(files, "save_file", fail)
         with pytest.raises(ek.CheckpointError, match="cannot be written .no space"):
             at("in training", MLP()).save(path)
         assert path.read_bytes() == before
@@ -332,7 +332,7 @@ class TestAtomic:
         def interrupt(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(checkpoint, "save_file", interrupt)
+        monkeypatch.setattr(files, "save_file", interrupt)
         with pytest.raises(KeyboardInterrupt):
             MLP().save(path)
         assert list(path.parent.iterdir()) == []

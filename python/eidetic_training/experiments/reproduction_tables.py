@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..runs import plots
 from ..runs.folder import RunFolder
 from ..runs.report import Summary, spread, summary
+from ..runs.style import save_figure
 from .paper_numbers import PerClass
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def drawn(draw: Callable[[RunFolder], Figure]) -> Shown:
         for row, folders in runs.items():
             for run in folders:
                 path = folder / f"{name}-{run.path.name}.png"
-                draw(run).savefig(path, dpi=plots.DPI)
+                save_figure(draw(run), path)
                 lines.append(f"- {row}, seed {run.config['seed']}: {path}")
         return lines
 

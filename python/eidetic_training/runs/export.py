@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,8 @@ def export_task(
         shape: of one input, without the batch dimension.
         format: "torch" (for ``torch.export.load``) or "onnx" (needs the extra ``export``).
 
-    Raises TaskError for a task that is not finished, InputError for an unknown format or a missing package.
+    Raises TaskError for a task that is not finished, InputError for an unknown format, a missing package or a ``path``
+    that is no file's, OSError where the file cannot be written.
     """
     instance("network", network, EideticNetwork, "an EideticNetwork")
     write, read = WRITERS[one_of("format", format, list(WRITERS))]
@@ -73,8 +75,9 @@ def export_task(
 
 def _write_torch(plain: nn.Module, x: Tensor, path: Path) -> None:
     program = torch.export.export(plain, (x,), dynamic_shapes=({0: torch.export.Dim("samples")},))
-    with open(path, "wb") as file:  # given a name, torch.export.save insists on the suffix .pt2
-        torch.export.save(program, file)
+    content = io.BytesIO()  # writing to a file that cannot grow, torch ends the process
+    torch.export.save(program, content)
+    path.write_bytes(content.getbuffer())
 
 
 def _read_torch(path: Path) -> Callable[[Tensor], Tensor]:

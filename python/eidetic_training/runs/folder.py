@@ -27,12 +27,12 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from eidetic_kernels import checking
 from eidetic_kernels.errors import InputError
-from eidetic_kernels.files import replacing
+from eidetic_kernels.files import write_tensors
 from eidetic_kernels.tasks.capacity import Capacity
 from eidetic_kernels.tasks.record import digest
 
@@ -267,7 +267,7 @@ class RunFolder:
     def record_answers(self, task: int, entry: Recorded, sample: Tensor | None = None) -> None:
         """Record a finished task's test logits, and a sample [n, classes] of them.
 
-        Raises InputError if another SHA-256 was recorded before.
+        Raises InputError if another SHA-256 was recorded before, CheckpointError where the sample cannot be written.
         """
         recorded = self.recorded
         before = recorded.get(task, entry).sha256
@@ -277,8 +277,7 @@ class RunFolder:
                 "when the task is learned: if it differs now, the task's answers have changed."
             )
         if sample is not None:
-            with replacing(self.answers_path(task)) as temporary:
-                save_file({"logits": sample.contiguous()}, temporary)
+            write_tensors(self.answers_path(task), {"logits": sample.contiguous()})
         self._write_recorded({**recorded, task: entry})
 
     def record_router(self, accuracy: float, oracle: Sequence[float], routed: Sequence[float]) -> None:

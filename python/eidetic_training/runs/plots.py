@@ -31,6 +31,7 @@ from .style import (
     count_formatter,
     new_figure,
     percent_formatter,
+    save_figure,
     set_legend,
     set_title,
     task_colours,
@@ -279,11 +280,10 @@ def all_figures(run: RunFolder | str | PathLike[str], folder: str | PathLike[str
     names = [name for name in FIGURES if name not in without]
     drawn = {name: FIGURES[name](run) for name in names}
 
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for name, figure in drawn.items():
         paths.append(folder / f"{name}.png")
-        figure.savefig(paths[-1], dpi=DPI)
+        save_figure(figure, paths[-1])
     return paths
 
 

@@ -6,12 +6,16 @@ needed, no global state is touched, and a figure that is dropped is freed.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from eidetic_kernels.errors import InputError
+
+from .tables import write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -58,6 +62,13 @@ def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> 
         axes.set_axisbelow(True)
         axes.tick_params(labelsize=TEXT)
     return figure, all_axes
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; the file is the old one or the new one, never a part of either."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI)
+    write_bytes(path, content.getvalue())
 
 
 def set_title(axes: Axes, title: str, note: str = "") -> None:

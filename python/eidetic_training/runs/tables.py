@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar, cast, get_type_hints
 
 from eidetic_kernels.errors import InputError
-from eidetic_kernels.files import replacing
+from eidetic_kernels.files import naming, replacing
 
 Row = TypeVar("Row", bound=tuple[Any, ...])  # a NamedTuple
 
@@ -34,7 +34,7 @@ class Table(Generic[Row]):
     def append(self, row: Row) -> None:
         """Add one row, and the header before the first."""
         keep = _complete_bytes(self.path)
-        with open(self.path, "r+b" if keep else "wb") as file:
+        with naming(self.path), open(self.path, "r+b" if keep else "wb") as file:
             file.truncate(keep)
             file.seek(keep)
             file.write(self._lines([row], header=keep == 0))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from eidetic_kernels.errors import CheckpointError, InputError
+from eidetic_kernels.files import check_file
 from eidetic_kernels.version import __version__
 
 from . import state_file
@@ -46,9 +47,11 @@ class ProgressFile:
     def load(self) -> dict[str, Any] | None:
         """The state that was saved; None where there is no file, or one of another task's training.
 
-        Raises CheckpointError for a damaged file, InputError for one of this task's that was trained otherwise.
+        Raises CheckpointError for a damaged file, InputError for one of this task's that was trained otherwise and for
+        a path that is no file's.
         """
-        if not self.path.is_file():
+        check_file(self.path)
+        if not self.path.exists():
             return None
         content = state_file.read(self.path)
         saved = content["training"]
@@ -67,7 +70,10 @@ class ProgressFile:
         return content["state"]
 
     def save(self, state: dict[str, Any], events: int) -> None:
-        """Replace the file. Raises InputError where ``state`` holds what cannot be written."""
+        """Replace the file.
+
+        Raises InputError where ``state`` holds what cannot be written, CheckpointError where the file cannot be.
+        """
         state_file.write(self.path, {"training": self.training, "events": events, "state": state})
 
 

@@ -63,7 +63,7 @@ def train_router(
             router that was trained otherwise.
         RouterError: ``layers`` that cannot be read (windows), or no unit that a router could read.
         NonFiniteLossError: the loss became NaN or infinite.
-        CheckpointError: the file of ``progress`` is damaged.
+        CheckpointError: the file of ``progress`` is damaged, or cannot be written.
     """
     instance("network", network, EideticNetwork, "an EideticNetwork")
     settings = RouterSettings.given(settings, overrides)

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from eidetic_kernels.errors import CheckpointError, InputError
-from eidetic_kernels.files import replacing
+from eidetic_kernels.files import write_tensors
 from eidetic_kernels.tasks.record import digest
 
 FORMAT = 1
@@ -25,12 +24,11 @@ def write(path: str | Path, tree: Any) -> None:
     A reader sees the old file or the new one, never a part of either. Numbers read back as the same bits, tensors also
     with their strides and on their device.
 
-    Raises InputError for anything else in ``tree``.
+    Raises InputError for anything else in ``tree``, CheckpointError where the file cannot be written.
     """
     tensors, storages = dict[str, Tensor](), set[int]()
     text = json.dumps({"format": FORMAT, "tree": _described(tree, tensors, storages)})
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"state": text, "sha256": _content(text, tensors)})
+    write_tensors(path, tensors, {"state": text, "sha256": _content(text, tensors)})
 
 
 def read(path: str | Path) -> Any:

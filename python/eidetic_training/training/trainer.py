@@ -63,10 +63,10 @@ def train_task(
             written.
 
     Raises:
-        TaskError: no task is in training.
+        TaskError: no task is in training, or another thread trains the network.
         InputError: an empty loader, wrong labels or inputs, a loss beside label smoothing, or ``progress`` of a
-            training of this task with other settings, loader or optimizer.
-        CheckpointError: the file of ``progress`` is damaged.
+            training of this task with other settings, loader or optimizer, or that is no file.
+        CheckpointError: the file of ``progress`` is damaged, or cannot be written (training goes on from what it was).
         StaleOptimizerError: the optimizer holds none of the network's current parameters.
         NonFiniteLossError: the loss, or what was trained, became NaN or infinite.
     """
@@ -80,7 +80,7 @@ def train_task(
     if optimizer is not None:
         _check_optimizer(network, an_optimizer(optimizer))
 
-    with going_back(network, optimizer) as good:
+    with network.training_here(), going_back(network, optimizer) as good:
         if len(network.heads) == network.current_task:
             network.add_head(count_classes(loader))
         if optimizer is None:

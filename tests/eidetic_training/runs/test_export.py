@@ -1,6 +1,8 @@
 """eidetic export: a task as a file, read again and compared."""
 
+import os
 import re
+import resource
 import sys
 
 import pytest
@@ -72,6 +74,22 @@ def test_the_report_is_of_the_file_itself(trained, tmp_path, monkeypatch):
 
     monkeypatch.setattr(network, "extract", wrong)
     assert abs(export_task(network, 0, tmp_path / "task.pt2", (1, SIDE, SIDE)).difference - 2) < 1e-3
+
+
+def test_what_cannot_be_written_is_one_line_and_changes_nothing(trained, tmp_path, capsys):
+    path = tmp_path / "task"
+    path.write_bytes(b"before")
+    os.mkfifo(tmp_path / "pipe")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for limit, out, said in ((2000, path, f"{path}: File too large."), (limits[0], tmp_path / "pipe", "is a pipe")):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))  # to torch, a file that cannot grow is fatal
+        try:
+            assert main(["export", str(trained), "--task", "0", "--out", str(out)]) == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        err = capsys.readouterr().err
+        assert said in err and len(err.splitlines()) == 1
+    assert path.read_bytes() == b"before" and (tmp_path / "pipe").is_fifo() and len(list(tmp_path.iterdir())) == 2
 
 
 def test_errors(trained, tmp_path, capsys, monkeypatch):

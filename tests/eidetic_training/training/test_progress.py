@@ -1,15 +1,18 @@
 """The file of progress: what it holds reads back as the same bits, and training goes on from it to the same bits."""
 
 import math
+import os
 
 import pytest
 import torch
 from blobs import CLASSES, blobs, loader, state_of
+from safetensors import SafetensorError
 from slow import slow
 from small_networks import MLP, ConvNet
 from torch import nn
 from torch.nn import functional as F
 
+from eidetic_kernels import files
 from eidetic_kernels.errors import CheckpointError, InputError
 from eidetic_training import train_router, train_task
 from eidetic_training.data import Augmentation, Preparation, TensorLoader
@@ -234,6 +237,35 @@ def test_damaged_progress_is_named_and_changes_nothing(tmp_path):
         life.train(progress=tmp_path / "progress")
     assert state_of(life.net) == before
     assert progress.reached(tmp_path / "progress") is None
+
+
+def test_a_disk_that_is_full_for_a_while_is_named_and_training_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    expected, path, written = Life("adam").train(), tmp_path / "progress", []
+    write = files.save_file
+
+    def full_after_two(*arguments, **options):
+        written.append(path)
+        if len(written) > 2:
+            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+        write(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "save_file", full_after_two)
+        with pytest.raises(CheckpointError, match="progress cannot be written .*No space left on device"):
+            Life("adam").train(progress=path)
+    assert [each.name for each in tmp_path.iterdir()] == ["progress"]
+    seen = []
+    assert Life("adam").train(seen.append, progress=path) == expected
+    assert 0 < len([event for event in seen if event.note is None]) < len(expected[2])
+
+
+def test_progress_that_is_no_file_is_refused_before_training(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    life = Life("adam")
+    before = state_of(life.net)
+    with pytest.raises(InputError, match="pipe is a pipe"):
+        life.train(progress=tmp_path / "pipe")
+    assert state_of(life.net) == before and (tmp_path / "pipe").is_fifo()
 
 
 def test_a_loader_that_does_not_count_its_epochs_is_named_and_nothing_is_written(tmp_path):
