@@ -27,6 +27,7 @@ class EideticBatchNorm(SegmentedLayer):
     """
 
     frozen_names = ("frozen_scale", "frozen_shift")
+    live_names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
     dims: tuple[int, ...] = ()
 
     def __init__(

@@ -31,6 +31,7 @@ class EideticParameter(SegmentedLayer):
     frozen_weight: Tensor
     fresh: Tensor
     frozen_names = ("frozen_weight",)
+    live_names = ("weight", "fresh")
 
     def __init__(self, values: Tensor, dim: int | None = -1, shared: int = 1):
         instance("values", values, Tensor, "a floating-point tensor")

@@ -32,6 +32,7 @@ class EideticPositionNetwork(SegmentedLayer):
     coordinates: Tensor
     frozen_weight: Tensor
     frozen_names = ("frozen_weight",)
+    live_names = ("weight", "hidden_weight", "hidden_bias", "coordinates")
 
     def __init__(self, coordinates: Tensor, network: nn.Sequential, shared: int):
         first, last = network[0], network[-1]

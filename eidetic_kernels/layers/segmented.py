@@ -37,6 +37,9 @@ class SegmentedLayer(nn.Module):
     """
 
     frozen_names: tuple[str, ...] = ()
+    # Parameters and statistics that are cut, frozen and renewed with the units. What a subclass adds belongs to no
+    # task, unless it names it here and cuts, freezes and renews it.
+    live_names: tuple[str, ...] = ("weight", "bias")
     # The dimension of the units in the layer's input and output: 1, or -1 (tokens, images with channels last).
     unit_dim = 1
     # How many neighbouring units share one row of the layer's tensors: a head's, where there is one row for each head.

@@ -23,7 +23,7 @@ from ..wiring import tracing
 from ..wiring.declared import SAMPLES, check_declared
 from ..wiring.groups import Group, Wiring
 from .checks import an_optimizer
-from .foreign import freeze_foreign
+from .foreign import Foreign, freeze_foreign
 from .joining import check_joining, join_layers
 from .probes import Probes
 from .record import TaskRecord
@@ -72,7 +72,7 @@ class BaseNetwork(nn.Module):
         self._scope = Scope()
         self._one_thread = OneThread()
         self._wiring: Wiring | None = None
-        self._foreign: tuple[nn.Module, ...] = ()
+        self._foreign = Foreign()
         self._declared_unchecked = False
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -145,7 +145,7 @@ class BaseNetwork(nn.Module):
         them finds their successors.
         """
         finished = (self.heads[task] for task in range(self.finished_tasks))
-        fixed = {id(p) for module in (*finished, *self._foreign) for p in module.parameters()}
+        fixed = {id(p) for part in (*finished, self._foreign) for p in part.parameters()}
         if self._wiring is not None:
             fixed.update(id(p) for p in self._parameters.values())
         for name, parameter in super().named_parameters(prefix, recurse, remove_duplicate):
@@ -155,8 +155,7 @@ class BaseNetwork(nn.Module):
     def train(self, mode: bool = True):
         """As torch has it, but that modules of no task stay in evaluation mode for ever; see :mod:`.foreign`."""
         super().train(mode)
-        for module in self._foreign:
-            module.eval()
+        self._foreign.eval()
         return self
 
     def make_head(self, segments: Segments, forward_transfer: tuple[bool, ...]) -> EideticLinear:

@@ -1,34 +1,77 @@
-"""Modules of no task: plain layers inside a network that is wired by hand.
+"""Modules and parameters of no task: plain layers inside a network wired by hand, and what users add to our layers.
 
 Their units have no owner, so training them for one task would change the answers of all others. They are frozen when
 the network is wired: no optimizer sees their parameters, they stay in evaluation mode, and certificates fingerprint
-them. A frozen backbone in front of eidetic layers is such a module.
+them. A frozen backbone in front of eidetic layers is such a module. So is a plain module inside a layer of ours, and a
+parameter that a subclass of a layer adds; the layer itself learns on.
 """
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import cast
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
+from ..errors import ConversionError
 from ..layers import SegmentedLayer
 
 
-def freeze_foreign(network: nn.Module, skipped: frozenset[str]) -> tuple[nn.Module, ...]:
-    """Freeze the modules of ``network`` that belong to no task, and parameters of its own; returns the modules.
+@dataclass(frozen=True)
+class Foreign:
+    """What of a network belongs to no task.
 
-    ``skipped`` names children that are the network's own. Warns of modules that would have been trained.
+    Args:
+        modules: the largest modules that hold parameters or statistics, and no layer whose units have owners.
+        added: (module, name) of parameters that modules with such layers inside hold themselves.
     """
-    found = [each for name, child in network.named_children() if name not in skipped for each in _foreign(child, name)]
-    own = [(name, p) for name, p in network._parameters.items() if p is not None]  # pyright: ignore[reportPrivateUsage]
-    trainable = [(path, p) for path, module in found for p in module.parameters() if p.requires_grad]
-    trainable += [(name, p) for name, p in own if p.requires_grad]
+
+    modules: tuple[nn.Module, ...] = ()
+    added: tuple[tuple[nn.Module, str], ...] = ()
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        for module in self.modules:
+            yield from module.parameters()
+        for module, name in self.added:
+            parameter = module._parameters.get(name)  # pyright: ignore[reportPrivateUsage]
+            if parameter is not None:
+                yield parameter
+
+    def eval(self) -> None:
+        """Put the modules in evaluation mode. A layer of ours that holds a parameter of no task trains on."""
+        for module in self.modules:
+            module.eval()
+
+
+def freeze_foreign(network: nn.Module, skipped: frozenset[str]) -> Foreign:
+    """Freeze what of ``network`` belongs to no task, its own parameters included, and return it.
+
+    ``skipped`` names children that are the network's own. Warns of what would have been trained. Raises ConversionError
+    for parameters that have no size yet, and for layers whose weight something else computes.
+    """
+    _check(network, skipped)
+    modules = dict(_foreign_modules(network, "", skipped))
+    inside = {each for module in modules.values() for each in module.modules()}
+    added = [
+        (path, module, name)
+        for path, module in _named_modules(network, skipped)
+        if module not in inside
+        for name, tensor in _foreign_tensors(module)
+        if isinstance(tensor, nn.Parameter)
+    ]
+
+    found = [(path, p) for path, module in modules.items() for p in module.parameters()]
+    found += [(f"{path}.{name}".lstrip("."), module.get_parameter(name)) for path, module, name in added]
+    trainable = [(path, parameter) for path, parameter in found if parameter.requires_grad]
     for _, parameter in trainable:
         parameter.requires_grad_(False)
-    for _, module in found:
-        module.eval()
+    foreign = Foreign(tuple(modules.values()), tuple((module, name) for _, module, name in added))
+    foreign.eval()
     if trainable:
         paths = ", ".join(repr(path) for path in dict.fromkeys(path for path, _ in trainable))
         warnings.warn(
@@ -37,26 +80,66 @@ def freeze_foreign(network: nn.Module, skipped: frozenset[str]) -> tuple[nn.Modu
             "frozen backbone call requires_grad_(False) on it, and this warning does not come.",
             stacklevel=2,
         )
-    return tuple(module for _, module in found)
+    return foreign
 
 
 def shared_tensors(network: nn.Module, skipped: frozenset[str]) -> Iterator[tuple[str, list[Tensor]]]:
     """(path, tensors) of every module below ``network`` whose parameters and buffers belong to no task."""
+    for path, module in _named_modules(network, skipped):
+        tensors = [tensor for _, tensor in _foreign_tensors(module)]
+        if tensors and path:
+            yield path, tensors
+
+
+def _named_modules(network: nn.Module, skipped: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
     for path, module in cast("Iterator[tuple[str, nn.Module]]", network.named_modules()):
-        if path.split(".")[0] not in skipped and not isinstance(module, SegmentedLayer):
-            tensors = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-            if tensors and path:
-                yield path, tensors
-
-
-def _foreign(module: nn.Module, path: str) -> Iterator[tuple[str, nn.Module]]:
-    """The largest modules at or below ``module`` that hold parameters or statistics, and no layer whose units have
-    owners."""
-    if isinstance(module, SegmentedLayer):
-        return
-    if not any(isinstance(each, SegmentedLayer) for each in module.modules()):
-        if next(module.parameters(), None) is not None or next(module.buffers(), None) is not None:
+        if path.split(".")[0] not in skipped:
             yield path, module
-        return
+
+
+def _foreign_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of parameters and buffers that ``module`` itself holds, and that are not those of units."""
+    own = {*module.live_names, *module.frozen_names} if isinstance(module, SegmentedLayer) else set[str]()
+    for name, tensor in _held(module):
+        if name not in own:
+            yield name, tensor
+
+
+def _held(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of what ``module`` itself holds: a network's own named_parameters hides some."""
+    for name, tensor in (*module._parameters.items(), *module._buffers.items()):  # pyright: ignore[reportPrivateUsage]
+        if tensor is not None:
+            yield name, tensor
+
+
+def _foreign_modules(module: nn.Module, path: str, skipped: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
+    """The largest modules below ``module`` that hold parameters or statistics, and no layer whose units have owners."""
     for name, child in module.named_children():
-        yield from _foreign(child, f"{path}.{name}")
+        if not path and name in skipped:
+            continue
+        here = f"{path}.{name}".lstrip(".")
+        if any(isinstance(each, SegmentedLayer) for each in child.modules()):
+            yield from _foreign_modules(child, here, skipped)
+        elif any(True for _ in itertools.chain(child.parameters(), child.buffers())):
+            yield here, child
+
+
+def _check(network: nn.Module, skipped: frozenset[str]) -> None:
+    """Raise ConversionError where a module's parameters cannot be known, or be cut and frozen."""
+    for path, module in _named_modules(network, skipped):
+        if any(is_lazy(tensor) for _, tensor in _held(module)):
+            raise ConversionError(
+                f"{path!r} is a {type(module).__name__}, whose parameters have no size yet. Run it once on an example "
+                "before the network's first use, or build it with its sizes (nn.Linear for nn.LazyLinear)."
+            )
+        if isinstance(module, SegmentedLayer) and _computed(module):
+            raise ConversionError(
+                f"{path!r} is a {type(module).__name__} whose weight is computed from other tensors (weight_norm, "
+                "spectral_norm, torch.nn.utils.prune or another parametrization), which cannot be cut and frozen with "
+                "its units. Remove that (torch.nn.utils.parametrize.remove_parametrizations); the network prunes itself."
+            )
+
+
+def _computed(layer: SegmentedLayer) -> bool:
+    """Whether something else than a parameter or buffer stands where ``layer`` has its tensors."""
+    return is_parametrized(layer) or any(isinstance(vars(layer).get(name), Tensor) for name in layer.live_names)

@@ -108,8 +108,8 @@ def _check_fits(path: str, layer: SegmentedLayer) -> None:
 
 def live_tensors(layer: SegmentedLayer) -> list[tuple[str, Tensor]]:
     """(name, tensor) of a layer's live parameters and statistics."""
-    buffers = [(name, buffer) for name, buffer in layer.named_buffers(recurse=False) if name not in layer.frozen_names]
-    return [*layer.named_parameters(recurse=False), *buffers]
+    named = [*layer.named_parameters(recurse=False), *layer.named_buffers(recurse=False)]
+    return [(name, tensor) for name, tensor in named if name in layer.live_names]
 
 
 def all_live(network: BaseNetwork) -> list[tuple[str, str, SegmentedLayer, Tensor]]:
