@@ -289,7 +289,7 @@ def _predict(arguments: argparse.Namespace) -> None:
         for t, task in enumerate(tasks_of(run)[: network.finished_tasks]):
             x, y = next(iter(task.test_loader(3)))
             rows.append(x)
-            names += [f"task {t}, class {inputs.labels[t][int(label)]}" for label in y]
+            names += [f"task {t}, class {inputs.label(t, int(label))}" for label in y]
         batch = torch.cat(rows)
 
     network.eval()
@@ -305,7 +305,7 @@ def _predict(arguments: argparse.Namespace) -> None:
     width = max(len(name) for name in ["image", *names])
     print(f"{'image':{width}}  task  class  confidence")
     for name, task, index, sure in zip(names, tasks, label.tolist(), confidence.tolist()):
-        print(f"{name:{width}}  {task:4}  {inputs.labels[task][index]:5}  {sure:10.1%}")
+        print(f"{name:{width}}  {task:4}  {inputs.label(task, index):5}  {sure:10.1%}")
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """The command: what it prints and writes, its exit status, and errors without a traceback."""
 
+import json
 import shutil
 import sys
 import types
@@ -465,6 +466,26 @@ def test_sweep_prints_the_trials_and_writes_what_train_takes(settings, tmp_path,
         eidetic("sweep", settings, "--run", folder, *arguments, "--workers", "0"),
         "workers must be a whole number, 1 or more",
     )
+
+
+# ---- run folders that somebody has edited
+
+
+@pytest.mark.parametrize("labels", [[], [[]], [[0, 1, 2, 3, 4, 5], [0, 1]]])
+def test_labels_that_were_cut_short_are_named(copied, eidetic, labels):
+    path = copied / "inputs.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "labels": labels}))
+    for command in (["predict", copied], ["report", copied, "--classes"]):
+        failing(eidetic(*command), f"eidetic {command[0]}: inputs.json has no label of class", "Restore")
+
+
+def test_a_row_that_stands_twice_is_named(settings, copied, eidetic):
+    path = copied / "classes.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines, lines[1]]))
+    failing(eidetic("report", copied, "--classes"), f"{path}, line {len(lines) + 1} is damaged", "line 2 has the same")
+    status, out, err = eidetic("train", settings, "--run", copied)
+    assert status == 0 and "2 of 2 tasks" in out and f"{path}, line {len(lines) + 1} is damaged" in out + err
 
 
 # ---- reproduce

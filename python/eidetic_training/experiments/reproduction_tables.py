@@ -106,7 +106,8 @@ def _class_means(folders: Sequence[RunFolder]) -> tuple[list[float], list[float]
 
 
 def _class_names(folder: RunFolder) -> list[str]:
-    return [f"task {score.task}, {folder.inputs.labels[score.task][score.label]}" for score in folder.classes]
+    inputs = folder.inputs
+    return [f"task {score.task}, {inputs.label(score.task, score.label)}" for score in folder.classes]
 
 
 def _pair(routed: float, given: float) -> str:

@@ -55,9 +55,9 @@ class RunFolder:
         if not self._config_path.is_file():
             raise InputError(f"{self.path} is not a run folder: no config.json there. Start a run first.")
         self._metrics = Table(self.path / "metrics.csv", Metric, problem_of)
-        self._tests = Table(self.path / "tests.csv", TaskScore, problem_of)
-        self._classes = Table(self.path / "classes.csv", ClassScore, problem_of)
-        self._capacity = Table(self.path / "capacity.csv", CapacityEntry, problem_of)
+        self._tests = Table(self.path / "tests.csv", TaskScore, problem_of, named_by=2)
+        self._classes = Table(self.path / "classes.csv", ClassScore, problem_of, named_by=2)
+        self._capacity = Table(self.path / "capacity.csv", CapacityEntry, problem_of, named_by=2)
 
     @classmethod
     def create(cls, path: str | PathLike[str], config: Mapping[str, Any]) -> RunFolder:
@@ -155,7 +155,7 @@ class RunFolder:
     @property
     def classes(self) -> list[ClassScore]:
         """All rows of classes.csv, by task and class; none in a run of a version that did not count by class."""
-        return self._classes.read()
+        return sorted(self._classes.read(), key=lambda row: (row.task, row.label))
 
     @property
     def capacity(self) -> list[CapacityEntry]:
@@ -195,11 +195,11 @@ class RunFolder:
 
     @property
     def inputs(self) -> Inputs:
-        """What the network expects at its input. Raises InputError before the run has begun."""
+        """What the network expects at its input. Raises InputError before the run has begun, and for a damaged file."""
         path = self.path / "inputs.json"
         if not path.exists():
             raise InputError(f"{self.path} has no inputs.json: the run has not begun a task. Continue it first.")
-        return Inputs.from_json(read_json(path))
+        return Inputs.from_json(read_json(path), path)
 
     @property
     def router(self) -> RouterScore | None:
@@ -252,8 +252,18 @@ class RunFolder:
             self._classes.append(ClassScore(task, label, each.samples, each.accuracy, math.nan))
 
     def record_routed_classes(self, routed: Sequence[Sequence[float]]) -> None:
-        """Record accuracy by class of every task, with the task named by the router."""
-        self._classes.replace([row._replace(routed=routed[row.task][row.label]) for row in self.classes])
+        """Record accuracy by class of every task, with the task named by the router.
+
+        Raises InputError if classes.csv has a task or a class that ``routed`` has not.
+        """
+        rows = self.classes
+        for row in rows:
+            if row.task >= len(routed) or row.label >= len(routed[row.task]):
+                raise InputError(
+                    f"{self._classes.path} is damaged: the run has no class {row.label} of task {row.task}. Restore it "
+                    "from a copy of the run, or delete that line."
+                )
+        self._classes.replace([row._replace(routed=routed[row.task][row.label]) for row in rows])
 
     def record_capacity(self, task: int, capacity: Capacity) -> None:
         """Record the units that task ``task`` kept, from a network's ``capacity()`` after the task was finished."""

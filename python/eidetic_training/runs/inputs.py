@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eidetic_kernels.checking import whole_number
+from eidetic_kernels.checking import LARGEST, require, whole_number
 from eidetic_kernels.errors import InputError
 
 from ..data import Normalisation, Task
@@ -40,18 +40,29 @@ class Inputs:
         return cls(_image(first.train.shape), tuple(first.normalisation.mean), tuple(first.normalisation.std), labels)
 
     @classmethod
-    def from_json(cls, values: dict[str, Any]) -> Inputs:
-        """What :meth:`to_json` wrote. Raises InputError for anything else."""
+    def from_json(cls, values: Any, path: str | Path = "inputs.json") -> Inputs:
+        """What :meth:`to_json` wrote to ``path``. Raises InputError for anything else."""
         try:
-            labels = tuple(tuple(map(int, task)) for task in values["labels"])
-            mean, std = (tuple(map(float, values[name])) for name in ("mean", "std"))
-            return cls(_image(values["shape"]), mean, std, labels)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            shape = _image(values["shape"])
+            pixels = Normalisation(tuple(values["mean"]), tuple(values["std"]))
+            require(len(pixels.mean) == shape[0], f"mean must be {shape[0]} numbers, one for each channel", pixels.mean)
+            labels = tuple(tuple(whole_number("a label", label, -LARGEST) for label in t) for t in values["labels"])
+            return cls(shape, pixels.mean, pixels.std, labels)
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                "the run's inputs must be shape (three whole numbers), mean and std (a number for each channel) and "
-                f"labels (class labels for each task); got {str(values)[:200]} ({type(error).__name__}: {error}). "
-                "Restore inputs.json from a copy of the run."
+                f"{path} is damaged: the run's inputs must be shape (three whole numbers), mean and std (a number for "
+                f"each channel) and labels (class labels for each task); got {str(values)[:200]} "
+                f"({type(error).__name__}: {str(error).rstrip('.')}). Restore it from a copy of the run."
             ) from error
+
+    def label(self, task: int, index: int) -> int:
+        """The data set's label of class ``index`` of a task. Raises InputError if there is none on record."""
+        if 0 <= task < len(self.labels) and 0 <= index < len(self.labels[task]):
+            return self.labels[task][index]
+        raise InputError(
+            f"inputs.json has no label of class {index} of task {task}, which the run has learned: it is damaged, or "
+            "the file that names that class is. Restore both from a copy of the run."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """All fields, as JSON knows them."""

@@ -73,7 +73,10 @@ def accuracy_over_time(run: RunFolder | str | PathLike[str]) -> Figure:
     ends = _ends(rows)
     figure, (training, testing) = new_figure(WIDTH, 6.4, rows=2)
 
-    for task, colour in enumerate(task_colours(1 + max(row.task for row in rows))):
+    tasks = sorted({row.task for row in (*rows, *scores)})
+    colours = task_colours(1 + tasks[-1])
+    for task in tasks:
+        colour = colours[task]
         epochs = [
             row for row in rows if row.task == task and row.phase in EPOCH_PHASES and np.isfinite(row.train_accuracy)
         ]
@@ -246,7 +249,8 @@ def class_accuracy(run: RunFolder | str | PathLike[str]) -> Figure:
         axes.plot(places, given, "o", color=colour, markersize=4.5, label=f"task {task}")
         axes.plot(places, routed, "o", color=colour, markersize=7, markerfacecolor="none")
 
-    labels = [str(run.inputs.labels[score.task][score.label]) for score in scores]
+    inputs = run.inputs
+    labels = [str(inputs.label(score.task, score.label)) for score in scores]
     axes.set_xticks(list(place.values()), labels, fontsize=SMALL, rotation=90 if len(scores) > 40 else 0)
     axes.set_xlabel("class, by task")
     axes.set_ylabel("test accuracy")

@@ -158,10 +158,11 @@ def classes_table(run: RunFolder | str | PathLike[str]) -> str:
         raise InputError(
             f"{run.path} has no accuracy by class: finish a task first. A run that version 0.1.0 finished has none."
         )
+    inputs = run.inputs
     routed = not any(math.isnan(score.routed) for score in scores)
     rows = [["class", "samples", "task given", *(["routed", "lost"] if routed else [])]]
     for score in scores:
-        name = f"task {score.task}, {run.inputs.labels[score.task][score.label]}"
+        name = f"task {score.task}, {inputs.label(score.task, score.label)}"
         rows.append([name, f"{score.samples:,}", *_given_and_routed(score.given, score.routed, routed)])
 
     given, named = _mean([score.given for score in scores]), _mean([score.routed for score in scores])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
+
+from eidetic_kernels.checking import LARGEST
 
 # Phases whose rows are epochs of training a task. The others are events ("prune", "restore", "finish"), or epochs that
 # belong to no task ("router").
@@ -10,6 +13,7 @@ EPOCH_PHASES = ("train", "settle", "recover", "polish")
 PHASES = (*EPOCH_PHASES, "prune", "restore", "finish", "router")
 
 MOST_TASKS = 100_000  # a damaged number of a task must not make tables of that size
+LONGEST = 1e10  # seconds: 300 years
 
 
 class Metric(NamedTuple):
@@ -88,18 +92,37 @@ class RouterScore(NamedTuple):
         return cls(found["accuracy"], *lists)
 
 
-def problem_of(row: Metric | TaskScore | ClassScore | CapacityEntry) -> str | None:
-    """What is wrong with a row that was read from a file; None where nothing is."""
-    if not 0 <= row.task < MOST_TASKS:
+def problem_of(row: Metric | TaskScore | ClassScore | CapacityEntry, rows: int) -> str | None:
+    """What is wrong with a row that was read from a file of ``rows`` rows; None where nothing is."""
+    for name, value in row._asdict().items():
+        if isinstance(value, int) and not 0 <= value <= LARGEST:
+            return f"{name} {value} is none"
+    # Every task has rows of its own in tests.csv and capacity.csv: no figure or table gets larger than those files are.
+    most = rows if isinstance(row, (TaskScore, CapacityEntry)) else MOST_TASKS
+    if row.task > most:
         return f"task {row.task} is none"
-    if isinstance(row, Metric) and row.phase not in PHASES:
-        return f"there is no phase {row.phase!r}"
-    if isinstance(row, Metric) and not row.seconds >= 0:
-        return f"seconds must be 0 or more; got {row.seconds}"
-    if isinstance(row, TaskScore) and not row.task <= row.learned < MOST_TASKS:
+    if isinstance(row, Metric):
+        return _problem_of_metric(row)
+
+    accuracies = [getattr(row, name) for name in ("accuracy", "given", "routed") if hasattr(row, name)]
+    for accuracy in accuracies:
+        unknown = isinstance(row, ClassScore) and math.isnan(accuracy)
+        if not 0 <= accuracy <= 1 and not unknown:
+            return f"an accuracy lies in [0, 1]; got {accuracy}"
+    if isinstance(row, TaskScore) and not row.task <= row.learned <= rows:
         return f"task {row.task} cannot be tested after task {row.learned}"
-    if isinstance(row, TaskScore) and not 0 <= row.accuracy <= 1:
-        return f"an accuracy lies in [0, 1]; got {row.accuracy}"
-    if isinstance(row, CapacityEntry) and not 0 <= row.units <= row.width:
+    if isinstance(row, CapacityEntry) and not row.units <= row.width >= 1:
         return f"{row.units} of {row.width} units cannot be kept"
+    return None
+
+
+def _problem_of_metric(row: Metric) -> str | None:
+    if row.phase not in PHASES:
+        return f"there is no phase {row.phase!r}"
+    if not 0 <= row.seconds <= LONGEST:
+        return f"seconds must be 0 or more, and finite; got {row.seconds}"
+    if not math.isnan(row.train_accuracy) and not 0 <= row.train_accuracy <= 1:
+        return f"an accuracy lies in [0, 1]; got {row.train_accuracy}"
+    if row.live_units + row.frozen_units > row.width:
+        return f"{row.live_units} live and {row.frozen_units} frozen units are more than {row.width}"
     return None

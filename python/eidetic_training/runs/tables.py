@@ -22,12 +22,21 @@ class Table(Generic[Row]):
     reaches the operating system before it returns. A killed process may leave a last line without its end: reading
     ignores it, and the next append removes it.
 
-    ``problem`` says what is wrong with a row that was read; None where nothing is.
+    Args:
+        problem: says what is wrong with a row that was read, of a table of so many rows; None where nothing is.
+        named_by: that many columns, the first ones, tell rows apart: no two rows have the same there. 0: rows may be
+            alike.
     """
 
-    def __init__(self, path: Path, row_type: type[Row], problem: Callable[[Row], str | None] = lambda row: None):
+    def __init__(
+        self,
+        path: Path,
+        row_type: type[Row],
+        problem: Callable[[Row, int], str | None] = lambda row, rows: None,
+        named_by: int = 0,
+    ):
         self.path = path
-        self.row_type, self.problem = row_type, problem
+        self.row_type, self.problem, self.named_by = row_type, problem, named_by
         self._columns: list[str] = list(cast(Any, row_type)._fields)  # which every NamedTuple has
         self._types = get_type_hints(row_type)
 
@@ -68,7 +77,18 @@ class Table(Generic[Row]):
         if header != self._columns:
             given, expected = ",".join(header), ",".join(self._columns)
             raise InputError(f"{self.path} has the columns {given[:200]}; expected {expected}. Restore it from a copy.")
-        return [(self._parse(line, number), line) for number, line in enumerate(lines[1:], start=2)]
+
+        rows: list[tuple[Row, bytes]] = []
+        numbers: dict[tuple[Any, ...], int] = {}
+        for number, line in enumerate(lines[1:], start=2):
+            row = self._parse(line, number)
+            problem = self.problem(row, len(lines) - 1)
+            if self.named_by and (first := numbers.setdefault(row[: self.named_by], number)) != number:
+                problem = f"line {first} has the same {' and '.join(self._columns[: self.named_by])}"
+            if problem is not None:
+                raise self._damaged(line, number, problem)
+            rows.append((row, line))
+        return rows
 
     def _cells(self, line: bytes, number: int) -> list[str]:
         try:
@@ -85,11 +105,7 @@ class Table(Generic[Row]):
             }
         except ValueError as error:
             raise self._damaged(line, number, error) from error
-        row = self.row_type(**values)
-        problem = self.problem(row)
-        if problem is not None:
-            raise self._damaged(line, number, problem)
-        return row
+        return self.row_type(**values)
 
     def _damaged(self, line: bytes, number: int, problem: object) -> InputError:
         shown = line.decode(errors="backslashreplace").strip()[:200]

@@ -266,6 +266,9 @@ def test_rows_that_stay_are_not_written_otherwise(new_run):
         ("learned,task,accuracy\n0,-1,0.5\n", "line 2 .*task -1 is none"),
         ("learned,task,accuracy\n0,1,0.5\n", "line 2 .*task 1 cannot be tested after task 0"),
         ("learned,task,accuracy\n999999999,0,0.5\n", "line 2 .*cannot be tested after task 999999999"),
+        ("learned,task,accuracy\n0,0,0.5\n9,0,0.5\n", "line 3 .*cannot be tested after task 9"),
+        ("learned,task,accuracy\n0,0,0.5\n9,9,0.5\n", "line 3 .*task 9 is none"),
+        ("learned,task,accuracy\n0,0,0.5\n1,0,0.5\n0,0,0.5\n", "line 4 .*line 2 has the same learned and task"),
         ('learned,task,accuracy\n0,0,"0.5\n', "line 2 is damaged"),
         ("learned,task,accuracy\n0,0,0.5\0\n", "line 2 is damaged"),
         ("learned,accuracy\n0,0.5\n", "expected learned,task,accuracy"),
@@ -281,6 +284,52 @@ def test_bytes_that_are_no_text_are_named(new_run):
     (new_run.path / "tests.csv").write_bytes(b"learned,task,accuracy\n\xff\xfe,0,0.5\n")
     with pytest.raises(InputError, match=r"tests.csv, line 2 is damaged \(.xff"):
         _ = new_run.tests
+
+
+@pytest.mark.parametrize(
+    ("table", "change", "message"),
+    [
+        ("metrics", {"live_units": 99999999999999999999}, "live_units 99999999999999999999 is none"),
+        ("metrics", {"live_units": 31}, "31 live and 0 frozen units are more than 30"),
+        ("metrics", {"width": -1}, "width -1 is none"),
+        ("metrics", {"task": 10**6}, "task 1000000 is none"),
+        ("metrics", {"seconds": "1e400"}, "seconds must be 0 or more, and finite; got inf"),
+        ("metrics", {"train_accuracy": 1e308}, r"an accuracy lies in \[0, 1\]; got 1e\+308"),
+        ("classes", {"label": -1}, "label -1 is none"),
+        ("classes", {"given": "inf"}, r"an accuracy lies in \[0, 1\]; got inf"),
+        ("classes", {"label": 1}, "line 3 has the same task and label|line 2 has the same task and label"),
+        ("capacity", {"width": 0, "units": 0}, "0 of 0 units cannot be kept"),
+        ("capacity", {"units": 21}, "21 of 20 units cannot be kept"),
+        ("capacity", {"layer": "second"}, "line 2 has the same task and layer"),
+        ("capacity", {"task": 7}, "task 7 is none"),
+    ],
+)
+def test_a_value_that_cannot_be_is_named_with_its_line(made_up_run, table, change, message):
+    path = made_up_run.path / f"{table}.csv"
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    for name, value in change.items():
+        rows[1][rows[0].index(name)] = str(value)
+    path.write_text("".join(",".join(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=rf"{table}.csv, line \d is damaged .*({message})"):
+        getattr(made_up_run, table)
+
+
+def test_classes_are_sorted_whatever_the_order_of_their_rows(made_up_run):
+    path, before = made_up_run.path / "classes.csv", made_up_run.classes
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text(header + "".join(reversed(rows)))
+    assert made_up_run.classes == before
+
+
+def test_a_class_that_no_task_has_is_not_given_what_the_router_answers(made_up_run):
+    path = made_up_run.path / "classes.csv"
+    for line in ("2,2,100,0.5,\n", "3,0,100,0.5,\n"):
+        before = path.read_text()
+        path.write_text(before + line)
+        with pytest.raises(InputError, match="classes.csv is damaged: the run has no class"):
+            made_up_run.record_routed_classes([[0.8, 0.8], [0.7, 0.69], [0.75, 0.7]])
+        assert path.read_text() == before + line
+        path.write_text(before)
 
 
 DAMAGES = ["null", "[]", "{}", "3", '"x"', "{", "[" * 100_000, '{"0": null}', '{"config": [], "environment": 3}', "NaN"]
@@ -299,7 +348,7 @@ def test_damaged_json_is_named(new_run, name, text):
     if (name, text) == ("digests.json", "{}"):
         assert new_run.recorded == {}
         return
-    with pytest.raises(InputError, match=f"{name} is (not valid JSON|damaged)|the run's inputs must be"):
+    with pytest.raises(InputError, match=f"{name} is (not valid JSON|damaged)"):
         reads[name]()
 
 

@@ -28,6 +28,14 @@ def test_inputs_are_what_they_were_after_json():
         {"std": 3},
         {"labels": [0, 1]},
         {"labels": [["cat"]]},
+        {"labels": ["12"]},
+        {"labels": [[0.5]]},
+        {"labels": [[2**70]]},
+        {"mean": []},
+        {"mean": [0.5, 0.5], "std": [0.5, 0.5]},
+        {"mean": ["0.5"]},
+        {"mean": [float("nan")]},
+        {"std": [0.0]},
     ],
 )
 def test_damaged_inputs_are_refused(change):
@@ -37,6 +45,13 @@ def test_damaged_inputs_are_refused(change):
         Inputs.from_json({name: value for name, value in INPUTS.to_json().items() if name not in change})
     with pytest.raises(InputError, match="inputs"):
         Inputs.from_json([])
+
+
+@pytest.mark.parametrize(("task", "index"), [(2, 0), (1, 2), (-1, 0), (0, -1)])
+def test_a_label_that_is_not_on_record_is_named(task, index):
+    assert [INPUTS.label(1, each) for each in range(2)] == [3, 2]
+    with pytest.raises(InputError, match=f"inputs.json has no label of class {index} of task {task}"):
+        INPUTS.label(task, index)
 
 
 def test_an_image_of_16_bits_is_read_on_the_scale_of_8(tmp_path):

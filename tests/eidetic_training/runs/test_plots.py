@@ -3,6 +3,7 @@
 import builtins
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,6 +114,13 @@ def test_accuracy_by_class_is_a_dot_for_the_task_given_and_a_ring_for_the_router
     np.testing.assert_allclose(routed.get_ydata(), [0.7, 0.69])
     assert routed.get_markerfacecolor() == "none" and given.get_color() == routed.get_color()
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "1"] * 3
+
+
+def test_figures_of_a_run_whose_labels_were_cut_short_say_which_file_it_is(made_up_run):
+    inputs = made_up_run.inputs
+    made_up_run.record_inputs(replace(inputs, labels=inputs.labels[:2]))
+    with pytest.raises(InputError, match=r"inputs.json has no label of class 0 of task 2"):
+        plots.class_accuracy(made_up_run)
 
 
 def test_a_run_without_accuracy_by_class_has_all_other_figures(made_up_run):
