@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -48,4 +48,11 @@ def uncompiled(network: nn.Module) -> Iterator[None]:
         with torch.compiler.set_stance("force_eager"):
             yield
     else:
+        yield
+
+
+@contextmanager
+def outside_inference() -> Iterator[None]:
+    """Leave ``torch.inference_mode()`` for a while: what is made inside of that can never be trained."""
+    with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         yield

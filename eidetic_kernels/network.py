@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,10 @@ class EideticNetwork(BaseNetwork):
         net.train_router(loaders)
         net.predict(x)
     """
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of a copy, or from a pickle
+        super().__setstate__(state)
+        optimizer_state.watch_head(self)
 
     def capacity(self) -> Capacity:
         """Units frozen by task, live and free, with a row for each unit group. It prints as a table."""

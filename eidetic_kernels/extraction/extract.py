@@ -32,7 +32,7 @@ from ..layers import (
     Shuffle,
 )
 from ..layers.attention import PROJECTIONS
-from ..modes import evaluating
+from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
 from ..wiring import rules
 from .layers import NO_PLAIN_VERSION, plain_layer
@@ -45,6 +45,7 @@ _LINEAR = (EideticLinear, Shared, HeadedAttention)
 _MOVES = (operator.getitem, torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose", "swapaxes")
 
 
+@outside_inference()
 def extract(network: BaseNetwork, task: int) -> nn.Module:
     """See :meth:`.EideticNetwork.extract`."""
     finished = network.finished_tasks

@@ -19,7 +19,9 @@ from ..errors import CheckpointError, EideticError, InputError
 from ..files import write_tensors
 from ..layers import StaircaseLayer
 from ..layout import Segments
+from ..modes import outside_inference
 from ..tasks.base import BaseNetwork, head_of
+from ..tasks.optimizer_state import watch_head
 from ..tasks.record import digest
 from ..tasks.routing import Router
 from ..tasks.transfer import TransferringLayer, transferring
@@ -53,6 +55,7 @@ def save(network: BaseNetwork, path: str | Path) -> None:
     write_tensors(path, tensors, {"eidetic": header, "sha256": _content(header, tensors)})
 
 
+@outside_inference()
 def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None = None) -> BaseNetwork:
     """See :meth:`EideticNetwork.load`. A ``network`` that is given serves as the architecture and is not changed."""
     path = Path(checking.path("path", path))
@@ -82,6 +85,7 @@ def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None =
         fresh.load_state_dict(tensors, strict=True)
     except (EideticError, *_MISFITS) as error:
         raise CheckpointError(f"{path} does not fit {type(fresh).__name__}: {error}") from error
+    watch_head(fresh)
     return fresh
 
 

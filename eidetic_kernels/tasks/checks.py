@@ -7,11 +7,13 @@ from contextlib import suppress
 from typing import cast
 
 import numpy as np
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ..checking import explained, flag, instance, known_names, require, share, shown, whole_number
-from ..errors import CapacityError, InputError
+from ..errors import CapacityError, InputError, TaskError
+from ..layers import SegmentedLayer
 from ..wiring.groups import Group
 
 # What can be iterated over, and never gives batches.
@@ -68,6 +70,28 @@ def count_or_share(name: str, value: object) -> int | float:
 def an_optimizer(optimizer: object) -> Optimizer:
     """``optimizer`` as it is, if it is one of torch's. Raises InputError."""
     return instance("optimizer", optimizer, Optimizer, "a torch.optim.Optimizer, made from net.parameters()")
+
+
+def trainable(network: nn.Module) -> None:
+    """Raise TaskError where a layer of ``network`` has tensors that torch will not train."""
+    for path, layer in cast("Iterator[tuple[str, nn.Module]]", network.named_modules()):
+        tensors = (*layer.parameters(recurse=False), *layer.buffers(recurse=False))
+        if isinstance(layer, SegmentedLayer) and any(tensor.is_inference() for tensor in tensors):
+            raise TaskError(
+                f"the tensors of {path!r} were made inside torch.inference_mode(), and torch does not train such ones. "
+                "Build, copy and move the network outside of it. A copy that is made outside can be trained: "
+                "net = copy.deepcopy(net)."
+            )
+
+
+def gradients(call: str) -> None:
+    """Raise TaskError where torch records no gradients, so that ``call`` could train nothing."""
+    if not torch.is_grad_enabled():
+        mode = "inference_mode" if torch.is_inference_mode_enabled() else "no_grad"
+        raise TaskError(
+            f"{call} was called inside torch.{mode}(), where torch records no gradients, so nothing can be trained. "
+            "Call it outside, with batches that were made outside."
+        )
 
 
 def pairs(name: str, loader: object) -> Iterable[tuple[Tensor, Tensor]]:

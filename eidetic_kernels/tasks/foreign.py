@@ -136,7 +136,7 @@ def _check(network: nn.Module, skipped: frozenset[str]) -> None:
             raise ConversionError(
                 f"{path!r} is a {type(module).__name__} whose weight is computed from other tensors (weight_norm, "
                 "spectral_norm, torch.nn.utils.prune or another parametrization), which cannot be cut and frozen with "
-                "its units. Remove that (torch.nn.utils.parametrize.remove_parametrizations); the network prunes itself."
+                "its units. Remove that (torch.nn.utils.parametrize.remove_parametrizations), and use net.prune."
             )
 
 

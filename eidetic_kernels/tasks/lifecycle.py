@@ -54,6 +54,7 @@ def plan_next(
         )
     if num_classes is not None:
         whole_number("num_classes", num_classes, 1)
+    checks.trainable(network)
     if optimizer is not None:
         check_current(checks.an_optimizer(optimizer), network.parameters())
 

@@ -138,7 +138,7 @@ class HeadWatch:
         self._head, self._held, self._missed = weakref.ref(head), False, 0
 
     def __reduce__(self) -> tuple[type[None], tuple[()]]:
-        return type(None), ()  # a network that is unpickled is not watched until its next task
+        return type(None), ()  # a network that is copied or unpickled makes a watch of its own
 
     def is_of(self, parameter: nn.Parameter) -> bool:
         """Whether ``parameter`` is the head's weight."""
@@ -163,12 +163,20 @@ class HeadWatch:
         return StaleOptimizerError(
             "no optimizer that stepped holds the head of the task in training, so the head would stay untrained: it "
             "was made after the optimizer. Create the optimizer from net.parameters() after prepare_for_task, or call "
-            "net.adopt(optimizer), which adds the head."
+            "net.adopt(optimizer), which adds the head. A head that is to stay as it is: "
+            "net.live_head.requires_grad_(False)."
         )
 
 
 def watch_head(network: BaseNetwork) -> None:
-    """From now on, optimizers of the live parameters must not leave the head out."""
+    """From now on, optimizers of the live parameters must not leave out the head in training, if there is one.
+
+    A head that is watched stays so. One of a copied, unpickled or loaded network is not watched yet.
+    """
+    if network.current_task is None or len(network.heads) <= network.current_task:
+        return
+    if getattr(network.live_head.weight, HeadWatch.name, None) is not None:
+        return
     watch = HeadWatch(network.live_head)
     for parameter in network.parameters():
         setattr(parameter, HeadWatch.name, watch)

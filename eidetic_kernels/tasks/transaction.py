@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from ..errors import TaskError
 from ..layers import SegmentedLayer
+from ..modes import outside_inference
 
 
 class OneThread:
@@ -50,13 +51,15 @@ def atomic(network: nn.Module, optimizer: Optimizer | None = None, *written: Ten
     """Put ``network`` and ``optimizer`` back to what they are now if anything is raised inside, and raise it again.
 
     ``written``: tensors that are written in place inside; their values are copied first. All others must be replaced.
+    What is made inside can be trained, also where the caller is in ``torch.inference_mode()``.
     """
-    before = State(network, optimizer, written)
-    try:
-        yield
-    except BaseException:
-        before.put_back()
-        raise
+    with outside_inference():
+        before = State(network, optimizer, written)
+        try:
+            yield
+        except BaseException:
+            before.put_back()
+            raise
 
 
 class State:

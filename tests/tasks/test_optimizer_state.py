@@ -497,3 +497,40 @@ class TestTheHeadIsLeftOut:
         for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
             self.loop(other, torch.optim.SGD(other.parameters(), 0.1))
             other.finish_task()
+
+    def mid_task(self):
+        net = MLP((7, 6))
+        net.prepare_for_task(0, CLASSES, max_units=0.5)
+        return net
+
+    def loaded(self, net, folder):
+        net.save(folder / "net")
+        return MLP.load(folder / "net")
+
+    @pytest.mark.parametrize("again", ["deepcopy", "pickle", "load", "copy of a copy"])
+    def test_copies_pickles_and_loaded_networks_tell_it_too(self, again, tmp_path):
+        net = self.mid_task()
+        if again == "load":
+            net = self.loaded(net, tmp_path)
+        elif again == "pickle":
+            net = pickle.loads(pickle.dumps(net))
+        else:
+            net = copy.deepcopy(net if again == "deepcopy" else copy.deepcopy(net))
+        optimizer = torch.optim.SGD(net.body.parameters(), 0.1)
+        self.loop(net, optimizer, steps=1)
+        with pytest.raises(ek.StaleOptimizerError, match=r"would stay untrained.*live_head\.requires_grad_\(False\)"):
+            self.loop(net, optimizer, steps=1)
+        with pytest.raises(ek.StaleOptimizerError, match="would stay untrained"):
+            net.finish_task()
+        net.adopt(optimizer)
+        self.loop(net, optimizer)
+        net.finish_task()
+
+    def test_a_copy_and_its_original_are_watched_apart(self):
+        net = self.mid_task()
+        other = copy.deepcopy(net)
+        self.loop(net, torch.optim.SGD(net.parameters(), 0.1))
+        with pytest.raises(ek.StaleOptimizerError):
+            self.loop(other, torch.optim.SGD(other.body.parameters(), 0.1))
+        net.finish_task()
+        copy.deepcopy(net).prepare_for_task(1, CLASSES)  # a head that is finished needs no watch

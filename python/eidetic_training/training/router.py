@@ -17,6 +17,7 @@ from torch import Tensor
 from eidetic_kernels import EideticNetwork
 from eidetic_kernels.checking import a_list, instance, path
 from eidetic_kernels.errors import NonFiniteLossError, RouterError, TaskError
+from eidetic_kernels.tasks.checks import gradients
 from eidetic_kernels.tasks.routing import of_tasks
 
 from ..data import TensorLoader
@@ -58,7 +59,8 @@ def train_router(
         one of ``polish_epochs``.
 
     Raises:
-        TaskError: a task is in training, or loaders and finished tasks differ in number.
+        TaskError: a task is in training, loaders and finished tasks differ in number, or torch records no gradients
+            here.
         InputError: settings or loaders that cannot be, inputs that the convolutions cannot read, or ``progress`` of a
             router that was trained otherwise.
         RouterError: ``layers`` that cannot be read (windows), or no unit that a router could read.
@@ -69,6 +71,7 @@ def train_router(
     settings = RouterSettings.given(settings, overrides)
     loaders = a_list("loaders", loaders, "a list of loaders, one for each finished task")
     callbacks, progress = checked_callbacks(callbacks), None if progress is None else path("progress", progress)
+    gradients("train_router")
     if network.current_task is not None:
         raise TaskError(f"task {network.current_task} is in training: finish it before training the router.")
     if len(loaders) != network.finished_tasks:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from eidetic_kernels import EideticNetwork, default_optimizer
 from eidetic_kernels.checking import flag, function, instance, path
 from eidetic_kernels.errors import InputError, TaskError
-from eidetic_kernels.tasks.checks import an_optimizer
+from eidetic_kernels.tasks.checks import an_optimizer, gradients, trainable
 from eidetic_kernels.tasks.optimizer_state import check_current
 
 from .epoch import count_classes
@@ -77,6 +77,8 @@ def train_task(
     flag("finish", finish)
     if network.current_task is None:
         raise TaskError("no task is in training: call net.prepare_for_task(t, num_classes=...) before train_task.")
+    gradients("train_task")
+    trainable(network)
     if optimizer is not None:
         _check_optimizer(network, an_optimizer(optimizer))
 
