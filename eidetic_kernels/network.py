@@ -306,7 +306,7 @@ class EideticNetwork(BaseNetwork):
 
         Structure, fingerprints of frozen tensors and logits of stored probe inputs are compared with what was recorded
         when each task was finished. Whatever differs is named by task and layer. What is certified is each task's
-        answer with the task given; of routed answers the router's tensors are.
+        answer with the task given; of routed answers the router is, with its settings.
 
         Args:
             against: a file that :meth:`Certificate.write` wrote of this network, now or when it had fewer tasks. It is
@@ -317,8 +317,8 @@ class EideticNetwork(BaseNetwork):
 
         Raises:
             CheckpointError: ``against`` is no such file, is damaged, not signed, or not by that key.
-            InputError: ``key`` is no such key, or the network is in another precision than the file's. Nothing else is
-                raised; see :meth:`Certificate.check`.
+            InputError: ``key`` is no such key, the network is in another precision than the file's, or is on the meta
+                device. Nothing else is raised; see :meth:`Certificate.check`.
         """
         return certificate.certify(self, against, key)
 

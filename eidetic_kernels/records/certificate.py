@@ -7,14 +7,22 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .. import checking
-from ..errors import EideticError, ForgettingError, InputError
+from ..errors import BusyError, EideticError, ForgettingError, InputError
 from ..modes import compiled_modules
 from ..tasks.base import BaseNetwork, head_of
 from ..tasks.record import Environment, TaskRecord, digest
 from . import certificate_file
 from .certificate_file import CertificateFile
-from .environment import differences
-from .recording import decoded, environment_of, frozen_of, frozen_tensors, probe_logits, shared_fingerprints
+from .environment import differences, reduced
+from .recording import (
+    check_numbers,
+    decoded,
+    environment_of,
+    frozen_of,
+    frozen_tensors,
+    probe_logits,
+    shared_fingerprints,
+)
 from .signature import Key
 
 # In another environment logits are compared as numbers: how far they may lie apart, in units of the largest recorded
@@ -33,8 +41,9 @@ class Certificate:
         problems: what differs from the records, by task and layer; empty when nothing was forgotten.
         notes: what could not be checked, and why; and what was compared with.
         network: the network's class.
-        records: what was recorded of each finished task.
-        router: the router's fingerprint; None without one.
+        records: what each finished task was compared with: the file's record of it, where a certificate was made
+            against one, otherwise the network's own.
+        router: what the router was compared with, by the same rule; None without one.
     """
 
     tasks: int
@@ -59,6 +68,11 @@ class Certificate:
 
         Whoever can write a saved network can rewrite the records in it, together with the weights. A certificate that
         lies elsewhere, or is signed, tells. It stays valid however many tasks are learned later.
+
+        What is written is what was compared. A certificate made by ``certify(against=file)`` repeats what that file
+        says of its tasks, whatever stands in the network's own records. Of tasks and a router that came after the file
+        it says what the network does: whoever signs it vouches for these. What earlier versions did not record in a
+        network (fingerprints of probe inputs, of the router and of its settings) is written as it is now.
 
         Args:
             path: the file. It is replaced as a whole.
@@ -86,32 +100,31 @@ def certify(network: BaseNetwork, against: str | Path | None = None, key: Key | 
     if key is not None and against is None:
         raise InputError("key belongs to a certificate file: give against=, the file, too.")
     file = None if against is None else certificate_file.read(Path(checking.path("against", against)), key)
-    finished, records = network.finished_tasks, network.records
+    check_numbers(network, "certify")
+    finished, records = network.finished_tasks, [_with_probe(network, entry) for entry in network.records]
 
     problems: list[str] = []
     notes: list[str] = []
     if len(records) != finished:
         problems.append(f"- {len(records)} records for {finished} finished tasks.")
     if file is not None:
-        records = _records_of(file, network, problems, notes)
+        records = _records_of(file, network, records, problems, notes)
     problems += _structure_problems(network, records)
     if not problems and records:  # a structure that is damaged has no fingerprints and no logits
         here, shared = environment_of(network), shared_fingerprints(network)
         for entry in records:
             problems += _fingerprint_problems(network, entry, shared, here, notes)
             problems += _logit_problems(network, entry, here, notes)
-    if file is None or len(file.records) != finished:
-        problems += _router_problems(network, notes)
-    else:
-        problems += _router_problems_against(file, network, notes)
+    router = _router(file, network, problems, notes)
     _note_compiled(network, notes)
     kind = f"{type(network).__module__}:{type(network).__qualname__}"
-    whole = tuple(_with_probe(network, entry) for entry in network.records)
-    return Certificate(finished, tuple(problems), tuple(dict.fromkeys(notes)), kind, whole, network.router_fingerprint)
+    return Certificate(finished, tuple(problems), tuple(dict.fromkeys(notes)), kind, tuple(records), router)
 
 
-def _records_of(file: CertificateFile, network: BaseNetwork, problems: list[str], notes: list[str]) -> list[TaskRecord]:
-    """What to compare finished tasks with: what ``file`` says of them, and the network's own records of later ones.
+def _records_of(
+    file: CertificateFile, network: BaseNetwork, own: list[TaskRecord], problems: list[str], notes: list[str]
+) -> list[TaskRecord]:
+    """What to compare finished tasks with: what ``file`` says of them, and the network's ``own`` records of later ones.
 
     Raises InputError where the network has another precision, in which nothing can be compared bit for bit.
     """
@@ -132,7 +145,7 @@ def _records_of(file: CertificateFile, network: BaseNetwork, problems: list[str]
             f"- {finished - certified} tasks were finished after that certificate was made: they and the router were "
             "compared with the network's own records."
         )
-    return [*file.records, *network.records[certified:]]
+    return [*file.records, *own[certified:]]
 
 
 def _with_probe(network: BaseNetwork, entry: TaskRecord) -> TaskRecord:
@@ -187,6 +200,8 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
         return
     try:
         logits = probe_logits(network, entry.task)
+    except BusyError:  # which says nothing of the task
+        raise
     except (EideticError, IndexError, RuntimeError, TypeError, ValueError) as error:
         yield f"- task {entry.task}: it does not answer its probe inputs ({type(error).__name__}: {error})."
         return
@@ -222,34 +237,64 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
 
 def tolerance(environment: Environment) -> float:
     """How far logits computed in ``environment`` may lie from the same computed elsewhere, in units of the largest."""
-    reduced = any(key.endswith("fp32_precision") and value != "ieee" for key, value in environment.items())
-    return max(TOLERANCE.get(str(environment.get("dtype")), 0.0), REDUCED if reduced else 0.0)
+    return max(TOLERANCE.get(str(environment.get("dtype")), 0.0), REDUCED if reduced(environment) else 0.0)
 
 
-def _router_problems(network: BaseNetwork, notes: list[str]) -> Iterator[str]:
-    """A router whose tensors are not those that were trained."""
-    router, recorded = network.router, network.router_fingerprint
-    if router is None:
+def _router(file: CertificateFile | None, network: BaseNetwork, problems: list[str], notes: list[str]) -> str | None:
+    """What the router was compared with: what ``file`` says, where it knows the same tasks and has a router.
+
+    Otherwise it is the network's own fingerprint, with what earlier versions did not record as it is now.
+    """
+    recorded, now = network.router_fingerprint, None if network.router is None else network.router.fingerprint()
+    if file is not None and len(file.records) == network.finished_tasks:
+        if file.router is not None:
+            problems += _certified_router_problems(file.router, now, notes)
+            return file.router
+        if now is not None:
+            notes.append(
+                "- that certificate has no router: routed answers are not certified by it. The router was compared "
+                "with the network's own record."
+            )
+    problems += _router_problems(recorded, now, notes)
+    if recorded is None or now is None:
+        return now
+    return " ".join([*recorded.split(), *now.split()[len(recorded.split()) :]])
+
+
+def _router_problems(recorded: str | None, now: str | None, notes: list[str]) -> Iterator[str]:
+    """A router that is not the one that was trained, by its fingerprints."""
+    if now is None:
         if recorded is not None:
             yield "- the router is gone."
         return
     if recorded is None:
         notes.append("- the router was not recorded by the version that saved it.")
         return
-    dtype, now = recorded.split(" ")[0], router.fingerprint()
-    if now.split(" ")[0] != dtype:
-        notes.append(f"- the router was trained in {dtype} and is {now.split(' ')[0]} now: it cannot be compared.")
-    elif now != recorded:
+    (then_dtype, then), (dtype, tensors) = recorded.split()[:2], now.split()[:2]
+    if then_dtype != dtype:
+        notes.append(f"- the router was trained in {then_dtype} and is {dtype} now: its tensors cannot be compared.")
+    elif then != tensors:
         yield "- the router's tensors are not the ones that were trained."
+    yield from _router_setting_problems(recorded, now, "it was trained with", notes)
 
 
-def _router_problems_against(file: CertificateFile, network: BaseNetwork, notes: list[str]) -> Iterator[str]:
-    """A router that is not the one of ``file``, which knows the same tasks."""
-    now = None if network.router is None else network.router.fingerprint()
-    if file.router is None and now is not None:
-        notes.append("- there was no router when that certificate was made: routed answers are not certified.")
-    elif now != file.router:
-        yield "- the router is gone." if now is None else "- the router is not the one that was certified."
+def _certified_router_problems(certified: str, now: str | None, notes: list[str]) -> Iterator[str]:
+    """A router that is not the one of a certificate file, by its fingerprints."""
+    if now is None:
+        yield "- the router is gone."
+        return
+    if certified.split()[:2] != now.split()[:2]:
+        yield "- the router is not the one that was certified."
+    yield from _router_setting_problems(certified, now, "were certified", notes)
+
+
+def _router_setting_problems(then: str, now: str, said: str, notes: list[str]) -> Iterator[str]:
+    """Settings of a router that are not those of the fingerprint ``then``, which has none in earlier versions."""
+    settings, here = then.split()[2:], now.split()[2:]
+    if not settings:
+        notes.append("- the router's settings were not recorded by the version that trained it.")
+    elif settings != here:
+        yield f"- the router's settings (what it reads, and whose scores it gives) are not the ones that {said}."
 
 
 def _structure_problems(network: BaseNetwork, records: list[TaskRecord]) -> list[str]:

@@ -7,6 +7,7 @@ that is kept elsewhere, or is signed, cannot: what it says of finished tasks hol
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -17,19 +18,29 @@ from ..files import replacing
 from ..tasks.record import TaskRecord
 from ..version import __version__
 from . import signature
-from .header import MOST_BYTES, RECORD, fields, list_of, one_of, optional, text, whole
+from .header import MOST_BYTES, RECORD, exactly, fields, list_of, one_of, optional, router_fingerprint, text, whole
 
 KIND, FORMAT = "eidetic certificate", 1
+
+
+def moment(value: Any, name: str) -> str | None:
+    """A time. Reports print it, so that nothing else may stand there."""
+    with suppress(TypeError, ValueError):
+        datetime.fromisoformat(value)
+        if value.isprintable():
+            return None
+    return f"{name} is no date and time by ISO 8601, which was expected"
+
 
 CONTENT = fields(
     kind=one_of(KIND),
     format=whole(1),
     version=text,
-    made=text,
+    made=moment,
     network=text,
-    tasks=list_of(RECORD),
-    router=optional(text),
-    signature=optional(fields(algorithm=one_of(signature.ALGORITHM), key=text, value=text)),
+    tasks=list_of(RECORD, least=1),
+    router=optional(router_fingerprint),
+    signature=optional(exactly(algorithm=one_of(signature.ALGORITHM), key=text, value=text)),
 )
 
 
@@ -111,7 +122,7 @@ def _content(path: Path) -> dict[str, Any]:
             raise CheckpointError(
                 f"{path} has {path.stat().st_size:,} bytes; a certificate has {MOST_BYTES:,} at most."
             )
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_mapping)
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read as a certificate ({type(error).__name__}: {error}).") from error
     if isinstance(content, dict) and content.get("kind") == KIND and content.get("format") != FORMAT:
@@ -124,6 +135,16 @@ def _content(path: Path) -> dict[str, Any]:
     if problem is not None:
         raise CheckpointError(f"{path} is not a certificate written by this package, or is damaged: {problem}.")
     return content
+
+
+def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A mapping of JSON. Raises ValueError where a name stands twice: a reader may take one, a program the other."""
+    mapping: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in mapping:
+            raise ValueError(f"{name!r} stands twice in one mapping")
+        mapping[name] = value
+    return mapping
 
 
 def _canonical(content: dict[str, Any]) -> bytes:

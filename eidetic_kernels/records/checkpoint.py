@@ -50,6 +50,7 @@ def save(network: BaseNetwork, path: str | Path) -> None:
     path = checking.path("path", path)
     if Path(path).is_dir():
         raise InputError(f"{path} is a folder; name a file in it, such as {Path(path) / 'network.safetensors'}.")
+    recording.check_numbers(network, "save")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     header = json.dumps(_structure(network))
     write_tensors(path, tensors, {"eidetic": header, "sha256": _content(header, tensors)})
@@ -72,6 +73,7 @@ def load(cls: type[BaseNetwork], path: str | Path, network: BaseNetwork | None =
             f"tasks and task {fresh.current_task} in training. Construct a new one."
         )
 
+    recording.check_numbers(fresh, "load into")
     expected = {group.name: group.built_width for group in fresh.groups}
     saved = {entry["name"]: entry["built_width"] for entry in header["groups"]}
     if expected != saved:

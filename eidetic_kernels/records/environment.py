@@ -14,6 +14,31 @@ from torch import Tensor
 from .. import backends
 from ..tasks.record import Environment
 
+# Variables by which libraries choose code and precision, recorded where they are set. MKL_CBWR=COMPATIBLE and
+# ONEDNN_MAX_CPU_ISA=SSE41 were seen to change bits; libraries document the others. ATEN_CPU_CAPABILITY shows in the
+# device.
+_FPMATH = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+_OF_CPUS = (
+    "MKL_CBWR",
+    "MKL_ENABLE_INSTRUCTIONS",
+    "MKL_DEBUG_CPU_TYPE",
+    "MKL_DISABLE_FAST_MM",
+    "MKL_NUM_STRIPES",
+    "MKL_DYNAMIC",
+    *(f"{prefix}_{name}" for prefix in ("ONEDNN", "DNNL") for name in ("MAX_CPU_ISA", "CPU_ISA_HINTS")),
+    *_FPMATH,
+    "TORCH_LINEAR_FLATTEN_3D",
+    "OPENBLAS_CORETYPE",
+)
+_OF_GPUS = (
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_BLAS_PREFER_CUBLASLT",
+    "DISABLE_ADDMM_CUDA_LT",
+    "CUBLASLT_WORKSPACE_SIZE",
+    "TORCH_CUDNN_V8_API_DISABLED",
+    "TORCH_CUDNN_USE_HEURISTIC_MODE_B",
+)
+
 
 def environment(like: Tensor) -> Environment:
     """The environment in which tensors like this one are computed. Settings are named as users set them."""
@@ -27,6 +52,7 @@ def environment(like: Tensor) -> Environment:
         "threads": torch.get_num_threads(),
         "backends": backends.choice(device),
         **(_cuda_settings() if like.is_cuda else _cpu_settings()),
+        **{name: os.environ[name] for name in (_OF_GPUS if like.is_cuda else _OF_CPUS) if os.environ.get(name)},
     }
 
 
@@ -34,7 +60,15 @@ def differences(recorded: Environment, here: Environment) -> str:
     """What changed since, in words: "threads 4 (here 1)". Empty where nothing did."""
     keys = dict.fromkeys([*recorded, *here])
     changed = [key for key in keys if recorded.get(key) != here.get(key)]
-    return ", ".join(f"{key} {recorded.get(key, 'unknown')} (here {here.get(key, 'unknown')})" for key in changed)
+    absent = {key: "unset" if key in (*_OF_CPUS, *_OF_GPUS) else "unknown" for key in changed}
+    return ", ".join(f"{key} {recorded.get(key, absent[key])} (here {here.get(key, absent[key])})" for key in changed)
+
+
+def reduced(environment: Environment) -> bool:
+    """Whether float32 products may have run in TF32 or bfloat16, as far as was recorded."""
+    settings = any(key.endswith("fp32_precision") and value != "ieee" for key, value in environment.items())
+    fpmath = any(str(environment.get(name, "strict")).lower() != "strict" for name in _FPMATH)
+    return settings or fpmath or environment.get("NVIDIA_TF32_OVERRIDE") == "1"
 
 
 def _cuda_settings() -> Environment:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -79,10 +80,12 @@ def optional(of: Rule) -> Rule:
     return lambda value, name: None if value is None else of(value, name)
 
 
-def list_of(of: Rule) -> Rule:
+def list_of(of: Rule, least: int = 0) -> Rule:
     def rule(value: Any, name: str) -> str | None:
         if not isinstance(value, list):
             return f"{name} is {_short(value)}, a list was expected"
+        if len(value) < least:
+            return f"{name} has {len(value)} entries, {least} or more were expected"
         return next((problem for i, each in enumerate(value) if (problem := of(each, f"{name}[{i}]"))), None)
 
     return rule
@@ -116,7 +119,29 @@ def fields(**rules: Rule) -> Rule:
     return rule
 
 
-RECORD = fields(
+def exactly(**rules: Rule) -> Rule:
+    """As :func:`fields`, and no other entries."""
+    of, known = fields(**rules), {key.rstrip("_") for key in rules}
+
+    def rule(value: Any, name: str) -> str | None:
+        if problem := of(value, name):
+            return problem
+        return next((f"{name} has an entry {_short(key)}, which is unknown" for key in value if key not in known), None)
+
+    return rule
+
+
+# See Router.fingerprint. Earlier versions wrote no settings.
+_ROUTER_FINGERPRINT = re.compile(rf"({'|'.join(DTYPES)}) [0-9a-f]{{64}}( [0-9a-f]{{64}})?")
+
+
+def router_fingerprint(value: Any, name: str) -> str | None:
+    if isinstance(value, str) and _ROUTER_FINGERPRINT.fullmatch(value):
+        return None
+    return f"{name} is {_short(value)}, a dtype and SHA-256 in hexadecimal digits were expected"
+
+
+RECORD = exactly(
     task=whole(0),
     units=map_of(whole(0)),
     fingerprints=map_of(text),
@@ -148,10 +173,10 @@ HEADER = fields(
     router_tasks=optional(whole(1)),
     router_layers_=flag,
     router_inputs_=flag,
-    router_convolutions_=optional(list_of(whole(1, 2**20))),
+    router_convolutions_=optional(list_of(whole(1, 2**20), least=2)),
     router_mirrored_=flag,
-    router_classes_=optional(list_of(whole(1))),
-    router_fingerprint_=optional(text),
+    router_classes_=optional(list_of(whole(1), least=1)),
+    router_fingerprint_=optional(router_fingerprint),
     records=list_of(RECORD),
 )
 

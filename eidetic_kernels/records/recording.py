@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..layers import SegmentedLayer
 from ..modes import evaluating, uncompiled
 from ..tasks.base import OWN_MODULES, BaseNetwork, head_of
@@ -42,6 +44,18 @@ def to_json(entry: TaskRecord) -> dict[str, Any]:
 def from_json(values: dict[str, Any]) -> TaskRecord:
     """The reverse of :func:`to_json`."""
     return TaskRecord(**values)
+
+
+def check_numbers(network: BaseNetwork, to_do: str) -> None:
+    """Raise InputError where tensors lie on torch's meta device, which holds no numbers, before ``to_do`` begins."""
+    tensors = itertools.chain(nn.Module.named_parameters(network), network.named_buffers())
+    missing = [name for name, tensor in tensors if tensor.is_meta]
+    if missing:
+        more = f" and {len(missing) - 1} more tensors lie" if len(missing) > 1 else " lies"
+        raise InputError(
+            f"{missing[0]}{more} on the meta device, which holds no numbers: {to_do} a network on a CPU or GPU, which "
+            "was built or loaded outside torch.device('meta')."
+        )
 
 
 def frozen_tensors(network: BaseNetwork, task: int) -> Iterator[tuple[str, list[Tensor]]]:

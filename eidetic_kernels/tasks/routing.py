@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,6 +89,8 @@ class Router(nn.Module):
         reads: what the router reads beside the features.
         classes: how many classes each task has, if the map scores classes and not tasks. A task's score is then the log
             of the sum of its classes' exponentials.
+
+    Raises InputError for shapes that do not fit each other.
     """
 
     weight: Tensor
@@ -106,7 +110,8 @@ class Router(nn.Module):
     ):
         super().__init__()
         self.layers, self.inputs, self.convolutions, self.mirrored = reads
-        self.classes = None if classes is None else tuple(classes)
+        self.classes = None if classes is None else tuple(int(each) for each in classes)
+        _check_shapes(weight, bias, hidden_weight, hidden_bias, self.classes)
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.register_buffer("hidden_weight", hidden_weight)
@@ -136,8 +141,15 @@ class Router(nn.Module):
         return of_tasks(scores, self.classes)
 
     def fingerprint(self) -> str:
-        """The dtype and the SHA-256 of the router's tensors."""
-        return f"{str(self.weight.dtype).removeprefix('torch.')} {digest(*self.state_dict().values())}"
+        """The dtype, the SHA-256 of the router's tensors, and that of its settings, which change answers as much.
+
+        Earlier versions wrote the first two alone. Settings are those of the header without the ones that are off, so
+        that a setting of a later version, where it is off, changes nothing.
+        """
+        settings = {name: value for name, value in self.header().items() if value not in (None, False)}
+        of_settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        dtype = str(self.weight.dtype).removeprefix("torch.")
+        return f"{dtype} {digest(*self.state_dict().values())} {of_settings}"
 
     def header(self) -> dict[str, Any]:
         """What a saved network's JSON header says of its router; the tensors are in the network's ``state_dict``."""
@@ -154,8 +166,8 @@ class Router(nn.Module):
     def from_header(cls, header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
         """The router that wrote ``header``, with the ``tensors`` of its ``state_dict``.
 
-        Headers of earlier versions lack some of the entries. Raises KeyError or RuntimeError where tensors and header
-        do not fit each other.
+        Headers of earlier versions lack some of the entries. Raises InputError, KeyError or RuntimeError where tensors
+        and header do not fit each other.
         """
         weight, bias = tensors["weight"], tensors["bias"]
         channels = header.get("router_convolutions")
@@ -166,6 +178,8 @@ class Router(nn.Module):
         hidden = tensors.get("hidden_weight"), tensors.get("hidden_bias")
         router = cls(weight, bias, *hidden, reads, header.get("router_classes"))
         router.load_state_dict(tensors)
+        if router.tasks != header["router_tasks"]:
+            raise InputError(f"router_tasks is {header['router_tasks']}, and the router scores {router.tasks} tasks.")
         return router
 
     def _scores(self, features: Tensor) -> Tensor:
@@ -179,6 +193,35 @@ class Router(nn.Module):
         if self.hidden_weight is not None:
             features = F.linear(features, self.hidden_weight, self.hidden_bias).relu()
         return F.linear(features, self.weight, self.bias)
+
+
+def _check_shapes(
+    weight: Tensor,
+    bias: Tensor,
+    hidden_weight: Tensor | None,
+    hidden_bias: Tensor | None,
+    classes: tuple[int, ...] | None,
+) -> None:
+    """Raise InputError where a router's maps, or the classes that they score, do not fit each other."""
+    maps = {"weight": (weight, bias)}
+    if hidden_weight is not None and hidden_bias is not None:
+        maps["hidden_weight"] = (hidden_weight, hidden_bias)
+    elif hidden_weight is not None or hidden_bias is not None:
+        raise InputError("a router's hidden layer needs hidden_weight and hidden_bias: give both, or neither.")
+    for name, (of_map, of_rows) in maps.items():
+        if of_map.dim() != 2 or of_rows.shape != of_map.shape[:1]:
+            shapes = f"{list(of_map.shape)}, and its bias {list(of_rows.shape)}"
+            raise InputError(f"the router's {name} has shape {shapes}: [rows, columns] and [rows] were expected.")
+
+    if hidden_weight is not None and weight.shape[1] != len(hidden_weight):
+        raise InputError(
+            f"the router's weight reads {weight.shape[1]} hidden units, and hidden_weight makes {len(hidden_weight)}."
+        )
+    if classes is not None and (min(classes, default=0) < 1 or sum(classes) != len(weight)):
+        raise InputError(
+            f"the router's classes are {list(classes)}, and its weight scores {len(weight)}: give each task's number "
+            f"of classes, {len(weight)} in all."
+        )
 
 
 def of_tasks(scores: Tensor, classes: Sequence[int] | None) -> Tensor:

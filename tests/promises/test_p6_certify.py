@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import eidetic_kernels as ek
 from eidetic_kernels import backends
+from eidetic_kernels.records.certificate import tolerance
 from eidetic_kernels.records.environment import differences, environment
 
 TASKS = 3
@@ -372,6 +373,52 @@ def test_on_a_cpu_a_lower_precision_of_products_is_noted():
     assert "recorded with torch.backends.mkldnn.matmul.fp32_precision ieee (here bf16)" in note
     assert "agree within 1e-02 of the largest" in note
     assert net.certify().notes == ()  # "highest" set by hand is what nobody set
+
+
+@pytest.mark.parametrize("name", ["MKL_CBWR", "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS"])
+def test_a_variable_by_which_libraries_choose_code_is_named_and_is_no_forgetting(name, monkeypatch):
+    """MKL_CBWR=COMPATIBLE changes bits of products, and was an alarm. Nobody who sets none sees a difference."""
+    monkeypatch.delenv(name, raising=False)
+    net = learned(MLP())
+    monkeypatch.setenv(name, "")
+    assert all(name not in record.environment for record in net.records) and net.certify().notes == ()
+    monkeypatch.setenv(name, "COMPATIBLE")
+    net.records = [replace(record, logits="0" * 64) for record in net.records]  # other last bits
+    (note,) = net.certify().notes
+    assert net.certify().ok and f"recorded with {name} unset (here COMPATIBLE)" in note
+
+    there = learned(MLP())
+    assert there.certify().notes == ()
+    monkeypatch.delenv(name)
+    assert f"recorded with {name} COMPATIBLE (here unset)" in there.certify().notes[0]
+
+
+def test_variables_that_ask_for_less_than_float32_allow_for_it(gpu, monkeypatch):
+    plain = torch.zeros(1)
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "STRICT")
+    assert tolerance(environment(plain)) == 1e-4
+    monkeypatch.setenv("ONEDNN_DEFAULT_FPMATH_MODE", "BF16")
+    assert tolerance(environment(plain)) == 1e-2
+    before = environment(gpu)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    assert differences(before, environment(gpu)) == "NVIDIA_TF32_OVERRIDE unset (here 1)"
+    assert tolerance(environment(gpu)) == 1e-2
+
+
+@pytest.mark.parametrize("part", ["", "router", "heads.0", "probes"])
+def test_on_the_meta_device_there_is_nothing_to_certify_or_to_save(part, tmp_path):
+    net = learned(MLP())
+    net.train_router([[batch(net, seed=task)] for task in range(TASKS)], max_epochs=1)
+    net.certify().write(tmp_path / "certificate.json")
+    net.get_submodule(part).to("meta")
+    for call in (
+        net.certify,
+        lambda: net.certify(against=tmp_path / "certificate.json"),
+        lambda: net.save(tmp_path / "net"),
+    ):
+        with pytest.raises(ek.InputError, match=r"lie on the meta device, which holds no numbers"):
+            call()
+    assert not (tmp_path / "net").exists()
 
 
 SETTINGS = {

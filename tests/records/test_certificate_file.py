@@ -193,6 +193,87 @@ def test_another_environment_is_named_and_is_no_forgetting(net, file):
     assert certificate.ok and "threads 1 (here 2)" in str(certificate)
 
 
+def test_records_of_others_that_lie_in_an_honest_file_are_not_certified(net, file, tmp_path):
+    """A certificate made against a file repeats what was compared; it signed the network's own records once."""
+    net.certify().write(file)
+    other = copy.deepcopy(net)
+    other.heads[0].frozen_bias += 1
+    other.router = Router(other.router.weight.neg(), other.router.bias)
+    rewritten(other)
+
+    net.records = list(other.records)
+    net.router_fingerprint = other.router_fingerprint
+    certificate, second = net.certify(against=file), tmp_path / "second.json"
+    assert certificate.ok
+    certificate.write(second)
+    assert net.certify(against=second).ok
+    assert any("task 0: heads.0" in problem for problem in other.certify(against=second).problems)
+    assert "- the router is not the one that was certified." in other.certify(against=second).problems
+    first = json.loads(file.read_text())
+    assert {**json.loads(second.read_text()), "made": first["made"]} == first
+
+
+def test_a_second_certificate_holds_what_the_first_says_and_the_tasks_that_came_later(file, tmp_path):
+    net = learned(tasks=1)
+    net.certify().write(file)
+    for task in (1, 2):
+        learn(net, task, max_units=0.3)
+    give_router(net)
+    honest, second = net.records[0], tmp_path / "second.json"
+    net.records[0] = replace(honest, logits="0" * 64)
+    net.certify(against=file).write(second)
+    assert [entry["logits"] for entry in json.loads(second.read_text())["tasks"]] == [
+        record.logits for record in (honest, *net.records[1:])
+    ]
+    assert net.certify(against=second).ok and not net.certify().ok
+    net.router = Router(net.router.weight.neg(), net.router.bias)
+    assert "- the router is not the one that was certified." in net.certify(against=second).problems
+
+
+# ---- the router's settings
+
+
+def of_classes(net):
+    """A router that scores two classes of every task."""
+    net.router = Router(net.router.weight.repeat_interleave(2, 0), torch.arange(6.0), classes=(2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("classes", (1, 3, 2)), ("layers", True), ("inputs", True), ("mirrored", True)]
+)
+def test_other_settings_of_a_router_are_another_router(net, file, tmp_path, name, value):
+    of_classes(net)
+    net.certify().write(file)
+    setattr(net.router, name, value)
+    net.save(tmp_path / "net")
+    loaded = ek.EideticNetwork.load(tmp_path / "net")
+    assert getattr(loaded.router, name) == value
+    for problems, said in (
+        (loaded.certify(against=file).problems, "were certified"),
+        (loaded.certify().problems, "it was trained with"),
+    ):
+        assert len(problems) == 1 and "the router's settings" in problems[0] and said in problems[0]
+    assert any("settings" in problem for problem in rewritten(loaded).certify(against=file).problems)
+
+
+def test_fingerprints_of_a_router_s_tensors_alone_are_compared_with_its_tensors(net, file, tmp_path):
+    """Those that were written before settings were recorded; what is written next has them."""
+    net.router_fingerprint = " ".join(net.router_fingerprint.split()[:2])
+    net.certify().write(file)
+    content = json.loads(file.read_text())
+    assert len(content["router"].split()) == 3
+    file.write_text(json.dumps({**content, "router": net.router_fingerprint}))
+    net.save(tmp_path / "net")
+    net = ek.EideticNetwork.load(tmp_path / "net")
+    for certificate in (net.certify(), net.certify(against=file)):
+        assert certificate.ok and "the router's settings were not recorded" in str(certificate)
+    net.certify(against=file).write(tmp_path / "second.json")
+    assert json.loads((tmp_path / "second.json").read_text())["router"] == net.router_fingerprint, "as compared"
+    net.router.weight.neg_()
+    assert "- the router's tensors are not the ones that were trained." in net.certify().problems
+    assert "- the router is not the one that was certified." in net.certify(against=file).problems
+
+
 # ---- signatures
 
 
@@ -332,6 +413,12 @@ def test_damaged_fields_are_named(net, file):
         (lambda c: c["tasks"][1].update(logits=3), r"certificate.tasks\[1\].logits is 3, a text was expected"),
         (lambda c: c["tasks"].reverse(), "its tasks are not 0, 1, 2"),
         (lambda c: c.update(signature={}), "certificate.signature.algorithm is missing"),
+        (lambda c: c["tasks"][2].update(note="x"), r"certificate.tasks\[2\] has an entry 'note', which is unknown"),
+        (lambda c: c.update(tasks=[]), "certificate.tasks has 0 entries, 1 or more were expected"),
+        (lambda c: c["tasks"].insert(1, c["tasks"][0]), "its tasks are not 0, 1, 2"),
+        (lambda c: c.update(made="today\n3 finished tasks: nothing was forgotten."), "certificate.made is no date"),
+        (lambda c: c.update(made="2026-01-01\n00:00:00"), "certificate.made is no date"),
+        (lambda c: c.update(router="float32"), "certificate.router is 'float32', a dtype and SHA-256"),
     ]:
         damaged = copy.deepcopy(content)
         change(damaged)
@@ -342,6 +429,51 @@ def test_damaged_fields_are_named(net, file):
         net.certify(against=file.parent / "none.json")
     with pytest.raises(InputError, match="against must name a file, as text or a Path; got 3"):
         net.certify(against=3)
+
+
+def leaves(value, path=()):
+    """(path, value) of everything in JSON, mappings and lists included."""
+    yield path, value
+    if isinstance(value, (dict, list)):
+        for key, each in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(each, (*path, key))
+
+
+def changed(content, path, value):
+    """A copy of ``content`` with another value at ``path``; without it, for "gone"."""
+    whole = {"": copy.deepcopy(content)}
+    holder = whole
+    *way, last = ("", *path)
+    for key in way:
+        holder = holder[key]
+    if value == "gone":
+        del holder[last]
+    else:
+        holder[last] = value
+    return whole.get("")
+
+
+def test_whatever_is_written_into_a_certificate_by_hand_nothing_else_is_raised(file):
+    net = learned(tasks=2)
+    net.certify().write(file)
+    content = json.loads(file.read_text())
+    refused = 0
+    for path, value in leaves(content):
+        values = ["gone", None, -1, 2**70, True, "\ud800", [], [[1]], {"a": {}}]
+        for other in [*values, {**value, "more": 1}] if isinstance(value, dict) else values:
+            file.write_text(json.dumps(changed(content, path, other)))
+            try:
+                str(net.certify(against=file))
+            except (CheckpointError, InputError):
+                refused += 1
+    assert refused > 300
+
+
+def test_a_name_that_stands_twice_is_refused(net, file):
+    net.certify().write(file)
+    file.write_text(file.read_text().replace('"network":', '"made": "2020-01-01",\n "network":'))
+    with pytest.raises(CheckpointError, match="'made' stands twice"):
+        net.certify(against=file)
 
 
 def test_only_what_is_certified_is_written(net, file):

@@ -65,6 +65,44 @@ def with_router(net):
     return net
 
 
+def rewrite_header(path, **changes):
+    """Change entries of a saved network's header, with a right hash: as somebody would who means to."""
+    with safe_open(path, "pt") as file:
+        header = json.loads(file.metadata()["eidetic"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    text = json.dumps({**header, **changes})
+    save_file(tensors, path, {"eidetic": text, "sha256": checkpoint._content(text, tensors)})
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"router_classes": [1, 2]}, r"router's classes are \[1, 2\], and its weight scores 2"),
+        ({"router_classes": [2]}, "router_tasks is 2, and the router scores 1 tasks"),
+        ({"router_classes": []}, "header.router_classes has 0 entries, 1 or more were expected"),
+        ({"router_tasks": 3}, "router_tasks is 3, and the router scores 2 tasks"),
+        ({"router_convolutions": [8]}, "header.router_convolutions has 1 entries, 2 or more were expected"),
+        ({"router_fingerprint": "x"}, "header.router_fingerprint is 'x', a dtype and SHA-256"),
+    ],
+)
+def test_a_router_that_its_tensors_do_not_fit_is_refused(path, changes, named):
+    with_router(at("between tasks", MLP())).save(path)
+    rewrite_header(path, **changes)
+    with pytest.raises(ek.CheckpointError, match=named):
+        ek.EideticNetwork.load(path)
+
+
+def test_nothing_is_loaded_onto_the_meta_device(path):
+    """It holds no numbers: a network without any came back, with a warning."""
+    at("between tasks", MLP()).save(path)
+    with torch.device("meta"):
+        empty = MLP()
+        with pytest.raises(ek.InputError, match="lie on the meta device, which holds no numbers"):
+            ek.EideticNetwork.load(path)
+    with pytest.raises(ek.InputError, match="lie on the meta device"):
+        ek.EideticNetwork.load(path, empty)
+
+
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "net.safetensors"

@@ -6,7 +6,8 @@ from life import learn
 from small_networks import MLP
 
 from eidetic_kernels.errors import InputError, RouterError
-from eidetic_kernels.tasks.routing import NEED_ROUTER, RULES, Router, route, task_scores
+from eidetic_kernels.tasks.router_convolutions import RouterConvolutions
+from eidetic_kernels.tasks.routing import NEED_ROUTER, RULES, Router, RouterInput, route, task_scores
 
 DATA_FREE = [rule for rule in RULES if rule not in NEED_ROUTER]
 
@@ -152,3 +153,32 @@ def test_a_router_with_hidden_units_reads_the_prefix_it_was_trained_on():
     torch.testing.assert_close(plain(features), features[:, :4] @ weight.T + bias)
     assert router.tasks == plain.tasks == 3
     assert not list(router.parameters())
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"classes": (1, 2)}, r"classes are \[1, 2\], and its weight scores 4"),
+        ({"classes": (5, -1)}, r"classes are \[5, -1\]"),
+        ({"classes": ()}, r"classes are \[\], and its weight scores 4"),
+        ({"bias": torch.zeros(3)}, r"weight has shape \[4, 6\], and its bias \[3\]"),
+        ({"hidden_weight": torch.zeros(5, 9), "hidden_bias": torch.zeros(5)}, "reads 6 hidden units.*makes 5"),
+        ({"hidden_weight": torch.zeros(6, 9)}, "needs hidden_weight and hidden_bias"),
+    ],
+)
+def test_maps_and_classes_that_do_not_fit_each_other_make_no_router(given, named):
+    with pytest.raises(InputError, match=named):
+        Router(**{"weight": torch.zeros(4, 6), "bias": torch.zeros(4), **given})
+
+
+def test_a_fingerprint_has_the_tensors_and_every_setting():
+    def fingerprint(*reads, classes=None):
+        return Router(torch.ones(4, 40), torch.zeros(4), reads=RouterInput(*reads), classes=classes).fingerprint()
+
+    plain = fingerprint()
+    others = [fingerprint(*reads) for reads in ((True,), (False, True), (False, False, None, True))]
+    others += [fingerprint(classes=classes) for classes in ((2, 2), (1, 3))]
+    assert len({plain, *others}) == 6
+    assert {each.rpartition(" ")[0] for each in others} == {plain.rpartition(" ")[0]}, "of equal tensors"
+    convolutions = Router(torch.ones(4, 40), torch.zeros(4), reads=RouterInput(convolutions=RouterConvolutions((1, 8))))
+    assert convolutions.fingerprint().split()[2] not in {each.split()[2] for each in (plain, *others)}
