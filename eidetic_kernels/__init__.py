@@ -3,6 +3,7 @@
 from .conversion.convert import ConvertedNetwork, convert
 from .errors import (
     BackendError,
+    BusyError,
     CapacityError,
     CheckpointError,
     ConversionError,
@@ -46,6 +47,7 @@ from .wiring.rules import register_rule
 __all__ = [
     "BackendError",
     "Capacity",
+    "BusyError",
     "CapacityError",
     "CapacityRow",
     "Certificate",

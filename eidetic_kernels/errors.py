@@ -13,6 +13,10 @@ class TaskError(EideticError):
     """A task index is out of order, unknown, or used in the wrong stage of its life."""
 
 
+class BusyError(TaskError):
+    """Another thread trains the network or changes its structure at this moment."""
+
+
 class CapacityError(EideticError):
     """A layer has no units left for what was asked of it."""
 

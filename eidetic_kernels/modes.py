@@ -11,14 +11,23 @@ from torch import nn
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Put ``network`` in evaluation mode; on leaving, every module is back in the mode it was in."""
-    before = [(module, module.training) for module in network.modules()]
-    network.eval()
+    """Put ``network`` in evaluation mode; on leaving, every module is back in the mode it was in.
+
+    Nothing is written where all modules evaluate already, so any number of threads may be inside. Raises BusyError for
+    an EideticNetwork that another thread trains.
+    """
+    training = [module for module in network.modules() if module.training]
+    if training:
+        check = getattr(network, "check_mode_may_change", None)
+        if check is not None:
+            check()
     try:
+        for module in training:
+            module.training = False
         yield
     finally:
-        for module, training in before:
-            module.training = training
+        for module in training:
+            module.training = True
 
 
 @contextmanager

@@ -155,6 +155,7 @@ class EideticNetwork(BaseNetwork):
             RouterError: no task is finished; or the rule needs a router, and there is none or it does not know every
                 finished task.
             InputError: an unknown rule, or an input that the network or the router cannot take.
+            BusyError: another thread trains the network.
         """
         return self.predictions(x, (rule,))[rule]
 
@@ -318,7 +319,8 @@ class EideticNetwork(BaseNetwork):
         Raises:
             CheckpointError: ``against`` is no such file, is damaged, not signed, or not by that key.
             InputError: ``key`` is no such key, the network is in another precision than the file's, or is on the meta
-                device. Nothing else is raised; see :meth:`Certificate.check`.
+                device.
+            BusyError: another thread trains the network. Nothing else is raised; see :meth:`Certificate.check`.
         """
         return certificate.certify(self, against, key)
 

@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from ..wiring.tracing import OwnThread
 
-class _OneLevel(fx.Tracer):
+
+class _OneLevel(OwnThread):
     """Traces a module's own forward, and into no other module."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

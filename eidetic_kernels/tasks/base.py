@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
 import torch
@@ -153,9 +153,16 @@ class BaseNetwork(nn.Module):
                 yield name, parameter
 
     def train(self, mode: bool = True):
-        """As torch has it, but that modules of no task stay in evaluation mode for ever; see :mod:`.foreign`."""
+        """As torch has it, but that modules of no task stay in evaluation mode for ever; see :mod:`.foreign`.
+
+        Raises BusyError for evaluation mode where another thread trains the network.
+        """
+        if not mode:
+            self.check_mode_may_change()
         super().train(mode)
         self._foreign.eval()
+        if not mode:
+            self._one_thread.end_training()
         return self
 
     def make_head(self, segments: Segments, forward_transfer: tuple[bool, ...]) -> EideticLinear:
@@ -187,12 +194,15 @@ class BaseNetwork(nn.Module):
             task: whose head answers; None is the task in training.
 
         Raises:
-            TaskError: the task is unknown, or it is finished and the network is in training mode; or another thread
-                trains the network at this moment. In evaluation mode any number of threads may call.
+            TaskError: the task is unknown, or it is finished and the network is in training mode.
+            BusyError: another thread trains the network or changes its structure at this moment. In evaluation mode
+                any number of threads may call.
             InputError: an input that the network cannot take.
         """
-        with self._one_thread.held() if self.training else nullcontext():
+        with self._one_thread.held() if self.training else self._one_thread.recalling():
             task, scope = self._resolve(task)
+            if self.training:
+                self._one_thread.begin_training()
             features = self.compute_features(x, scope)
             with self._scope.running(scope, features.requires_grad and x.requires_grad):
                 head = self.heads[task]
@@ -252,8 +262,24 @@ class BaseNetwork(nn.Module):
         """For calls that change structure: one thread at a time, all or nothing; see :func:`~.transaction.atomic`."""
         if optimizer is not None:
             an_optimizer(optimizer)
-        with self._one_thread.held(), atomic(self, optimizer, *written):
+        with self._one_thread.changing(), atomic(self, optimizer, *written):
             yield
+
+    @contextmanager
+    def training_here(self) -> Generator[None, None, None]:
+        """The calling thread trains the network inside. Raises BusyError where another one is about it."""
+        with self._one_thread.held():
+            self._one_thread.begin_training()
+            yield
+
+    def recalling(self) -> AbstractContextManager[None]:
+        """Raises BusyError for what fails inside because another thread changes the network's structure meanwhile."""
+        return self._one_thread.recalling()
+
+    def check_mode_may_change(self) -> None:
+        """Raise BusyError where another thread trains the network."""
+        if self.current_task is not None:
+            self._one_thread.check_mode_may_change()
 
     def running(self, task: int | None) -> AbstractContextManager[None]:
         """Layers called inside run the prefix of finished task ``task``; for heads called apart from the body."""

@@ -20,7 +20,12 @@ from .routing import RULES, Prediction, Router
 @torch.no_grad()
 def predictions(network: BaseNetwork, x: Tensor, rules: Iterable[str]) -> dict[str, Prediction]:
     """See :meth:`EideticNetwork.predictions`."""
-    tasks, rules = network.finished_tasks, _known_rules(rules)
+    with network.recalling():
+        return _predictions(network, x, _known_rules(rules))
+
+
+def _predictions(network: BaseNetwork, x: Tensor, rules: tuple[str, ...]) -> dict[str, Prediction]:
+    tasks = network.finished_tasks
     if tasks == 0:
         raise RouterError("no task is finished, so there is nothing to route to: train a task first.")
     router = _router(network, rules)

@@ -15,16 +15,22 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import TaskError
+from ..errors import BusyError
 from ..layers import SegmentedLayer
 from ..modes import outside_inference
 
 
 class OneThread:
-    """Lets one thread at a time train a network or change its structure. Recall does not ask for it."""
+    """Lets one thread at a time train a network or change its structure. Recall does not ask for it.
+
+    A network in training mode belongs to the thread that trains it, between its steps, too: another thread must not
+    change the mode.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._trainer: threading.Thread | None = None
+        self._changes = 0  # odd while structure is changed
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OneThread:
         return OneThread()
@@ -34,9 +40,9 @@ class OneThread:
 
     @contextmanager
     def held(self) -> Generator[None, None, None]:
-        """Raise TaskError where another thread is inside."""
+        """Raise BusyError where another thread is inside."""
         if not self._lock.acquire(blocking=False):
-            raise TaskError(
+            raise BusyError(
                 "another thread trains or changes this network at this moment. Training is one thread's; any number "
                 "of threads may recall and predict in evaluation mode (net.eval())."
             )
@@ -44,6 +50,55 @@ class OneThread:
             yield
         finally:
             self._lock.release()
+
+    def begin_training(self) -> None:
+        """The calling thread trains the network from now on. Called where it is held."""
+        self._trainer = threading.current_thread()
+
+    def end_training(self) -> None:
+        """No thread trains the network any more."""
+        self._trainer = None
+
+    @contextmanager
+    def changing(self) -> Generator[None, None, None]:
+        """As :meth:`held`, for what changes structure; recalls that fail meanwhile name the reason."""
+        with self.held():
+            self._changes += 1
+            try:
+                yield
+            finally:
+                self._changes += 1
+
+    @contextmanager
+    def recalling(self) -> Generator[None, None, None]:
+        """Raise BusyError in place of what was raised inside while another thread changed structure."""
+        before = self._changes
+        try:
+            yield
+        except Exception as error:
+            if self._changes == before and not (before % 2 and self._held_elsewhere()):
+                raise
+            raise BusyError(
+                "another thread changed this network at this moment (prepare_for_task, prune, finish_task, widen ...), "
+                "so it could not answer. Call again."
+            ) from error
+
+    def _held_elsewhere(self) -> bool:
+        if self._lock.acquire(blocking=False):
+            self._lock.release()
+            return False
+        return True
+
+    def check_mode_may_change(self) -> None:
+        """Raise BusyError where another thread that lives trains the network."""
+        trainer = self._trainer
+        trains = trainer is not None and trainer is not threading.current_thread() and trainer.is_alive()
+        if trains or self._held_elsewhere():
+            raise BusyError(
+                "another thread trains this network. To predict, certify, evaluate or extract would change the mode "
+                "between two of its steps. Wait until that thread has finished the task or has called net.eval(), or "
+                "use a copy that was made before (copy.deepcopy)."
+            )
 
 
 @contextmanager

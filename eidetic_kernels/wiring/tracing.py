@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -163,7 +164,35 @@ def _declared(builder: Builder, path: str, value: Value) -> Value:
     return value
 
 
-class _Tracer(fx.Tracer):
+_ONE_TRACE = threading.RLock()  # torch.fx takes its patches back in the order in which it made them
+
+
+class OwnThread(fx.Tracer):
+    """A tracer that other threads do not meet.
+
+    torch.fx patches ``nn.Module`` itself while it traces, so that modules that run in other threads at that time call
+    the tracer, too. Here they run as they always do. Traces of several threads come one after the other.
+    """
+
+    _thread: int | None = None
+
+    def trace(self, *args, **kwargs) -> fx.Graph:
+        with _ONE_TRACE:
+            self._thread = threading.get_ident()
+            return super().trace(*args, **kwargs)
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+
+class _Tracer(OwnThread):
     """torch.fx's tracer, which stops at layers of ours and at what has a rule."""
 
     def __init__(self, in_place: bool = False):  # torch.fx makes one without arguments when it unpickles a graph

@@ -1,5 +1,7 @@
 """Any number of threads may recall and predict with one network; training is one thread's at a time."""
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -9,6 +11,7 @@ from small_networks import MLP, Residual
 from threads import in_threads, switching_often
 
 import eidetic_kernels as ek
+from eidetic_training import evaluate
 
 THREADS, ROUNDS = 4, 40
 
@@ -78,7 +81,7 @@ def test_a_second_thread_that_trains_is_told_so():
     thread.start()
     assert inside.wait(60)
     for call in (lambda: net(x), lambda: net.prune(0.5), net.finish_task):
-        with pytest.raises(ek.TaskError, match="another thread trains or changes this network"):
+        with pytest.raises(ek.BusyError, match="another thread trains or changes this network"):
             call()
     leave.set()
     thread.join()
@@ -88,12 +91,121 @@ def test_a_second_thread_that_trains_is_told_so():
 
 
 def test_threads_do_not_share_what_a_copied_or_pickled_network_runs():
-    import copy
-    import pickle
-
     net = learned()
     x = batch(net, 7)[0]
     for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         assert torch.equal(other(x, task=1), net(x, task=1))
         scopes = {id(layer.scope) for _, layer in other.segmented_layers()}
         assert len(scopes) == 1 and scopes.isdisjoint({id(layer.scope) for _, layer in net.segmented_layers()})
+
+
+def in_training():
+    """A network with two finished tasks and a third in training, and data for it."""
+    net = learned(tasks=2)
+    net.prepare_for_task(2, 3, max_units=0.3)
+    return net, batch(net, 36)
+
+
+ASKED = {
+    "predict": lambda net, x: net.predict(x, "entropy"),
+    "certify": lambda net, x: net.certify(),
+    "extract": lambda net, x: net.extract(0),
+    "evaluate": lambda net, x: evaluate(net, [(x, torch.zeros(len(x), dtype=torch.long))], 0),
+    "evaluation mode": lambda net, x: net.eval(),
+}
+
+
+@pytest.mark.parametrize("name", ASKED)
+def test_training_in_a_loop_of_one_s_own_is_as_if_nobody_asked_meanwhile(name):
+    """Whoever asks is told, since it would change the mode between two steps."""
+    net, (x, y) = in_training()
+    alone = copy.deepcopy(net)
+    for each in (net, alone):
+        torch.manual_seed(1)
+        optimizer = torch.optim.SGD(each.train().parameters(), 0.1)
+        for _ in range(3):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(each(x), y).backward()
+            optimizer.step()
+            if each is net:
+                (raised,) = in_threads(lambda: ASKED[name](net, x))
+                assert isinstance(raised, ek.BusyError) and "another thread trains this network" in str(raised)
+                assert all(module.training for module in net.body.modules())
+    assert {k: bits(v) for k, v in net.state_dict().items()} == {k: bits(v) for k, v in alone.state_dict().items()}
+
+    net.eval()
+    assert in_threads(lambda: ASKED[name](net, x)) == [None]
+    net.train()
+    net(x)
+    net.finish_task()
+    assert in_threads(lambda: ASKED[name](net, x)) == [None]
+
+
+def test_a_network_may_be_served_beside_train_task_without_a_change_of_what_is_trained():
+    ends, (begun, (x, y)) = [], in_training()
+    for served in (False, True):
+        net = copy.deepcopy(begun)
+        torch.manual_seed(1)
+        done, answers, told = threading.Event(), [], []
+
+        def serve(net=net, done=done, answers=answers, told=told):
+            while not done.is_set():
+                try:
+                    answers.append(bits(net.predict(x[:4], "entropy").logits))
+                except ek.BusyError as error:
+                    told.append(str(error))
+
+        thread = threading.Thread(target=serve)
+        if served:
+            thread.start()
+        net.train_task([(x, y)] * 3, torch.optim.AdamW(net.parameters(), 0.01), max_epochs=4, polish_epochs=2)
+        done.set()
+        if served:
+            thread.join()
+            assert all("another thread" in message for message in told), told
+        ends.append({name: bits(tensor) for name, tensor in net.state_dict().items()})
+    assert ends[0] == ends[1]
+
+
+def test_networks_are_loaded_and_extracted_beside_others_that_run(tmp_path):
+    """torch.fx, which reads a network's forward, patches torch.nn.Module for all threads."""
+    net, plain = learned(), torch.nn.Linear(6, 6)
+    net.save(tmp_path / "net")
+    x = batch(net, 7)[0]
+    expected, linear = bits(net(x, task=1)), bits(plain(x))
+    calls = torch.nn.Module.__call__, torch.nn.Module.__getattr__
+
+    def recall():
+        for _ in range(ROUNDS):
+            assert bits(net(x, task=1)) == expected and bits(plain(x)) == linear
+
+    def load():
+        for _ in range(ROUNDS // 8):
+            assert bits(MLP.load(tmp_path / "net").eval()(x, task=1)) == expected
+
+    def extract():
+        for _ in range(ROUNDS // 8):
+            assert torch.allclose(net.extract(1)(x), net(x, task=1), atol=1e-5)
+
+    assert in_threads(recall, load, load, extract) == [None] * 4
+    assert (torch.nn.Module.__call__, torch.nn.Module.__getattr__) == calls
+
+
+def test_a_recall_that_fails_while_another_thread_changes_the_network_says_so():
+    net, inside, leave = learned(), threading.Event(), threading.Event()
+    x = batch(net, 7)[0]
+
+    def change():
+        with net.changing():
+            inside.set()
+            assert leave.wait(60)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    assert inside.wait(60)
+    with pytest.raises(ek.BusyError, match="another thread changed this network at this moment"):
+        net(x[:, :2], task=0)
+    leave.set()
+    thread.join()
+    with pytest.raises(ek.InputError):
+        net(x[:, :2], task=0)

@@ -63,7 +63,8 @@ def train_task(
             written.
 
     Raises:
-        TaskError: no task is in training, or another thread trains the network.
+        TaskError: no task is in training, or torch records no gradients here (``no_grad``, ``inference_mode``).
+        BusyError: another thread trains the network.
         InputError: an empty loader, wrong labels or inputs, a loss beside label smoothing, or ``progress`` of a
             training of this task with other settings, loader or optimizer, or that is no file.
         CheckpointError: the file of ``progress`` is damaged, or cannot be written (training goes on from what it was).
