@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from ..checking import shown, whole_number
+from ..checking import first_line, shown, whole_number
 from ..errors import ConversionError, InputError, TaskError
 from ..layers import (
     EideticLayerNorm,
@@ -32,11 +32,13 @@ from ..layers import (
     Shuffle,
 )
 from ..layers.attention import PROJECTIONS
+from ..layers.no_channels import REFUSALS
 from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
 from ..wiring import rules
 from .layers import NO_PLAIN_VERSION, plain_layer
 from .modules import plain_module, plain_values, takes_residual
+from .no_channels import lend_channels
 from .prefix import Prefix
 
 # Modules that read their input by products.
@@ -68,10 +70,33 @@ def extract(network: BaseNetwork, task: int) -> nn.Module:
     else:
         plain = _PlainGraph(root, prefix).build(graph, head, name)
 
+    samples = _samples(network, task)
+    if prefix.lacks_channels and samples is not None:
+        _let_run(plain, samples)
     for path, module in plain.named_modules():
         if type(module).__module__.split(".")[0] == rules.OURS:
             raise ConversionError(f"{path!r}: {NO_PLAIN_VERSION.format(type(module).__name__)}")
     return plain
+
+
+def _samples(network: BaseNetwork, task: int) -> Tensor | None:
+    """Inputs [N, ...] of ``task``, made up if need be; None where their shape is not known."""
+    like, samples = head_of(network, task).get_buffer("frozen_weight"), network.probes.of(task)
+    if samples is not None:
+        return samples.to(like.dtype)
+    return None if network.input_shape is None else like.new_zeros(2, *network.input_shape)
+
+
+def _let_run(plain: fx.GraphModule, samples: Tensor) -> None:
+    """Let ``plain`` run where the task has units of some layers only. Raises ConversionError where it cannot."""
+    try:
+        lend_channels(plain, samples)
+    except REFUSALS as error:
+        raise ConversionError(
+            "the task took no unit of some layer, and forward calls a function that refuses images without channels "
+            f"({first_line(error)}). Recall goes on answering (net(x, task=k)). Where torch.fx can trace forward, such "
+            "a task can be extracted."
+        ) from error
 
 
 class _PlainGraph:
@@ -84,7 +109,7 @@ class _PlainGraph:
         self.modules: dict[str, Any] = {}  # and parameters, by path
         self.moved: set[fx.Node] = set()  # nodes whose values lie in another's memory, in another order
 
-    def build(self, graph: fx.Graph, head: nn.Module, name: str) -> nn.Module:
+    def build(self, graph: fx.Graph, head: nn.Module, name: str) -> fx.GraphModule:
         """The plain module called ``name``: ``graph``, and ``head`` on its end."""
         for node in graph.nodes:
             module = self.root.get_submodule(node.target) if node.op == "call_module" else None
@@ -197,7 +222,7 @@ def _with_own_forward(network: BaseNetwork, prefix: Prefix) -> nn.Module:
     return body
 
 
-def _around(body: nn.Module, head: nn.Module, name: str) -> nn.Module:
+def _around(body: nn.Module, head: nn.Module, name: str) -> fx.GraphModule:
     """A module called ``name`` that runs ``body``, then ``head``."""
     graph = fx.Graph()
     graph.output(graph.call_module("head", (graph.call_module("body", (graph.placeholder("x"),)),)))

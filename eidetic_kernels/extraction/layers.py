@@ -250,7 +250,9 @@ def _norm_of(
 def _prelu(prefix: Prefix, layers: Sequence[EideticPReLU]) -> nn.Module:
     """torch's PReLU with the slopes of all kept units."""
     rows = [layer.frozen_weight[units] for layer in layers for _, units in prefix.rows(layer.segments)]
-    slopes = torch.cat(rows) if rows else layers[0].frozen_weight[:0]
+    if not rows:  # torch refuses inputs without units
+        return nn.Identity()
+    slopes = torch.cat(rows)
     module = skip_init(nn.PReLU, len(slopes), device=slopes.device, dtype=slopes.dtype)
     _filled(module, slopes, None)
     if layers[0].unit_dim == 1:

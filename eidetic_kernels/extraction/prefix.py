@@ -32,6 +32,11 @@ class Prefix:
                 self._need(needed, [(segments, present[0])])
         self.kept = {segments: _emptied(segments, tasks) for segments, tasks in needed.items()}
 
+    @property
+    def lacks_channels(self) -> bool:
+        """Whether the task has no unit at all in some unit group."""
+        return any(not segments.present(self.task) for segments in self.kept.values())
+
     def kept_of(self, group: Segments | Fixed) -> Segments | Fixed:
         """What is kept of ``group``: all of it, if it belongs to no task or to a head."""
         return self.kept.get(group, group) if isinstance(group, Segments) else group

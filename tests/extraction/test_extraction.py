@@ -187,6 +187,55 @@ def test_a_task_whose_images_nobody_reads():
         extracted_alike(net, task, batch(net)[0])
 
 
+class Resized(nn.Module):
+    """Images that are pooled, padded and resized, beside others, and slopes of their channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.slopes, self.pool = nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(8), nn.MaxPool2d(2)
+        self.b, self.c = nn.Conv2d(8, 8, 3), nn.Conv2d(16, 8, 1)
+        self.norm, self.head = nn.BatchNorm2d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x):
+        a = self.slopes(self.a(x))
+        b = F.avg_pool2d(F.pad(self.b(F.pad(self.pool(a), (1, 1, 1, 1))), (1, 1, 1, 1)), 2)
+        b = F.interpolate(b, size=a.shape[2:], mode="bilinear")
+        both = self.norm(self.c(torch.cat([b, a * a.mean((2, 3), keepdim=True).sigmoid()], 1)))
+        return self.head(F.adaptive_avg_pool2d(both.relu(), 1).flatten(1))
+
+
+@pytest.mark.parametrize("gone", [[0], [1], [2], [0, 1, 2]])
+def test_a_first_task_without_units_of_images(gone):
+    net = ek.convert(Resized(), torch.randn(2, 3, 8, 8))
+    groups = net.plan_pruning(1.0).groups
+    net.apply_plan(ek.PruningPlan("images", tuple(groups[number] for number in gone)))
+    net.example = (3, 8, 8)
+    train(net, torch.optim.SGD(net.parameters(), 0.1))
+    net.finish_task()
+    assert [group.segments.frozen[0] for group in net.groups] == [0 if number in gone else 8 for number in range(3)]
+
+    x = batch(net, 3)[0]
+    plain = extracted_alike(net, 0, x)
+    for other in (pickle.loads(pickle.dumps(plain)), torch.export.export(plain, (x,)).module()):
+        assert_same_bits("kept or exported", other(x), plain(x))
+    larger = torch.randn(2, 3, 16, 12)
+    assert_close("images of another size", plain(larger), net(larger, task=0), condition=10)
+
+
+def test_a_task_without_units_of_images_in_a_network_that_cannot_be_traced():
+    class ByHand(Pooled):
+        def connections(self):
+            return {"a": "input", "norm": "a", "b": "norm", "fc": "b", "output": "fc"}
+
+        def forward(self, x):
+            return Pooled.forward(self, x if x.mean() < 1e9 else x / 2)
+
+    net = ByHand()
+    learn(net, 0, fraction=1.0)
+    with pytest.raises(ek.ConversionError, match=r"took no unit of some layer.*refuses images without channels"):
+        net.extract(0)
+
+
 @pytest.mark.parametrize("name", KINDS)
 def test_a_first_task_without_any_unit(name):
     net = NETWORKS[name]()
