@@ -10,7 +10,9 @@ from torch import Tensor, fx, nn
 
 from ..checking import shown
 from ..errors import ConversionError, InputError
+from ..modes import outside_inference
 from ..network import EideticNetwork
+from ..tasks.foreign import refuse_lazy
 from ..wiring import tracing
 from .attention_calls import replace_attention_calls
 from .decompose import decompose
@@ -26,6 +28,7 @@ from .train_vs_eval import check_training
 from .verify import answers_of, verify
 
 
+@outside_inference()
 def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> EideticNetwork:
     """An EideticNetwork that computes what ``module`` computes; its weights belong to task 0, which is in training.
 
@@ -64,6 +67,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     if not isinstance(example_input, Tensor) or example_input.dim() < 2:
         given = shown(example_input)
         raise InputError(f"example_input must be a batch that the module accepts, a tensor [N, ...]; got {given}.")
+    refuse_lazy(module)
     refuse_gradient_hooks(module)
 
     plain = decompose(_copy(module))

@@ -18,7 +18,7 @@ from ..checking import REFUSALS, first_line, shown
 from ..errors import InputError, TaskError
 from ..layers import EideticLinear, Scope, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Segments
-from ..modes import evaluating
+from ..modes import evaluating, outside_inference
 from ..wiring import tracing
 from ..wiring.declared import SAMPLES, check_declared
 from ..wiring.groups import Group, Wiring
@@ -250,9 +250,9 @@ class BaseNetwork(nn.Module):
         """Hold the wiring that ``connections()`` declares against what forward does with a few samples, once."""
         self._declared_unchecked = False
         try:
-            with evaluating(self), torch.enable_grad():
-                layers = dict(self.segmented_layers())
-                check_declared(layers, self.wiring, lambda: self.compute_features(x[:SAMPLES].detach(), compiled=False))
+            with outside_inference(), evaluating(self), torch.enable_grad():
+                layers, samples = dict(self.segmented_layers()), x[:SAMPLES].detach().clone()
+                check_declared(layers, self.wiring, lambda: self.compute_features(samples, compiled=False))
         except BaseException:
             self._declared_unchecked = True
             raise

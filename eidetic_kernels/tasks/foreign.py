@@ -91,6 +91,16 @@ def shared_tensors(network: nn.Module, skipped: frozenset[str]) -> Iterator[tupl
             yield path, tensors
 
 
+def refuse_lazy(module: nn.Module) -> None:
+    """Raise ConversionError for modules at or below ``module`` whose parameters or buffers have no size yet."""
+    for path, each in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
+        if any(is_lazy(tensor) for _, tensor in _held(each)):
+            raise ConversionError(
+                f"{path!r} is a {type(each).__name__}, whose parameters have no size yet. Run it once on an example "
+                "first, or build it with its sizes (nn.Linear for nn.LazyLinear)."
+            )
+
+
 def _named_modules(network: nn.Module, skipped: frozenset[str]) -> Iterator[tuple[str, nn.Module]]:
     for path, module in cast("Iterator[tuple[str, nn.Module]]", network.named_modules()):
         if path.split(".")[0] not in skipped:
@@ -126,12 +136,8 @@ def _foreign_modules(module: nn.Module, path: str, skipped: frozenset[str]) -> I
 
 def _check(network: nn.Module, skipped: frozenset[str]) -> None:
     """Raise ConversionError where a module's parameters cannot be known, or be cut and frozen."""
+    refuse_lazy(network)
     for path, module in _named_modules(network, skipped):
-        if any(is_lazy(tensor) for _, tensor in _held(module)):
-            raise ConversionError(
-                f"{path!r} is a {type(module).__name__}, whose parameters have no size yet. Run it once on an example "
-                "before the network's first use, or build it with its sizes (nn.Linear for nn.LazyLinear)."
-            )
         if isinstance(module, SegmentedLayer) and _computed(module):
             raise ConversionError(
                 f"{path!r} is a {type(module).__name__} whose weight is computed from other tensors (weight_norm, "

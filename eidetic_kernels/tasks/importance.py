@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..checking import known_names, one_of, shown
 from ..errors import InputError
 from ..layers import StaircaseLayer
-from ..modes import evaluating
+from ..modes import evaluating, outside_inference
 from ..wiring.groups import Group
 from .base import BaseNetwork
 from .checks import mean_loss
@@ -76,6 +76,7 @@ def random_scores(group: Group, generator: torch.Generator | None) -> Tensor:
     return torch.rand(group.segments.live, generator=generator)
 
 
+@outside_inference()
 def taylor_scores(network: nn.Module, groups: Sequence[Group], data: Batches, loss: Loss) -> dict[str, Tensor]:
     """Mean over samples and pixels of |activation x gradient| for each live unit [live], over ``data``.
 

@@ -263,3 +263,8 @@ def test_a_backbone_without_sizes_is_refused():
     with pytest.warns(UserWarning, match="belong to no task"):
         net.prepare_for_task(0, 3)
     train(net, torch.optim.SGD(net.parameters(), 0.1))
+
+
+def test_a_module_without_sizes_is_not_converted():
+    with pytest.raises(ek.ConversionError, match=r"'0' is a LazyLinear.*no size yet.*Run it once"):
+        ek.convert(nn.Sequential(nn.LazyLinear(8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 6))

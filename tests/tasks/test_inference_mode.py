@@ -108,3 +108,41 @@ def test_what_was_extracted_there_can_be_trained():
     optimizer = torch.optim.SGD(plain.parameters(), 0.1)
     plain(batch(net)[0]).sum().backward()
     optimizer.step()
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_what_was_converted_there(built):
+    with torch.inference_mode(built):
+        plain = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, CLASSES))
+    with torch.inference_mode():
+        net = ek.convert(plain, torch.randn(2, 6))
+    net.example = (6,)
+    trains_on(net)
+
+
+def test_scores_of_gradients_are_computed_there():
+    net = one_task()
+    net.prepare_for_task(1, CLASSES)
+    data = [batch(net)]
+    with torch.inference_mode():
+        there = net.plan_pruning(0.5, "taylor", data=data)
+    for found, expected in zip(there.groups, net.plan_pruning(0.5, "taylor", data=data).groups):
+        assert torch.equal(found.keep, expected.keep)
+
+
+@pytest.mark.parametrize("made_there", [False, True])
+def test_the_first_pass_of_a_network_wired_by_hand(made_there):
+    class ByHand(MLP):
+        def connections(self):
+            return {"body.0": "input", "body.1": "body.0", "output": "body.1"}
+
+        def forward(self, x):
+            return self.body[:2](x)
+
+    net = ByHand((7,)).eval()
+    net.prepare_for_task(0, CLASSES)
+    with torch.inference_mode(made_there):
+        x = batch(net)[0].clone()
+    with torch.inference_mode():
+        net(x)
+    trains_on(net)
