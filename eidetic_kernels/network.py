@@ -148,8 +148,9 @@ class EideticNetwork(BaseNetwork):
 
         Returns:
             Task, class and logits of each sample. The logits are those of ``net(x, task=k)`` for the chosen task k: the
-            same bits on a CPU, but up to rounding in networks that average over tokens [N, tokens, channels], since
-            torch's sums over tokens round by the number of channels, and this pass has those of all tasks.
+            same bits on a CPU, but up to rounding in networks that average over tokens [N, tokens, channels] or have
+            depthwise convolutions: libraries round there by the number of channels, and this pass has those of all
+            tasks.
 
         Raises:
             RouterError: no task is finished; or the rule needs a router, and there is none or it does not know every

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from life import Memory, batch, bits, digest, loss_of, poison, recall
 from living import Living, copied, digest_of_live, without_dropout
-from random_networks import AVERAGING, recipes
+from random_networks import ROUNDS_BY_CHANNELS, recipes
 from threads import in_threads, switching_often
 from tolerances import assert_close, assert_same_bits
 from torch.nn import functional as F
@@ -286,7 +286,7 @@ class Life(Living, RuleBasedStateMachine):
         answers = [recall(self.net, x, task) for task in range(self.net.finished_tasks)]
         for row, task in enumerate(prediction.task.tolist()):
             answer, name = answers[task][row], f"sample {row}, task {task}"
-            if self.recipe.kind not in AVERAGING:
+            if self.recipe.kind not in ROUNDS_BY_CHANNELS:
                 assert_same_bits(name, prediction.logits[row][: len(answer)], answer)
             elif self.moderate():
                 assert_close(name, prediction.logits[row][: len(answer)], answer, **ROUNDING)

@@ -40,10 +40,10 @@ CONVERTED = {
     "parts": (InParts, InParts.example),
     "split and shuffled": (Halves, Halves.example),
 }
-# These average over tokens, or over positions of images with channels last. torch's sums over them round by the number
-# of channels beside, and the one pass of ``predict`` has the channels of all tasks.
-AVERAGING = {
-    *("heads by hand", "packed heads by hand", "heads of one layer", "depthwise"),
+# These average over tokens, or convolve each channel by itself. Libraries round there by the number of channels beside,
+# and the one pass of ``predict`` has the channels of all tasks.
+ROUNDS_BY_CHANNELS = {
+    *("heads by hand", "packed heads by hand", "heads of one layer", "depthwise", "split and shuffled"),
     *("windows", "windows, second version", "parts"),
 }
 
