@@ -108,9 +108,7 @@ class Operations:
 
     def _patch_safetensors(self) -> None:
         """Written by another language: half a file, then all of it."""
-        from eidetic_kernels.records import checkpoint
-        from eidetic_training.runs import folder
-        from eidetic_training.training import state_file
+        from eidetic_kernels import files
 
         def save_file(tensors, path, metadata=None):
             real(tensors, path, metadata=metadata)
@@ -119,9 +117,7 @@ class Operations:
             self.tick()
             Path(path).write_bytes(content)
 
-        real = checkpoint.save_file
-        for module in (checkpoint, folder, state_file):
-            module.save_file = save_file
+        real, files.save_file = files.save_file, save_file
 
 
 class _Halving:
