@@ -42,7 +42,7 @@ class BaseNetwork(nn.Module):
     Attributes:
         heads: one :class:`~eidetic_kernels.EideticLinear` for each task that has classes, in task order.
         router: the task classifier; None until it is trained.
-        router_fingerprint: SHA-256 of the router's tensors when it became this network's; None without a router.
+        router_fingerprint: SHA-256 of the router's tensors and settings when it became this network's; None without.
         probes: samples of each task, by which certificates compare its answers.
         records: one for each finished task, see :meth:`~eidetic_kernels.EideticNetwork.certify`.
         current_task: the task in training; None between tasks.
