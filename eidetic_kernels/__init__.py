@@ -46,8 +46,8 @@ from .wiring.rules import register_rule
 
 __all__ = [
     "BackendError",
-    "Capacity",
     "BusyError",
+    "Capacity",
     "CapacityError",
     "CapacityRow",
     "Certificate",
