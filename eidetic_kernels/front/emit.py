@@ -1,0 +1,569 @@
+"""Builds the network's graph from a captured one: layers that know segments, sizes that follow the units that are left."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import ConversionError
+from ..layers import (
+    EideticBatchNorm,
+    EideticConv2d,
+    EideticGroupedConv2d,
+    EideticLayerNorm,
+    EideticLinear,
+    EideticParameter,
+    EideticScaledDotProduct,
+    LayerNormParts,
+    Parts,
+    Shared,
+    Split,
+)
+from ..layout import Fixed, Segments, Source
+from ..wiring.groups import Group, Wiring
+from .analysis import Analysis, Held, Layer, leaves, operation
+from .capture import concrete, shape_of
+from .groups import Grouped, group_units
+from .owners import NOBODY, Owners, small
+
+WHOLE = 9223372036854775807
+
+
+class World:
+    """The same network after some units were pruned at random: whatever is emitted is tried there."""
+
+    def __init__(self, grouped: Grouped, seed: int = 0):
+        self.grouped = grouped
+        generator = torch.Generator().manual_seed(seed)
+        self.keep: list[Tensor] = []
+        for width, grain in zip(grouped.widths, grouped.grains):
+            count = width // grain
+            keep = torch.rand(count, generator=generator) < 0.6
+            keep[torch.randint(count, (1,), generator=generator)] = True
+            if count > 1:
+                keep[torch.randint(count, (1,), generator=generator)] = False
+                if not bool(keep.any()):
+                    keep[0] = True
+            self.keep.append(keep.repeat_interleave(grain))
+        total = len(grouped.group)
+        self.number = grouped.group * 2**32 + grouped.place
+        self.alive = torch.ones(total, dtype=torch.bool)
+        for number, keep in enumerate(self.keep):
+            mine = (grouped.group == number).nonzero().flatten()
+            self.alive[mine] = keep[grouped.place[mine]]
+
+    def kept(self, x: Owners, node: fx.Node) -> list[Tensor | None]:
+        """For each dimension the indices that are left; None where pruning does not change its size."""
+        units = x.units
+        alive = torch.where(units >= 0, self.alive[units.clamp_min(0)], True)
+        masks: list[Tensor | None] = []
+        product = torch.ones([1] * units.dim(), dtype=torch.bool)
+        for dim, size in enumerate(units.shape):
+            mask = None
+            if size > 1:
+                others = [d for d in range(units.dim()) if d != dim]
+                any_left = alive.amax(others) if others else alive
+                if not bool(any_left.all()):
+                    mask = any_left
+                    shape = [1] * units.dim()
+                    shape[dim] = -1
+                    product = product & mask.view(shape)
+            masks.append(None if mask is None else mask.nonzero().flatten())
+        if not bool((alive == product.expand_as(alive)).all()):
+            raise ConversionError(f"{node.name}: units cannot go one by one: they lie across several dimensions.")
+        return masks
+
+    def pruned(self, x: Owners, node: fx.Node) -> Tensor:
+        """The map of (group, place) that is left, as one number."""
+        units = torch.where(x.units >= 0, self.number[x.units.clamp_min(0)], NOBODY).expand(x.shape)
+        for dim, left in enumerate(self.kept(x, node)):
+            if left is not None:
+                units = units.index_select(dim, left)
+        return units
+
+
+class Emitter:
+    def __init__(self, analysis: Analysis, grouped: Grouped, module: nn.Module):
+        self.analysis, self.grouped, self.module = analysis, grouped, module
+        self.world = World(grouped)
+        self.graph = fx.Graph()
+        self.nodes: dict[fx.Node, Any] = {}
+        self.segments = [Segments(w, grain=g) for w, g in zip(grouped.widths, grouped.grains)]
+        self.groups = [Group(s, w) for s, w in zip(self.segments, grouped.widths)]
+        self.sources: dict[str, tuple[Source, ...]] = {}
+        self.dropouts: dict[str, tuple[Source, ...]] = {}
+        self.split: dict[str, Any] = {}
+        self.pieces: dict[str, Any] = {}
+        self.last: set[str] = set()
+        self.frozen: list[str] = []
+        self.replaced: dict[str, Any] = {}
+        self.by_node = {layer.node: layer for layer in analysis.layers}
+        self._kept: dict[fx.Node, list[Tensor | None]] = {}
+
+    # -- facts
+
+    def owners(self, node: fx.Node) -> Owners | None:
+        value = self.analysis.values.get(node)
+        if isinstance(value, Held):
+            value = self.analysis._elements.get(value.path)
+        return value if isinstance(value, Owners) else None
+
+    def elastic(self, node: fx.Node) -> list[Tensor | None]:
+        if node not in self._kept:
+            x = self.owners(node)
+            self._kept[node] = [] if x is None else self.world.kept(x, node)
+        return self._kept[node]
+
+    def sources_of(self, columns: Tensor, what: str) -> tuple[Source, ...]:
+        """Units along a dimension as groups side by side, each unit covering a block of columns."""
+        if bool((columns < 0).all()):
+            return (Source(Fixed(len(columns))),)
+        if bool((columns < 0).any()):
+            raise ConversionError(f"{what} reads units and what belongs to no task side by side.")
+        group, place = self.grouped.group[columns], self.grouped.place[columns]
+        found, at = [], 0
+        while at < len(columns):
+            number = int(group[at])
+            if number < 0:
+                raise ConversionError(f"{what} reads what no layer made.")
+            width = self.grouped.widths[number]
+            block = 1
+            while at + block < len(columns) and int(group[at + block]) == number and int(place[at + block]) == int(place[at]):
+                block += 1
+            end = at + width * block
+            expected = torch.arange(width).repeat_interleave(block)
+            if end > len(columns) or not bool((group[at:end] == number).all()) or not bool((place[at:end] == expected).all()):
+                raise ConversionError(f"{what} reads units in another order than they were made.")
+            found.append(Source(self.segments[number], block))
+            at = end
+        return tuple(found)
+
+    # -- emission
+
+    def run(self, features: fx.Node) -> None:
+        captured = self.analysis.captured
+        needed = _needed(features)
+        for node in captured.graph.nodes:
+            if node.op == "output" or node not in needed:
+                continue
+            if node.op == "placeholder":
+                self._placeholder(node)
+            else:
+                self.nodes[node] = self._emit(node)
+        self.graph.output(self.nodes[features])
+
+    def _placeholder(self, node: fx.Node) -> None:
+        path = self.analysis.captured.held.get(node.name)
+        if path is None:
+            self.nodes[node] = self.graph.placeholder(node.name)
+        # tensors of the network are read where they are used
+
+    def argument(self, value: Any) -> Any:
+        if isinstance(value, fx.Node):
+            if value.graph is self.graph:
+                return value
+            if value.op == "placeholder" and value not in self.nodes:
+                self.nodes[value] = self._tensor(value)
+            return self.nodes[value]
+        if isinstance(value, (list, tuple)):
+            return type(value)(self.argument(each) for each in value)
+        if isinstance(value, slice):
+            return slice(*(self.argument(each) for each in (value.start, value.stop, value.step)))
+        return value
+
+    def _tensor(self, node: fx.Node) -> fx.Node:
+        """A parameter or buffer that the graph reads itself."""
+        path = self.analysis.captured.held[node.name]
+        value = self.analysis.values[node]
+        if not isinstance(value, Held):
+            constants = self.analysis.captured.constants
+            if path in constants and not _has(self.module, path):
+                name = f"_constant_{len([n for n in dict(self.module.named_buffers()) if n.startswith('_constant')])}"
+                self.module.register_buffer(name, constants[path].detach().clone(), persistent=False)
+                path = name
+            return self.graph.get_attr(path)
+        return self._parameter(path, value)
+
+    def _parameter(self, path: str, held: Held) -> fx.Node:
+        elements = self.analysis.elements(held)
+        group, place = self.grouped.group[elements.units], self.grouped.place[elements.units]
+        numbers = torch.unique(group)
+        if path in self.grouped.shared or (len(numbers) == 1 and int(numbers) < 0):
+            held.value.requires_grad_(False)  # all tasks share it
+            self.frozen.append(path)
+            return self.graph.get_attr(path)
+        if len(numbers) != 1 or int(numbers) < 0:
+            raise ConversionError(f"the tensor {path!r} belongs to no group of units, or to several ({numbers.tolist()}).")
+        number = int(numbers)
+        for dim in range(place.dim()):
+            first = place
+            for other in range(place.dim()):
+                if other != dim:
+                    first = first.narrow(other, 0, 1)
+            if bool((first == place).all()) and place.shape[dim] > 1:
+                along = first.flatten()
+                shared = self.grouped.widths[number] // len(along)
+                grains = torch.arange(0, self.grouped.widths[number], shared)
+                if shared * len(along) == self.grouped.widths[number] and bool((along // shared == grains // shared).all()):
+                    if path not in self.groups[number].norms:
+                        owner, _, name = path.rpartition(".")
+                        parent = self.module.get_submodule(owner)
+                        delattr(parent, name)
+                        layer = EideticParameter(held.value, dim, shared)
+                        parent.add_module(name, layer)
+                        self.groups[number].norms[f"body.{path}"] = layer
+                    return self.graph.call_module(path)
+        raise ConversionError(f"the tensor {path!r} of shape {list(held.value.shape)} has no slice for each unit.")
+
+    def _emit(self, node: fx.Node) -> Any:
+        name = operation(node)
+        if node in self.by_node:
+            return self._layer(node, self.by_node[node])
+        if name == "getitem":
+            return self.graph.call_function(operator.getitem, (self.argument(node.args[0]), node.args[1]))
+        value = self.analysis.values[node]
+        if not isinstance(value, (Owners, list, tuple)) and not isinstance(value, Tensor):
+            if name in ("_assert_tensor_metadata", "_assert_scalar") or value is None:
+                return None
+        if isinstance(value, Tensor):  # made of fixed tensors alone
+            count = sum(n.startswith("_fixed") for n, _ in self.module.named_buffers(recurse=False))
+            if value.dim() or True:
+                self.module.register_buffer(f"_fixed_{count}", value.detach().clone(), persistent=False)
+                return self.graph.get_attr(f"_fixed_{count}")
+        if name in ("dropout", "dropout_", "feature_dropout"):
+            return self._dropout(node)
+        if name == "scaled_dot_product_attention":
+            made = self._attention(node)
+            if made is not None:
+                return made
+        args, kwargs = list(node.args), dict(node.kwargs)
+        special = getattr(self, f"_{name.rstrip('_')}", None) if any(k is not None for k in self._all_elastic(node)) else None
+        if special is not None:
+            return special(node)
+        return self._copy(node, self.argument(args), {k: self.argument(v) for k, v in kwargs.items()})
+
+    def _all_elastic(self, node: fx.Node) -> list[Tensor | None]:
+        found: list[Tensor | None] = []
+        for each in (node, *node.all_input_nodes):
+            if self.owners(each) is not None:
+                found += self.elastic(each)
+            elif isinstance(self.analysis.values.get(each), (list, tuple)):
+                for piece in self.analysis.values[each]:
+                    if isinstance(piece, Owners):
+                        found += self.world.kept(piece, each)
+        return found
+
+    def _copy(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
+        target = node.target
+        name = operation(node)
+        if isinstance(target, torch._ops.OpOverload) and name.endswith("_") and not name.startswith("_"):
+            target = _functional(target)
+        if name in ("view", "_unsafe_view"):
+            target = torch.ops.aten.reshape.default
+        made = self.graph.call_function(target, tuple(args), kwargs)
+        made.meta["source"] = node
+        return made
+
+    def _size(self, node: fx.Node, dim: int) -> fx.Node:
+        return self.graph.call_function(torch.ops.aten.sym_size.int, (self.argument(node), dim))
+
+    # -- operations whose sizes count units
+
+    def _view(self, node: fx.Node) -> fx.Node:
+        given = node.args[0]
+        return self._copy(node, (self.argument(given), self._sizes(node, given, list(node.args[1]))), {})
+
+    _reshape = __unsafe_view = _view
+
+    def _sizes(self, node: fx.Node, given: fx.Node, sizes: list[Any]) -> list[Any]:
+        old, new = shape_of(given), shape_of(node)
+        assert old is not None and new is not None
+        elastic, made = self.elastic(node), list(sizes)
+        for ins, outs in _factor(old, new):
+            loose = [d for d in outs if (elastic[d] is not None) or made[d] == -1]
+            if any(elastic[d] is not None for d in outs):
+                strict = [d for d in outs if elastic[d] is not None]
+                if len(strict) > 1:
+                    raise ConversionError(f"{node.name}: units come to lie in several dimensions at once.")
+                loose = strict
+                for d in outs:
+                    if made[d] == -1 and d not in strict:
+                        made[d] = new[d]
+            if len(loose) != 1:
+                continue
+            (d,) = loose
+            total: Any = 1
+            for i in ins:
+                size = self._size(given, i)
+                total = size if isinstance(total, int) else self.graph.call_function(operator.mul, (total, size))
+            rest: Any = 1
+            for o in outs:
+                if o != d:
+                    size = self.argument(made[o])
+                    rest = size if isinstance(rest, int) and rest == 1 else (
+                        rest * size if isinstance(rest, int) and isinstance(size, int) else self.graph.call_function(operator.mul, (rest, size))
+                    )
+            if not (isinstance(rest, int) and rest == 1):
+                total = self.graph.call_function(operator.floordiv, (total, rest))
+            made[d] = total
+        return [self.argument(each) for each in made]
+
+    def _expand(self, node: fx.Node) -> fx.Node:
+        given = node.args[0]
+        old, sizes = shape_of(given), list(node.args[1])
+        added = len(sizes) - len(old)
+        kept = self.elastic(given)
+        for d in range(len(old)):
+            if kept and kept[d] is not None:
+                sizes[d + added] = -1
+        return self._copy(node, (self.argument(given), self.argument(sizes)), {})
+
+    def _slice(self, node: fx.Node) -> fx.Node:
+        given, dim = node.args[0], node.args[1] if len(node.args) > 1 else 0
+        start = node.args[2] if len(node.args) > 2 else None
+        end = node.args[3] if len(node.args) > 3 else None
+        step = node.args[4] if len(node.args) > 4 else 1
+        old = shape_of(given)
+        dim %= len(old)
+        if self.elastic(given)[dim] is None:
+            return self._copy(node, [self.argument(a) for a in node.args], {})
+        if step != 1 or isinstance(start, fx.Node) or isinstance(end, fx.Node):
+            raise ConversionError(f"{node.name}: it picks some units.")
+        start, end, _ = slice(start, end).indices(old[dim])
+        if (start, end) == (0, old[dim]):
+            return self.argument(given)
+        sizes = [size for size in (start, end - start, old[dim] - end) if size]
+        pieces = self._divided(node, given, dim, sizes)
+        return self.graph.call_function(operator.getitem, (pieces, int(start > 0)))
+
+    def _divided(self, node: fx.Node, given: fx.Node, dim: int, sizes: Sequence[int]) -> fx.Node:
+        """``given`` cut along the units' dimension ``dim``."""
+        x = self.owners(given)
+        others = [d for d in x.unit_dims if d != dim]
+        columns = x.units
+        for d in others:
+            columns = columns.narrow(d, 0, 1)
+        columns = columns.flatten()
+        alike = [self.world.number[part] for part in columns.split(list(sizes))]
+        if len({len(p) for p in alike}) == 1 and all(bool((p == alike[0]).all()) for p in alike):
+            size = self.graph.call_function(operator.floordiv, (self._size(given, dim), len(sizes)))
+            return self.graph.call_function(
+                torch.ops.aten.split_with_sizes.default, (self.argument(given), [size] * len(sizes), dim)
+            )
+        if others:
+            raise ConversionError(f"{node.name}: it cuts heads that are not alike.")
+        sources = self.sources_of(columns, node.name)
+        ends, at = [], 0
+        for source in sources:
+            at += source.group.width * source.block
+            ends.append(at)
+        pieces, at, number = [], 0, 0
+        for size in sizes:
+            at += size
+            mine = []
+            while number < len(ends) and ends[number] <= at:
+                mine.append(number)
+                number += 1
+            if not mine or ends[mine[-1]] != at:
+                raise ConversionError(f"{node.name}: it cuts through a group.")
+            pieces.append(tuple(mine))
+        rank = len(x.shape)
+        if dim not in (1, rank - 1):
+            raise ConversionError(f"{node.name}: it cuts units in dimension {dim}.")
+        path = f"split_{node.name}"
+        self.module.add_module(path, Split(sizes, 1 if dim == 1 else -1))
+        self.pieces[f"body.{path}"] = (sources, tuple(pieces))
+        return self.graph.call_module(path, (self.argument(given),))
+
+    def _split_with_sizes(self, node: fx.Node) -> fx.Node:
+        given, dim = node.args[0], (node.args[2] if len(node.args) > 2 else 0) % len(shape_of(node.args[0]))
+        if self.elastic(given)[dim] is None:
+            return self._copy(node, self.argument(list(node.args)), {})
+        return self._divided(node, given, dim, [p.shape[dim] for p in self.analysis.values[node]])
+
+    _split = _chunk = _tensor_split = _unsafe_split = _split_with_sizes
+
+    def _unbind(self, node: fx.Node) -> fx.Node:
+        given, dim = node.args[0], (node.args[1] if len(node.args) > 1 else 0) % len(shape_of(node.args[0]))
+        if self.elastic(given)[dim] is not None:
+            raise ConversionError(f"{node.name}: it takes units apart one by one.")
+        return self._copy(node, self.argument(list(node.args)), {})
+
+    def _select(self, node: fx.Node) -> fx.Node:
+        given, dim = node.args[0], node.args[1] % len(shape_of(node.args[0]))
+        if self.elastic(given)[dim] is not None:
+            raise ConversionError(f"{node.name}: it picks a unit.")
+        return self._copy(node, self.argument(list(node.args)), {})
+
+    def _unflatten(self, node: fx.Node) -> fx.Node:
+        raise ConversionError(f"{node.name}: unflatten")
+
+    # -- layers
+
+    def _dropout(self, node: fx.Node) -> Any:
+        given = node.args[0]
+        if not isinstance(given, fx.Node):
+            raise ConversionError("dropout of a number")
+        return self.argument(given)  # prototype: rates come from the graph of training
+
+    def _attention(self, node: fx.Node) -> Any:
+        q = self.owners(node.args[0])
+        rank = len(q.shape)
+        if len(node.args) > 3 and node.args[3] is not None or q.units.shape[rank - 3] == 1:
+            return None
+        v = self.owners(node.args[2])
+        columns = v.units.narrow(rank - 2, 0, 1).flatten()
+        sources = self.sources_of(columns, node.name)
+        if len(sources) != 1 or sources[0].block != 1:
+            return None
+        path = f"attention_{node.name}"
+        self.module.add_module(path, EideticScaledDotProduct(0.0))
+        self.dropouts[f"body.{path}"] = sources
+        args = [self.argument(each) for each in node.args[:3]]
+        causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
+        return self.graph.call_module(path, (*args, causal), {"scale": node.kwargs.get("scale")})
+
+    def _layer(self, node: fx.Node, layer: Layer) -> fx.Node:
+        make = getattr(self, f"_make_{layer.kind}", None)
+        if make is None:
+            raise ConversionError(f"{node.name}: {layer.kind} has no layer")
+        path = layer.path
+        if path in self.replaced:
+            if layer.units is not None and layer.kind not in ("linear", "conv"):
+                if self.sources_of(layer.units, path) != self.replaced[path]:
+                    raise ConversionError(f"{node.name}: {path!r} is called with other units than before.")
+            return self.graph.call_module(path, (self.argument(node.args[0]),))
+        if not self._owns(path, node):
+            raise ConversionError(f"{node.name}: a {layer.kind} with tensors of {path!r} that is no plain layer")
+        old = self.module.get_submodule(path)
+        new = make(node, layer, old)
+        for name, parameter in old.named_parameters(recurse=False):
+            setattr(new, name, parameter)
+        for name, buffer in old.named_buffers(recurse=False):
+            new.register_buffer(name, buffer)
+        new.train(old.training)
+        rank = len(shape_of(node))
+        image = layer.kind in ("conv", "batch_norm", "grouped")
+        self.replaced[path] = self.sources_of(layer.units, path) if layer.kind not in ("linear", "conv") else None
+        if layer.kind in ("linear", "conv"):
+            runs = self.grouped.runs[f"{path}.weight"]
+            parts = {path: new}
+            if len(runs) > 1:
+                shared = self.split[f"body.{path}"] = Shared(new, [run.width for run in runs])
+                parts = {f"{path}.{i}": part for i, part in enumerate(shared)}
+            sources = self.sources_of(layer.options["columns"], path)
+            for run, (name, part) in zip(runs, parts.items()):
+                self.groups[run.group].producers[f"body.{name}"] = part
+                self.sources[f"body.{name}"] = sources
+            if layer.kind == "linear" and rank > 2:
+                self.last |= {f"body.{name}" for name in (path, *parts)}
+        else:
+            sources = self.sources_of(layer.units, path)
+            if any(source.block != 1 for source in sources):
+                raise ConversionError(f"{path!r} normalises units of several columns.")
+            if len(sources) == 1:
+                number = self.segments.index(sources[0].group)
+                self.groups[number].norms[f"body.{path}"] = new
+            else:
+                widths = [source.group.width for source in sources]
+                units = torch.arange(sum(widths)).split(widths)
+                kind = LayerNormParts if isinstance(new, EideticLayerNorm) else Parts
+                parts = self.split[f"body.{path}"] = kind(new, units)
+                for i, (source, part) in enumerate(zip(sources, parts)):
+                    self.groups[self.segments.index(source.group)].norms[f"body.{path}.{i}"] = part
+            if not image and rank > 2 or (not image and rank == 2):
+                self.last.add(f"body.{path}")
+        if new is not None:
+            self.module.set_submodule(path, new)
+        return self.graph.call_module(path, (self.argument(node.args[0]),))
+
+    def _owns(self, path: str, node: fx.Node) -> bool:
+        try:
+            module = self.module.get_submodule(path)
+        except AttributeError:
+            return False
+        kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+        return isinstance(module, kinds)
+
+    def _make_linear(self, node: fx.Node, layer: Layer, old: nn.Linear) -> EideticLinear:
+        return EideticLinear(old.in_features, old.out_features, old.bias is not None, **_factory(old))
+
+    def _make_conv(self, node: fx.Node, layer: Layer, old: nn.Conv2d) -> EideticConv2d:
+        return EideticConv2d(old.in_channels, old.out_channels, **_options(old))
+
+    def _make_grouped(self, node: fx.Node, layer: Layer, old: nn.Conv2d) -> Any:
+        from ..layers import EideticDepthwiseConv2d
+
+        if old.groups == old.in_channels:
+            return EideticDepthwiseConv2d(old.in_channels, **_options(old))
+        return EideticGroupedConv2d(old.in_channels, old.groups, **_options(old))
+
+    def _make_batch_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticBatchNorm:
+        from ..layers import EideticBatchNorm1d, EideticBatchNorm2d
+
+        kind = EideticBatchNorm2d if len(shape_of(node)) == 4 else EideticBatchNorm1d
+        return kind(old.num_features, old.eps, old.momentum, old.affine, **_factory(old))
+
+    def _make_layer_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticLayerNorm:
+        return EideticLayerNorm(old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **_factory(old))
+
+
+def _factory(old: nn.Module) -> dict[str, Any]:
+    tensor = next(iter(old.state_dict().values()), torch.empty(0))
+    return {"device": tensor.device, "dtype": tensor.dtype if tensor.is_floating_point() else None}
+
+
+def _options(old: nn.Conv2d) -> dict[str, Any]:
+    same = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
+    return {name: getattr(old, name) for name in same} | {"bias": old.bias is not None} | _factory(old)
+
+
+def _functional(target: Any) -> Any:
+    packet = getattr(torch.ops.aten, target._schema.name.removeprefix("aten::")[:-1])
+    return getattr(packet, target._overloadname)
+
+
+def _needed(node: fx.Node) -> set[fx.Node]:
+    found, waiting = set(), [node]
+    while waiting:
+        each = waiting.pop()
+        if each not in found:
+            found.add(each)
+            waiting += each.all_input_nodes
+    return found
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    try:
+        for name in path.split("."):
+            module = getattr(module, name)
+        return True
+    except AttributeError:
+        return False
+
+
+def _factor(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
+    """Dimensions before and after a view, in the smallest runs that hold the same numbers."""
+    runs, i, j = [], 0, 0
+    while i < len(old) or j < len(new):
+        ins, outs, a, b = [], [], 1, 1
+        while True:
+            if a == b and ins and outs:
+                break
+            if (a <= b and i < len(old)) or j >= len(new):
+                if i >= len(old):
+                    break
+                a *= old[i]
+                ins.append(i)
+                i += 1
+            else:
+                b *= new[j]
+                outs.append(j)
+                j += 1
+        runs.append((ins, outs))
+    return runs
