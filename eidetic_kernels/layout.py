@@ -210,21 +210,27 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Source:
-    """One group as a layer reads it; each unit covers ``block`` neighbouring columns (a flattened channel's pixels)."""
+    """One group as a layer reads it.
+
+    Each unit covers ``block`` neighbouring columns (a flattened channel's pixels), or ``shared`` neighbouring units
+    cover one (attention's weights have a column for each head).
+    """
 
     group: Segments | Fixed
     block: int = 1
+    shared: int = 1
 
     def columns(self, task: int | None) -> int:
-        return self.group.present(task) * self.block
+        return self.group.present(task) * self.block // self.shared
 
     def span(self, task: int, nested: bool) -> Span:
-        span = self.group.span(task, nested)
-        return Span(span.start * self.block, span.stop * self.block)
+        return self._covered(self.group.span(task, nested))
 
     def trainable(self) -> Span:
-        span = self.group.trainable()
-        return Span(span.start * self.block, span.stop * self.block)
+        return self._covered(self.group.trainable())
+
+    def _covered(self, span: Span) -> Span:
+        return Span(span.start * self.block // self.shared, span.stop * self.block // self.shared)
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,13 @@ from ..conversion.convert import _begin
 from ..errors import ConversionError
 from ..network import EideticNetwork
 from ..wiring.groups import Wiring
-from .analysis import Analysis, Held, operation
-from .capture import capture, shape_of
-from .emit import Emitter
+from .analysis import Analysis, leaves, operation
+from .capture import Captured, capture, shape_of
+from .compare import in_training
+from .emit import Emitter, _needed
+from .functional import functionalize
 from .groups import group_units
+from .marks import marked
 
 
 class Exported(EideticNetwork):
@@ -31,37 +34,103 @@ class Exported(EideticNetwork):
         return self.body.graph, self.body
 
 
-def convert(module: nn.Module, example: Tensor) -> Exported:
+# Operations after the head that leave its numbers as they are, and softmax, which a head does not do.
+_NOTHING = ("dropout", "contiguous", "alias", "clone", "detach", "eidetic_kernels::mark")
+
+
+def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) -> Exported:
     plain = copy.deepcopy(module)
-    captured = capture(plain.eval(), (example,), {})
+    modes = {path: each.training for path, each in plain.named_modules()}
+    with marked(plain, drops):
+        plain.train()
+        trained = capture(plain, (example,), {})
+        captured = capture(plain.eval(), (example,), {})
+    functionalize(captured.graph)
+    functionalize(trained.graph)
+    captured, trained = refreshed(captured), refreshed(trained)
+    end, classifier_path = find_head(plain, captured, head)
+    pairs = in_training(captured, end, trained)
+
     analysis = Analysis(plain, captured)
-    # the head: the last linear, whose output is returned
-    end = captured.outputs[0]
-    while operation(end) in ("dropout", "contiguous", "alias", "clone") or (operation(end) == "flatten" and shape_of(end.args[0]) == shape_of(end)):
-        end = end.args[0]
-    if operation(end) != "linear":
-        raise ConversionError(f"no head: {operation(end)}")
     analysis.run()
-    head_layer = next(layer for layer in analysis.layers if layer.node is end)
-    analysis.layers.remove(head_layer)
-    analysis.constraints.made.pop(f"{head_layer.path}.weight")
-    parts = [layer.options["columns"] for layer in analysis.layers if "columns" in layer.options]
-    parts += [head_layer.options["columns"]]
+    layers = analysis.layers
+    reads = None
+    if classifier_path is not None:
+        (last,) = [layer for layer in layers if layer.node is end]
+        layers.remove(last)
+        analysis.constraints.made.pop(f"{last.path}.weight")
+        reads, features = last.options["columns"], end.args[0]
+    else:
+        features = end
+        owners = settled_features(analysis, end)
+        reads = owners
+    needed = _needed(features)
+    parts = [layer.options["columns"] for layer in layers if "columns" in layer.options and layer.node in needed] + [reads]
     for node, value in analysis.values.items():  # pieces of what is cut
-        if operation(node) in ("split", "split_with_sizes", "chunk", "slice", "tensor_split", "unbind", "select") if node.op == "call_function" else False:
+        if node.op == "call_function" and operation(node) in _CUTTING and node in needed:
             for each in value if isinstance(value, (list, tuple)) else [value]:
                 if hasattr(each, "units"):
                     parts.append(each.units.flatten())
     grouped = group_units(analysis.constraints, parts)
-    classifier = plain.get_submodule(head_layer.path)
-    emitter = Emitter(analysis, grouped, plain)
-    features = end.args[0]
+    emitter = Emitter(analysis, grouped, plain, pairs)
+    classifier = plain.get_submodule(classifier_path) if classifier_path is not None else None
     emitter.run(features)
     wiring = Wiring(
-        tuple(emitter.groups), emitter.sources, emitter.dropouts,
-        emitter.sources_of(head_layer.options["columns"], "the head"), emitter.split, {}, emitter.pieces, (), frozenset(emitter.last),
+        tuple(group for group in emitter.groups if group.producers), emitter.sources, emitter.dropouts,
+        emitter.sources_of(reads, "the head"), emitter.split, {}, emitter.pieces, (), frozenset(emitter.last),
     )
     body = fx.GraphModule(plain, emitter.graph, type(module).__name__)
+    for path, each in body.named_modules():
+        each.training = modes.get(path, module.training)
     network = Exported(body, wiring)
-    _begin(network, classifier, torch.empty(1, classifier.out_features))
+    network.training = module.training
+    if head is not False:
+        _begin(network, classifier, torch.empty(1, shape_of(end)[1]))
     return network
+
+
+_CUTTING = ("split", "split_with_sizes", "chunk", "slice", "tensor_split", "unbind", "select", "unsafe_split")
+
+
+def find_head(plain: nn.Module, captured: Captured, head: str | bool | None) -> tuple[fx.Node, str | None]:
+    """The node of the logits, and the path of the linear layer that makes them."""
+    ends = [each for each in leaves(captured.outputs) if isinstance(each, fx.Node)]
+    if isinstance(head, str):
+        found = [
+            node for node in captured.graph.nodes
+            if node.op == "call_function" and operation(node) == "linear"
+            and captured.held.get(getattr(node.args[1], "name", "")) == f"{head}.weight"
+        ]
+        if len(found) != 1:
+            raise ConversionError(f"head={head!r} must name a linear layer that forward calls once.")
+        return found[0], head
+    if len(ends) != 1:
+        raise ConversionError("forward must return one tensor.")
+    end = ends[0]
+    if head is False:
+        return end, None
+    last = end
+    while operation(last) in _NOTHING or (operation(last) in ("flatten", "view", "reshape", "squeeze") and shape_of(last.args[0]) == shape_of(last)):
+        last = last.args[0]
+    if operation(last) == "linear" and len(shape_of(last)) == 2 and isinstance(last.args[1], fx.Node):
+        path = captured.held.get(last.args[1].name, "").rpartition(".")[0]
+        if path and type(plain.get_submodule(path)).forward is nn.Linear.forward:
+            return last, path
+    return end, None
+
+
+def settled_features(analysis: Analysis, node: fx.Node) -> Tensor:
+    owners = analysis.values[node]
+    if len(owners.shape) != 2:
+        raise ConversionError(f"forward must return logits [N, classes] or features [N, units]; got {owners.shape}.")
+    return owners.units[0].expand(owners.shape[1]) if owners.units.shape[1] == 1 else owners.units.flatten()
+
+
+def refreshed(captured: Captured) -> Captured:
+    return Captured(captured.graph, captured.held, captured.constants, captured.inputs, next(reversed(captured.graph.nodes)).args[0])
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether ``module`` drops units or samples' branches in training."""
+    name = type(module).__name__
+    return isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)) or name.endswith(("DropPath", "StochasticDepth"))

@@ -25,7 +25,8 @@ from ..layers import (
     Split,
 )
 from ..layout import Fixed, Segments, Source
-from ..wiring.groups import Group, Wiring
+from ..tasks.joining import aware_of_segments
+from ..wiring.groups import Group
 from .analysis import Analysis, Held, Layer, leaves, operation
 from .capture import concrete, shape_of
 from .groups import Grouped, group_units
@@ -88,8 +89,8 @@ class World:
 
 
 class Emitter:
-    def __init__(self, analysis: Analysis, grouped: Grouped, module: nn.Module):
-        self.analysis, self.grouped, self.module = analysis, grouped, module
+    def __init__(self, analysis: Analysis, grouped: Grouped, module: nn.Module, trained: dict[fx.Node, fx.Node]):
+        self.analysis, self.grouped, self.module, self.trained = analysis, grouped, module, trained
         self.world = World(grouped)
         self.graph = fx.Graph()
         self.nodes: dict[fx.Node, Any] = {}
@@ -119,7 +120,7 @@ class Emitter:
             self._kept[node] = [] if x is None else self.world.kept(x, node)
         return self._kept[node]
 
-    def sources_of(self, columns: Tensor, what: str) -> tuple[Source, ...]:
+    def sources_of(self, columns: Tensor, what: str, heads: bool = False) -> tuple[Source, ...]:
         """Units along a dimension as groups side by side, each unit covering a block of columns."""
         if bool((columns < 0).all()):
             return (Source(Fixed(len(columns))),)
@@ -131,7 +132,14 @@ class Emitter:
             number = int(group[at])
             if number < 0:
                 raise ConversionError(f"{what} reads what no layer made.")
-            width = self.grouped.widths[number]
+            width, grain = self.grouped.widths[number], self.grouped.grains[number]
+            if heads and grain > 1 and (at + 1 == len(columns) or int(place[at + 1]) != int(place[at]) + 1):
+                end = at + width // grain
+                if not bool((place[at:end] // grain == torch.arange(width // grain)).all()):
+                    raise ConversionError(f"{what} reads heads in another order than they were made.")
+                found.append(Source(self.segments[number], 1, grain))
+                at = end
+                continue
             block = 1
             while at + block < len(columns) and int(group[at + block]) == number and int(place[at + block]) == int(place[at]):
                 block += 1
@@ -235,8 +243,10 @@ class Emitter:
             if value.dim() or True:
                 self.module.register_buffer(f"_fixed_{count}", value.detach().clone(), persistent=False)
                 return self.graph.get_attr(f"_fixed_{count}")
-        if name in ("dropout", "dropout_", "feature_dropout"):
+        if name in ("dropout", "feature_dropout"):
             return self._dropout(node)
+        if name == "eidetic_kernels::mark":
+            return self._mark(node)
         if name == "scaled_dot_product_attention":
             made = self._attention(node)
             if made is not None:
@@ -401,15 +411,64 @@ class Emitter:
         return self._copy(node, self.argument(list(node.args)), {})
 
     def _unflatten(self, node: fx.Node) -> fx.Node:
-        raise ConversionError(f"{node.name}: unflatten")
+        given = node.args[0]
+        if len([each for each in self.elastic(node) if each is not None]) > 1:
+            raise ConversionError(f"{node.name}: units come to lie in several dimensions at once.")
+        new = shape_of(node)
+        dim = node.args[1] % len(shape_of(given))
+        inside = list(node.args[2])
+        kept = self.elastic(node)
+        elastic = [d for d in range(len(inside)) if kept[dim + d] is not None]
+        if elastic:
+            (d,) = elastic
+            rest = prod(new[dim + o] for o in range(len(inside)) if o != d)
+            size: Any = self._size(given, dim)
+            if rest != 1:
+                size = self.graph.call_function(operator.floordiv, (size, rest))
+            inside = [new[dim + o] for o in range(len(inside))]
+            inside[d] = size
+        return self._copy(node, (self.argument(given), dim, inside), {})
 
     # -- layers
 
     def _dropout(self, node: fx.Node) -> Any:
+        """A call of dropout; what it does in training is read off the graph of training."""
+        from ..layers import EideticDropout
+
+        given, other = node.args[0], self.trained[node]
+        p, on = other.args[1], other.args[2]
+        if not isinstance(p, (int, float)) or (node.args[2] and node.args[1]):
+            raise ConversionError(f"{node.name}: dropout with a rate that is computed, or in evaluation too.")
+        if not (on and p):
+            return self.argument(given)
+        path = f"functional_{node.name}"
+        return self._dropping(node, path, EideticDropout(p, channels=operation(node) == "feature_dropout"))
+
+    def _mark(self, node: fx.Node) -> Any:
+        """A module that drops."""
+        import copy
+
+        path = node.args[1]
+        old = self.module.get_submodule(path)
+        while f"body.{path}" in self.dropouts:
+            path += "_again"
+        return self._dropping(node, path, aware_of_segments(copy.deepcopy(old)))
+
+    def _dropping(self, node: fx.Node, path: str, layer: Any) -> fx.Node:
         given = node.args[0]
-        if not isinstance(given, fx.Node):
-            raise ConversionError("dropout of a number")
-        return self.argument(given)  # prototype: rates come from the graph of training
+        x, rank = self.owners(given), len(shape_of(given))
+        loose = [d for d, left in enumerate(self.elastic(given)) if left is not None] or x.unit_dims
+        if not x.owned or len(loose) != 1:
+            raise ConversionError(f"{node.name}: dropout of what is no task's.")
+        (dim,) = loose
+        columns = x.units
+        for d in x.unit_dims:
+            if d != dim:
+                columns = columns.narrow(d, 0, 1)
+        self.dropouts[f"body.{path}"] = self.sources_of(columns.flatten(), node.name, heads=True)
+        layer.unit_dim = dim - rank if dim != 1 else 1
+        _set(self.module, path, layer)
+        return self.graph.call_module(path, (self.argument(given),))
 
     def _attention(self, node: fx.Node) -> Any:
         q = self.owners(node.args[0])
@@ -422,7 +481,9 @@ class Emitter:
         if len(sources) != 1 or sources[0].block != 1:
             return None
         path = f"attention_{node.name}"
-        self.module.add_module(path, EideticScaledDotProduct(0.0))
+        other = self.trained[node]
+        p = other.args[4] if len(other.args) > 4 else other.kwargs.get("dropout_p", 0.0)
+        self.module.add_module(path, EideticScaledDotProduct(p))
         self.dropouts[f"body.{path}"] = sources
         args = [self.argument(each) for each in node.args[:3]]
         causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
@@ -536,6 +597,11 @@ def _needed(node: fx.Node) -> set[fx.Node]:
             found.add(each)
             waiting += each.all_input_nodes
     return found
+
+
+def _set(module: nn.Module, path: str, layer: nn.Module) -> None:
+    owner, _, name = path.rpartition(".")
+    module.get_submodule(owner).add_module(name, layer)
 
 
 def _has(module: nn.Module, path: str) -> bool:

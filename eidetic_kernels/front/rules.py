@@ -57,7 +57,7 @@ def _index(self: Step, value: Tensor) -> bool:
 Step.analysis_index = _index
 
 
-@rule("contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh_copy", "float", "dropout", "feature_dropout", "alpha_dropout",
+@rule("eidetic_kernels::mark", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh_copy", "float", "dropout", "feature_dropout", "alpha_dropout",
       "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu",
       "mish", "softplus", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "square", "erf", "log1p", "bitwise_not",
       "logical_not", "log_sigmoid", "softsign", "sign", "round", "floor", "ceil", "clamp", "clamp_min", "clamp_max", "nan_to_num", "threshold", "hardshrink","softshrink", "native_dropout", "expm1","logit", "log2", "tanhshrink")

@@ -1,0 +1,79 @@
+"""Compares the graphs of evaluation and training node by node: forward must do the same in both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import fx
+
+from ..errors import ConversionError
+from .analysis import leaves, operation
+from .capture import Captured
+
+# Arguments that may differ, by position: what training does there, a layer of ours does as well.
+_MAY_DIFFER = {"dropout": (1, 2), "feature_dropout": (1, 2), "batch_norm": (5,), "scaled_dot_product_attention": (4,)}
+
+
+def in_training(captured: Captured, end: fx.Node, trained: Captured) -> dict[fx.Node, fx.Node]:
+    """The node of the graph of training for each node that ``end`` needs.
+
+    Raises ConversionError for the first node that does something else in training.
+    """
+    ends = [each for each in leaves(trained.outputs) if isinstance(each, fx.Node)]
+    failures = []
+    for other in ends:
+        found: dict[fx.Node, fx.Node] = {}
+        differing = _follow(captured, end, trained, other, found)
+        if differing is None:
+            return found
+        failures.append(differing)
+    if not failures:
+        raise ConversionError("forward returns no tensor in training.")
+    node, other = failures[0]
+    raise ConversionError(
+        f"{node.name}: in training forward does something else here ({other.name} [{operation(other)}]) than in "
+        f"evaluation ([{operation(node)}])."
+    )
+
+
+def _follow(
+    captured: Captured, end: fx.Node, trained: Captured, other: fx.Node, found: dict[fx.Node, fx.Node]
+) -> tuple[fx.Node, fx.Node] | None:
+    order = {node: number for number, node in enumerate(captured.graph.nodes)}
+    waiting, differing = [(end, other)], []
+    while waiting:
+        node, other = waiting.pop()
+        if node in found:
+            if found[node] is not other:
+                differing.append((node, other))
+            continue
+        pairs = _reads(captured, node, trained, other)
+        if pairs is None:
+            differing.append((node, other))
+            continue
+        found[node] = other
+        waiting += pairs
+    return min(differing, key=lambda pair: order[pair[0]]) if differing else None
+
+
+def _reads(captured: Captured, node: fx.Node, trained: Captured, other: fx.Node) -> list | None:
+    if node.op != other.op or operation(node) != operation(other):
+        return None
+    if node.op == "placeholder":
+        return [] if captured.held.get(node.name, node.name) == trained.held.get(other.name, other.name) else None
+    skip = _MAY_DIFFER.get(operation(node), ())
+    sides = [
+        list(leaves([each for number, each in enumerate(n.args) if number not in skip] + [
+            value for name, value in sorted(n.kwargs.items()) if name not in ("dropout_p", "train", "training")
+        ]))
+        for n in (node, other)
+    ]
+    if len(sides[0]) != len(sides[1]):
+        return None
+    pairs = []
+    for a, b in zip(*sides):
+        if isinstance(a, fx.Node) and isinstance(b, fx.Node):
+            pairs.append((a, b))
+        elif type(a) is not type(b) or not (a is b or a == b or a != a):
+            return None
+    return pairs
