@@ -93,8 +93,8 @@ def operation(node: fx.Node) -> str:
 class Analysis:
     """Reads ``captured``, the forward of ``module``."""
 
-    def __init__(self, module: nn.Module, captured: Captured):
-        self.module, self.captured = module, captured
+    def __init__(self, module: nn.Module, captured: Captured, fixed: dict[fx.Node, Any] | None = None):
+        self.module, self.captured, self.fixed = module, captured, fixed or {}
         self.constraints = Constraints()
         self.layers: list[Layer] = []
         self.values: dict[fx.Node, Any] = {}
@@ -126,6 +126,8 @@ class Analysis:
         return self._elements[held.path]
 
     def _value_of(self, node: fx.Node) -> Any:
+        if node in self.fixed and node.op != "placeholder":
+            return self.fixed[node]
         if node.op == "placeholder":
             return self._placeholder(node)
         if node.op == "get_attr":
@@ -136,18 +138,10 @@ class Analysis:
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):  # a size, or nothing
             return concrete(node.meta.get("val"))
         step = Step(self, node)
-        tensors = [each for each in leaves([step.args, step.kwargs]) if isinstance(each, (Owners, Held, Tensor))]
-        if all(isinstance(each, Tensor) for each in tensors) and name not in ("bernoulli", "bernoulli_", "rand", "randn", "rand_like","new_empty","empty", "empty_like","randn_like"):
-            with torch.no_grad():
-                args, kwargs = step.args, step.kwargs
-                value = node.target(*clones(args, name), **kwargs)
-        else:
-            rule = RULES.get(name) or (RULES.get(name[:-1]) if name.endswith("_") else None)
-            if rule is None:
-                step.refuse("has no rule")
-            value = rule(step)
-        if name.endswith("_") and not name.startswith("_") and isinstance(node.args[0], fx.Node):
-            self.values[node.args[0]] = value
+        rule = RULES.get(name)
+        if rule is None:
+            step.refuse("has no rule")
+        value = rule(step)
         if isinstance(value, Owners) and value.shape != shape_of(node):
             step.refuse(f"rule gives shape {value.shape}, expected {shape_of(node)}")
         return value
@@ -178,10 +172,6 @@ def leaves(value: Any):
             yield from leaves(each)
     else:
         yield value
-
-
-def clones(args: Any, name: str) -> Any:
-    return [each.clone() if isinstance(each, Tensor) and name.endswith("_") else each for each in args]
 
 
 from . import rules  # noqa: E402, F401

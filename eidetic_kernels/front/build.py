@@ -14,6 +14,7 @@ from .analysis import Analysis, leaves, operation
 from .capture import Captured, capture, shape_of
 from .compare import in_training
 from .emit import Emitter, _needed
+from .folding import fold
 from .functional import functionalize
 from .groups import group_units
 from .marks import marked
@@ -45,13 +46,14 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
         plain.train()
         trained = capture(plain, (example,), {})
         captured = capture(plain.eval(), (example,), {})
-    functionalize(captured.graph)
-    functionalize(trained.graph)
+    fixed = fold(captured, plain)
+    functionalize(captured.graph, fixed)
+    functionalize(trained.graph, fold(trained, plain))
     captured, trained = refreshed(captured), refreshed(trained)
     end, classifier_path = find_head(plain, captured, head)
     pairs = in_training(captured, end, trained)
 
-    analysis = Analysis(plain, captured)
+    analysis = Analysis(plain, captured, fixed)
     analysis.run()
     layers = analysis.layers
     reads = None
@@ -77,7 +79,7 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
     emitter.run(features)
     wiring = Wiring(
         tuple(group for group in emitter.groups if group.producers), emitter.sources, emitter.dropouts,
-        emitter.sources_of(reads, "the head"), emitter.split, {}, emitter.pieces, (), frozenset(emitter.last),
+        _features(emitter, features, reads), emitter.split, emitter.orders, emitter.pieces, (), frozenset(emitter.last),
     )
     body = fx.GraphModule(plain, emitter.graph, type(module).__name__)
     for path, each in body.named_modules():
@@ -87,6 +89,12 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
     if head is not False:
         _begin(network, classifier, torch.empty(1, shape_of(end)[1]))
     return network
+
+
+def _features(emitter: Emitter, node: fx.Node, reads: Tensor):
+    if emitter.order_of(node, reads, -1) is not None:
+        raise ConversionError("the features are shuffled units.")
+    return emitter.sources_of(reads, "the head")
 
 
 _CUTTING = ("split", "split_with_sizes", "chunk", "slice", "tensor_split", "unbind", "select", "unsafe_split")

@@ -30,7 +30,7 @@ from ..wiring.groups import Group
 from .analysis import Analysis, Held, Layer, leaves, operation
 from .capture import concrete, shape_of
 from .groups import Grouped, group_units
-from .owners import NOBODY, Owners, small
+from .owners import NOBODY, Owners, along
 
 WHOLE = 9223372036854775807
 
@@ -103,6 +103,10 @@ class Emitter:
         self.last: set[str] = set()
         self.frozen: list[str] = []
         self.replaced: dict[str, Any] = {}
+        self.shuffled: dict[fx.Node, Any] = {}
+        self.apart: dict[fx.Node, fx.Node] = {}
+        self.orders: dict[str, tuple[int, ...]] = {}
+        self.fixed = analysis.fixed
         self.by_node = {layer.node: layer for layer in analysis.layers}
         self._kept: dict[fx.Node, list[Tensor | None]] = {}
 
@@ -114,11 +118,82 @@ class Emitter:
             value = self.analysis._elements.get(value.path)
         return value if isinstance(value, Owners) else None
 
+    def layout(self, node: fx.Node) -> Owners | None:
+        """As ``owners``, in the order in which the units lie when the network runs: shuffles are left out."""
+        return self.shuffled.get(node) or self.owners(node)
+
     def elastic(self, node: fx.Node) -> list[Tensor | None]:
         if node not in self._kept:
-            x = self.owners(node)
+            x = self.layout(node)
             self._kept[node] = [] if x is None else self.world.kept(x, node)
         return self._kept[node]
+
+    def _follow_shuffle(self, node: fx.Node) -> bool:
+        """Leave out a node of a shuffle (a view that takes units apart, and puts them together in another order).
+
+        Returns whether ``node`` is one. Where the units are together again, the layers that read them know the order.
+        """
+        given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if given is None or operation(node) not in _OF_SHUFFLES or self.owners(node) is None:
+            return False
+        source = self.apart.get(given)
+        try:
+            self.world.kept(self.owners(node), node)
+            together = True
+        except ConversionError:
+            together = False
+        if source is None and together:
+            return False
+        source = given if source is None else source
+        self.apart[node] = source
+        if not together:
+            return True
+        del self.apart[node]
+        before, after = self.layout(source), self.owners(node)
+        if before.shape != after.shape or len(before.unit_dims) != 1 or before.unit_dims != after.unit_dims:
+            raise ConversionError(f"{node.name}: units are put together in another way than they were taken apart.")
+        (dim,) = after.unit_dims
+        numbers = torch.arange(prod(before.shape)).view(before.shape)
+        order = self._replayed(source, node, numbers)
+        place = order.movedim(dim, 0).flatten(1)[:, 0] // prod(before.shape[dim + 1 :]) % before.shape[dim]
+        if not bool((numbers.index_select(dim, place) == order).all()):
+            raise ConversionError(f"{node.name}: a shuffle that moves positions, too.")
+        self.shuffled[node] = before
+        self._kept.pop(node, None)
+        self.nodes[node] = self.nodes[source]
+        return True
+
+    def _replayed(self, source: fx.Node, node: fx.Node, numbers: Tensor) -> Tensor:
+        given = node.args[0]
+        x = numbers if given is source else self._replayed(source, given, numbers)
+        arguments = [x, *(concrete_of(each) for each in node.args[1:])]
+        target = torch.ops.aten.reshape.default if operation(node) in ("view", "_unsafe_view") else node.target
+        return target(*arguments, **node.kwargs)
+
+    def _note_layout(self, node: fx.Node) -> None:
+        """Follow the order in which units lie, where an argument's is not the network's own."""
+        if node in self.shuffled or node in self.by_node and self.by_node[node].kind in ("linear", "conv", "embedding"):
+            return
+        if not any(each in self.shuffled for each in node.all_input_nodes):
+            return
+        view = _Laid(self.analysis, {**self.analysis.values, **self.shuffled})
+        from .analysis import RULES, Step
+
+        if operation(node) == "getitem":
+            laid = view.values[node.args[0]][node.args[1]]
+        elif node in self.by_node:
+            laid = self.layout(node.args[0])
+        else:
+            laid = RULES[operation(node)](Step(view, node))
+        self.shuffled[node] = laid
+        own = self.analysis.values[node]
+        if isinstance(laid, Owners):
+            if laid.units.shape == own.units.shape and bool((self.numbers(laid.units) == self.numbers(own.units)).all()):
+                del self.shuffled[node]
+
+    def numbers(self, units: Tensor) -> Tensor:
+        """Each unit as one number of its group and its place there."""
+        return torch.where(units >= 0, self.world.number[units.clamp_min(0)], NOBODY)
 
     def sources_of(self, columns: Tensor, what: str, heads: bool = False) -> tuple[Source, ...]:
         """Units along a dimension as groups side by side, each unit covering a block of columns."""
@@ -151,6 +226,29 @@ class Emitter:
             at = end
         return tuple(found)
 
+    def columns_of(self, given: fx.Node, columns: Tensor, dim: int) -> Tensor:
+        """``columns``, as the units lie when the network runs."""
+        if given not in self.shuffled:
+            return columns
+        laid = self.shuffled[given]
+        units = laid.units
+        dim %= len(laid.shape)
+        for d in range(units.dim()):
+            if d != dim:
+                units = units.narrow(d, 0, 1)
+        return units.flatten()
+
+    def order_of(self, given: fx.Node, columns: Tensor, dim: int) -> tuple[int, ...] | None:
+        """Where each of ``columns`` lies when the network runs; None where each lies in its place."""
+        laid = self.columns_of(given, columns, dim)
+        if laid is columns:
+            return None
+        own, there = self.numbers(columns), self.numbers(laid)
+        own, there = own.argsort(stable=True), there.argsort(stable=True)
+        place = torch.empty_like(own)
+        place[own] = there
+        return None if bool((place == torch.arange(len(place))).all()) else tuple(place.tolist())
+
     # -- emission
 
     def run(self, features: fx.Node) -> None:
@@ -161,7 +259,12 @@ class Emitter:
                 continue
             if node.op == "placeholder":
                 self._placeholder(node)
+            elif node not in self.fixed and self._follow_shuffle(node):
+                continue
             else:
+                if any(each in self.apart for each in node.all_input_nodes):
+                    raise ConversionError(f"{node.name}: units of several groups were taken apart, and are used so.")
+                self._note_layout(node)
                 self.nodes[node] = self._emit(node)
         self.graph.output(self.nodes[features])
 
@@ -354,37 +457,39 @@ class Emitter:
     def _divided(self, node: fx.Node, given: fx.Node, dim: int, sizes: Sequence[int]) -> fx.Node:
         """``given`` cut along the units' dimension ``dim``."""
         x = self.owners(given)
-        others = [d for d in x.unit_dims if d != dim]
-        columns = x.units
-        for d in others:
-            columns = columns.narrow(d, 0, 1)
-        columns = columns.flatten()
+        columns = _one_dim(x.units, dim)
         alike = [self.world.number[part] for part in columns.split(list(sizes))]
         if len({len(p) for p in alike}) == 1 and all(bool((p == alike[0]).all()) for p in alike):
             size = self.graph.call_function(operator.floordiv, (self._size(given, dim), len(sizes)))
             return self.graph.call_function(
                 torch.ops.aten.split_with_sizes.default, (self.argument(given), [size] * len(sizes), dim)
             )
-        if others:
+        if [d for d in x.unit_dims if d != dim]:
             raise ConversionError(f"{node.name}: it cuts heads that are not alike.")
-        sources = self.sources_of(columns, node.name)
-        ends, at = [], 0
-        for source in sources:
-            at += source.group.width * source.block
-            ends.append(at)
-        pieces, at, number = [], 0, 0
-        for size in sizes:
-            at += size
-            mine = []
-            while number < len(ends) and ends[number] <= at:
-                mine.append(number)
-                number += 1
-            if not mine or ends[mine[-1]] != at:
+
+        laid = _one_dim(self.layout(given).units, dim)
+        sources = self.sources_of(laid, node.name)
+        runs = laid.split([source.group.width * source.block for source in sources])
+        pieces, layouts = [], []
+        for part in alike:
+            inside = [bool(torch.isin(self.numbers(run), part).all()) for run in runs]
+            mine = tuple(number for number, each in enumerate(inside) if each)
+            if sum(len(runs[number]) for number in mine) != len(part):
                 raise ConversionError(f"{node.name}: it cuts through a group.")
-            pieces.append(tuple(mine))
+            pieces.append(mine)
+            layouts.append(torch.cat([runs[number] for number in mine]))
         rank = len(x.shape)
         if dim not in (1, rank - 1):
             raise ConversionError(f"{node.name}: it cuts units in dimension {dim}.")
+        if given in self.shuffled:
+            values = self.analysis.values[node]
+            values = values if isinstance(values, (list, tuple)) else None
+            self.shuffled[node] = [
+                Owners((*x.shape[:dim], len(units), *x.shape[dim + 1 :]), along(dim, rank, units), x.samples, x.coarse)
+                for units in layouts
+            ]
+            if values is None:  # a slice is one of the pieces
+                raise ConversionError(f"{node.name}: it picks some of shuffled units.")
         path = f"split_{node.name}"
         self.module.add_module(path, Split(sizes, 1 if dim == 1 else -1))
         self.pieces[f"body.{path}"] = (sources, tuple(pieces))
@@ -496,11 +601,11 @@ class Emitter:
         path = layer.path
         if path in self.replaced:
             if layer.units is not None and layer.kind not in ("linear", "conv"):
-                if self.sources_of(layer.units, path) != self.replaced[path]:
+                if self._followed(node, layer) != self.replaced[path]:
                     raise ConversionError(f"{node.name}: {path!r} is called with other units than before.")
             return self.graph.call_module(path, (self.argument(node.args[0]),))
         if not self._owns(path, node):
-            raise ConversionError(f"{node.name}: a {layer.kind} with tensors of {path!r} that is no plain layer")
+            path = self._plain_layer(node, layer)
         old = self.module.get_submodule(path)
         new = make(node, layer, old)
         for name, parameter in old.named_parameters(recurse=False):
@@ -510,29 +615,36 @@ class Emitter:
         new.train(old.training)
         rank = len(shape_of(node))
         image = layer.kind in ("conv", "batch_norm", "grouped")
-        self.replaced[path] = self.sources_of(layer.units, path) if layer.kind not in ("linear", "conv") else None
+        self.replaced[path] = self._followed(node, layer) if layer.kind not in ("linear", "conv") else None
         if layer.kind in ("linear", "conv"):
-            runs = self.grouped.runs[f"{path}.weight"]
+            runs = self.grouped.runs[layer.options["weight"]]
             parts = {path: new}
             if len(runs) > 1:
                 shared = self.split[f"body.{path}"] = Shared(new, [run.width for run in runs])
                 parts = {f"{path}.{i}": part for i, part in enumerate(shared)}
-            sources = self.sources_of(layer.options["columns"], path)
+            self._unbiased(node, runs, list(parts.values()))
+            columns = layer.options["columns"]
+            sources = self.sources_of(self.columns_of(node.args[0], columns, -1 if layer.kind == "linear" else 1), path)
+            order = self.order_of(node.args[0], columns, -1 if layer.kind == "linear" else 1)
             for run, (name, part) in zip(runs, parts.items()):
                 self.groups[run.group].producers[f"body.{name}"] = part
                 self.sources[f"body.{name}"] = sources
+                if order is not None:
+                    self.orders[f"body.{name}"] = order
             if layer.kind == "linear" and rank > 2:
                 self.last |= {f"body.{name}" for name in (path, *parts)}
         else:
-            sources = self.sources_of(layer.units, path)
+            dim = -1 if layer.kind == "layer_norm" else 1
+            sources = self.sources_of(self.columns_of(node.args[0], layer.units, dim), path)
             if any(source.block != 1 for source in sources):
                 raise ConversionError(f"{path!r} normalises units of several columns.")
-            if len(sources) == 1:
+            order = self.order_of(node.args[0], layer.units, dim)
+            if len(sources) == 1 and order is None:
                 number = self.segments.index(sources[0].group)
                 self.groups[number].norms[f"body.{path}"] = new
             else:
                 widths = [source.group.width for source in sources]
-                units = torch.arange(sum(widths)).split(widths)
+                units = (torch.arange(sum(widths)) if order is None else torch.tensor(order).argsort()).split(widths)
                 kind = LayerNormParts if isinstance(new, EideticLayerNorm) else Parts
                 parts = self.split[f"body.{path}"] = kind(new, units)
                 for i, (source, part) in enumerate(zip(sources, parts)):
@@ -543,12 +655,89 @@ class Emitter:
             self.module.set_submodule(path, new)
         return self.graph.call_module(path, (self.argument(node.args[0]),))
 
+    def _followed(self, node: fx.Node, layer: Layer) -> tuple[Source, ...]:
+        dim = -1 if layer.kind == "layer_norm" else 1
+        return self.sources_of(self.columns_of(node.args[0], layer.units, dim), layer.path)
+
+    def _plain_layer(self, node: fx.Node, layer: Layer) -> str:
+        """Put a plain layer of the node's tensors into the module, where it has none; returns its path."""
+        if layer.kind not in ("linear", "batch_norm", "layer_norm"):
+            raise ConversionError(f"{node.name}: a {layer.kind} with tensors of {layer.path!r} that is no plain layer")
+        held = [self._value(each) for each in (list(node.args) + [None] * 5)[1:5]]
+        if layer.kind == "linear":
+            weight, bias = held[:2]
+            path = layer.options["weight"].removesuffix("_weight").removesuffix(".weight")
+            if _has(self.module, path) and not isinstance(self.module.get_submodule(path), nn.Linear):
+                path += "_layer"
+            new = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+            new.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
+            if bias is not None:
+                new.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias)
+        elif layer.kind == "batch_norm":
+            weight, bias, mean, var = held
+            path = f"{layer.path}_norm" if _has(self.module, layer.path) else layer.path
+            kind = nn.BatchNorm2d if len(shape_of(node)) == 4 else nn.BatchNorm1d
+            new = kind(len(mean), node.args[7], node.args[6], weight is not None, device="meta")
+            if weight is not None:
+                new.weight, new.bias = weight, bias
+            new.running_mean, new.running_var, new.num_batches_tracked = mean, var, torch.tensor(0)
+        else:
+            weight, bias = self._value(node.args[2]) if len(node.args) > 2 else None, self._value(node.args[3]) if len(node.args) > 3 else None
+            path = layer.path if weight is None or not _has(self.module, layer.path) else f"{layer.path}_norm"
+            eps = node.args[4] if len(node.args) > 4 else 1e-5
+            new = nn.LayerNorm(node.args[1], eps, weight is not None, bias is not None, device="meta")
+            if weight is not None:
+                new.weight = weight
+            if bias is not None:
+                new.bias = bias
+        new.train(self.module.training)
+        for each in (e for e in node.all_input_nodes if e.op == "placeholder"):
+            held_path = self.analysis.captured.held.get(each.name)
+            if held_path:
+                owner, _, name = held_path.rpartition(".")
+                parent = self.module.get_submodule(owner)
+                if name in parent._parameters:
+                    delattr(parent, name)
+        _set(self.module, path, new)
+        return path
+
+    def _value(self, argument: Any) -> Any:
+        """The tensor that an argument is, made of the network's own."""
+        if not isinstance(argument, fx.Node):
+            return argument
+        known = self.analysis.values[argument]
+        if isinstance(known, Held):
+            return known.value
+        if isinstance(known, Tensor):
+            return known
+        with torch.no_grad():
+            args = fx.node.map_arg(argument.args, self._value)
+            return argument.target(*args, **fx.node.map_arg(argument.kwargs, self._value))
+
+    def _unbiased(self, node: fx.Node, runs: Sequence[Any], parts: Sequence[EideticLinear]) -> None:
+        """Take the bias of parts where it is fixed: zeros between a query's and a value's."""
+        bias = self.analysis.value(node.args[2]) if len(node.args) > 2 else None
+        if not isinstance(bias, Owners):
+            return
+        units = bias.units.flatten()
+        for run, part in zip(runs, parts):
+            own = units[run.start : run.start + run.width]
+            if bool((own < 0).all()):
+                if bool(part.bias.detach().any()):
+                    raise ConversionError(f"{node.name}: a part of its bias is fixed, and not zero.")
+                part.bias = part.frozen_bias = None
+            elif bool((own < 0).any()):
+                raise ConversionError(f"{node.name}: a part of its bias is fixed for some units of a group.")
+
     def _owns(self, path: str, node: fx.Node) -> bool:
         try:
             module = self.module.get_submodule(path)
         except AttributeError:
             return False
         kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+        if isinstance(module, nn.Linear):
+            bias = self.analysis.values.get(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
+            return bias is module.bias is None or (isinstance(bias, Held) and bias.value is module.bias)
         return isinstance(module, kinds)
 
     def _make_linear(self, node: fx.Node, layer: Layer, old: nn.Linear) -> EideticLinear:
@@ -572,6 +761,52 @@ class Emitter:
 
     def _make_layer_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticLayerNorm:
         return EideticLayerNorm(old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **_factory(old))
+
+
+_OF_SHUFFLES = ("view", "reshape", "_unsafe_view", "transpose", "permute", "contiguous", "flatten", "unflatten", "clone")
+
+
+class _Laid:
+    """An analysis whose values are as units lie when the network runs. What ties them is known already."""
+
+    def __init__(self, analysis: Analysis, values: dict[fx.Node, Any]):
+        self.values, self.captured, self.module, self.fixed = values, analysis.captured, analysis.module, analysis.fixed
+        self.constraints = _Ignored(analysis.constraints)
+        self.layers: list[Any] = []
+        self.notes: list[str] = []
+        self.mixed: list[Any] = []
+        self.across: list[Any] = []
+        self._elements = analysis._elements
+        self.elements = analysis.elements
+
+    def value(self, argument: Any) -> Any:
+        return Analysis.value(self, argument)  # type: ignore[arg-type]
+
+
+class _Ignored:
+    def __init__(self, constraints: Any):
+        self.makers, self.made = constraints.makers, constraints.made
+
+    def same(self, a: Tensor, b: Tensor) -> None:
+        pass
+
+    together = same
+
+
+def concrete_of(value: Any) -> Any:
+    """An argument in the example: sizes as they were."""
+    if isinstance(value, fx.Node):
+        return concrete(value.meta["val"])
+    if isinstance(value, (list, tuple)):
+        return [concrete_of(each) for each in value]
+    return value
+
+
+def _one_dim(units: Tensor, dim: int) -> Tensor:
+    for d in range(units.dim()):
+        if d != dim:
+            units = units.narrow(d, 0, 1)
+    return units.flatten()
 
 
 def _factory(old: nn.Module) -> dict[str, Any]:

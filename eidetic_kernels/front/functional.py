@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -14,47 +15,80 @@ from ..errors import ConversionError
 _MAY_ALIAS = ("contiguous", "reshape", "flatten", "to", "type_as", "expand_as", "view_as", "reshape_as", "getitem")
 
 
-def functionalize(graph: fx.Graph) -> None:
+def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
     """Rewrite ``graph`` in place so that no node depends on when another one runs.
 
-    Raises ConversionError where what was changed is read under another name: as the whole that it is a part of.
+    ``fixed``: nodes whose values are known, which are left alone. Raises ConversionError where what was changed is read
+    under another name: as the whole that it is a part of, or as another part.
     """
     latest: dict[fx.Node, fx.Node] = {}
-    base: dict[fx.Node, fx.Node] = {}
-    changed: dict[fx.Node, fx.Node] = {}
+    views: dict[fx.Node, fx.Node] = {}  # what each view was taken of
+    stale: dict[fx.Node, fx.Node] = {}  # views that a change in place has gone past
+
+    def read(node: fx.Node) -> fx.Node:
+        while node in latest:
+            node = latest[node]
+        return node
+
     for node in list(graph.nodes):
-        if node.op == "output":
-            node.args = map_arg(node.args, lambda each: _read(each, latest, base, changed, node))
+        if node.op not in ("call_function", "output") or node in fixed:
             continue
-        if node.op != "call_function":
-            continue
-        node.args = map_arg(node.args, lambda each: _read(each, latest, base, changed, node))
-        node.kwargs = map_arg(node.kwargs, lambda each: _read(each, latest, base, changed, node))
-        first = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
-        if first is not None and _aliases(node):
-            base[node] = base.get(first, first)
+        given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        node.args, node.kwargs = map_arg(node.args, read), map_arg(node.kwargs, read)
+        for each in node.all_input_nodes:
+            if each in stale:
+                raise ConversionError(
+                    f"{stale[each].name} changes in place what {each.name} is a part of, and {node.name} reads that "
+                    "afterwards: which units it changes cannot be followed. Write it as a new tensor."
+                )
         target = node.target
-        if isinstance(target, torch._ops.OpOverload) and _changes_first(target) and first is not None:
-            if first in base:  # a view: whoever reads the whole, or another view of it, does not see the change
-                changed[base[first]] = node
-            functional = _functional(target)
-            if functional is None:
-                raise ConversionError(f"{node.name}: {target} changes a tensor in place, and has no other form.")
-            node.target = functional
-            for old, new in list(latest.items()):
-                if new is first:
-                    latest[old] = node
-            latest[first] = node
+        if given is None or node.op == "output" or not isinstance(target, torch._ops.OpOverload):
+            continue
+        given = node.args[0]
+        if not _changes_first(target):
+            if _aliases(node) and given not in fixed:
+                views[node] = given
+            continue
+        functional = _functional(target)
+        if functional is None:
+            raise ConversionError(f"{node.name}: {target} changes a tensor in place, and has no other form.")
+        node.target = functional
+        latest[given] = node
+        _write_back(graph, node, given, views, latest, stale)
+def _write_back(
+    graph: fx.Graph,
+    node: fx.Node,
+    given: fx.Node,
+    views: dict[fx.Node, fx.Node],
+    latest: dict[fx.Node, fx.Node],
+    stale: dict[fx.Node, fx.Node],
+) -> None:
+    """Put what ``node`` makes of ``given`` into what that is a view of."""
+    changed, view = node, given
+    while view in views:
+        whole = views[view]
+        for other, of in views.items():
+            if of is whole and other is not view:
+                stale[other] = node
+        scatter = _SCATTER.get(view.target)
+        place = node if changed is node else changed
+        if scatter is None:
+            stale[whole] = node
+            return
+        with graph.inserting_after(place):
+            changed = graph.call_function(scatter, (whole, changed, *view.args[1:]), dict(view.kwargs))
+        changed.meta = {key: value for key, value in whole.meta.items()}
+        latest[whole] = changed
+        view = whole
+    for other, of in views.items():
+        if of is given:
+            stale[other] = node
 
 
-def _read(node: fx.Node, latest: dict, base: dict, changed: dict, reader: fx.Node) -> fx.Node:
-    root = base.get(node, node)
-    if root in changed and latest.get(node, node) is not changed[root] and base.get(latest.get(node, node)) is None:
-        raise ConversionError(
-            f"{changed[root].name} changes in place a part of what {root.name} made, and {reader.name} reads that "
-            "afterwards: which units it changes cannot be followed. Write it as a new tensor."
-        )
-    return latest.get(node, node)
+_SCATTER = {
+    torch.ops.aten.slice.Tensor: torch.ops.aten.slice_scatter.default,
+    torch.ops.aten.select.int: torch.ops.aten.select_scatter.default,
+}
 
 
 def _aliases(node: fx.Node) -> bool:

@@ -16,7 +16,7 @@ MOVES = (
     "view reshape _unsafe_view permute transpose t expand expand_as unsqueeze squeeze flatten unflatten select slice "
     "narrow split split_with_sizes chunk unbind tensor_split stack cat flip roll repeat repeat_interleave index "
     "index_select pixel_shuffle pixel_unshuffle movedim swapaxes reshape_as view_as broadcast_tensors meshgrid "
-    "channel_shuffle unsafe_split unsafe_chunk diagonal numpy_T mT tile concat concatenate expand_copy broadcast_to moveaxis gather take_along_dim squeeze_copy unfold im2col"
+    "channel_shuffle unsafe_split unsafe_chunk diagonal numpy_T mT tile concat concatenate expand_copy broadcast_to moveaxis gather take_along_dim squeeze_copy slice_scatter select_scatter unfold im2col"
 ).split()
 
 
@@ -465,9 +465,6 @@ def made(step: Step, kind: str, x: Owners, dim: int, out_dim: int, options: dict
             step.refuse(f"a {kind} with a fixed weight")
         step.refuse(f"the weight of a {kind} is computed")
     path = weight.path.rpartition(".")[0] or weight.path
-    bias = step.arg(2, "bias")
-    if bias is not None and not isinstance(bias, Held):
-        step.refuse(f"the bias of a {kind} is computed")
     reads = read_along(step, x, dim)
     rank = len(step.shape)
     out = step.constraints.made.get(weight.path)
@@ -480,6 +477,11 @@ def made(step: Step, kind: str, x: Owners, dim: int, out_dim: int, options: dict
         step.constraints.same(before.options["columns"], reads)
         if bool(((before.options["columns"] < 0) != (reads < 0)).any()):
             step.refuse("a layer reads units in one place, and the input in another")
+    bias = step.arg(2, "bias")
+    if isinstance(bias, Owners):  # put together of others: an element for each unit, or nobody's
+        if bias.units.shape[-1] != len(out.units):
+            step.refuse("its bias is computed, and not put together of tensors")
+        step.constraints.same(bias.units.flatten(), out.units)
     step.analysis.layers.append(Layer(kind, path, step.node, x, out.units, {"columns": reads, "weight": weight.path}))
     samples = x.samples
     if kind != "linear":
@@ -599,6 +601,11 @@ def creates(step: Step) -> Owners:
         if isinstance(each, Owners) and step.node.target._schema.name in ("aten::bernoulli",):
             return Owners(shape, torch.full([1] * rank, NOBODY), each.samples)
     return nobodys(shape)
+
+
+@rule("zero", "fill", "fill_", "zero_")
+def fills(step: Step) -> Owners:
+    return nobodys(step.shape)
 
 
 @rule("tril", "triu", "masked_fill")
