@@ -18,6 +18,7 @@ from .folding import fold
 from .functional import functionalize
 from .groups import group_units
 from .marks import marked
+from .prove import prove
 
 
 class Exported(EideticNetwork):
@@ -67,16 +68,22 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
         owners = settled_features(analysis, end)
         reads = owners
     needed = _needed(features)
-    parts = [layer.options["columns"] for layer in layers if "columns" in layer.options and layer.node in needed] + [reads]
+    parts = [
+        (layer.options["columns"], layer.reads.coarse)
+        for layer in layers
+        if "columns" in layer.options and layer.node in needed
+    ]
+    parts.append((reads, False))
     for node, value in analysis.values.items():  # pieces of what is cut
         if node.op == "call_function" and operation(node) in _CUTTING and node in needed:
             for each in value if isinstance(value, (list, tuple)) else [value]:
                 if hasattr(each, "units"):
-                    parts.append(each.units.flatten())
+                    parts.append((each.units.flatten(), each.coarse))
     grouped = group_units(analysis.constraints, parts)
     emitter = Emitter(analysis, grouped, plain, pairs)
     classifier = plain.get_submodule(classifier_path) if classifier_path is not None else None
     emitter.run(features)
+    prove(emitter)
     wiring = Wiring(
         tuple(group for group in emitter.groups if group.producers), emitter.sources, emitter.dropouts,
         _features(emitter, features, reads), emitter.split, emitter.orders, emitter.pieces, (), frozenset(emitter.last),

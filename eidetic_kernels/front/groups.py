@@ -44,8 +44,10 @@ class Grouped:
     shared: set[str] = field(default_factory=set)
 
 
-def group_units(constraints: Constraints, parts: Iterable[Tensor]) -> Grouped:
+def group_units(constraints: Constraints, parts: Iterable[tuple[Tensor, bool]]) -> Grouped:
     """Sort units into groups, cut so that each of ``parts`` (units that are met together) is some groups whole.
+
+    Each part says whether it is coarse: then its units stand for their grains.
 
     Raises ConversionError where units are tied that do not run in parallel.
     """
@@ -53,7 +55,7 @@ def group_units(constraints: Constraints, parts: Iterable[Tensor]) -> Grouped:
     layers = [made for made in constraints.made.values() if made.kind != "tensor"]
     roots, together = solved.same, solved.together
     starts = torch.zeros(len(roots), dtype=torch.bool)
-    _cut_parts(starts, roots, layers, parts)
+    _cut_parts(starts, roots, together, layers, parts)
     while True:
         _cut_breaks(starts, roots, layers)
         grouped = _numbered(roots, layers, starts)
@@ -78,18 +80,25 @@ def group_units(constraints: Constraints, parts: Iterable[Tensor]) -> Grouped:
     return grouped
 
 
-def _cut_parts(starts: Tensor, roots: Tensor, layers: Sequence[Made], parts: Iterable[Tensor]) -> None:
+def _cut_parts(
+    starts: Tensor, roots: Tensor, together: Tensor, layers: Sequence[Made], parts: Iterable[tuple[Tensor, bool]]
+) -> None:
     """Cut layers where some of their units are met without their neighbours."""
+    seen: set[bytes] = set()
     member = torch.zeros(len(roots), dtype=torch.bool)
-    for part in parts:
-        owned = torch.unique(roots[part[part >= 0]])
-        member[owned] = True
+    for part, coarse in parts:
+        classes = together if coarse else roots
+        met = torch.unique(classes[part[part >= 0]])
+        key = met.numpy().tobytes()
+        if key in seen:
+            continue
+        seen.add(key)
+        member[met] = True
         for made in layers:
-            own = member[roots[made.first : made.first + made.count]]
-            if bool(own.any()) and not bool(own.all()):
-                changes = (own[1:] != own[:-1]).nonzero().flatten() + 1
-                starts[roots[made.first + changes]] = True
-        member[owned] = False
+            own = member[classes[made.first : made.first + made.count]]
+            changes = (own[1:] != own[:-1]).nonzero().flatten() + 1
+            starts[roots[made.first + changes]] = True
+        member[met] = False
 
 
 def _cut_breaks(starts: Tensor, roots: Tensor, layers: Sequence[Made]) -> None:
