@@ -80,6 +80,7 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
                 if hasattr(each, "units"):
                     parts.append((each.units.flatten(), each.coarse))
     grouped = group_units(analysis.constraints, parts)
+    refuse_mixed(analysis, grouped)
     emitter = Emitter(analysis, grouped, plain, pairs)
     classifier = plain.get_submodule(classifier_path) if classifier_path is not None else None
     emitter.run(features)
@@ -96,6 +97,16 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
     if head is not False:
         _begin(network, classifier, torch.empty(1, shape_of(end)[1]))
     return network
+
+
+def refuse_mixed(analysis: Analysis, grouped) -> None:
+    """Raise ConversionError where a mean or the like is taken over all units of a group, frozen and live ones alike."""
+    for node, units, _, kind in analysis.mixed:
+        if kind != "refuse":
+            continue
+        for number in torch.unique(grouped.group[units[units >= 0]]).tolist():
+            if number >= 0 and grouped.grains[number] == grouped.widths[number] > 1:
+                raise ConversionError(f"{node.name} [{operation(node)}] mixes all units.")
 
 
 def _features(emitter: Emitter, node: fx.Node, reads: Tensor):

@@ -37,7 +37,7 @@ def _moved(step: Step, which: str) -> Any:
         if isinstance(value, (Owners, Held)):
             return step.owners(value).full(which)
         if isinstance(value, Tensor):
-            return value if index or value.dtype == torch.bool or step.analysis_index(value) else torch.full(value.shape, NOBODY)
+            return value if index or step.analysis_index(value) else torch.full(value.shape, NOBODY)
         if isinstance(value, (list, tuple)):
             return [mapped(each, False) for each in value]
         return value
@@ -93,13 +93,15 @@ def pads(step: Step) -> Owners:
     return Owners(step.shape, *out, x.coarse)
 
 
-def settled(step: Step, x: Owners) -> Owners:
+def settled(step: Step, x: Owners, dims: Any = None) -> Owners:
     """``x``, where units that differ from position to position are tied: a class token's and the patches'.
 
-    Units of one layer that differ along a dimension are others: heads.
+    Units of one layer that differ along a dimension are others: heads. ``dims``: only these are looked at.
     """
     units = x.units
     for d in x.unit_dims:
+        if dims is not None and d not in dims:
+            continue
         first = units.narrow(d, 0, 1)
         a, b = torch.broadcast_tensors(first, units)
         differ = (a != b) & (a >= 0) & (b >= 0)
@@ -112,7 +114,7 @@ def settled(step: Step, x: Owners) -> Owners:
         made_a, made_b = step.constraints.makers(a[differ]), step.constraints.makers(b[differ])
         if bool(((made_a == made_b) & (made_a >= 0)).any()):
             continue
-        if len([s for s in units.shape if s > 1]) == 1:  # the units' own dimension
+        if dims is None and len([s for s in units.shape if s > 1]) == 1:  # the units' own dimension
             continue
         (step.constraints.together if x.coarse else step.constraints.same)(first, units)
         best = torch.where(first >= 0, first, units.amax(d, keepdim=True))
@@ -309,10 +311,11 @@ IMAGES = (
 
 @rule(*IMAGES)
 def on_images(step: Step) -> Any:
-    x = settled(step, step.owners(step.arg(0)))
+    x = step.owners(step.arg(0))
     name = step.node.target._schema.name
     spatial = int(next((c for c in name if c.isdigit()), "2"))
     rank = len(x.shape)
+    x = settled(step, x, range(rank - spatial, rank))
     for d in range(rank - spatial, rank):
         if x.samples.shape[d] > 1:
             step.refuse("mixes samples")
@@ -497,8 +500,9 @@ def linear(step: Step) -> Owners:
 
 @rule("conv1d", "conv2d", "conv3d")
 def convolves(step: Step) -> Owners:
-    x = settled(step, step.owners(step.arg(0)))
+    x = step.owners(step.arg(0))
     spatial = int(step.node.target._schema.name[-2])
+    x = settled(step, x, [0, *range(2, len(x.shape))])
     if len(x.shape) != spatial + 2:
         step.refuse("a convolution without a batch")
     for d in range(2, len(x.shape)):
