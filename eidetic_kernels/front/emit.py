@@ -24,13 +24,14 @@ from ..layers import (
     Shared,
     Split,
 )
+from ..layers.prefix import EideticPrefix
 from ..layout import Fixed, Segments, Source
 from ..tasks.joining import aware_of_segments
 from ..wiring.groups import Group
 from .analysis import Analysis, Held, Layer, leaves, operation
 from .capture import concrete, shape_of
 from .groups import Grouped, group_units
-from .owners import NOBODY, Owners, along
+from .owners import NOBODY, Owners, along, small
 
 WHOLE = 9223372036854775807
 
@@ -81,7 +82,7 @@ class World:
 
     def pruned(self, x: Owners, node: fx.Node) -> Tensor:
         """The map of (group, place) that is left, as one number."""
-        units = torch.where(x.units >= 0, self.number[x.units.clamp_min(0)], NOBODY).expand(x.shape)
+        units = torch.where(x.units >= 0, self.number[x.units.clamp_min(0)], NOBODY).expand(x.running)
         for dim, left in enumerate(self.kept(x, node)):
             if left is not None:
                 units = units.index_select(dim, left)
@@ -561,8 +562,12 @@ class Emitter:
 
     def _dropping(self, node: fx.Node, path: str, layer: Any) -> fx.Node:
         given = node.args[0]
+        if not layer.p:
+            return self.argument(given)
         x, rank = self.owners(given), len(shape_of(given))
-        loose = [d for d, left in enumerate(self.elastic(given)) if left is not None] or x.unit_dims
+        numbers = small(self.numbers(x.units))
+        loose = [d for d, left in enumerate(self.elastic(given)) if left is not None]
+        loose = loose or [d for d, size in enumerate(numbers.shape) if size > 1]
         if not x.owned or len(loose) != 1:
             raise ConversionError(f"{node.name}: dropout of what is no task's.")
         (dim,) = loose
@@ -594,7 +599,21 @@ class Emitter:
         causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
         return self.graph.call_module(path, (*args, causal), {"scale": node.kwargs.get("scale")})
 
+    def _prefix(self, node: fx.Node, layer: Layer) -> fx.Node:
+        """A mean or the like over all units."""
+        sources = self.sources_of(self.columns_of(node.args[0], layer.units, layer.options["dim"]), node.name)
+        if len(sources) != 1:
+            raise ConversionError(f"{node.name}: a mean over units of several groups.")
+        number = self.segments.index(sources[0].group)
+        path = f"prefix_{node.name}"
+        new = EideticPrefix(self.grouped.widths[number], _Reducing(node.target, node.args[1:], node.kwargs), layer.options["dim"])
+        self.module.add_module(path, new)
+        self.groups[number].norms[f"body.{path}"] = new
+        return self.graph.call_module(path, (self.argument(node.args[0]),))
+
     def _layer(self, node: fx.Node, layer: Layer) -> fx.Node:
+        if layer.kind == "prefix":
+            return self._prefix(node, layer)
         make = getattr(self, f"_make_{layer.kind}", None)
         if make is None:
             raise ConversionError(f"{node.name}: {layer.kind} has no layer")
@@ -761,6 +780,16 @@ class Emitter:
 
     def _make_layer_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticLayerNorm:
         return EideticLayerNorm(old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **_factory(old))
+
+
+class _Reducing:
+    """An operation with all its arguments but the first."""
+
+    def __init__(self, target: Any, args: Sequence[Any], kwargs: Any):
+        self.target, self.args, self.kwargs = target, tuple(args), dict(kwargs)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.target(x, *self.args, **self.kwargs)
 
 
 _OF_SHUFFLES = ("view", "reshape", "_unsafe_view", "transpose", "permute", "contiguous", "flatten", "unflatten", "clone")

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import ConversionError
+
 NOBODY = -1
 
 
@@ -43,7 +45,14 @@ class Owners:
         """Whether any number is a sample's."""
         return bool((self.samples >= 0).any())
 
+    @property
+    def running(self) -> tuple[int, ...]:
+        """The shape that the tensor has when the network runs: a mean over units has one number for each unit."""
+        return tuple(max(sizes) for sizes in zip(self.shape, self.units.shape))
+
     def full(self, which: str) -> Tensor:
+        if self.running != self.shape:
+            raise ConversionError("a mean over units can be combined with these units, and not moved about.")
         return getattr(self, which).expand(self.shape)
 
 

@@ -75,7 +75,7 @@ def prove(emitter: Any) -> None:
 
 
 def _pruned(emitter: Any, value: Owners, node: fx.Node) -> Tensor:
-    units = emitter.numbers(value.units).expand(value.shape)
+    units = emitter.numbers(value.units).expand(value.running)
     for dim, left in enumerate(emitter.world.kept(value, node)):
         if left is not None:
             units = units.index_select(dim, left)

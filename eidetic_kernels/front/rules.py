@@ -216,13 +216,21 @@ def merged_samples(step: Step, a: Tensor, b: Tensor) -> Tensor:
 
 
 def reduced(step: Step, x: Owners, dims: Any, keep: bool, mixing: str = "refuse") -> Owners:
-    x = settled(step, x)
     rank = len(x.shape)
     dims = sorted({d % rank for d in dims}) if dims else list(range(rank))
+    x = settled(step, x)
     units, samples, coarse = x.units, x.samples, x.coarse
     for d in dims:
         if samples.shape[d] > 1:
             step.refuse("mixes samples")
+        if units.shape[d] > 1 and keep and not coarse and whole_layers(step, units, d):
+            others = [o for o in dims if o != d]
+            if any(units.shape[o] > 1 for o in others):
+                step.refuse("a mean over units in two dimensions")
+            step.analysis.layers.append(
+                Layer("prefix", step.node.name, step.node, x, units.flatten(), {"dim": d - rank})
+            )
+            return Owners(step.shape, units, samples, coarse)
         if units.shape[d] > 1:
             first = units.narrow(d, 0, 1)
             step.mix(units, d, mixing)
@@ -231,6 +239,18 @@ def reduced(step: Step, x: Owners, dims: Any, keep: bool, mixing: str = "refuse"
         for d in reversed(dims):
             units, samples = units.squeeze(d), samples.squeeze(d)
     return Owners(step.shape, units, samples, coarse)
+
+
+def whole_layers(step: Step, units: Tensor, dim: int) -> bool:
+    """Whether units vary along ``dim`` alone, and all of one layer's are there: no heads or runs of channels."""
+    if sum(size > 1 for size in units.shape) != 1:
+        return False
+    own = units.flatten()
+    makers = step.constraints.makers(own)
+    if bool((makers < 0).any()):
+        return False
+    made = list(step.constraints.made.values())[int(makers[0])]
+    return bool((makers == makers[0]).all()) and len(torch.unique(own)) == made.count
 
 
 def _mix(self: Step, units: Tensor, dim: int, mixing: str) -> None:

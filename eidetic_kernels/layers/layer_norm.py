@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checking import flag, placed, real_number, whole_number
 from ..errors import InputError
-from ..layout import Source, Span, reads
+from ..layout import Segments, Source, Span, reads
 from ..memory import canonical
 from ..ops.staircase import positions, read
 from .inputs import check_dtype, check_tensor
@@ -184,6 +184,14 @@ def _normalised(x: Tensor, parts: Sequence[EideticLayerNorm]) -> Tensor:
     columns = [values for piece in pieces for values in piece]
     y = torch.cat(columns, -1) if len(columns) > 1 else columns[0] if columns else x.narrow(-1, 0, 0)
     return y.movedim(-1, first.unit_dim)
+
+
+def seen_by_segment(
+    x: Tensor, span: tuple[Span, ...], segments: Segments, segment: int, live: bool, full_input_grad: bool
+) -> Tensor:
+    """The units of ``x`` [*, C] in ``span``, which ``segment`` of ``segments`` sees; see :func:`_seen`."""
+    own = (Span(segments.start(segment), segments.stop(segment)),)
+    return _seen(x, span, own, live, full_input_grad)
 
 
 def _own(parts: Sequence[EideticLayerNorm], widths: Sequence[int], segment: int) -> tuple[Span, ...]:
