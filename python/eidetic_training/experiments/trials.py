@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.files import replacing
 
 from ..data._extras import need
 from ..runs.leftovers import remove_temporaries
@@ -47,16 +48,12 @@ def study_in(folder: Path, settings: SweepSettings) -> Iterator[Any]:
     storage, sql = None, need("sqlalchemy.exc", "A sweep", extra="sweep")
 
     try:
-        with Lock(folder / "sweep.lock"):  # two processes must not create the tables at once
-            url = f"sqlite:///{database.resolve().as_posix()}"
-            storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 600}})
-            study = optuna.create_study(
-                storage=storage,
-                study_name="sweep",
-                direction="maximize",
-                load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner(),
-            )
+        with Lock(folder / "sweep.lock"):  # two processes must not make the database at once
+            if not database.exists():
+                with replacing(database) as new:  # Optuna does not open one whose tables were left half made
+                    _close(_create_study(optuna, new)[0])
+            storage, study = _create_study(optuna, database)
+            study.pruner = optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner()
             for trial in finished_trials(study):
                 tidy(folder, trial)
         yield study
@@ -67,9 +64,20 @@ def study_in(folder: Path, settings: SweepSettings) -> Iterator[Any]:
         ) from error
     finally:
         if storage is not None:
-            storage.remove_session()
-            storage.engine.dispose()
+            _close(storage)
         optuna.logging.set_verbosity(verbosity)
+
+
+def _create_study(optuna: ModuleType, database: Path) -> tuple[Any, Any]:
+    """Optuna's storage in ``database``, and the study there, which is made if it is not there yet."""
+    url = f"sqlite:///{database.resolve().as_posix()}"
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 600}})
+    return storage, optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
+
+
+def _close(storage: Any) -> None:
+    storage.remove_session()
+    storage.engine.dispose()
 
 
 def next_trial(study: Any, config: Mapping[str, Any], settings: SweepSettings, folder: Path) -> tuple[Any, Lock] | None:

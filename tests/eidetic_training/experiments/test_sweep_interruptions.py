@@ -162,3 +162,20 @@ def test_a_trial_that_is_finished_just_now_is_not_taken_over(data, tmp_path):
         take_over(study, optuna.trial.TrialState, seen, settings, tmp_path / "run")
         (after,) = study.get_trials()
         assert after.state.name == "COMPLETE" and after.value == 0.5
+
+
+def test_a_database_that_was_left_half_made_is_made_anew(tmp_path, monkeypatch):
+    """As where the process was killed while Optuna noted the version of its tables."""
+    from optuna.storages._rdb import storage
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage._VersionManager, "_set_alembic_revision", killed)
+    with pytest.raises(KeyboardInterrupt), study_in(tmp_path, SweepSettings()):
+        pass
+    monkeypatch.undo()
+
+    assert not (tmp_path / "study.db").exists()
+    with study_in(tmp_path, SweepSettings()) as study:
+        assert study.get_trials() == []
