@@ -56,6 +56,8 @@ def study_in(folder: Path, settings: SweepSettings) -> Iterator[Any]:
             study.pruner = optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner()
             for trial in finished_trials(study):
                 tidy(folder, trial)
+            for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,)):
+                _remove_lock(folder, trial)  # of a process that was killed as it queued the trial again
         yield study
     except (optuna.exceptions.StorageInternalError, sql.SQLAlchemyError) as error:
         raise InputError(
@@ -119,7 +121,7 @@ def take_over(study: Any, state: Any, left: Any, settings: SweepSettings, folder
             study.enqueue_trial(values, user_attrs={"folder": name})
         study.tell(left.number, state=state.FAIL)
     lock.release()
-    lock.path.unlink(missing_ok=True)
+    _remove_lock(folder, left)
 
 
 def _queue(study: Any, state: Any, settings: SweepSettings) -> None:
@@ -133,12 +135,17 @@ def _queue(study: Any, state: Any, settings: SweepSettings) -> None:
 
 def tidy(folder: Path, trial: Any) -> None:
     """Remove the networks of a trial that is over, and its lock."""
-    path, lock = folder / "trials" / trial.user_attrs["folder"], _lock_path(folder, trial)
+    path = folder / "trials" / trial.user_attrs["folder"]
     for networks in ("checkpoints", "answers"):
         shutil.rmtree(path / networks, ignore_errors=True)
     for name in ("network.safetensors", "progress.safetensors"):
         (path / name).unlink(missing_ok=True)
     remove_temporaries([path])
+    _remove_lock(folder, trial)
+
+
+def _remove_lock(folder: Path, trial: Any) -> None:
+    lock = _lock_path(folder, trial)
     for file in (lock, lock.with_name(f"{lock.name}-journal")):  # SQLite's own, of a process that was killed
         file.unlink(missing_ok=True)
 

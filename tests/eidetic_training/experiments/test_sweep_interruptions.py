@@ -179,3 +179,17 @@ def test_a_database_that_was_left_half_made_is_made_anew(tmp_path, monkeypatch):
     assert not (tmp_path / "study.db").exists()
     with study_in(tmp_path, SweepSettings()) as study:
         assert study.get_trials() == []
+
+
+def test_the_lock_of_a_trial_whose_process_was_killed_as_it_queued_it_again_is_removed(data, tmp_path):
+    config, folder = config_of(data), tmp_path / "run"
+    settings = SweepSettings.of_dict(config["sweep"])
+    module._begin(folder, config)
+    with study_in(folder, settings) as study:
+        trial, lock = next_trial(study, config, settings, folder)
+        lock.release()
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)  # and killed here
+
+    assert lock.path.exists()
+    with study_in(folder, settings):
+        assert not lock.path.exists()
