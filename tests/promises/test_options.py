@@ -356,3 +356,24 @@ def test_frozen_features_on_every_backend(make, backend):
             for task, answer in enumerate(answers):
                 assert_same_bits(f"task {task} after {event}", recall(net, x, task), answer)
             poison(net)
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["torch.compile(net)", "net.compile()"])
+def test_a_compiled_network_runs_where_a_task_takes_none_of_a_convolution_s_units(wrapped):
+    torch.manual_seed(0)
+    net = ConvNet((3, 6, 4), dropout=0.0)
+    net.prepare_for_task(0, 3, max_units={"conv1": 0})
+    x, y = batch(net)
+    expected = loss_of(net, x, y)
+    torch.compiler.reset()
+    if wrapped:
+        compiled = torch.compile(net, backend="eager")
+    else:
+        net.compile(backend="eager")
+        compiled = net
+    loss = loss_of(compiled, x, y)
+    loss.backward()
+    assert loss == expected
+    net.finish_task()
+    assert net.eval()(x, task=0).equal(compiled.eval()(x, task=0))
+    torch.compiler.reset()
