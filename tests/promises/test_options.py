@@ -192,7 +192,7 @@ def frozen_inputs(net, x, layers, mode, within=nullcontext):
     found = {}
 
     def note(layer, given):
-        stairs, x = layer.staircase(layer.scope.task), given[0]
+        stairs, x = layer.derived(layer.scope.task), given[0]
         live_only = layer.scope.task == LIVE  # then x is what the layer reads, and nothing else
         spans = stairs.live.spans if live_only else layer.staircase().live.spans
         columns = without(spans, stairs.trainable)
@@ -239,8 +239,8 @@ def test_a_live_pass_is_what_the_test_above_saw():
     assert [task for task, *_ in seen] == [LIVE] * len(layers) == [LIVE] * 2
     assert [columns for _, columns, _ in seen] == [layer.staircase().live.columns for layer in layers]
     assert is_unit_major(seen[0][2]) and [y.shape[1] for *_, y in seen] == [live[-1], CLASSES]
-    trainable = layers[0].staircase(LIVE).trainable
-    assert positions(layers[0].staircase(LIVE).live.spans, trainable) == trainable
+    trainable = layers[0].derived(LIVE).trainable
+    assert positions(layers[0].derived(LIVE).live.spans, trainable) == trainable
 
 
 def test_answers_do_not_depend_on_the_test_batch(case):
