@@ -374,8 +374,10 @@ def normalises_a_constant(net, x):
     twin, constant = copy.deepcopy(net), []
 
     def look(norm, given, _):
-        spread = given[0].movedim(1, 0).flatten(1).var(1)
-        constant.append(bool((spread < 1e-20).any()))
+        (x,) = given[:1]
+        if x.numel():
+            samples = x.movedim(1, -1).flatten(0, -2)
+            constant.append(bool((samples.var(0, correction=0) < 1e-20).any()))
 
     for module in twin.modules():
         if isinstance(module, EideticBatchNorm):
