@@ -249,9 +249,10 @@ class BaseNetwork(nn.Module):
 
     def _may_be_compiled(self, task: int | None) -> bool:
         """Whether a pass may run compiled code: in training, unless a convolution makes no units in it."""
+        if task not in (None, LIVE):
+            return False
         empty = (group for group in self.groups if not group.segments.present(task))
-        without = any(isinstance(layer, CONVOLUTIONS) for group in empty for layer in group.producers.values())
-        return task in (None, LIVE) and not without
+        return not any(isinstance(layer, CONVOLUTIONS) for group in empty for layer in group.producers.values())
 
     def _check_declared(self, x: Tensor) -> None:
         """Hold the wiring that ``connections()`` declares against what forward does with a few samples, once."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,42 +44,43 @@ def study_in(folder: Path, settings: SweepSettings) -> Iterator[Any]:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    database = folder / "study.db"
-    storage, sql = None, need("sqlalchemy.exc", "A sweep", extra="sweep")
+    database, sql = folder / "study.db", need("sqlalchemy.exc", "A sweep", extra="sweep")
+    pruner = optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner()
 
     try:
-        with Lock(folder / "sweep.lock"):  # two processes must not make the database at once
-            if not database.exists():
-                with replacing(database) as new:  # Optuna does not open one whose tables were left half made
-                    _close(_create_study(optuna, new)[0])
-            storage, study = _create_study(optuna, database)
-            study.pruner = optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner()
-            for trial in finished_trials(study):
-                tidy(folder, trial)
-            for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,)):
-                _remove_lock(folder, trial)  # of a process that was killed as it queued the trial again
-        yield study
+        with ExitStack() as opened:
+            with Lock(folder / "sweep.lock"):  # two processes must not make the database at once
+                if not database.exists():
+                    # Made whole, then put in its place: Optuna does not open one whose tables were left half made.
+                    with replacing(database) as new, _study(optuna, new, pruner):
+                        pass
+                study = opened.enter_context(_study(optuna, database, pruner))
+                for trial in finished_trials(study):
+                    tidy(folder, trial)
+                for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,)):
+                    _remove_lock(folder, trial)  # of a process that was killed as it queued the trial again
+            yield study
     except (optuna.exceptions.StorageInternalError, sql.SQLAlchemyError) as error:
         raise InputError(
             f"{database} is damaged or cannot be written ({str(error).splitlines()[0]}). Restore it from a copy, or "
             "sweep in another folder (--run)."
         ) from error
     finally:
-        if storage is not None:
-            _close(storage)
         optuna.logging.set_verbosity(verbosity)
 
 
-def _create_study(optuna: ModuleType, database: Path) -> tuple[Any, Any]:
-    """Optuna's storage in ``database``, and the study there, which is made if it is not there yet."""
+@contextmanager
+def _study(optuna: ModuleType, database: Path, pruner: Any) -> Iterator[Any]:
+    """The study in ``database``, which is made if it is not there yet; closed at the end."""
     url = f"sqlite:///{database.resolve().as_posix()}"
     storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 600}})
-    return storage, optuna.create_study(storage=storage, study_name="sweep", direction="maximize", load_if_exists=True)
-
-
-def _close(storage: Any) -> None:
-    storage.remove_session()
-    storage.engine.dispose()
+    try:
+        yield optuna.create_study(
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
+        )
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def next_trial(study: Any, config: Mapping[str, Any], settings: SweepSettings, folder: Path) -> tuple[Any, Lock] | None:
