@@ -48,3 +48,11 @@ def canonical(x: Tensor) -> Tensor:
     if x.is_contiguous(memory_format=layout) and x.data_ptr() % 64 == 0:
         return x
     return x.clone(memory_format=layout)
+
+
+def bytes_of(x: Tensor) -> bytes:
+    """The bytes of the numbers of ``x``, in order, however they lie in memory."""
+    flat = x.detach().cpu().contiguous().flatten()
+    if flat.stride() != (1,):  # a single number counts as contiguous whatever its strides say
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8).numpy().tobytes()

@@ -32,7 +32,7 @@ from ..layers import (
     Shuffle,
 )
 from ..layers.attention import PROJECTIONS
-from ..layers.no_channels import REFUSALS
+from ..layers.no_channels import NO_CHANNEL_REFUSALS
 from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
 from ..wiring import rules
@@ -91,7 +91,7 @@ def _let_run(plain: fx.GraphModule, samples: Tensor) -> None:
     """Let ``plain`` run where the task has units of some layers only. Raises ConversionError where it cannot."""
     try:
         lend_channels(plain, samples)
-    except REFUSALS as error:
+    except NO_CHANNEL_REFUSALS as error:
         raise ConversionError(
             "the task took no unit of some layer, and forward calls a function that refuses images without channels "
             f"({first_line(error)}). Recall goes on answering (net(x, task=k)). Where torch.fx can trace forward, such "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils._pytree import tree_map
 
-from ..layers.no_channels import REFUSALS
+from ..layers.no_channels import NO_CHANNEL_REFUSALS
 from ..layout import Span
 from .graph import emit_read, emit_slice
 
@@ -52,10 +52,10 @@ class _Lending(fx.Interpreter):
         run = getattr(self, n.op)
         try:
             return run(n.target, args, kwargs)
-        except REFUSALS as refusal:
+        except NO_CHANNEL_REFUSALS as refusal:
             try:
                 lent = run(n.target, *tree_map(_with_a_channel, (args, kwargs)))
-            except REFUSALS:
+            except NO_CHANNEL_REFUSALS:
                 raise refusal from None
             given = tuple(node for node in n.all_input_nodes if _has_no_channel(self.env[node]))
             self.refusals.append(_Refusal(n, given, several=not isinstance(lent, Tensor)))

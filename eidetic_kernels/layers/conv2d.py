@@ -68,7 +68,7 @@ class EideticConv2d(StaircaseLayer):
         if computed is not None:  # by all parts of a divided layer together
             return computed
         check_tensor(self, x, self.weight)
-        stairs = self.staircase(self.scope.task)
+        stairs = self.derived(self.scope.task)
         self.check_input(x, stairs.columns, dims=4)
         if self.norm is None and residual is not None:
             raise InputError(f"{self} has no norm to take a residual: add it to the output instead.")

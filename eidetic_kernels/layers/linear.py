@@ -54,7 +54,7 @@ class EideticLinear(StaircaseLayer):
         if computed is not None:  # by all parts of a divided layer together
             return computed
         check_tensor(self, x, self.weight)
-        stairs = self.staircase(self.scope.task)
+        stairs = self.derived(self.scope.task)
         flat_only = self.norm is not None or (self.owned and self.unit_dim == 1)
         if flat_only and x.dim() != 2:
             part = "is part of a network" if self.owned else "normalises its units"
@@ -80,7 +80,7 @@ class EideticLinear(StaircaseLayer):
 
     def product(self, x: Tensor) -> Tensor:
         """What ``forward`` normalises, of x [N, columns], where the layer owns its norm."""
-        stairs, unit_major = self.staircase(self.scope.task), self._unit_major(x)
+        stairs, unit_major = self.derived(self.scope.task), self._unit_major(x)
         x, weights, full_input_grad = self._arguments(x)
         return ops.staircase_linear(x, weights, stairs, full_input_grad, unit_major)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 # What torch raises where it wants a channel.
-REFUSALS = (IndexError, NotImplementedError, RuntimeError, ValueError)
+NO_CHANNEL_REFUSALS = (IndexError, NotImplementedError, RuntimeError, ValueError)
 
 
 class NoChannels(Tensor):
@@ -35,10 +35,10 @@ class NoChannels(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             try:
                 return tree_map(_as_it_is, func(*args, **kwargs))
-            except REFUSALS as refusal:
+            except NO_CHANNEL_REFUSALS as refusal:
                 try:
                     lent = func(*tree_map(_with_a_channel, list(args)), **tree_map(_with_a_channel, dict(kwargs)))
-                except REFUSALS:
+                except NO_CHANNEL_REFUSALS:
                     raise refusal from None
                 return tree_map(_without_channels, lent)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import ops
 from ..checking import flag, placed, shown
 from ..errors import InputError, TaskError
-from ..layout import LIVE, Fixed, Segments, Source, Stair, Staircase, staircase
+from ..layout import Fixed, Segments, Source, Stair, Staircase, staircase
 from ..ops.registration import encoded
 from ..ops.staircase import frozen_blocks
 from .batch_norm import EideticBatchNorm
@@ -128,7 +128,7 @@ class StaircaseLayer(SegmentedLayer):
 
         Raises TaskError for a task that is not finished.
         """
-        if task is not None and type(task) is not int:
+        if task is not None and (type(task) is not int or not 0 <= task < self.segments.tasks):
             self._refuse(task)
         return self.derived(task)
 
@@ -136,8 +136,6 @@ class StaircaseLayer(SegmentedLayer):
         raise TaskError(f"task {shown(task)} is not one of the {self.segments.tasks} finished tasks of {self}.")
 
     def derive(self, task: int | None) -> Staircase:
-        if task is not None and task != LIVE and not 0 <= task < self.segments.tasks:
-            self._refuse(task)
         stairs = staircase(self.segments, self.sources, self.forward_transfer, task)
         # A finished task's never changes: it stays the same object, with what backends keep on a device for it,
         # whatever is learned or recalled in between.

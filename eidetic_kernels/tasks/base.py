@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from ..checking import REFUSALS, first_line, shown
 from ..errors import InputError, TaskError
-from ..layers import EideticLinear, Scope, SegmentedLayer, StaircaseLayer
+from ..layers import CONVOLUTIONS, EideticLinear, Scope, SegmentedLayer, StaircaseLayer
 from ..layout import LIVE, Segments
 from ..modes import evaluating, outside_inference
 from ..wiring import tracing
@@ -206,14 +206,15 @@ class BaseNetwork(nn.Module):
             features = self.compute_features(x, scope)
             with self._scope.running(scope, features.requires_grad and x.requires_grad):
                 head = self.heads[task]
-                return head(features) if scope in (None, LIVE) else _as_python(head, features)
+                return head(features) if self._may_be_compiled(scope) else _as_python(head, features)
 
     @_disable_dynamo(recursive=False)
     def compute_features(self, x: Tensor, task: int | None = None, compiled: bool = True) -> Tensor:
         """What ``forward`` returns, from all units present (``task`` None) or from the prefix of finished ``task``.
 
         ``compiled=False``: as Python, also where the network was compiled (``net.compile()``). A finished task always
-        runs so: compiled code rounds otherwise, and otherwise again when it is compiled again.
+        runs so: compiled code rounds otherwise, and otherwise again when it is compiled again. So does a task that took
+        none of a convolution's units: torch.compile does not take images without channels.
 
         Returns features [N, columns]. Raises TaskError for a task that is not finished, InputError for an input that
         the network cannot take.
@@ -232,7 +233,7 @@ class BaseNetwork(nn.Module):
             self._check_declared(x)
         self._derive(task)
         with self._scope.running(task, x.requires_grad), self._refusals_explained(x):
-            compiled = compiled and task in (None, LIVE)
+            compiled = compiled and self._may_be_compiled(task)
             features = cast(Tensor, super().__call__(x)) if compiled else _as_python(self, x)  # pyright: ignore[reportUnknownMemberType]
         columns = sum(source.columns(task) for source in wiring.features)
         if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != columns:  # pyright: ignore[reportUnnecessaryIsInstance]
@@ -245,6 +246,13 @@ class BaseNetwork(nn.Module):
         if self.current_task is not None and task in (None, LIVE):
             self.probes.note(self.current_task, x, self.training)
         return features
+
+    def _may_be_compiled(self, task: int | None) -> bool:
+        """Whether a pass may run compiled code: in training, unless a convolution makes no units in it."""
+        if task not in (None, LIVE):
+            return False
+        empty = (group for group in self.groups if not group.segments.present(task))
+        return not any(isinstance(layer, CONVOLUTIONS) for group in empty for layer in group.producers.values())
 
     def _check_declared(self, x: Tensor) -> None:
         """Hold the wiring that ``connections()`` declares against what forward does with a few samples, once."""

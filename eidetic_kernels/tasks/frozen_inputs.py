@@ -50,7 +50,7 @@ class JoinedInputs:
         frozen = cached.index_select(0, rows)
         pieces: list[Tensor] = []
         frozen_at = live_at = 0
-        for before, size in _runs(layer.staircase(LIVE)):
+        for before, size in _runs(layer.derived(LIVE)):
             pieces += [frozen.narrow(1, frozen_at, before), x.narrow(1, live_at, size)]
             frozen_at, live_at = frozen_at + before, live_at + size
         return torch.cat(pieces, 1).contiguous(memory_format=memory_format(cached)), *given[1:]
@@ -63,14 +63,14 @@ class JoinedInputs:
         if layer not in self.given:
             return None
         x, buffer = self.given.pop(layer)
-        trainable = layer.staircase(LIVE).trainable
+        trainable = layer.derived(LIVE).trainable
         led = cast(Tensor, _LeadBack.apply(y, x, layer.weight, trainable))  # pyright: ignore[reportUnknownMemberType]
         buffer.user = None if led.grad_fn is None else weakref.ref(led.grad_fn)
         return led
 
     def _join_columns(self, layer: StaircaseLayer, x: Tensor, cached: Tensor, rows: Tensor) -> Tensor:
         """[N, columns] as ``layer`` reads them, in a buffer and without a gradient."""
-        stairs = layer.staircase(LIVE)
+        stairs = layer.derived(LIVE)
         buffer = self._buffer(layer, x, cached, stairs.columns)
         frozen_at = live_at = at = 0
         with torch.no_grad():

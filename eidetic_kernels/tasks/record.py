@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from ..memory import bytes_of
 
 Environment = dict[str, str | int]
 
@@ -41,7 +42,6 @@ def digest(*tensors: Tensor) -> str:
     """SHA-256 over dtype, shape and bytes of the tensors."""
     sha = hashlib.sha256()
     for tensor in tensors:
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{values.dtype}{tuple(values.shape)}".encode())
-        sha.update(values.flatten().view(torch.uint8).numpy().tobytes())
+        sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        sha.update(bytes_of(tensor))
     return sha.hexdigest()

@@ -294,3 +294,12 @@ def test_features_of_unknown_tasks_are_task_errors():
     for task in (7, -1):
         call = lambda task=task: net.compute_features(batch(net)[0], task)  # noqa: E731
         refused(net, ek.TaskError, "is not one of the 1 finished tasks", call)
+
+
+@pytest.mark.parametrize("task", [1, -1, True, "0"])
+def test_structures_of_unknown_tasks_are_task_errors(task):
+    net = MLP()
+    learn(net, 0)
+    layer = net.body[0]
+    for call in (layer.staircase, layer.mask, layer.dense_weight, layer.frozen_rows_of):
+        refused(net, ek.TaskError, "is not one of the 1 finished tasks", lambda call=call: call(task))

@@ -192,7 +192,7 @@ def frozen_inputs(net, x, layers, mode, within=nullcontext):
     found = {}
 
     def note(layer, given):
-        stairs, x = layer.staircase(layer.scope.task), given[0]
+        stairs, x = layer.derived(layer.scope.task), given[0]
         live_only = layer.scope.task == LIVE  # then x is what the layer reads, and nothing else
         spans = stairs.live.spans if live_only else layer.staircase().live.spans
         columns = without(spans, stairs.trainable)
@@ -239,8 +239,8 @@ def test_a_live_pass_is_what_the_test_above_saw():
     assert [task for task, *_ in seen] == [LIVE] * len(layers) == [LIVE] * 2
     assert [columns for _, columns, _ in seen] == [layer.staircase().live.columns for layer in layers]
     assert is_unit_major(seen[0][2]) and [y.shape[1] for *_, y in seen] == [live[-1], CLASSES]
-    trainable = layers[0].staircase(LIVE).trainable
-    assert positions(layers[0].staircase(LIVE).live.spans, trainable) == trainable
+    trainable = layers[0].derived(LIVE).trainable
+    assert positions(layers[0].derived(LIVE).live.spans, trainable) == trainable
 
 
 def test_answers_do_not_depend_on_the_test_batch(case):
@@ -356,3 +356,24 @@ def test_frozen_features_on_every_backend(make, backend):
             for task, answer in enumerate(answers):
                 assert_same_bits(f"task {task} after {event}", recall(net, x, task), answer)
             poison(net)
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["torch.compile(net)", "net.compile()"])
+def test_a_compiled_network_runs_where_a_task_takes_none_of_a_convolution_s_units(wrapped):
+    torch.manual_seed(0)
+    net = ConvNet((3, 6, 4), dropout=0.0)
+    net.prepare_for_task(0, 3, max_units={"conv1": 0})
+    x, y = batch(net)
+    expected = loss_of(net, x, y)
+    torch.compiler.reset()
+    if wrapped:
+        compiled = torch.compile(net, backend="eager")
+    else:
+        net.compile(backend="eager")
+        compiled = net
+    loss = loss_of(compiled, x, y)
+    loss.backward()
+    assert loss == expected
+    net.finish_task()
+    assert net.eval()(x, task=0).equal(compiled.eval()(x, task=0))
+    torch.compiler.reset()

@@ -10,6 +10,7 @@ seed is in the test's name.
 from collections import Counter
 
 import pytest
+import torch
 from any_life import Life
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
@@ -41,5 +42,6 @@ def test_any_life_of_tasks(chunk):
         phases=[Phase.explicit, Phase.generate],
         suppress_health_check=list(HealthCheck),
     )
-    with recorded(chunk, Lives.events):
+    # What a chunk that failed left suspended may switch gradients off when it is collected.
+    with torch.enable_grad(), recorded(chunk, Lives.events):
         run_state_machine_as_test(seed(chunk)(Lives), settings=options)

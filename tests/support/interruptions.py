@@ -4,6 +4,8 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
 import eidetic_kernels
 import eidetic_training
 
@@ -58,11 +60,17 @@ def points_of(call, folder=PACKAGE):
 
 
 def interrupted_at(call, at, folder=PACKAGE):
-    """Run ``call()`` and cut it off at line ``at``; the place, or None where the call ended before."""
-    lines = Lines(at, folder)
+    """Run ``call()`` and cut it off at line ``at``; the place, or None where the call ended before.
+
+    Cut off where ``with torch.no_grad()`` ends, gradients would stay off in this thread, as they do with torch's own
+    code; they are put back.
+    """
+    lines, gradients = Lines(at, folder), torch.is_grad_enabled()
     try:
         with lines.watching():
             call()
     except Interruption:
         return lines.place
+    finally:
+        torch.set_grad_enabled(gradients)
     return lines.place and f"{lines.place} (swallowed)"

@@ -10,6 +10,7 @@ from slow import slow
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels.memory import bytes_of
 
 CLASSES = 3
 # What the layers of a new task read of earlier ones: all of it, nothing, or some layers this and some that.
@@ -63,7 +64,7 @@ def learn(net, task, how="nested", fraction=0.5, steps=2, optimizer=None, **prep
 
 def bits(tensor):
     """SHA-256 of a tensor's bytes."""
-    return hashlib.sha256(tensor.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(bytes_of(tensor)).hexdigest()
 
 
 @torch.no_grad()

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from eidetic_kernels.errors import InputError
+from eidetic_kernels.files import replacing
 
 from ..data._extras import need
 from ..runs.leftovers import remove_temporaries
@@ -43,33 +44,43 @@ def study_in(folder: Path, settings: SweepSettings) -> Iterator[Any]:
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
 
-    database = folder / "study.db"
-    storage, sql = None, need("sqlalchemy.exc", "A sweep", extra="sweep")
+    database, sql = folder / "study.db", need("sqlalchemy.exc", "A sweep", extra="sweep")
+    pruner = optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner()
 
     try:
-        with Lock(folder / "sweep.lock"):  # two processes must not create the tables at once
-            url = f"sqlite:///{database.resolve().as_posix()}"
-            storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 600}})
-            study = optuna.create_study(
-                storage=storage,
-                study_name="sweep",
-                direction="maximize",
-                load_if_exists=True,
-                pruner=optuna.pruners.MedianPruner() if settings.prune else optuna.pruners.NopPruner(),
-            )
-            for trial in finished_trials(study):
-                tidy(folder, trial)
-        yield study
+        with ExitStack() as opened:
+            with Lock(folder / "sweep.lock"):  # two processes must not make the database at once
+                if not database.exists():
+                    # Made whole, then put in its place: Optuna does not open one whose tables were left half made.
+                    with replacing(database) as new, _study(optuna, new, pruner):
+                        pass
+                study = opened.enter_context(_study(optuna, database, pruner))
+                for trial in finished_trials(study):
+                    tidy(folder, trial)
+                for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.FAIL,)):
+                    _remove_lock(folder, trial)  # of a process that was killed as it queued the trial again
+            yield study
     except (optuna.exceptions.StorageInternalError, sql.SQLAlchemyError) as error:
         raise InputError(
             f"{database} is damaged or cannot be written ({str(error).splitlines()[0]}). Restore it from a copy, or "
             "sweep in another folder (--run)."
         ) from error
     finally:
-        if storage is not None:
-            storage.remove_session()
-            storage.engine.dispose()
         optuna.logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _study(optuna: ModuleType, database: Path, pruner: Any) -> Iterator[Any]:
+    """The study in ``database``, which is made if it is not there yet; closed at the end."""
+    url = f"sqlite:///{database.resolve().as_posix()}"
+    storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 600}})
+    try:
+        yield optuna.create_study(
+            storage=storage, study_name="sweep", direction="maximize", load_if_exists=True, pruner=pruner
+        )
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def next_trial(study: Any, config: Mapping[str, Any], settings: SweepSettings, folder: Path) -> tuple[Any, Lock] | None:
@@ -111,7 +122,7 @@ def take_over(study: Any, state: Any, left: Any, settings: SweepSettings, folder
             study.enqueue_trial(values, user_attrs={"folder": name})
         study.tell(left.number, state=state.FAIL)
     lock.release()
-    lock.path.unlink(missing_ok=True)
+    _remove_lock(folder, left)
 
 
 def _queue(study: Any, state: Any, settings: SweepSettings) -> None:
@@ -125,12 +136,17 @@ def _queue(study: Any, state: Any, settings: SweepSettings) -> None:
 
 def tidy(folder: Path, trial: Any) -> None:
     """Remove the networks of a trial that is over, and its lock."""
-    path, lock = folder / "trials" / trial.user_attrs["folder"], _lock_path(folder, trial)
+    path = folder / "trials" / trial.user_attrs["folder"]
     for networks in ("checkpoints", "answers"):
         shutil.rmtree(path / networks, ignore_errors=True)
     for name in ("network.safetensors", "progress.safetensors"):
         (path / name).unlink(missing_ok=True)
     remove_temporaries([path])
+    _remove_lock(folder, trial)
+
+
+def _remove_lock(folder: Path, trial: Any) -> None:
+    lock = _lock_path(folder, trial)
     for file in (lock, lock.with_name(f"{lock.name}-journal")):  # SQLite's own, of a process that was killed
         file.unlink(missing_ok=True)
 

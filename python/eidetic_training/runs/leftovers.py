@@ -10,8 +10,9 @@ from eidetic_kernels.errors import InputError
 
 from .locks import HOLDER, LOCK
 
-# The names that ``eidetic_kernels.files.replacing`` gives to files that are being written: .NAME.PROCESS.RANDOM
-_TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}")
+# The names that ``eidetic_kernels.files.replacing`` gives to files that are being written: .NAME.PROCESS.RANDOM. SQLite
+# keeps a journal beside a database.
+_TEMPORARY = re.compile(r"\..+\.\d+\.[0-9a-f]{8}(-journal)?")
 
 
 def remove_temporaries(folders: Iterable[Path]) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from eidetic_kernels import EideticNetwork, FrozenFeatures
 from eidetic_kernels.checking import flag, function, instance, shown, whole_number
 from eidetic_kernels.errors import EideticError, InputError
+from eidetic_kernels.memory import bytes_of
 from eidetic_kernels.modes import evaluating
 from eidetic_kernels.tasks.base import device_of
 from eidetic_kernels.tasks.checks import an_optimizer, pairs
@@ -146,7 +147,7 @@ def evaluate(
             answered.add(right)
             classes = classes or ClassCounter(logits.shape[1])
             classes.add(right, y.to(device))
-            sha.update(logits.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            sha.update(bytes_of(logits))
             each(logits)
     return Evaluation(answered.value, sha.hexdigest(), () if classes is None else classes.counts)
 

@@ -162,3 +162,34 @@ def test_a_trial_that_is_finished_just_now_is_not_taken_over(data, tmp_path):
         take_over(study, optuna.trial.TrialState, seen, settings, tmp_path / "run")
         (after,) = study.get_trials()
         assert after.state.name == "COMPLETE" and after.value == 0.5
+
+
+def test_a_database_that_was_left_half_made_is_made_anew(tmp_path, monkeypatch):
+    """As where the process was killed while Optuna noted the version of its tables."""
+    from optuna.storages._rdb import storage
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(storage._VersionManager, "_set_alembic_revision", killed)
+    with pytest.raises(KeyboardInterrupt), study_in(tmp_path, SweepSettings()):
+        pass
+    monkeypatch.undo()
+
+    assert not (tmp_path / "study.db").exists()
+    with study_in(tmp_path, SweepSettings()) as study:
+        assert study.get_trials() == []
+
+
+def test_the_lock_of_a_trial_whose_process_was_killed_as_it_queued_it_again_is_removed(data, tmp_path):
+    config, folder = config_of(data), tmp_path / "run"
+    settings = SweepSettings.of_dict(config["sweep"])
+    module._begin(folder, config)
+    with study_in(folder, settings) as study:
+        trial, lock = next_trial(study, config, settings, folder)
+        lock.release()
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)  # and killed here
+
+    assert lock.path.exists()
+    with study_in(folder, settings):
+        assert not lock.path.exists()
