@@ -59,6 +59,8 @@ class Segments:
     Raises InputError for a size that is no whole number, and CapacityError for more units than ``width``.
     """
 
+    per = 1
+
     def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = (), grain: int = 1):
         self.grain, self.multiple = whole_number("grain", grain, 1, unit="units"), 1
         self.width = self._whole("width", width)
@@ -67,6 +69,11 @@ class Segments:
         self._hold(frozen, self._whole("live", self.width - sum(frozen) if live is None else live))
         if self.total > self.width:
             raise CapacityError(f"{self.total} units were given to a group of width {self.width}; widen it first.")
+
+    @property
+    def units(self) -> Segments:
+        """The group's own units, where these are a layer's rows (:class:`Rows`)."""
+        return self
 
     @property
     def tasks(self) -> int:
@@ -184,6 +191,50 @@ class Segments:
     def __repr__(self) -> str:
         more = "".join(f", {name}={value}" for name in ("grain", "multiple") if (value := getattr(self, name)) > 1)
         return f"Segments(width={self.width}, frozen={list(self.frozen)}, live={self.live}{more})"
+
+
+class Rows(Segments):
+    """A group's units as a layer has them that makes ``per`` neighbouring rows for each: 64 of a head of 16 units, say.
+
+    The sizes are those of ``units`` times ``per``, whatever happens to these. Nothing is written here.
+    """
+
+    # pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false
+
+    def __init__(self, units: Segments, per: int):
+        self._units, self.per = units, per
+
+    @property
+    def units(self) -> Segments:
+        return self._units
+
+    @property
+    def width(self) -> int:
+        return self._units.width * self.per
+
+    @property
+    def grain(self) -> int:
+        return self._units.grain * self.per
+
+    @property
+    def multiple(self) -> int:
+        return self._units.multiple * self.per
+
+    @property
+    def frozen(self) -> tuple[int, ...]:
+        return tuple(size * self.per for size in self._units.frozen)
+
+    @property
+    def live(self) -> int:
+        return self._units.live * self.per
+
+    @property
+    def frozen_total(self) -> int:
+        return self._units.frozen_total * self.per
+
+    @property
+    def version(self) -> int:
+        return self._units.version
 
 
 class Fixed:

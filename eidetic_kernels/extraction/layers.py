@@ -76,7 +76,7 @@ def _staircase_layer(
 
 def _products(prefix: Prefix, layer: EideticLinear | EideticConv2d) -> nn.Module:
     """The layer without its norm: a torch.nn layer for each segment."""
-    output = prefix.kept.get(layer.segments, layer.segments)
+    output = prefix.kept_of(layer.segments)
     structure = staircase(output, prefix.sources(layer), layer.forward_transfer, prefix.task)
     pieces: list[_Piece] = []
     for t, stair in enumerate(structure.stairs):
@@ -192,7 +192,7 @@ def _grouped(prefix: Prefix, layers: Sequence[EideticGroupedConv2d]) -> nn.Modul
 
 def _layer_norm(prefix: Prefix, layers: Sequence[EideticLayerNorm]) -> nn.Module:
     """A torch LayerNorm for each segment, over what the segment may see, of which its own columns are kept."""
-    first, groups = layers[0], [prefix.kept[layer.segments] for layer in layers]
+    first, groups = layers[0], [prefix.kept_of(layer.segments) for layer in layers]
     sources = tuple(Source(group) for group in groups)
     starts = [sum(source.columns(prefix.task) for source in sources[:part]) for part in range(len(sources) + 1)]
     root, graph = nn.Module(), fx.Graph()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import cast
 
 from ..layers import EideticLayerNorm, LayerNormParts, StaircaseLayer
-from ..layout import Fixed, Segments, Source
+from ..layout import Fixed, Rows, Segments, Source
 from ..tasks.base import BaseNetwork, head_of
 
 
@@ -39,16 +40,19 @@ class Prefix:
 
     def kept_of(self, group: Segments | Fixed) -> Segments | Fixed:
         """What is kept of ``group``: all of it, if it belongs to no task or to a head."""
-        return self.kept.get(group, group) if isinstance(group, Segments) else group
+        if not isinstance(group, Segments):
+            return group
+        kept = self.kept.get(group.units, group.units)
+        return kept if group.per == 1 else Rows(kept, group.per)
 
     def rows(self, segments: Segments) -> list[tuple[int, slice]]:
         """(task, its units in the group) of the segments that are kept and not empty."""
-        sizes = self.kept.get(segments, segments).frozen[: self.task + 1]
+        sizes = cast(Segments, self.kept_of(segments)).frozen[: self.task + 1]
         return [(t, slice(segments.start(t), segments.stop(t))) for t, size in enumerate(sizes) if size]
 
     def sources(self, layer: StaircaseLayer) -> tuple[Source, ...]:
         """What ``layer`` reads, of what is kept."""
-        return tuple(Source(self.kept_of(source.group), source.block) for source in layer.sources)
+        return tuple(replace(source, group=self.kept_of(source.group)) for source in layer.sources)
 
     def _read_by(self, layer: StaircaseLayer, reader: int) -> list[tuple[Segments, int]]:
         """(group, task) of the segments that segment ``reader`` of ``layer`` reads."""
@@ -67,10 +71,10 @@ class Prefix:
             for layer in self._producers[segments]:
                 found += self._read_by(layer, task)
             for parts in self._norms:
-                if any(part.segments is segments for part in parts):
+                if any(part.segments.units is segments for part in parts):
                     nested = all(part.forward_transfer[task] for part in parts)
                     seen = range(task + 1) if nested else (task,)
-                    found += [(part.segments, t) for part in parts for t in _nonempty(part.segments, seen)]
+                    found += [(part.segments.units, t) for part in parts for t in _nonempty(part.segments, seen)]
 
 
 def _emptied(segments: Segments, tasks: set[int]) -> Segments:

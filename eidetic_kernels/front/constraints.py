@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -76,7 +77,26 @@ class Constraints:
         for path in shared:
             is_shared[self.made[path].units] = True
         same, together = (pairs[:, ~(is_shared[pairs[0]] | is_shared[pairs[1]])] for pairs in (same, together))
-        return Solved(components(self.total, same), components(self.total, torch.cat([same, together], 1)), shared)
+        grains = components(self.total, torch.cat([same, together], 1))
+        while True:
+            roots = components(self.total, same)
+            inside = self._broken_inside(roots, grains)
+            if not bool(inside.any()):
+                return Solved(roots, grains, shared)
+            same = same[:, ~(inside[same[0]] | inside[same[1]])]
+
+    def _broken_inside(self, roots: Tensor, grains: Tensor) -> Tensor:
+        """Which rows are of layers in whose grains (a head's query and values, side by side) some rows alone are the
+        same as another layer's."""
+        layers = [made for made in self.made.values() if made.kind != "tensor"]
+        tied = signatures(roots, layers)
+        found = torch.zeros(self.total, dtype=torch.bool)
+        for made in layers:
+            own, grain = roots[made.units], grains[made.units]
+            differ = (own[1:] != own[:-1] + 1) | (tied[own[1:]] != tied[own[:-1]])
+            if bool((differ & (grain[1:] == grain[:-1])).any()):
+                found[made.units] = True
+        return found
 
     def _shared(self, same: Tensor, together: Tensor) -> set[str]:
         """Tensors an element of which meets several units of one layer that are not of one grain: all tasks share them."""
@@ -97,6 +117,15 @@ class Constraints:
                     if torch.unique(met[:2], dim=1).shape[1] < torch.unique(met, dim=1).shape[1]:
                         shared.add(each.path)
         return shared
+
+
+def signatures(roots: Tensor, layers: Sequence[Made]) -> Tensor:
+    """For each root a number that says which layers have it."""
+    numbers = torch.zeros(len(roots), dtype=torch.long)
+    marks = torch.randint(2**62, (len(layers),), generator=torch.Generator().manual_seed(0))
+    for made, mark in zip(layers, marks):
+        numbers.index_add_(0, roots[made.units], mark.expand(made.count))
+    return numbers
 
 
 @dataclass(frozen=True)

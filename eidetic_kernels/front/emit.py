@@ -655,14 +655,12 @@ class Emitter:
         else:
             dim = -1 if layer.kind == "layer_norm" else 1
             sources = self.sources_of(self.columns_of(node.args[0], layer.units, dim), path)
-            if any(source.block != 1 for source in sources):
-                raise ConversionError(f"{path!r} normalises units of several columns.")
             order = self.order_of(node.args[0], layer.units, dim)
             if len(sources) == 1 and order is None:
                 number = self.segments.index(sources[0].group)
                 self.groups[number].norms[f"body.{path}"] = new
             else:
-                widths = [source.group.width for source in sources]
+                widths = [source.group.width * source.block for source in sources]
                 units = (torch.arange(sum(widths)) if order is None else torch.tensor(order).argsort()).split(widths)
                 kind = LayerNormParts if isinstance(new, EideticLayerNorm) else Parts
                 parts = self.split[f"body.{path}"] = kind(new, units)

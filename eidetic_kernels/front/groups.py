@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import gcd
 
 import torch
 from torch import Tensor
 
 from ..errors import ConversionError
-from .constraints import Constraints, Made, components
+from .constraints import Constraints, Made, components, signatures
 
 MOST_GROUPS = 512  # of one layer
 
 
 @dataclass(frozen=True)
 class Run:
-    """Units of one layer that are in one group: ``width`` units from its unit ``start`` on."""
+    """Rows of one layer that are in one group: ``width`` rows from its row ``start`` on."""
 
     group: int
     start: int
@@ -28,8 +29,8 @@ class Grouped:
     """Units sorted into groups.
 
     Args:
-        group: for each unit its group; -1 for elements of tensors that meet no unit.
-        place: for each unit its place in its group; for what belongs to a grain the place of the grain's first unit.
+        group: for each row its group; -1 for elements of tensors that meet no unit.
+        place: for each row its unit's place in the group; for what belongs to a grain that of the grain's first unit.
         widths: of the groups.
         grains: of the groups: how many neighbouring units live and go together.
         runs: of what makes units, by path.
@@ -51,6 +52,7 @@ def group_units(constraints: Constraints, parts: Iterable[tuple[Tensor, bool]]) 
 
     Raises ConversionError where units are tied that do not run in parallel.
     """
+    parts = list(parts)
     solved = constraints.solved()
     layers = [made for made in constraints.made.values() if made.kind != "tensor"]
     roots, together = solved.same, solved.together
@@ -75,9 +77,49 @@ def group_units(constraints: Constraints, parts: Iterable[tuple[Tensor, bool]]) 
 
     for number, own in enumerate(units):
         grouped.grains[number] = int((together[own] == together[own[0]]).sum())
+    grouped = _of_one_width(grouped, units, together, _taken_apart(grouped, roots, units, parts))
     _place_tensors(grouped, constraints, together)
     grouped.shared = solved.shared
     return grouped
+
+
+def _taken_apart(
+    grouped: Grouped, roots: Tensor, units: Sequence[Tensor], parts: Iterable[tuple[Tensor, bool]]
+) -> set[int]:
+    """The groups whose grains are met in part: a head's query without its values, which lie beside it."""
+    found: set[int] = set()
+    member = torch.zeros(len(roots), dtype=torch.bool)
+    for part, coarse in parts:
+        met = torch.unique(roots[part[part >= 0]])
+        member[met] = not coarse
+        for number in torch.unique(grouped.group[met]).tolist():
+            count = member[roots[units[number]]].view(-1, grouped.grains[number]).sum(1)
+            if bool(((count > 0) & (count < grouped.grains[number])).any()):
+                found.add(number)
+        member[met] = False
+    return found
+
+
+def _of_one_width(grouped: Grouped, units: Sequence[Tensor], together: Tensor, apart: set[int]) -> Grouped:
+    """Groups of the same grains as one group: where one layer's grain has 16 rows and another's 64, a unit is 4 of these."""
+    classes: dict[int, list[int]] = {}
+    for number, own in enumerate(units):
+        classes.setdefault(int(together[own[0]]), []).append(number)
+    group, per = torch.zeros(len(units), dtype=torch.long), torch.ones(len(units), dtype=torch.long)
+    widths, grains = [], []
+    for numbers in classes.values():
+        first = numbers[0]
+        grain = 1 if apart.intersection(numbers) else gcd(*(grouped.grains[number] for number in numbers))
+        for number in numbers:
+            group[number], per[number] = len(widths), grouped.grains[number] // grain
+        widths.append(grouped.widths[first] // grouped.grains[first] * grain)
+        grains.append(grain)
+    runs = {
+        path: [Run(int(group[run.group]), run.start, run.width) for run in own] for path, own in grouped.runs.items()
+    }
+    owned = grouped.group >= 0
+    old = grouped.group.clamp_min(0)
+    return Grouped(torch.where(owned, group[old], -1), torch.where(owned, grouped.place // per[old], 0), widths, grains, runs)
 
 
 def _cut_parts(
@@ -87,7 +129,7 @@ def _cut_parts(
     seen: set[bytes] = set()
     member = torch.zeros(len(roots), dtype=torch.bool)
     for part, coarse in parts:
-        classes = together if coarse else roots
+        classes = together
         met = torch.unique(classes[part[part >= 0]])
         key = met.numpy().tobytes()
         if key in seen:
@@ -103,10 +145,7 @@ def _cut_parts(
 
 def _cut_breaks(starts: Tensor, roots: Tensor, layers: Sequence[Made]) -> None:
     """Cut layers where neighbours are not tied to neighbours, or are tied to other layers."""
-    signature = torch.zeros(len(roots), dtype=torch.long)
-    marks = torch.randint(2**62, (len(layers),), generator=torch.Generator().manual_seed(0))
-    for made, mark in zip(layers, marks):
-        signature.index_add_(0, roots[made.units], mark.expand(made.count))
+    signature = signatures(roots, layers)
     for made in layers:
         own = roots[made.units]
         broken = (own[1:] != own[:-1] + 1) | (signature[own[1:]] != signature[own[:-1]])
@@ -180,6 +219,8 @@ def _alike(together: Tensor, units: Sequence[Tensor]) -> Tensor | None:
         grains = together[own]
         other = first.setdefault(int(grains[0]), own)
         if other is own:
+            continue
+        if torch.unique_consecutive(together[other]).equal(torch.unique_consecutive(grains)) and len(other) != len(own):
             continue
         if len(other) != len(own) or not bool((together[other] == grains).all()):
             raise ConversionError(f"heads of several sizes: groups of {len(other)} and {len(own)} units live together.")

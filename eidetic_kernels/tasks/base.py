@@ -318,7 +318,7 @@ class BaseNetwork(nn.Module):
         if len(keep) == group.segments.live:
             return
         for layer in group.layers:
-            layer.cut_live(keep)
+            layer.cut_live(layer.kept(keep))
         named = self.segmented_layers()
         readers = [cast(StaircaseLayer, layer) for path, layer in named if path in self.wiring.sources]
         if self.current_task is not None and len(self.heads) > self.current_task:

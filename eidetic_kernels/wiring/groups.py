@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..layers import Parts, SegmentedLayer, Shared, StaircaseLayer
-from ..layout import Segments, Source
+from ..layout import Rows, Segments, Source
 
 
 @dataclass
@@ -29,6 +29,11 @@ class Group:
         """The first producer's path, and how many others are tied to it."""
         first, others = next(iter(self.producers)), len(self.producers) - 1
         return f"{first} (+{others} tied)" if others else first
+
+    def rows(self, layer: SegmentedLayer) -> Segments:
+        """The group's units as ``layer``, which has not joined it yet, makes rows for them."""
+        per = layer.segments.width // self.built_width
+        return self.segments if per == 1 else Rows(self.segments, per)
 
     @property
     def layers(self) -> list[SegmentedLayer]:
