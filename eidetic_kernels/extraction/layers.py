@@ -112,7 +112,7 @@ def _like(layer: EideticLinear | Convolution, weight: Tensor) -> nn.Module:
         return skip_init(nn.Linear, columns, rows, bias, **factory)
 
     stride, _, dilation = layer.geometry
-    groups = rows // columns if isinstance(layer, EideticGroupedConv2d) else 1
+    groups = rows // layer.makes if isinstance(layer, EideticGroupedConv2d) else 1
     return skip_init(
         nn.Conv2d,
         columns * groups,
@@ -184,7 +184,7 @@ def _grouped(prefix: Prefix, layers: Sequence[EideticGroupedConv2d]) -> nn.Modul
             bias = None if layer.frozen_bias is None else layer.frozen_bias[units]
             module = _filled(_like(layer, layer.frozen_weight[units]), layer.frozen_weight[units], bias)
             name = f"task{t}" if len(layers) == 1 else f"part{part}_task{t}"
-            stop = column + units.stop - units.start
+            stop = column + (units.stop - units.start) // layer.makes * layer.reads
             pieces.append(_Piece(name, module, (Span(column, stop),)))
             column = stop
     return _joined(pieces, column, -3) if pieces else _no_channels(layers[0])

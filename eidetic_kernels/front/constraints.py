@@ -40,6 +40,9 @@ class Constraints:
         self.total += count
         return made
 
+    def again_or_new(self, path: str, kind: str, count: int) -> Made:
+        return self.made.get(path) or self.new(path, kind, count)
+
     def makers(self, units: Tensor) -> Tensor:
         """The number of the layer that made each unit; -1 for what no layer made."""
         number, layer = self._numbers(units), self._are_layers()

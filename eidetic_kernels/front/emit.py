@@ -319,9 +319,10 @@ class Emitter:
                     first = first.narrow(other, 0, 1)
             if bool((first == place).all()) and place.shape[dim] > 1:
                 along = first.flatten()
-                shared = self.grouped.widths[number] // len(along)
-                grains = torch.arange(0, self.grouped.widths[number], shared)
-                if shared * len(along) == self.grouped.widths[number] and bool((along // shared == grains // shared).all()):
+                width = self.grouped.widths[number]
+                shared, per = max(width // len(along), 1), max(len(along) // width, 1)
+                units = torch.arange(0, width, shared).repeat_interleave(per)
+                if len(units) == len(along) and bool((along // shared == units // shared).all()):
                     if path not in self.groups[number].norms:
                         owner, _, name = path.rpartition(".")
                         parent = self.module.get_submodule(owner)
@@ -661,6 +662,10 @@ class Emitter:
                 self.groups[number].norms[f"body.{path}"] = new
             else:
                 widths = [source.group.width * source.block for source in sources]
+                if layer.kind == "grouped" and old.in_channels != old.out_channels:
+                    if order is not None:
+                        raise ConversionError(f"{path!r} reads shuffled units, and makes others of them.")
+                    widths = [width * old.out_channels // old.in_channels for width in widths]
                 units = (torch.arange(sum(widths)) if order is None else torch.tensor(order).argsort()).split(widths)
                 kind = LayerNormParts if isinstance(new, EideticLayerNorm) else Parts
                 parts = self.split[f"body.{path}"] = kind(new, units)
@@ -766,9 +771,9 @@ class Emitter:
     def _make_grouped(self, node: fx.Node, layer: Layer, old: nn.Conv2d) -> Any:
         from ..layers import EideticDepthwiseConv2d
 
-        if old.groups == old.in_channels:
+        if old.groups == old.in_channels == old.out_channels:
             return EideticDepthwiseConv2d(old.in_channels, **_options(old))
-        return EideticGroupedConv2d(old.in_channels, old.groups, **_options(old))
+        return EideticGroupedConv2d(old.in_channels, old.groups, **_options(old), out_channels=old.out_channels)
 
     def _make_batch_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticBatchNorm:
         from ..layers import EideticBatchNorm1d, EideticBatchNorm2d

@@ -539,14 +539,17 @@ def convolves(step: Step) -> Owners:
         return Owners(step.shape, x.units, x.samples, x.coarse)
     if not isinstance(weight, Held):
         step.refuse("the weight of a grouped convolution is computed or fixed")
-    if channels != out:
-        step.refuse(f"a grouped convolution of {channels} into {out} channels (multiplier)")
     reads = read_along(step, x, 1)
-    if groups < channels:
-        run = reads.view(groups, -1)
-        step.mix(run, 1, "groups")
+    if not x.owned:
+        step.refuse("a grouped convolution of the network's input")
+    run = reads.view(groups, -1)
+    step.mix(run, 1, "groups")
+    units = reads
+    if channels != out:
+        units = step.constraints.again_or_new(weight.path, "grouped", out).units
+        step.constraints.together(run[:, :1], units.view(groups, -1))
     step.analysis.layers.append(Layer("grouped", weight.path.rpartition(".")[0], step.node, x, reads))
-    return Owners(step.shape, along(1, len(step.shape), reads), x.samples)
+    return Owners(step.shape, along(1, len(step.shape), units), x.samples)
 
 
 @rule("batch_norm", "_native_batch_norm_legit_functional")
