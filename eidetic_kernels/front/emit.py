@@ -15,6 +15,7 @@ from ..layers import (
     EideticBatchNorm,
     EideticConv2d,
     EideticGroupedConv2d,
+    EideticGroupNorm,
     EideticLayerNorm,
     EideticLinear,
     EideticParameter,
@@ -634,7 +635,7 @@ class Emitter:
             new.register_buffer(name, buffer)
         new.train(old.training)
         rank = len(shape_of(node))
-        image = layer.kind in ("conv", "batch_norm", "grouped")
+        image = layer.kind in ("conv", "batch_norm", "grouped", "group_norm")
         self.replaced[path] = self._followed(node, layer) if layer.kind not in ("linear", "conv") else None
         if layer.kind in ("linear", "conv"):
             runs = self.grouped.runs[layer.options["weight"]]
@@ -756,7 +757,7 @@ class Emitter:
             module = self.module.get_submodule(path)
         except AttributeError:
             return False
-        kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+        kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
         if isinstance(module, nn.Linear):
             bias = self.analysis.values.get(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
             return bias is module.bias is None or (isinstance(bias, Held) and bias.value is module.bias)
@@ -780,6 +781,9 @@ class Emitter:
 
         kind = EideticBatchNorm2d if len(shape_of(node)) == 4 else EideticBatchNorm1d
         return kind(old.num_features, old.eps, old.momentum, old.affine, **_factory(old))
+
+    def _make_group_norm(self, node: fx.Node, layer: Layer, old: nn.GroupNorm) -> EideticGroupNorm:
+        return EideticGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine, **_factory(old))
 
     def _make_layer_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticLayerNorm:
         return EideticLayerNorm(old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **_factory(old))

@@ -593,7 +593,9 @@ def group_norms(step: Step) -> Owners:
     groups = step.args[1]
     if groups > 1:
         step.mix(reads.view(groups, -1), 1, "groups")
-    step.analysis.layers.append(Layer("group_norm", step.node.name, step.node, x, reads, {"groups": groups}))
+    weight = step.arg(2, "weight")
+    path = weight.path.rpartition(".")[0] if isinstance(weight, Held) else step.node.name
+    step.analysis.layers.append(Layer("group_norm", path, step.node, x, reads, {"groups": groups}))
     return Owners(x.shape, along(1, len(x.shape), reads), x.samples, x.coarse)
 
 

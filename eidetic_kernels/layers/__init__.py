@@ -4,6 +4,7 @@ from .attention import EideticMultiheadAttention, EideticScaledDotProduct, Heade
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
+from .group_norm import EideticGroupNorm
 from .grouped import CONVOLUTIONS, EideticDepthwiseConv2d, EideticGroupedConv2d
 from .layer_norm import EideticLayerNorm, LayerNormParts
 from .linear import EideticLinear
@@ -27,6 +28,7 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticLayerNorm",
+    "EideticGroupNorm",
     "EideticGroupedConv2d",
     "EideticLinear",
     "EideticMultiheadAttention",
