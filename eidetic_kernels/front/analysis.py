@@ -24,6 +24,13 @@ class Held:
     trained: bool
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """What ``node`` makes of parameters alone. A layer may take it for its weight; else it is read when it is used."""
+
+    node: fx.Node
+
+
 @dataclass
 class Layer:
     """A layer that was met: what kind, its parameters' paths by role, what it reads, and its own units."""
@@ -41,7 +48,8 @@ class Step:
 
     def __init__(self, analysis: Analysis, node: fx.Node):
         self.analysis, self.node = analysis, node
-        self.args = [analysis.value(each) for each in node.args]
+        takes = operation(node) in TAKE_WEIGHTS
+        self.args = [analysis.value(each, takes and number == 1) for number, each in enumerate(node.args)]
         self.kwargs = {name: analysis.value(each) for name, each in node.kwargs.items()}
         self.constraints = analysis.constraints
 
@@ -69,6 +77,8 @@ class Step:
     def refuse(self, reason: str) -> NoReturn:
         raise ConversionError(f"{self.node.name} [{self.node.target}]: {reason}")
 
+
+TAKE_WEIGHTS = ("linear", "conv1d", "conv2d", "conv3d")
 
 Rule = Callable[[Step], Any]
 RULES: dict[str, Rule] = {}
@@ -107,12 +117,23 @@ class Analysis:
         for node in self.captured.graph.nodes:
             if node.op == "output":
                 return self.value(node.args[0])
-            self.values[node] = self._value_of(node)
+            given = node.all_input_nodes
+            if node not in self.fixed and given and all(self._of_parameters(self.values[each]) for each in given):
+                self.values[node] = Deferred(node)
+            else:
+                self.values[node] = self._value_of(node)
         raise AssertionError("a graph has an output")
 
-    def value(self, argument: Any) -> Any:
+    def _of_parameters(self, value: Any) -> bool:
+        """Whether a node's value is no input's: a parameter, a fixed tensor or what is made of these alone."""
+        return isinstance(value, (Held, Tensor, Deferred))
+
+    def value(self, argument: Any, deferred: bool = False) -> Any:
         if isinstance(argument, fx.Node):
-            return self.values[argument]
+            value = self.values[argument]
+            if isinstance(value, Deferred) and not deferred:
+                value = self.values[argument] = self._value_of(value.node)
+            return value
         if isinstance(argument, (list, tuple)):
             return type(argument)(self.value(each) for each in argument)
         return argument
@@ -159,6 +180,10 @@ class Analysis:
             return Owners(shape, torch.full([1] * rank, NOBODY), samples)
         if path in self.captured.constants:
             return self.captured.constants[path].detach()
+        return self.held(path)
+
+    def held(self, path: str) -> Any:
+        """The parameter or buffer at ``path``."""
         owner, _, name = path.rpartition(".")
         value = getattr(self.module.get_submodule(owner), name)
         return Held(path, value, True) if isinstance(value, nn.Parameter) else value

@@ -43,6 +43,13 @@ class Constraints:
     def again_or_new(self, path: str, kind: str, count: int) -> Made:
         return self.made.get(path) or self.new(path, kind, count)
 
+    def taken(self, path: str) -> None:
+        """The tensor at ``path`` is a layer's weight after all: its elements are nobody's business."""
+        made = {}
+        for name, each in self.made.items():
+            made[f"{name} (a weight)" if name == path and each.kind == "tensor" else name] = each
+        self.made = made
+
     def makers(self, units: Tensor) -> Tensor:
         """The number of the layer that made each unit; -1 for what no layer made."""
         number, layer = self._numbers(units), self._are_layers()

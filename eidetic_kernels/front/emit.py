@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from math import prod
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..tasks.joining import aware_of_segments
 from ..wiring.groups import Group
 from .analysis import Analysis, Held, Layer, leaves, operation
 from .capture import concrete, shape_of
+from .computed import Computed
 from .groups import Grouped, group_units
 from .owners import NOBODY, Owners, along, small
 
@@ -255,7 +256,7 @@ class Emitter:
 
     def run(self, features: fx.Node) -> None:
         captured = self.analysis.captured
-        needed = _needed(features)
+        needed = _needed(features, self.by_node)
         for node in captured.graph.nodes:
             if node.op == "output" or node not in needed:
                 continue
@@ -625,7 +626,8 @@ class Emitter:
                 if self._followed(node, layer) != self.replaced[path]:
                     raise ConversionError(f"{node.name}: {path!r} is called with other units than before.")
             return self.graph.call_module(path, (self.argument(node.args[0]),))
-        if not self._owns(path, node):
+        computed = layer.options.get("computed")
+        if computed is None and not self._owns(path, node):
             path = self._plain_layer(node, layer)
         old = self.module.get_submodule(path)
         new = make(node, layer, old)
@@ -633,6 +635,8 @@ class Emitter:
             setattr(new, name, parameter)
         for name, buffer in old.named_buffers(recurse=False):
             new.register_buffer(name, buffer)
+        if computed is not None:
+            self._compute(path, new, computed)
         new.train(old.training)
         rank = len(shape_of(node))
         image = layer.kind in ("conv", "batch_norm", "grouped", "group_norm")
@@ -677,6 +681,19 @@ class Emitter:
         if new is not None:
             self.module.set_submodule(path, new)
         return self.graph.call_module(path, (self.argument(node.args[0]),))
+
+    def _compute(self, path: str, new: Any, computed: Computed) -> None:
+        """Let ``new`` compute its weight as the module at ``path`` did."""
+        new.weight = self.analysis.held(computed.weight).value
+        extras = {}
+        for each in computed.extras:
+            owner, _, name = each.rpartition(".")
+            if owner != path:
+                raise ConversionError(f"{path!r}: its weight is computed of {each!r}, which is another module's.")
+            if name in new._parameters:
+                del new._parameters[name]
+            extras[name] = self.analysis.held(each).value
+        new.compute_weight(computed.rule, extras)
 
     def _followed(self, node: fx.Node, layer: Layer) -> tuple[Source, ...]:
         dim = -1 if layer.kind == "layer_norm" else 1
@@ -815,8 +832,8 @@ class _Laid:
         self._elements = analysis._elements
         self.elements = analysis.elements
 
-    def value(self, argument: Any) -> Any:
-        return Analysis.value(self, argument)  # type: ignore[arg-type]
+    def value(self, argument: Any, deferred: bool = False) -> Any:
+        return Analysis.value(self, argument, deferred)  # type: ignore[arg-type]
 
 
 class _Ignored:
@@ -860,13 +877,14 @@ def _functional(target: Any) -> Any:
     return getattr(packet, target._overloadname)
 
 
-def _needed(node: fx.Node) -> set[fx.Node]:
+def _needed(node: fx.Node, layers: Container[fx.Node] = ()) -> set[fx.Node]:
+    """The nodes that ``node`` is made of; of layers only what they read, their tensors are their own."""
     found, waiting = set(), [node]
     while waiting:
         each = waiting.pop()
         if each not in found:
             found.add(each)
-            waiting += each.all_input_nodes
+            waiting += each.args[:1] if each in layers and operation(each) != "embedding" else each.all_input_nodes
     return found
 
 

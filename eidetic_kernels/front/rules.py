@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .analysis import Held, Layer, Step, leaves, rule
+from .computed import Computed, computed_weight
 from .owners import NOBODY, Owners, along, nobodys, small
 
 
@@ -480,13 +481,24 @@ def parameter(step: Step, index: int, name: str) -> Held | None:
     return value
 
 
+def own_weight(step: Step, kind: str) -> tuple[Held, Computed | None]:
+    """The parameter that is a layer's weight, and how the weight is computed of it."""
+    weight = step.args[1]
+    if isinstance(weight, Held):
+        return weight, None
+    if isinstance(weight, Tensor):
+        step.refuse(f"a {kind} with a fixed weight")
+    computed = computed_weight(step.analysis, step.node.args[1])
+    if computed is None:
+        step.refuse(f"the weight of a {kind} is computed")
+    weight = step.analysis.held(computed.weight)
+    step.constraints.taken(weight.path)
+    return weight, computed
+
+
 def made(step: Step, kind: str, x: Owners, dim: int, out_dim: int, options: dict[str, Any] | None = None) -> Owners:
     x = settled(step, x)
-    weight = step.args[1]
-    if not isinstance(weight, Held):
-        if isinstance(weight, Tensor):
-            step.refuse(f"a {kind} with a fixed weight")
-        step.refuse(f"the weight of a {kind} is computed")
+    weight, computed = own_weight(step, kind)
     path = weight.path.rpartition(".")[0] or weight.path
     reads = read_along(step, x, dim)
     rank = len(step.shape)
@@ -505,7 +517,7 @@ def made(step: Step, kind: str, x: Owners, dim: int, out_dim: int, options: dict
         if bias.units.shape[-1] != len(out.units):
             step.refuse("its bias is computed, and not put together of tensors")
         step.constraints.same(bias.units.flatten(), out.units)
-    step.analysis.layers.append(Layer(kind, path, step.node, x, out.units, {"columns": reads, "weight": weight.path}))
+    step.analysis.layers.append(Layer(kind, path, step.node, x, out.units, {"columns": reads, "weight": weight.path, "computed": computed}))
     samples = x.samples
     if kind != "linear":
         samples = samples[:, :1]
@@ -537,8 +549,7 @@ def convolves(step: Step) -> Owners:
         return made(step, "conv", x, 1, 1)
     if isinstance(weight, Tensor) and groups == channels == out:
         return Owners(step.shape, x.units, x.samples, x.coarse)
-    if not isinstance(weight, Held):
-        step.refuse("the weight of a grouped convolution is computed or fixed")
+    weight, computed = own_weight(step, "grouped convolution")
     reads = read_along(step, x, 1)
     if not x.owned:
         step.refuse("a grouped convolution of the network's input")
@@ -548,13 +559,19 @@ def convolves(step: Step) -> Owners:
     if channels != out:
         units = step.constraints.again_or_new(weight.path, "grouped", out).units
         step.constraints.together(run[:, :1], units.view(groups, -1))
-    step.analysis.layers.append(Layer("grouped", weight.path.rpartition(".")[0], step.node, x, reads))
+    path = weight.path.rpartition(".")[0]
+    step.analysis.layers.append(Layer("grouped", path, step.node, x, reads, {"computed": computed}))
     return Owners(step.shape, along(1, len(step.shape), units), x.samples)
 
 
 @rule("batch_norm", "_native_batch_norm_legit_functional")
 def normalises(step: Step) -> Owners:
     x = settled(step, step.owners(step.arg(0)))
+    if step.args[3] is None and step.args[5]:  # statistics of its own: a weight's
+        for d in range(len(x.shape)):
+            if d != 1 and x.samples.shape[d] > 1:
+                step.refuse("mixes samples")
+        return Owners(x.shape, x.units.narrow(0, 0, 1), x.samples, x.coarse)
     if not isinstance(step.args[1], (Held, type(None))) or not isinstance(step.args[3], Tensor):
         step.refuse("a BatchNorm without statistics, or of computed parameters")
     reads = read_along(step, x, 1)

@@ -14,14 +14,14 @@ from ..errors import InputError
 from ..layout import LIVE, Segments
 from ..memory import canonical
 from ..ops.conv2d import output_shape
+from .computed_weight import ComputedWeight
 from .conv2d import PADDING_MODES, EideticConv2d, lying_as, window
 from .inputs import check_dtype, check_tensor
 from .no_channels import image
-from .segmented import SegmentedLayer
 from .succession import cut, empty_like, replace
 
 
-class EideticGroupedConv2d(SegmentedLayer):
+class EideticGroupedConv2d(ComputedWeight):
     """Drop-in for :class:`torch.nn.Conv2d` with ``groups > 1``: the same initialisation and names, ``weight``
     [L, channels // groups, kh, kw] and ``bias`` [L] of the live output channels.
 
@@ -106,7 +106,8 @@ class EideticGroupedConv2d(SegmentedLayer):
                 parts.append(self._convolve(canonical(own), lying_as(x, self.frozen_weight[units]), bias))
         live = self.segments.live if task is None or task == LIVE else 0
         if live:
-            weight = lying_as(x, self.weight) if self.segments.tasks else self.weight
+            weight = self.live_weight()
+            weight = lying_as(x, weight) if self.segments.tasks else weight
             parts.append(self._convolve(x[:, columns - self._columns(live) :], weight, self.bias))
         if not parts:
             parts.append(x.new_zeros(output_shape(x, self.kernel_size, 0, self.geometry)))
@@ -125,9 +126,10 @@ class EideticGroupedConv2d(SegmentedLayer):
         self.weight = cut(self.weight, keep)
         if self.bias is not None:
             self.bias = cut(self.bias, keep)
+        self.cut_extras(keep)
 
     def freeze_live(self) -> None:
-        self.frozen_weight = torch.cat([self.frozen_weight, self.weight.detach()])
+        self.frozen_weight = torch.cat([self.frozen_weight, self.live_weight().detach()])
         if self.bias is not None and self.frozen_bias is not None:
             self.frozen_bias = torch.cat([self.frozen_bias, self.bias.detach()])
 
@@ -140,6 +142,7 @@ class EideticGroupedConv2d(SegmentedLayer):
         self.weight = replace(self.weight, empty_like(self.weight, self.segments.live, *self.weight.shape[1:]))
         if self.bias is not None:
             self.bias = replace(self.bias, empty_like(self.bias, self.segments.live))
+        self.renew_extras(self.segments.live)
         self.reset_parameters()
 
     def _columns(self, rows: int) -> int:

@@ -67,7 +67,7 @@ class EideticLinear(StaircaseLayer):
         flat, weights, full_input_grad = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
         if self.order is not None and self.untouched:
-            y = self.whole(x, self.weight, self.bias)
+            y = self.whole(x, self.live_weight(), self.bias)
             return y if self.norm is None else self.norm.normalise(y, None, full_input_grad)
 
         if self.norm is not None:

@@ -119,6 +119,6 @@ class Shared(nn.ModuleList):
         if any(part.bias is not None for part in self):  # a query and a value may have one, and the key none
             rows = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in self]
             bias = torch.cat(rows)
-        y = self[0].whole(x, joined([part.weight for part in self]), bias)
+        y = self[0].whole(x, joined([part.live_weight() for part in self]), bias)
         pieces = y.split([part.segments.live for part in self], dim)
         return torch.cat([part(x, computed=piece) for part, piece in zip(self, pieces)], dim)

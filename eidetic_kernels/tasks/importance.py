@@ -65,7 +65,7 @@ def scores_of(
 def weight_scores(group: Group, norm: int) -> Tensor:
     """Norm [live] of each live unit's weights, over all layers that produce the unit (paper, section 4)."""
     rows = [
-        layer.weight.detach().abs().pow(norm).reshape(group.segments.live, -1).sum(1)
+        layer.live_weight().detach().abs().pow(norm).reshape(group.segments.live, -1).sum(1)
         if layer.weight.numel()
         else layer.weight.new_zeros(group.segments.live)
         for layer in group.producers.values()
