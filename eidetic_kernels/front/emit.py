@@ -137,6 +137,9 @@ class Emitter:
         Returns whether ``node`` is one. Where the units are together again, the layers that read them know the order.
         """
         given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        if given in self.apart and operation(node) in ("select", "unbind"):
+            self._pick(node, given)
+            return True
         if given is None or operation(node) not in _OF_SHUFFLES or self.owners(node) is None:
             return False
         source = self.apart.get(given)
@@ -165,6 +168,69 @@ class Emitter:
         self._kept.pop(node, None)
         self.nodes[node] = self.nodes[source]
         return True
+
+    def _pick(self, node: fx.Node, given: fx.Node) -> None:
+        """``select`` or ``unbind`` of units of several groups that a view took apart: query, key and value.
+
+        The groups are cut apart before the view, and each is viewed by itself.
+        """
+        source = self.apart[given]
+        chain = [given]
+        while chain[0].args[0] is not source:
+            chain.insert(0, chain[0].args[0])
+        dim = (node.args[1] if len(node.args) > 1 else 0) % len(shape_of(given))
+        dims = [dim]  # where the dimension that is picked of lies in each result of the chain
+        for each in reversed(chain[1:]):
+            dims.insert(0, _dim_before(each, dims[0]))
+        if operation(chain[0]) not in ("view", "reshape", "_unsafe_view", "unflatten") or None in dims:
+            raise ConversionError(f"{node.name}: units of several groups were taken apart, and are used so.")
+        unit_dims = self.owners(source).unit_dims
+        if len(unit_dims) != 1:
+            raise ConversionError(f"{node.name}: units of several groups were taken apart, and are used so.")
+        picks = [node.args[2] % shape_of(given)[dim]] if operation(node) == "select" else range(shape_of(given)[dim])
+        firsts = [_narrowed(self.owners(chain[0]), dims[0], pick) for pick in picks]
+        numbers = [torch.unique(each.units) for each in firsts]
+        columns = self.layout(source).units.flatten()
+        inside = [torch.isin(columns, each) for each in numbers]
+        cuts = torch.stack(inside).long()
+        sizes = torch.unique_consecutive(cuts, dim=1, return_counts=True)[1].tolist()
+        divided = self._divided(node, source, unit_dims[0], sizes)
+        places = torch.tensor(sizes).cumsum(0) - torch.tensor(sizes)
+        made = []
+        for pick, mask in zip(picks, inside):
+            found = [n for n, at in enumerate(places.tolist()) if bool(mask[at])]
+            if len(found) != 1:
+                raise ConversionError(f"{node.name}: units of one group lie apart from each other.")
+            new = self.graph.call_function(operator.getitem, (divided, found[0]))
+            new = self._viewed(new, shape_of(source), chain, dims, pick)
+            made.append(self.graph.call_function(torch.ops.aten.select.int, (new, dim, 0)))
+        for each in made:
+            each.meta["source"] = node
+        self.nodes[node] = made[0] if operation(node) == "select" else made
+        self._kept.pop(node, None)
+
+    def _viewed(self, new: fx.Node, shape: Sequence[int], chain: Sequence[fx.Node], dims: Sequence[int], pick: int) -> fx.Node:
+        """``chain`` of what was picked already: its dimension has size 1."""
+        first = chain[0]
+        x = _narrowed(self.owners(first), dims[0], pick)
+        elastic = self.world.kept(x, first)
+        sizes: list[Any] = []
+        for d, size in enumerate(x.shape):
+            sizes.append(size if elastic[d] is None else -1)
+        for d in range(len(sizes)):  # sizes that are no units': as they were given
+            given = first.args[1][d] if operation(first) != "unflatten" else None
+            if isinstance(given, fx.Node):
+                sizes[d] = self.argument(given)
+        if operation(first) == "unflatten":
+            raise ConversionError(f"{first.name}: units of several groups are taken apart by unflatten.")
+        if sizes.count(-1) > 1:
+            raise ConversionError(f"{first.name}: units come to lie in several dimensions at once.")
+        new = self.graph.call_function(torch.ops.aten.reshape.default, (new, sizes))
+        new.meta["picked"] = (first, dims[0], pick)
+        for each, at in zip(chain[1:], dims[1:]):
+            new = self.graph.call_function(each.target, (new, *self.argument(each.args[1:])), {})
+            new.meta["picked"] = (each, at, pick)
+        return new
 
     def _replayed(self, source: fx.Node, node: fx.Node, numbers: Tensor) -> Tensor:
         given = node.args[0]
@@ -474,9 +540,14 @@ class Emitter:
         laid = _one_dim(self.layout(given).units, dim)
         sources = self.sources_of(laid, node.name)
         runs = laid.split([source.group.width * source.block for source in sources])
-        pieces, layouts = [], []
+        pieces, layouts, end = [], [], 0
+        starts = [sum(len(run) for run in runs[:number]) for number in range(len(runs))]
         for part in alike:
-            inside = [bool(torch.isin(self.numbers(run), part).all()) for run in runs]
+            begin, end = end, end + len(part)
+            if given in self.shuffled:
+                inside = [bool(torch.isin(self.numbers(run), part).all()) for run in runs]
+            else:
+                inside = [begin <= at and at + len(run) <= end for at, run in zip(starts, runs)]
             mine = tuple(number for number, each in enumerate(inside) if each)
             if sum(len(runs[number]) for number in mine) != len(part):
                 raise ConversionError(f"{node.name}: it cuts through a group.")
@@ -649,7 +720,8 @@ class Emitter:
                 parts = {f"{path}.{i}": part for i, part in enumerate(shared)}
             self._unbiased(node, runs, list(parts.values()))
             columns = layer.options["columns"]
-            sources = self.sources_of(self.columns_of(node.args[0], columns, -1 if layer.kind == "linear" else 1), path)
+            laid = self.columns_of(node.args[0], columns, -1 if layer.kind == "linear" else 1)
+            sources = self.sources_of(laid, path, heads=layer.reads.coarse)
             order = self.order_of(node.args[0], columns, -1 if layer.kind == "linear" else 1)
             for run, (name, part) in zip(runs, parts.items()):
                 self.groups[run.group].producers[f"body.{name}"] = part
@@ -814,6 +886,24 @@ class _Reducing:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.target(x, *self.args, **self.kwargs)
+
+
+def _narrowed(x: Owners, dim: int, pick: int) -> Owners:
+    """``x`` at one place of a dimension, which stays with size 1."""
+    shape = (*x.shape[:dim], 1, *x.shape[dim + 1 :])
+    units, samples = (each.narrow(dim, pick if each.shape[dim] > 1 else 0, 1) for each in (x.units, x.samples))
+    return Owners(shape, units, samples, x.coarse)
+
+
+def _dim_before(node: fx.Node, dim: int) -> int | None:
+    """Where dimension ``dim`` of a permutation's result lay before it; None for other operations."""
+    rank, name = len(shape_of(node)), operation(node)
+    if name == "permute":
+        return node.args[1][dim] % rank
+    if name in ("transpose", "swapaxes"):
+        a, b = node.args[1] % rank, node.args[2] % rank
+        return b if dim == a else a if dim == b else dim
+    return dim if name in ("contiguous", "clone") else None
 
 
 _OF_SHUFFLES = ("view", "reshape", "_unsafe_view", "transpose", "permute", "contiguous", "flatten", "unflatten", "clone")

@@ -10,6 +10,7 @@ from torch import Tensor, fx
 
 from ..errors import ConversionError
 from .analysis import leaves, operation
+from .emit import _narrowed
 from .owners import NOBODY, Owners
 from .rules import COMBINING, IMAGES, MOVES
 
@@ -43,6 +44,11 @@ def prove(emitter: Any) -> None:
 
     for node in emitter.graph.nodes:
         if node.op == "output":
+            continue
+        if "picked" in node.meta:
+            values[node] = node.target(*of(node.args), **{name: of(each) for name, each in node.kwargs.items()})
+            first, dim, pick = node.meta["picked"]
+            _compare(first, values[node], _pruned(emitter, _narrowed(emitter.owners(first), dim, pick), first))
             continue
         old = node.meta.get("source") or origin.get(node)
         target = node.target

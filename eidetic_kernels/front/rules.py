@@ -481,6 +481,17 @@ def parameter(step: Step, index: int, name: str) -> Held | None:
     return value
 
 
+def followed(step: Step, layer: Layer) -> None:
+    """Note a layer that follows the units it reads. Called again, it reads the same units again."""
+    for before in step.analysis.layers:
+        if before.kind == layer.kind and before.path == layer.path:
+            if len(before.units) != len(layer.units):
+                step.refuse("it was called with other units before")
+            step.constraints.same(before.units, layer.units)
+            break
+    step.analysis.layers.append(layer)
+
+
 def own_weight(step: Step, kind: str) -> tuple[Held, Computed | None]:
     """The parameter that is a layer's weight, and how the weight is computed of it."""
     weight = step.args[1]
@@ -560,7 +571,7 @@ def convolves(step: Step) -> Owners:
         units = step.constraints.again_or_new(weight.path, "grouped", out).units
         step.constraints.together(run[:, :1], units.view(groups, -1))
     path = weight.path.rpartition(".")[0]
-    step.analysis.layers.append(Layer("grouped", path, step.node, x, reads, {"computed": computed}))
+    followed(step, Layer("grouped", path, step.node, x, reads, {"computed": computed}))
     return Owners(step.shape, along(1, len(step.shape), units), x.samples)
 
 
@@ -576,7 +587,7 @@ def normalises(step: Step) -> Owners:
         step.refuse("a BatchNorm without statistics, or of computed parameters")
     reads = read_along(step, x, 1)
     path = step.args[1].path.rpartition(".")[0] if isinstance(step.args[1], Held) else step.node.name
-    step.analysis.layers.append(Layer("batch_norm", path, step.node, x, reads))
+    followed(step, Layer("batch_norm", path, step.node, x, reads))
     return Owners(x.shape, along(1, len(x.shape), reads), x.samples, x.coarse)
 
 
@@ -599,7 +610,7 @@ def layer_norms(step: Step) -> Owners:
     reads = read_along(step, x, -1)
     weight = step.arg(2, "weight")
     path = weight.path.rpartition(".")[0] if isinstance(weight, Held) else step.node.name
-    step.analysis.layers.append(Layer("layer_norm", path, step.node, x, reads))
+    followed(step, Layer("layer_norm", path, step.node, x, reads))
     return Owners(x.shape, along(len(x.shape) - 1, len(x.shape), reads), x.samples, x.coarse)
 
 
@@ -612,7 +623,7 @@ def group_norms(step: Step) -> Owners:
         step.mix(reads.view(groups, -1), 1, "groups")
     weight = step.arg(2, "weight")
     path = weight.path.rpartition(".")[0] if isinstance(weight, Held) else step.node.name
-    step.analysis.layers.append(Layer("group_norm", path, step.node, x, reads, {"groups": groups}))
+    followed(step, Layer("group_norm", path, step.node, x, reads, {"groups": groups}))
     return Owners(x.shape, along(1, len(x.shape), reads), x.samples, x.coarse)
 
 

@@ -266,7 +266,8 @@ class StaircaseLayer(ComputedWeight):
             columns = torch.arange(offset, offset + present)
             if source.group in keep:
                 first = source.trainable().start
-                blocks = keep[source.group].view(-1, 1) * source.block + torch.arange(source.block)
+                units = keep[source.group][:: source.shared] // source.shared
+                blocks = units.view(-1, 1) * source.block + torch.arange(source.block)
                 columns = torch.cat([columns[:first], offset + first + blocks.flatten()])
             kept.append(columns)
             offset += present
