@@ -78,7 +78,9 @@ class Step:
         raise ConversionError(f"{self.node.name} [{self.node.target}]: {reason}")
 
 
-TAKE_WEIGHTS = ("linear", "conv1d", "conv2d", "conv3d")
+TAKE_WEIGHTS = (
+    "linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"
+)
 
 Rule = Callable[[Step], Any]
 RULES: dict[str, Rule] = {}

@@ -13,7 +13,13 @@ from torch import Tensor, fx, nn
 from ..errors import ConversionError
 from ..layers import (
     EideticBatchNorm,
+    EideticConv1d,
     EideticConv2d,
+    EideticConv3d,
+    EideticConvTranspose,
+    EideticConvTranspose1d,
+    EideticConvTranspose2d,
+    EideticConvTranspose3d,
     EideticGroupedConv2d,
     EideticGroupNorm,
     EideticLayerNorm,
@@ -24,6 +30,7 @@ from ..layers import (
     Parts,
     Shared,
     Split,
+    StaircaseLayer,
 )
 from ..layers.prefix import EideticPrefix
 from ..layout import Fixed, Segments, Source
@@ -703,6 +710,8 @@ class Emitter:
         old = self.module.get_submodule(path)
         new = make(node, layer, old)
         for name, parameter in old.named_parameters(recurse=False):
+            if name == "weight" and isinstance(new, EideticConvTranspose):
+                parameter = nn.Parameter(parameter.detach().transpose(0, 1).contiguous(), parameter.requires_grad)
             setattr(new, name, parameter)
         for name, buffer in old.named_buffers(recurse=False):
             new.register_buffer(name, buffer)
@@ -846,7 +855,7 @@ class Emitter:
             module = self.module.get_submodule(path)
         except AttributeError:
             return False
-        kinds = (nn.Linear, nn.Conv2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+        kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
         if isinstance(module, nn.Linear):
             bias = self.analysis.values.get(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
             return bias is module.bias is None or (isinstance(bias, Held) and bias.value is module.bias)
@@ -855,15 +864,20 @@ class Emitter:
     def _make_linear(self, node: fx.Node, layer: Layer, old: nn.Linear) -> EideticLinear:
         return EideticLinear(old.in_features, old.out_features, old.bias is not None, **_factory(old))
 
-    def _make_conv(self, node: fx.Node, layer: Layer, old: nn.Conv2d) -> EideticConv2d:
-        return EideticConv2d(old.in_channels, old.out_channels, **_options(old))
+    def _make_conv(self, node: fx.Node, layer: Layer, old: Any) -> StaircaseLayer:
+        name, rank = operation(node), len(shape_of(node))
+        if name.startswith("conv_transpose"):
+            kind = (EideticConvTranspose1d, EideticConvTranspose2d, EideticConvTranspose3d)[rank - 3]
+        else:
+            kind = (EideticConv1d, EideticConv2d, EideticConv3d)[rank - 3]
+        return kind(shape_of(node.args[0])[1], shape_of(node)[1], **_options(node, old))
 
     def _make_grouped(self, node: fx.Node, layer: Layer, old: nn.Conv2d) -> Any:
         from ..layers import EideticDepthwiseConv2d
 
         if old.groups == old.in_channels == old.out_channels:
-            return EideticDepthwiseConv2d(old.in_channels, **_options(old))
-        return EideticGroupedConv2d(old.in_channels, old.groups, **_options(old), out_channels=old.out_channels)
+            return EideticDepthwiseConv2d(old.in_channels, **_options(node, old))
+        return EideticGroupedConv2d(old.in_channels, old.groups, **_options(node, old), out_channels=old.out_channels)
 
     def _make_batch_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticBatchNorm:
         from ..layers import EideticBatchNorm1d, EideticBatchNorm2d
@@ -957,9 +971,18 @@ def _factory(old: nn.Module) -> dict[str, Any]:
     return {"device": tensor.device, "dtype": tensor.dtype if tensor.is_floating_point() else None}
 
 
-def _options(old: nn.Conv2d) -> dict[str, Any]:
-    same = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-    return {name: getattr(old, name) for name in same} | {"bias": old.bias is not None} | _factory(old)
+def _options(node: fx.Node, old: nn.Module) -> dict[str, Any]:
+    """How a convolution is called: a module's own settings may be others (padding that it does before)."""
+    if operation(node).startswith("conv_transpose"):
+        names = ("stride", "padding", "output_padding", "groups", "dilation")
+    else:
+        names = ("stride", "padding", "dilation", "groups")
+    defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
+    given = dict(zip(names, node.args[3:])) | dict(node.kwargs)
+    made = {name: given.get(name, default) for name, default in defaults.items() if name in names}
+    made = {name: tuple(each) if isinstance(each, list) else each for name, each in made.items()}
+    bias = len(node.args) > 2 and node.args[2] is not None
+    return made | {"kernel_size": tuple(old.weight.shape[2:]), "bias": bias} | _factory(old)
 
 
 def _functional(target: Any) -> Any:

@@ -541,10 +541,10 @@ def linear(step: Step) -> Owners:
     return made(step, "linear", step.owners(step.arg(0)), -1, -1)
 
 
-@rule("conv1d", "conv2d", "conv3d")
+@rule("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
 def convolves(step: Step) -> Owners:
     x = step.owners(step.arg(0))
-    spatial = int(step.node.target._schema.name[-2])
+    spatial = len(step.shape) - 2
     x = settled(step, x, [0, *range(2, len(x.shape))])
     if len(x.shape) != spatial + 2:
         step.refuse("a convolution without a batch")
@@ -560,6 +560,8 @@ def convolves(step: Step) -> Owners:
         return made(step, "conv", x, 1, 1)
     if isinstance(weight, Tensor) and groups == channels == out:
         return Owners(step.shape, x.units, x.samples, x.coarse)
+    if "transpose" in step.node.target._schema.name or spatial != 2:
+        step.refuse(f"a grouped {step.node.target._schema.name.removeprefix('aten::')}")
     weight, computed = own_weight(step, "grouped convolution")
     reads = read_along(step, x, 1)
     if not x.owned:

@@ -3,6 +3,15 @@
 from .attention import EideticMultiheadAttention, EideticScaledDotProduct, HeadedAttention
 from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
 from .conv2d import EideticConv2d
+from .convolutions import (
+    EideticConv1d,
+    EideticConv3d,
+    EideticConvolution,
+    EideticConvTranspose,
+    EideticConvTranspose1d,
+    EideticConvTranspose2d,
+    EideticConvTranspose3d,
+)
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .group_norm import EideticGroupNorm
 from .grouped import CONVOLUTIONS, EideticDepthwiseConv2d, EideticGroupedConv2d
@@ -24,7 +33,14 @@ __all__ = [
     "EideticBatchNorm",
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
+    "EideticConv1d",
     "EideticConv2d",
+    "EideticConv3d",
+    "EideticConvTranspose",
+    "EideticConvTranspose1d",
+    "EideticConvTranspose2d",
+    "EideticConvTranspose3d",
+    "EideticConvolution",
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticLayerNorm",

@@ -194,6 +194,11 @@ def seen_by_segment(
     return _seen(x, span, own, live, full_input_grad)
 
 
+def seen_by_spans(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], full_input_grad: bool) -> Tensor:
+    """The columns ``seen`` of ``x`` [*, C] as a live segment sees them: with gradient for those in ``own``."""
+    return _seen(x, seen, own, True, full_input_grad)
+
+
 def _own(parts: Sequence[EideticLayerNorm], widths: Sequence[int], segment: int) -> tuple[Span, ...]:
     """The columns of a segment's own units, in the concatenation of the parts' units."""
     own, offset = [], 0
