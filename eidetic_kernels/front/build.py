@@ -93,6 +93,7 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
     for path, each in body.named_modules():
         each.training = modes.get(path, module.training)
     network = Exported(body, wiring)
+    network.takes_integers = not example.is_floating_point()
     network.training = module.training
     if head is not False:
         _begin(network, classifier, torch.empty(1, shape_of(end)[1]))

@@ -42,7 +42,7 @@ def _follow(
     order = {node: number for number, node in enumerate(captured.graph.nodes)}
     waiting, differing = [(end, other)], []
     while waiting:
-        node, other = waiting.pop()
+        node, other = (_numbers(each) for each in waiting.pop())
         if node in found:
             if found[node] is not other:
                 differing.append((node, other))
@@ -54,6 +54,13 @@ def _follow(
         found[node] = other
         waiting += pairs
     return min(differing, key=lambda pair: order[pair[0]]) if differing else None
+
+
+def _numbers(node: fx.Node) -> fx.Node:
+    """The node whose numbers ``node`` gives, in other memory perhaps."""
+    while node.op == "call_function" and operation(node) in ("contiguous", "clone"):
+        node = node.args[0]
+    return node
 
 
 def _reads(captured: Captured, node: fx.Node, trained: Captured, other: fx.Node) -> list | None:

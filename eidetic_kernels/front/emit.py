@@ -20,6 +20,7 @@ from ..layers import (
     EideticConvTranspose1d,
     EideticConvTranspose2d,
     EideticConvTranspose3d,
+    EideticEmbedding,
     EideticGroupedConv2d,
     EideticGroupNorm,
     EideticLayerNorm,
@@ -42,7 +43,7 @@ from .computed import Computed
 from .groups import Grouped, group_units
 from .owners import NOBODY, Owners, along, small
 
-WHOLE = 9223372036854775807
+PRODUCERS = ("linear", "conv", "embedding")  # layers that make units of their own
 
 
 class World:
@@ -248,7 +249,7 @@ class Emitter:
 
     def _note_layout(self, node: fx.Node) -> None:
         """Follow the order in which units lie, where an argument's is not the network's own."""
-        if node in self.shuffled or node in self.by_node and self.by_node[node].kind in ("linear", "conv", "embedding"):
+        if node in self.shuffled or node in self.by_node and self.by_node[node].kind in PRODUCERS:
             return
         if not any(each in self.shuffled for each in node.all_input_nodes):
             return
@@ -698,19 +699,19 @@ class Emitter:
         make = getattr(self, f"_make_{layer.kind}", None)
         if make is None:
             raise ConversionError(f"{node.name}: {layer.kind} has no layer")
-        path = layer.path
+        path, given = layer.path, node.args[1 if layer.kind == "embedding" else 0]
         if path in self.replaced:
-            if layer.units is not None and layer.kind not in ("linear", "conv"):
+            if layer.units is not None and layer.kind not in PRODUCERS:
                 if self._followed(node, layer) != self.replaced[path]:
                     raise ConversionError(f"{node.name}: {path!r} is called with other units than before.")
-            return self.graph.call_module(path, (self.argument(node.args[0]),))
+            return self.graph.call_module(path, (self.argument(given),))
         computed = layer.options.get("computed")
         if computed is None and not self._owns(path, node):
             path = self._plain_layer(node, layer)
         old = self.module.get_submodule(path)
         new = make(node, layer, old)
         for name, parameter in old.named_parameters(recurse=False):
-            if name == "weight" and isinstance(new, EideticConvTranspose):
+            if name == "weight" and isinstance(new, (EideticConvTranspose, EideticEmbedding)):
                 parameter = nn.Parameter(parameter.detach().transpose(0, 1).contiguous(), parameter.requires_grad)
             setattr(new, name, parameter)
         for name, buffer in old.named_buffers(recurse=False):
@@ -720,18 +721,19 @@ class Emitter:
         new.train(old.training)
         rank = len(shape_of(node))
         image = layer.kind in ("conv", "batch_norm", "grouped", "group_norm")
-        self.replaced[path] = self._followed(node, layer) if layer.kind not in ("linear", "conv") else None
-        if layer.kind in ("linear", "conv"):
+        self.replaced[path] = self._followed(node, layer) if layer.kind not in PRODUCERS else None
+        if layer.kind in PRODUCERS:
             runs = self.grouped.runs[layer.options["weight"]]
             parts = {path: new}
             if len(runs) > 1:
                 shared = self.split[f"body.{path}"] = Shared(new, [run.width for run in runs])
                 parts = {f"{path}.{i}": part for i, part in enumerate(shared)}
-            self._unbiased(node, runs, list(parts.values()))
+            if layer.kind != "embedding":
+                self._unbiased(node, runs, list(parts.values()))
             columns = layer.options["columns"]
-            laid = self.columns_of(node.args[0], columns, -1 if layer.kind == "linear" else 1)
+            laid = self.columns_of(given, columns, -1 if layer.kind == "linear" else 1)
             sources = self.sources_of(laid, path, heads=layer.reads.coarse)
-            order = self.order_of(node.args[0], columns, -1 if layer.kind == "linear" else 1)
+            order = self.order_of(given, columns, -1 if layer.kind == "linear" else 1)
             for run, (name, part) in zip(runs, parts.items()):
                 self.groups[run.group].producers[f"body.{name}"] = part
                 self.sources[f"body.{name}"] = sources
@@ -761,7 +763,7 @@ class Emitter:
                 self.last.add(f"body.{path}")
         if new is not None:
             self.module.set_submodule(path, new)
-        return self.graph.call_module(path, (self.argument(node.args[0]),))
+        return self.graph.call_module(path, (self.argument(given),))
 
     def _compute(self, path: str, new: Any, computed: Computed) -> None:
         """Let ``new`` compute its weight as the module at ``path`` did."""
@@ -855,7 +857,7 @@ class Emitter:
             module = self.module.get_submodule(path)
         except AttributeError:
             return False
-        kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+        kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.Embedding)
         if isinstance(module, nn.Linear):
             bias = self.analysis.values.get(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
             return bias is module.bias is None or (isinstance(bias, Held) and bias.value is module.bias)
@@ -871,6 +873,9 @@ class Emitter:
         else:
             kind = (EideticConv1d, EideticConv2d, EideticConv3d)[rank - 3]
         return kind(shape_of(node.args[0])[1], shape_of(node)[1], **_options(node, old))
+
+    def _make_embedding(self, node: fx.Node, layer: Layer, old: nn.Embedding) -> EideticEmbedding:
+        return EideticEmbedding(*old.weight.shape, old.padding_idx, **_factory(old))
 
     def _make_grouped(self, node: fx.Node, layer: Layer, old: nn.Conv2d) -> Any:
         from ..layers import EideticDepthwiseConv2d
@@ -997,7 +1002,8 @@ def _needed(node: fx.Node, layers: Container[fx.Node] = ()) -> set[fx.Node]:
         each = waiting.pop()
         if each not in found:
             found.add(each)
-            waiting += each.args[:1] if each in layers and operation(each) != "embedding" else each.all_input_nodes
+            read = each.args[1:2] if operation(each) == "embedding" else each.args[:1]
+            waiting += read if each in layers else each.all_input_nodes
     return found
 
 

@@ -642,9 +642,19 @@ def slopes(step: Step) -> Owners:
 @rule("embedding")
 def embeds(step: Step) -> Owners:
     weight, index = step.args[0], step.args[1]
+    if not isinstance(weight, Held):
+        step.refuse("the table of an embedding is computed, or fixed")
+    if any(step.args[3:]) or any(step.kwargs.values()):
+        step.refuse("an embedding with scaled or sparse gradients")
     i = step.owners(index)
-    out = step.constraints.new(weight.path, "embedding", weight.value.shape[1])
-    step.analysis.layers.append(Layer("embedding", weight.path, step.node, i, out.units))
+    out = step.constraints.again_or_new(weight.path, "embedding", weight.value.shape[1])
+    if out.kind != "embedding":
+        step.refuse(f"{weight.path!r} is used by an embedding and beside it")
+    columns = torch.full((weight.value.shape[0],), NOBODY)
+    path = weight.path.rpartition(".")[0]
+    step.analysis.layers.append(
+        Layer("embedding", path, step.node, i, out.units, {"columns": columns, "weight": weight.path})
+    )
     rank = len(step.shape)
     return Owners(step.shape, along(rank - 1, rank, out.units), i.samples.unsqueeze(-1))
 

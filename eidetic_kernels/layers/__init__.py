@@ -13,6 +13,7 @@ from .convolutions import (
     EideticConvTranspose3d,
 )
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
+from .embedding import EideticEmbedding
 from .group_norm import EideticGroupNorm
 from .grouped import CONVOLUTIONS, EideticDepthwiseConv2d, EideticGroupedConv2d
 from .layer_norm import EideticLayerNorm, LayerNormParts
@@ -43,6 +44,7 @@ __all__ = [
     "EideticConvolution",
     "EideticDepthwiseConv2d",
     "EideticDropout",
+    "EideticEmbedding",
     "EideticLayerNorm",
     "EideticGroupNorm",
     "EideticGroupedConv2d",
