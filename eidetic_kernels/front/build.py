@@ -10,14 +10,16 @@ from ..conversion.convert import _begin
 from ..errors import ConversionError
 from ..network import EideticNetwork
 from ..wiring.groups import Wiring
-from .analysis import Analysis, leaves, operation
+from .analysis import Analysis, operation
 from .capture import Captured, capture, shape_of
 from .compare import in_training
-from .emit import Emitter, _needed
+from .emit import PRODUCERS, Emitter
 from .folding import fold
 from .functional import functionalize
 from .groups import group_units
+from .head import cut_at, find_head
 from .marks import marked
+from .products import rewrite_products
 from .prove import prove
 
 
@@ -36,10 +38,6 @@ class Exported(EideticNetwork):
         return self.body.graph, self.body
 
 
-# Operations after the head that leave its numbers as they are, and softmax, which a head does not do.
-_NOTHING = ("dropout", "contiguous", "alias", "clone", "detach", "eidetic_kernels::mark")
-
-
 def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) -> Exported:
     plain = copy.deepcopy(module)
     modes = {path: each.training for path, each in plain.named_modules()}
@@ -47,42 +45,32 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
         plain.train()
         trained = capture(plain, (example,), {})
         captured = capture(plain.eval(), (example,), {})
+    for each in (captured, trained):
+        rewrite_products(each, plain)
     fixed = fold(captured, plain)
     functionalize(captured.graph, fixed)
     functionalize(trained.graph, fold(trained, plain))
     captured, trained = refreshed(captured), refreshed(trained)
-    end, classifier_path = find_head(plain, captured, head)
+    found = find_head(plain, captured, head)
+    end, features, classifier = found.end, found.features, found.classifier
     pairs = in_training(captured, end, trained)
+    captured = cut_at(captured, features)
 
     analysis = Analysis(plain, captured, fixed)
     analysis.run()
     layers = analysis.layers
-    reads = None
-    if classifier_path is not None:
-        (last,) = [layer for layer in layers if layer.node is end]
-        layers.remove(last)
-        analysis.constraints.made.pop(f"{last.path}.weight")
-        reads, features = last.options["columns"], end.args[0]
-    else:
-        features = end
-        owners = settled_features(analysis, end)
-        reads = owners
-    needed = _needed(features)
-    parts = [
-        (layer.options["columns"], layer.reads.coarse)
-        for layer in layers
-        if "columns" in layer.options and layer.node in needed
-    ]
+    reads = settled_features(analysis, features)
+    parts = [(layer.options["columns"], layer.reads.coarse) for layer in layers if "columns" in layer.options]
+    parts += [(layer.units, layer.reads.coarse) for layer in layers if layer.kind not in PRODUCERS]
     parts.append((reads, False))
     for node, value in analysis.values.items():  # pieces of what is cut
-        if node.op == "call_function" and operation(node) in _CUTTING and node in needed:
+        if node.op == "call_function" and operation(node) in _CUTTING:
             for each in value if isinstance(value, (list, tuple)) else [value]:
                 if hasattr(each, "units"):
                     parts.append((each.units.flatten(), each.coarse))
     grouped = group_units(analysis.constraints, parts)
     refuse_mixed(analysis, grouped)
     emitter = Emitter(analysis, grouped, plain, pairs)
-    classifier = plain.get_submodule(classifier_path) if classifier_path is not None else None
     emitter.run(features)
     prove(emitter)
     wiring = Wiring(
@@ -117,33 +105,6 @@ def _features(emitter: Emitter, node: fx.Node, reads: Tensor):
 
 
 _CUTTING = ("split", "split_with_sizes", "chunk", "slice", "tensor_split", "unbind", "select", "unsafe_split")
-
-
-def find_head(plain: nn.Module, captured: Captured, head: str | bool | None) -> tuple[fx.Node, str | None]:
-    """The node of the logits, and the path of the linear layer that makes them."""
-    ends = [each for each in leaves(captured.outputs) if isinstance(each, fx.Node)]
-    if isinstance(head, str):
-        found = [
-            node for node in captured.graph.nodes
-            if node.op == "call_function" and operation(node) == "linear"
-            and captured.held.get(getattr(node.args[1], "name", "")) == f"{head}.weight"
-        ]
-        if len(found) != 1:
-            raise ConversionError(f"head={head!r} must name a linear layer that forward calls once.")
-        return found[0], head
-    if len(ends) != 1:
-        raise ConversionError("forward must return one tensor.")
-    end = ends[0]
-    if head is False:
-        return end, None
-    last = end
-    while operation(last) in _NOTHING or (operation(last) in ("flatten", "view", "reshape", "squeeze") and shape_of(last.args[0]) == shape_of(last)):
-        last = last.args[0]
-    if operation(last) == "linear" and len(shape_of(last)) == 2 and isinstance(last.args[1], fx.Node):
-        path = captured.held.get(last.args[1].name, "").rpartition(".")[0]
-        if path and type(plain.get_submodule(path)).forward is nn.Linear.forward:
-            return last, path
-    return end, None
 
 
 def settled_features(analysis: Analysis, node: fx.Node) -> Tensor:

@@ -41,6 +41,7 @@ from .analysis import Analysis, Held, Layer, leaves, operation
 from .capture import concrete, shape_of
 from .computed import Computed
 from .groups import Grouped, group_units
+from .products import ROWS
 from .owners import NOBODY, Owners, along, small
 
 PRODUCERS = ("linear", "conv", "embedding")  # layers that make units of their own
@@ -789,8 +790,8 @@ class Emitter:
         held = [self._value(each) for each in (list(node.args) + [None] * 5)[1:5]]
         if layer.kind == "linear":
             weight, bias = held[:2]
-            path = layer.options["weight"].removesuffix("_weight").removesuffix(".weight")
-            if _has(self.module, path) and not isinstance(self.module.get_submodule(path), nn.Linear):
+            path = layer.options["weight"].removesuffix(ROWS).removesuffix("_weight").removesuffix(".weight")
+            if _has(self.module, path) and not self._only_holds(path, node):
                 path += "_layer"
             new = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
             new.weight = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight)
@@ -823,6 +824,14 @@ class Emitter:
                     delattr(parent, name)
         _set(self.module, path, new)
         return path
+
+    def _only_holds(self, path: str, node: fx.Node) -> bool:
+        """Whether the module at ``path`` has no parameters but those that ``node`` takes."""
+        if not isinstance(getattr_path(self.module, path), nn.Module):
+            return False
+        held = {self.analysis.captured.held.get(each.name) for each in node.all_input_nodes}
+        held |= {each.removesuffix(ROWS) for each in held if each}
+        return all(f"{path}.{name}" in held for name, _ in self.module.get_submodule(path).named_parameters())
 
     def _value(self, argument: Any) -> Any:
         """The tensor that an argument is, made of the network's own."""
@@ -1010,6 +1019,12 @@ def _needed(node: fx.Node, layers: Container[fx.Node] = ()) -> set[fx.Node]:
 def _set(module: nn.Module, path: str, layer: nn.Module) -> None:
     owner, _, name = path.rpartition(".")
     module.get_submodule(owner).add_module(name, layer)
+
+
+def getattr_path(module: nn.Module, path: str) -> Any:
+    for name in path.split("."):
+        module = getattr(module, name)
+    return module
 
 
 def _has(module: nn.Module, path: str) -> bool:

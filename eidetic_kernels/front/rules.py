@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .analysis import Held, Layer, Step, leaves, rule
+from .analysis import Held, Layer, Step, leaves, operation, rule
 from .computed import Computed, computed_weight
 from .owners import NOBODY, Owners, along, nobodys, small
 
@@ -24,11 +24,57 @@ MOVES = (
 @rule(*MOVES)
 def moves(step: Step) -> Any:
     given = [step.owners(each) for each in leaves([step.args, step.kwargs]) if isinstance(each, (Owners, Held))]
+    looked_up = _looked_up(step)
+    if looked_up is not None:
+        return looked_up
     units, samples = _moved(step, "units"), _moved(step, "samples")
     coarse = any(each.coarse for each in given)
     if isinstance(units, Tensor):
         return Owners(tuple(units.shape), small(units), small(samples), coarse)
     return [Owners(tuple(u.shape), small(u), small(s), coarse) for u, s in zip(units, samples)]
+
+
+def _looked_up(step: Step) -> Owners | None:
+    """What an index that is computed from the input looks up."""
+    name = operation(step.node)
+    if name == "gather":
+        index, dims = step.args[2], [step.args[1]]
+    elif name == "index":
+        given = [(d, each) for d, each in enumerate(step.args[1]) if each is not None]
+        computed = [each for _, each in given if isinstance(each, Owners)]
+        index, dims = computed[0] if computed else None, [d for d, _ in given]
+    elif name == "index_select":
+        index, dims = step.args[2], [step.args[1]]
+    else:
+        return None
+    if not isinstance(index, Owners):
+        return None
+    x, rank = step.owners(step.args[0]), len(step.shape)
+    dims = [d % len(x.shape) for d in dims]
+    if any(x.units.shape[d] > 1 for d in dims):
+        step.refuse("an index that is computed picks units")
+    nobody = torch.full([1] * rank, NOBODY)
+    if not x.sampled and not x.owned:  # a table that is fixed
+        shape = [1] * rank
+        if name == "gather" or len(dims) == 1 == len(x.shape):
+            shape = [index.samples.shape[d] if d < index.samples.dim() else 1 for d in range(rank)]
+        return Owners(step.shape, nobody, index.samples.reshape(shape))
+    if name == "gather" and all(x.samples.shape[d] == 1 for d in dims):
+        a, b = torch.broadcast_tensors(x.samples, index.samples)
+        if bool(((a != b) & (b >= 0)).any()):
+            step.refuse("mixes samples")
+        return Owners(step.shape, x.units, x.samples, x.coarse)
+    if name == "index" and dims == [0, 1] and all(each is not None for each in step.args[1]):
+        # x[samples, positions]: one position of each sample
+        first = step.args[1][0]
+        whole = torch.arange(x.shape[0])
+        if isinstance(first, (Owners, Tensor)) and len(x.samples.flatten()) == x.shape[0]:
+            if isinstance(first, Tensor) and not bool((first.flatten() == whole).all()):
+                step.refuse("mixes samples")
+            units = x.units[:, 0] if x.units.shape[0] == 1 else None
+            if units is not None and x.units.shape[1] == 1:
+                return Owners(step.shape, units.view(1, *units.shape[1:]), whole.view(-1, *[1] * (rank - 1)), x.coarse)
+    step.refuse("an index that is computed picks samples or units")
 
 
 def _moved(step: Step, which: str) -> Any:
