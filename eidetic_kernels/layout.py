@@ -35,13 +35,12 @@ class Geometry(NamedTuple):
     padding: Sequence[int]
     dilation: Sequence[int]
 
-    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
-        """Lines and columns that a convolution by a kernel of the sizes ``kernel`` makes of an image of ``size``."""
-        height, width = (
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """The size of what a convolution by a kernel of the sizes ``kernel`` makes of an image of ``size``."""
+        return tuple(
             (length + 2 * padding - dilation * (side - 1) - 1) // stride + 1
             for length, side, stride, padding, dilation in zip(size, kernel, *self)
         )
-        return height, width
 
 
 class Segments:

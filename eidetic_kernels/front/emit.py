@@ -21,7 +21,9 @@ from ..layers import (
     EideticConvTranspose2d,
     EideticConvTranspose3d,
     EideticEmbedding,
+    EideticGroupedConv1d,
     EideticGroupedConv2d,
+    EideticGroupedConv3d,
     EideticGroupNorm,
     EideticLayerNorm,
     EideticLinear,
@@ -889,9 +891,12 @@ class Emitter:
     def _make_grouped(self, node: fx.Node, layer: Layer, old: nn.Conv2d) -> Any:
         from ..layers import EideticDepthwiseConv2d
 
-        if old.groups == old.in_channels == old.out_channels:
+        rank, channels = len(shape_of(node)), shape_of(node.args[0])[1]
+        if rank == 4 and old.groups == old.in_channels == old.out_channels:
             return EideticDepthwiseConv2d(old.in_channels, **_options(node, old))
-        return EideticGroupedConv2d(old.in_channels, old.groups, **_options(node, old), out_channels=old.out_channels)
+        kind = (EideticGroupedConv1d, EideticGroupedConv2d, EideticGroupedConv3d)[rank - 3]
+        groups = channels // old.weight.shape[1]
+        return kind(channels, groups, **_options(node, old), out_channels=shape_of(node)[1])
 
     def _make_batch_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticBatchNorm:
         from ..layers import EideticBatchNorm1d, EideticBatchNorm2d

@@ -606,7 +606,7 @@ def convolves(step: Step) -> Owners:
         return made(step, "conv", x, 1, 1)
     if isinstance(weight, Tensor) and groups == channels == out:
         return Owners(step.shape, x.units, x.samples, x.coarse)
-    if "transpose" in step.node.target._schema.name or spatial != 2:
+    if "transpose" in step.node.target._schema.name:
         step.refuse(f"a grouped {step.node.target._schema.name.removeprefix('aten::')}")
     weight, computed = own_weight(step, "grouped convolution")
     reads = read_along(step, x, 1)

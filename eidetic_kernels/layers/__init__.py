@@ -15,7 +15,13 @@ from .convolutions import (
 from .dropout import EideticDropout, EideticStochasticDepth, aware_of_segments
 from .embedding import EideticEmbedding
 from .group_norm import EideticGroupNorm
-from .grouped import CONVOLUTIONS, EideticDepthwiseConv2d, EideticGroupedConv2d
+from .grouped import (
+    CONVOLUTIONS,
+    EideticDepthwiseConv2d,
+    EideticGroupedConv1d,
+    EideticGroupedConv2d,
+    EideticGroupedConv3d,
+)
 from .layer_norm import EideticLayerNorm, LayerNormParts
 from .linear import EideticLinear
 from .parameter import EideticParameter
@@ -47,7 +53,9 @@ __all__ = [
     "EideticEmbedding",
     "EideticLayerNorm",
     "EideticGroupNorm",
+    "EideticGroupedConv1d",
     "EideticGroupedConv2d",
+    "EideticGroupedConv3d",
     "EideticLinear",
     "EideticMultiheadAttention",
     "EideticPReLU",

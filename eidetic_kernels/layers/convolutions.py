@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..checking import one_of, shown, whole_number
+from ..checking import one_of, sizes, whole_number
 from ..errors import InputError
 from ..layout import Stair
 from ..memory import canonical
 from ..ops.staircase import frozen_blocks, read
 from .batch_norm import EideticBatchNorm
-from .conv2d import PADDING_MODES
+from .conv2d import PADDING_MODES, window
 from .inputs import check_tensor
 from .layer_norm import seen_by_spans
 from .no_channels import image
@@ -53,16 +53,10 @@ class EideticConvolution(StaircaseLayer):
         dtype=None,
     ):
         self._set_channels(in_channels, out_channels, groups)
-        self.kernel_size = self._sizes("kernel_size", kernel_size, 1)
-        self.stride, self.dilation = self._sizes("stride", stride, 1), self._sizes("dilation", dilation, 1)
-        if isinstance(padding, str):
-            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size)]
-            if padding == "same" and any(total % 2 for total in totals):
-                raise InputError("padding='same' needs kernels of odd sizes here; give the padding as numbers.")
-            one_of("padding", padding, ("same", "valid"))
-            padding = [total // 2 if padding == "same" else 0 for total in totals]
-        self.padding = self._sizes("padding", padding)
-        self.padding_mode = one_of("padding_mode", padding_mode, tuple(PADDING_MODES))
+        self.kernel_size = sizes("kernel_size", kernel_size, self.spatial, 1)
+        stride, dilation = sizes("stride", stride, self.spatial, 1), sizes("dilation", dilation, self.spatial, 1)
+        self.geometry, self._pads = window(self.kernel_size, stride, padding, dilation, padding_mode)
+        self.padding, self.padding_mode = padding, padding_mode
         super().__init__(self.in_channels, self.out_channels, self.kernel_size, bias, device, dtype, None)
 
     def _set_channels(self, in_channels: int, out_channels: int, groups: int) -> None:
@@ -70,12 +64,6 @@ class EideticConvolution(StaircaseLayer):
             raise InputError(f"{type(self).__name__} supports groups=1, got groups={groups}.")
         self.in_channels, self.groups = whole_number("in_channels", in_channels), 1
         self.out_channels = whole_number("out_channels", out_channels, unit="units")
-
-    def _sizes(self, name: str, value: object, least: int = 0) -> tuple[int, ...]:
-        given = tuple(value) if isinstance(value, (tuple, list)) else (value,) * self.spatial
-        if len(given) != self.spatial:
-            raise InputError(f"{name} must be a whole number, or {self.spatial} of them; got {shown(value)}.")
-        return tuple(whole_number(name, each, least) for each in given)
 
     def forward(self, x: Tensor, computed: Tensor | None = None) -> Tensor:
         if computed is not None:  # by all parts of a divided layer together
@@ -109,16 +97,14 @@ class EideticConvolution(StaircaseLayer):
         return y if bias is None else y + bias.view(-1, *[1] * self.spatial)
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        convolve, padding = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1], self.padding
-        if self.padding_mode != "zeros":
-            x = F.pad(x, [side for size in reversed(padding) for side in (size, size)], PADDING_MODES[self.padding_mode])
-            padding = (0,) * self.spatial
-        return convolve(x, weight, bias, self.stride, padding, self.dilation)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
+        x = x if self._pads is None else F.pad(x, self._pads, PADDING_MODES[self.padding_mode])
+        return convolve(x, weight, bias, *self.geometry)
 
     def extra_repr(self) -> str:
         return (
-            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
-            f"padding={self.padding}, dilation={self.dilation}, bias={self.bias is not None}"
+            f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
+            f"stride={self.geometry.stride}, padding={self.padding}, dilation={self.geometry.dilation}, bias={self.bias is not None}"
         )
 
 
@@ -158,7 +144,7 @@ class EideticConvTranspose(EideticConvolution):
         dtype=None,
     ):
         one_of("padding_mode", padding_mode, ("zeros",))
-        self.output_padding = self._sizes("output_padding", output_padding)
+        self.output_padding = sizes("output_padding", output_padding, self.spatial)
         super().__init__(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, "zeros", device, dtype
         )
@@ -166,7 +152,8 @@ class EideticConvTranspose(EideticConvolution):
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         convolve = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[self.spatial - 1]
         torchs = weight.transpose(0, 1).contiguous()
-        return convolve(x, torchs, bias, self.stride, self.padding, self.output_padding, 1, self.dilation)
+        stride, padding, dilation = self.geometry
+        return convolve(x, torchs, bias, stride, padding, self.output_padding, 1, dilation)
 
 
 class EideticConvTranspose1d(EideticConvTranspose):

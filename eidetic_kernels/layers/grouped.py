@@ -9,11 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checking import flag, pair, placed, whole_number
+from ..checking import flag, placed, sizes, whole_number
 from ..errors import InputError
 from ..layout import LIVE, Segments
 from ..memory import canonical
-from ..ops.conv2d import output_shape
 from .computed_weight import ComputedWeight
 from .conv2d import PADDING_MODES, EideticConv2d, lying_as, window
 from .inputs import check_dtype, check_tensor
@@ -41,6 +40,7 @@ class EideticGroupedConv2d(ComputedWeight):
     frozen_weight: Tensor
     frozen_bias: Tensor | None
     frozen_names = ("frozen_weight", "frozen_bias")
+    spatial = 2
 
     def __init__(
         self,
@@ -63,9 +63,10 @@ class EideticGroupedConv2d(ComputedWeight):
             if each % groups:
                 raise InputError(f"groups must divide the channels; {groups} groups of {each} channels were asked for.")
         super().__init__(made, made // groups or 1)
-        self.channels, self.groups, self.kernel_size = channels, groups, pair("kernel_size", kernel_size, 1)
-        moves = pair("stride", stride, 1), padding, pair("dilation", dilation, 1), padding_mode
-        self.geometry, self._pads = window(self.kernel_size, *moves)
+        self.channels, self.groups = channels, groups
+        self.kernel_size = sizes("kernel_size", kernel_size, self.spatial, 1)
+        moves = sizes("stride", stride, self.spatial, 1), padding, sizes("dilation", dilation, self.spatial, 1)
+        self.geometry, self._pads = window(self.kernel_size, *moves, padding_mode)
         self.padding, self.padding_mode = padding, padding_mode
         self.reads, self.makes = channels // groups or 1, made // groups or 1  # input and output channels of a group
 
@@ -88,8 +89,9 @@ class EideticGroupedConv2d(ComputedWeight):
         task = self.scope.task
         check_tensor(self, x, self.weight)
         columns = self._columns(self.segments.present(task))
-        if x.dim() != 4 or x.shape[1] != columns:
-            raise InputError(f"{self} expects an input of shape [N, {columns}, H, W], got {list(x.shape)}.")
+        if x.dim() != self.spatial + 2 or x.shape[1] != columns:
+            shape = ", ".join(["N", str(columns), *"DHW"[-self.spatial :]])
+            raise InputError(f"{self} expects an input of shape [{shape}], got {list(x.shape)}.")
         check_dtype(self, x, self.weight)
         full_input_grad = self.scope.full_input_grad or (not self.owned and x.requires_grad)
         if self._pads is not None:
@@ -110,7 +112,8 @@ class EideticGroupedConv2d(ComputedWeight):
             weight = lying_as(x, weight) if self.segments.tasks else weight
             parts.append(self._convolve(x[:, columns - self._columns(live) :], weight, self.bias))
         if not parts:
-            parts.append(x.new_zeros(output_shape(x, self.kernel_size, 0, self.geometry)))
+            sides = self.geometry.output_size(x.shape[2:], self.kernel_size)
+            parts.append(x.new_zeros(len(x), 0, *sides))
         return image(parts[0] if len(parts) == 1 else torch.cat(parts, 1))
 
     def part(self, units: Tensor) -> EideticGroupedConv2d:
@@ -150,13 +153,26 @@ class EideticGroupedConv2d(ComputedWeight):
         return rows // self.makes * self.reads
 
     def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return F.conv2d(x, weight, bias, *self.geometry, groups=x.shape[1] // self.reads)
+        convolve = (F.conv1d, F.conv2d, F.conv3d)[self.spatial - 1]
+        return convolve(x, weight, bias, *self.geometry, groups=x.shape[1] // self.reads)
 
     def extra_repr(self) -> str:
         return (
             f"{self.channels}, {self.groups * self.makes}, groups={self.groups}, kernel_size={self.kernel_size}, stride={self.geometry.stride}, "
             f"padding={self.padding}, dilation={self.geometry.dilation}, bias={self.bias is not None}"
         )
+
+
+class EideticGroupedConv1d(EideticGroupedConv2d):
+    """Drop-in for :class:`torch.nn.Conv1d` with ``groups > 1``; see :class:`EideticGroupedConv2d`."""
+
+    spatial = 1
+
+
+class EideticGroupedConv3d(EideticGroupedConv2d):
+    """Drop-in for :class:`torch.nn.Conv3d` with ``groups > 1``; see :class:`EideticGroupedConv2d`."""
+
+    spatial = 3
 
 
 class EideticDepthwiseConv2d(EideticGroupedConv2d):
