@@ -18,7 +18,7 @@ from .conv2d import PADDING_MODES, EideticConv2d, lying_as, window
 from .inputs import check_dtype, check_tensor
 from .no_channels import image
 from .segmented import SegmentedLayer
-from .succession import cut, empty_like, replace
+from .succession import cut, empty_like, fresh, replace
 
 
 class EideticGroupedConv2d(SegmentedLayer):
@@ -65,8 +65,8 @@ class EideticGroupedConv2d(SegmentedLayer):
         self.reads = self.segments.grain  # input channels of each output channel
 
         factory = placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(channels, self.reads, *self.kernel_size, **factory))
-        self.bias = nn.Parameter(torch.empty(channels, **factory)) if flag("bias", bias) else None
+        self.weight = fresh(channels, self.reads, *self.kernel_size, **factory)
+        self.bias = fresh(channels, **factory) if flag("bias", bias) else None
         self.register_buffer("frozen_weight", self.weight.detach()[:0].clone(), persistent=False)
         self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
         self.reset_parameters()
