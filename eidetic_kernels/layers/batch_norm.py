@@ -15,7 +15,7 @@ from ..layout import LIVE
 from .inputs import check_dtype, check_tensor
 from .no_channels import image
 from .segmented import SegmentedLayer
-from .succession import cut, empty_like, replace, select
+from .succession import cut, empty_like, fresh, replace, select
 
 
 class EideticBatchNorm(SegmentedLayer):
@@ -53,8 +53,8 @@ class EideticBatchNorm(SegmentedLayer):
         self.momentum = None if momentum is None else real_number("momentum", momentum, 0.0, 1.0)
         self.affine, self.track_running_stats, self.activation = flag("affine", affine), True, activation
         num_features, factory = self.num_features, placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
-        self.bias = nn.Parameter(torch.empty(num_features, **factory)) if affine else None
+        self.weight = fresh(num_features, **factory) if affine else None
+        self.bias = fresh(num_features, **factory) if affine else None
         self.register_buffer("running_mean", torch.zeros(num_features, **factory))
         self.register_buffer("running_var", torch.ones(num_features, **factory))
         self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long, device=device))

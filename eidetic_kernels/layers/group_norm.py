@@ -13,7 +13,7 @@ from ..memory import canonical
 from .inputs import check_dtype, check_tensor
 from .layer_norm import seen_by_segment
 from .segmented import SegmentedLayer
-from .succession import cut, empty_like, replace
+from .succession import cut, empty_like, fresh, replace
 
 
 class EideticGroupNorm(SegmentedLayer):
@@ -50,7 +50,7 @@ class EideticGroupNorm(SegmentedLayer):
 
         factory = placed(device, dtype)
         for name in ("weight", "bias"):
-            self.register_parameter(name, nn.Parameter(torch.empty(channels, **factory)) if affine else None)
+            self.register_parameter(name, fresh(channels, **factory) if affine else None)
             self.register_buffer(f"frozen_{name}", torch.empty(0, **factory) if affine else None, persistent=False)
         self.reset_parameters()
 

@@ -17,7 +17,7 @@ from .computed_weight import ComputedWeight
 from .conv2d import PADDING_MODES, EideticConv2d, lying_as, window
 from .inputs import check_dtype, check_tensor
 from .no_channels import image
-from .succession import cut, empty_like, replace
+from .succession import cut, empty_like, fresh, replace
 
 
 class EideticGroupedConv2d(ComputedWeight):
@@ -71,8 +71,8 @@ class EideticGroupedConv2d(ComputedWeight):
         self.reads, self.makes = channels // groups or 1, made // groups or 1  # input and output channels of a group
 
         factory = placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(made, self.reads, *self.kernel_size, **factory))
-        self.bias = nn.Parameter(torch.empty(made, **factory)) if flag("bias", bias) else None
+        self.weight = fresh(made, self.reads, *self.kernel_size, **factory)
+        self.bias = fresh(made, **factory) if flag("bias", bias) else None
         self.register_buffer("frozen_weight", self.weight.detach()[:0].clone(), persistent=False)
         self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
         self.reset_parameters()

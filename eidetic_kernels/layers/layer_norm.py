@@ -17,7 +17,7 @@ from ..ops.staircase import positions, read
 from .inputs import check_dtype, check_tensor
 from .parts import Parts
 from .segmented import SegmentedLayer
-from .succession import cut, empty_like, replace
+from .succession import cut, empty_like, fresh, replace
 
 
 class EideticLayerNorm(SegmentedLayer):
@@ -74,8 +74,8 @@ class EideticLayerNorm(SegmentedLayer):
         self.forward_transfer: tuple[bool, ...] = (True,)
 
         factory = placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(shape, **factory)) if elementwise_affine else None
-        self.bias = nn.Parameter(torch.empty(shape, **factory)) if flag("bias", bias) and elementwise_affine else None
+        self.weight = fresh(*shape, **factory) if elementwise_affine else None
+        self.bias = fresh(*shape, **factory) if flag("bias", bias) and elementwise_affine else None
         for name in ("weight", "bias"):
             frozen = None if getattr(self, name) is None else torch.empty(0, **factory)
             self.register_buffer(f"frozen_{name}", frozen, persistent=False)

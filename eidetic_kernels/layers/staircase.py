@@ -20,7 +20,7 @@ from .batch_norm import EideticBatchNorm
 from .computed_weight import ComputedWeight
 from .inputs import check_dtype
 from .scope import Scope
-from .succession import cut, empty_like, replace
+from .succession import cut, empty_like, fresh, replace
 
 
 class StaircaseLayer(ComputedWeight):
@@ -52,8 +52,8 @@ class StaircaseLayer(ComputedWeight):
         self.sources = (Source(Fixed(columns)),)
         self.forward_transfer = (True,)
         factory = placed(device, dtype)
-        self.weight = nn.Parameter(torch.empty(width, columns, *kernel, **factory))
-        self.bias = nn.Parameter(torch.empty(width, **factory)) if flag("bias", bias) else None
+        self.weight = fresh(width, columns, *kernel, **factory)
+        self.bias = fresh(width, **factory) if flag("bias", bias) else None
         self.register_buffer("frozen_weight", torch.empty(0, **factory), persistent=False)
         self.register_buffer("frozen_bias", torch.empty(0, **factory) if bias else None, persistent=False)
         self.norm = norm

@@ -7,7 +7,7 @@ one remembers its successor. An optimizer that still holds it is stale (see :mod
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -65,6 +65,12 @@ def joined(weights: Sequence[nn.Parameter]) -> Tensor:
         return torch.cat(list(weights)).requires_grad_(any(weight.requires_grad for weight in weights))
 
 
+def fresh(*shape: int, **factory: Any) -> nn.Parameter:
+    """A new parameter of ``shape``, not initialised; without gradient where it is empty."""
+    values = torch.empty(*shape, **factory)
+    return nn.Parameter(values, requires_grad=_may_learn(values))
+
+
 def cut(parameter: nn.Parameter, rows: Tensor | None, columns: Tensor | None = None) -> nn.Parameter:
     """A new parameter with the kept rows and columns; the old one is retired in its favour."""
     return _succeed(parameter, select(parameter.detach(), rows, columns), (rows, columns))
@@ -76,14 +82,17 @@ def replace(parameter: nn.Parameter, values: Tensor) -> nn.Parameter:
 
 
 def _succeed(old: nn.Parameter, values: Tensor, kept: Kept | None) -> nn.Parameter:
-    # An optimizer skips a parameter without gradient. Some divide by an empty one's number of elements.
-    trainable = bool(values.numel()) and (old.requires_grad or not old.numel())
-    new = nn.Parameter(values, requires_grad=trainable)
+    new = nn.Parameter(values, requires_grad=_may_learn(values) and (old.requires_grad or not old.numel()))
     watch = getattr(old, _WATCH, None)
     if watch is not None:
         setattr(new, _WATCH, watch)
     retire(old, new, kept)
     return new
+
+
+def _may_learn(values: Tensor) -> bool:
+    # An optimizer skips a parameter without gradient. Some divide by an empty one's number of elements.
+    return bool(values.numel())
 
 
 def empty_like(tensor: Tensor, *shape: int) -> Tensor:

@@ -505,6 +505,18 @@ def test_adafactor_survives_layers_without_live_units():
     assert list(result.kept.values()) == [0, 0]
 
 
+def test_adafactor_survives_a_head_that_reads_no_unit():
+    net = network()
+    net.prune(1.0)
+    net.finish_task()
+    with pytest.warns(UserWarning, match="no layer has a free unit"):
+        net.prepare_for_task(1, CLASSES, max_units=0)
+    optimizer = torch.optim.Adafactor(net.parameters(), 0.05)
+    assert not net.live_head.weight.numel()
+    result = train_task(net, loader(), optimizer, max_epochs=2, search="none")
+    assert list(result.kept.values()) == [0, 0]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_caller_s_learning_rate_is_put_back(fails):
     """Otherwise an optimizer that is kept would learn more slowly with every task."""
