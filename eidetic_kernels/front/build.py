@@ -19,7 +19,7 @@ from .functional import functionalize
 from .groups import group_units
 from .head import cut_at, find_head
 from .marks import marked
-from .products import rewrite_products
+from .products import leave_out_nothing, rewrite_products
 from .prove import prove
 
 
@@ -47,6 +47,7 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
         captured = capture(plain.eval(), (example,), {})
     for each in (captured, trained):
         rewrite_products(each, plain)
+        leave_out_nothing(each)
     fixed = fold(captured, plain)
     functionalize(captured.graph, fixed)
     functionalize(trained.graph, fold(trained, plain))

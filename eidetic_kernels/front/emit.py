@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Container, Sequence
-from math import prod
+from math import gcd, prod
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from ..layers import (
     EideticLayerNorm,
     EideticLinear,
     EideticParameter,
+    EideticRMSNorm,
     EideticScaledDotProduct,
     LayerNormParts,
     Parts,
@@ -289,10 +290,15 @@ class Emitter:
                 raise ConversionError(f"{what} reads what no layer made.")
             width, grain = self.grouped.widths[number], self.grouped.grains[number]
             if heads and grain > 1 and (at + 1 == len(columns) or int(place[at + 1]) != int(place[at]) + 1):
-                end = at + width // grain
-                if not bool((place[at:end] // grain == torch.arange(width // grain)).all()):
+                block = 1  # columns of each grain, which is as a whole behind all of them
+                while at + block < len(columns) and int(group[at + block]) == number and int(place[at + block]) == int(place[at]):
+                    block += 1
+                end = at + width // grain * block
+                expected = torch.arange(width // grain).repeat_interleave(block)
+                if end > len(columns) or not bool((place[at:end] // grain == expected).all()):
                     raise ConversionError(f"{what} reads heads in another order than they were made.")
-                found.append(Source(self.segments[number], 1, grain))
+                common = gcd(block, grain)
+                found.append(Source(self.segments[number], block // common, grain // common))
                 at = end
                 continue
             block = 1
@@ -381,36 +387,57 @@ class Emitter:
         return self._parameter(path, value)
 
     def _parameter(self, path: str, held: Held) -> fx.Node:
-        elements = self.analysis.elements(held)
-        group, place = self.grouped.group[elements.units], self.grouped.place[elements.units]
-        numbers = torch.unique(group)
-        if path in self.grouped.shared or (len(numbers) == 1 and int(numbers) < 0):
-            held.value.requires_grad_(False)  # all tasks share it
+        """A parameter that the graph reads itself: a slice for each unit, or what all tasks share, which is frozen."""
+        elements = self.analysis._elements.get(path)
+        group = None if elements is None else self.grouped.group[elements.units]
+        if group is None or path in self.grouped.shared or bool((group < 0).all()):
+            held.value.requires_grad_(False)
             self.frozen.append(path)
             return self.graph.get_attr(path)
-        if len(numbers) != 1 or int(numbers) < 0:
-            raise ConversionError(f"the tensor {path!r} belongs to no group of units, or to several ({numbers.tolist()}).")
-        number = int(numbers)
+        place = self.grouped.place[elements.units]
         for dim in range(place.dim()):
-            first = place
-            for other in range(place.dim()):
-                if other != dim:
-                    first = first.narrow(other, 0, 1)
-            if bool((first == place).all()) and place.shape[dim] > 1:
-                along = first.flatten()
-                width = self.grouped.widths[number]
-                shared, per = max(width // len(along), 1), max(len(along) // width, 1)
-                units = torch.arange(0, width, shared).repeat_interleave(per)
-                if len(units) == len(along) and bool((along // shared == units // shared).all()):
-                    if path not in self.groups[number].norms:
-                        owner, _, name = path.rpartition(".")
-                        parent = self.module.get_submodule(owner)
-                        delattr(parent, name)
-                        layer = EideticParameter(held.value, dim, shared)
-                        parent.add_module(name, layer)
-                        self.groups[number].norms[f"body.{path}"] = layer
-                    return self.graph.call_module(path)
+            groups, places = (_one_dim(each, dim) for each in (group, place))
+            shape = [1] * place.dim()
+            shape[dim] = -1
+            if len(places) > 1 and bool((places.view(shape) == place).all() & (groups.view(shape) == group).all()):
+                return self._slices(path, held, dim, groups, places)
         raise ConversionError(f"the tensor {path!r} of shape {list(held.value.shape)} has no slice for each unit.")
+
+    def _slices(self, path: str, held: Held, dim: int, groups: Tensor, places: Tensor) -> fx.Node:
+        breaks = (groups[1:] != groups[:-1]) | (places[1:] < places[:-1])
+        starts = [0, *(breaks.nonzero().flatten() + 1).tolist(), len(groups)]
+        runs = list(zip(starts, starts[1:]))
+        layers = []
+        for start, stop in runs:
+            number = int(groups[start])
+            if number < 0:
+                raise ConversionError(f"a part of the tensor {path!r} belongs to no group of units.")
+            width, along = self.grouped.widths[number], places[start:stop]
+            shared, per = max(width // len(along), 1), max(len(along) // width, 1)
+            units = torch.arange(0, width, shared).repeat_interleave(per)
+            if len(units) != len(along) or not bool((along // shared == units // shared).all()):
+                raise ConversionError(f"the tensor {path!r} of shape {list(held.value.shape)} has no slice for each unit.")
+            values = held.value if len(runs) == 1 else nn.Parameter(
+                held.value.detach().narrow(dim, start, stop - start).clone(), held.value.requires_grad
+            )
+            layers.append((number, EideticParameter(values, dim, shared)))
+        owner, _, name = path.rpartition(".")
+        parent = self.module.get_submodule(owner)
+        delattr(parent, name)
+        whole = layers[0][1] if len(layers) == 1 else nn.ModuleList(layer for _, layer in layers)
+        parent.add_module(name, whole)
+        calls = []
+        for number, (group, layer) in enumerate(layers):
+            own = path if len(layers) == 1 else f"{path}.{number}"
+            self.groups[group].norms[f"body.{own}"] = layer
+            calls.append(self.graph.call_module(own))
+        if len(calls) == 1:
+            return calls[0]
+        for call, (start, stop) in zip(calls, runs):
+            call.meta["slice"] = (path, dim, start, stop)
+        made = self.graph.call_function(torch.ops.aten.cat.default, (calls, dim))
+        made.meta["whole"] = path
+        return made
 
     def _emit(self, node: fx.Node) -> Any:
         name = operation(node)
@@ -808,9 +835,11 @@ class Emitter:
                 new.weight, new.bias = weight, bias
             new.running_mean, new.running_var, new.num_batches_tracked = mean, var, torch.tensor(0)
         else:
-            weight, bias = self._value(node.args[2]) if len(node.args) > 2 else None, self._value(node.args[3]) if len(node.args) > 3 else None
+            rms = operation(node) == "rms_norm"
+            weight = self._value(node.args[2]) if len(node.args) > 2 else None
+            bias = self._value(node.args[3]) if len(node.args) > 3 and not rms else None
             path = layer.path if weight is None or not _has(self.module, layer.path) else f"{layer.path}_norm"
-            eps = node.args[4] if len(node.args) > 4 else 1e-5
+            eps = node.args[4] if len(node.args) > 4 and not rms else 1e-5
             new = nn.LayerNorm(node.args[1], eps, weight is not None, bias is not None, device="meta")
             if weight is not None:
                 new.weight = weight
@@ -908,6 +937,9 @@ class Emitter:
         return EideticGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine, **_factory(old))
 
     def _make_layer_norm(self, node: fx.Node, layer: Layer, old: Any) -> EideticLayerNorm:
+        if operation(node) == "rms_norm":
+            shape, eps = tuple(node.args[1]), node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
+            return EideticRMSNorm(shape, eps, old.weight is not None, **_factory(old))
         return EideticLayerNorm(old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **_factory(old))
 
 

@@ -13,6 +13,23 @@ from .capture import Captured, shape_of
 ROWS = "_rows"  # what is added to a parameter's name for its transpose
 
 
+def leave_out_nothing(captured: Captured) -> None:
+    """Leave empty tensors out of what is put together (a model's prefix of no tokens), in place."""
+    for node in list(captured.graph.nodes):
+        if node.op != "call_function" or operation(node) not in ("cat", "concat", "concatenate"):
+            continue
+        dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape_of(node))
+        full = [each for each in node.args[0] if shape_of(each)[dim]]
+        if len(full) == 1:
+            node.replace_all_uses_with(full[0])
+            captured.graph.erase_node(node)
+        elif len(full) < len(node.args[0]):
+            node.args = (full, *node.args[1:])
+    for node in reversed(list(captured.graph.nodes)):
+        if node.op == "call_function" and not node.users and shape_of(node) and 0 in shape_of(node):
+            captured.graph.erase_node(node)
+
+
 def rewrite_products(captured: Captured, module: nn.Module) -> None:
     """``x @ weight``, ``addmm(bias, x, weight)`` of parameters of ``module`` as ``linear``, in place.
 

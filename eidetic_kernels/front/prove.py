@@ -30,9 +30,9 @@ def prove(emitter: Any) -> None:
         if isinstance(value, Owners):
             return _pruned(emitter, value, old)
         if isinstance(value, (list, tuple)):
-            return [_pruned(emitter, each, old) if isinstance(each, Owners) else each for each in value]
+            return [_of_nobody(each) if isinstance(each, Tensor) else _pruned(emitter, each, old) for each in value]
         if isinstance(value, Tensor):
-            return torch.full(value.shape, NOBODY)
+            return _of_nobody(value)
         return value
 
     def of(argument: Any) -> Any:
@@ -44,6 +44,15 @@ def prove(emitter: Any) -> None:
 
     for node in emitter.graph.nodes:
         if node.op == "output":
+            continue
+        if "slice" in node.meta or "whole" in node.meta:  # parts of a tensor that has a slice for each unit
+            path, *place = node.meta.get("slice", (node.meta.get("whole"),))
+            elements = emitter.analysis._elements[path]
+            if place:
+                dim, start, stop = place
+                elements = Owners(elements.shape, elements.units.narrow(dim, start, stop - start), elements.samples)
+                elements = Owners(tuple(elements.units.shape), elements.units, elements.samples)
+            values[node] = _pruned(emitter, elements, node)
             continue
         if "picked" in node.meta:
             values[node] = node.target(*of(node.args), **{name: of(each) for name, each in node.kwargs.items()})
@@ -78,6 +87,10 @@ def prove(emitter: Any) -> None:
             values[node] = wanted
         else:
             values[node] = expected(old)
+
+
+def _of_nobody(value: Tensor) -> Tensor:
+    return torch.full(value.shape, NOBODY)
 
 
 _LOOKING_UP = ("index", "index_select", "gather")  # with indices that may be computed

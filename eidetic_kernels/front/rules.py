@@ -553,8 +553,21 @@ def own_weight(step: Step, kind: str) -> tuple[Held, Computed | None]:
     return weight, computed
 
 
+def over_channels(step: Step, x: Owners, kind: str, out_dim: int) -> Owners:
+    """A product of what is no unit's with what is fixed."""
+    rank = len(step.shape)
+    dim = out_dim % rank
+    if x.samples.shape[dim] > 1:
+        step.refuse("mixes samples")
+    return Owners(step.shape, torch.full([1] * rank, NOBODY), x.samples)
+
+
 def made(step: Step, kind: str, x: Owners, dim: int, out_dim: int, options: dict[str, Any] | None = None) -> Owners:
     x = settled(step, x)
+    if isinstance(step.args[1], Tensor) and not x.owned:  # the input, by what is fixed
+        return over_channels(step, x, kind, out_dim)
+    if kind == "linear" and x.owned and x.units.shape[-1] == 1 and x.samples.shape[-1] == 1 and x.unit_dims:
+        return Owners(step.shape, x.units, x.samples, x.coarse)  # over positions: all tasks share its weights
     weight, computed = own_weight(step, kind)
     path = weight.path.rpartition(".")[0] or weight.path
     reads = read_along(step, x, dim)
@@ -647,10 +660,7 @@ def layer_norms(step: Step) -> Owners:
     if x.units.shape[-1] == 1:
         if x.samples.shape[-1] > 1:
             step.refuse("mixes samples")
-        weight = step.arg(2, "weight")
-        if weight is not None and x.owned:
-            step.refuse("a LayerNorm over positions")
-        return x
+        return x  # over positions: what is learned there, all tasks share
     if any(s > 1 for s in x.units.shape[:-1]):
         # heads: inside a grain, or positions that will be tied
         step.analysis.notes.append(f"norm over the last of several unit dims at {step.node.name}")

@@ -22,7 +22,7 @@ from .grouped import (
     EideticGroupedConv2d,
     EideticGroupedConv3d,
 )
-from .layer_norm import EideticLayerNorm, LayerNormParts
+from .layer_norm import EideticLayerNorm, EideticRMSNorm, LayerNormParts
 from .linear import EideticLinear
 from .parameter import EideticParameter
 from .parts import Parts, Shared
@@ -61,6 +61,7 @@ __all__ = [
     "EideticPReLU",
     "EideticParameter",
     "EideticPositionNetwork",
+    "EideticRMSNorm",
     "EideticRelativeAttention",
     "EideticScaledDotProduct",
     "EideticStochasticDepth",
