@@ -1,6 +1,6 @@
 """Drop-in layers and networks that learn task after task and forget nothing."""
 
-from .conversion.convert import ConvertedNetwork, convert
+from .front.build import ConvertedNetwork, convert
 from .errors import (
     BackendError,
     BusyError,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..checking import first_line
 from ..errors import ConversionError, InputError
@@ -49,7 +51,7 @@ def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) ->
         captured.clear()
         with seeded(0, example.device):
             returned = module(batch.clone())
-        return captured[-1] if captured else returned
+        return captured[-1] if captured else _only_tensor(returned)
 
     answers: Answers = []
     with torch.inference_mode(False), torch.no_grad():
@@ -67,6 +69,13 @@ def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) ->
                 f"{example.dtype} ({type(error).__name__}: {first_line(error)}). Give an input that its forward takes."
             ) from error
     return answers
+
+
+def _only_tensor(returned: Any) -> Any:
+    """The tensor in what forward returned, where there is one alone."""
+    leaves = returned if isinstance(returned, Tensor) else tree_leaves(dict(returned) if isinstance(returned, Mapping) else returned)
+    tensors = [leaves] if isinstance(leaves, Tensor) else [each for each in leaves if isinstance(each, Tensor)]
+    return tensors[0] if len(tensors) == 1 else returned
 
 
 def verify(network: nn.Module, answers: Answers) -> None:

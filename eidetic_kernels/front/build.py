@@ -1,29 +1,44 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from ..checking import first_line, shown
 from ..conversion.convert import _begin
-from ..errors import ConversionError
+from ..conversion.verify import answers_of, verify
+from ..errors import ConversionError, InputError
+from ..modes import outside_inference
 from ..network import EideticNetwork
+from ..tasks.foreign import refuse_lazy
 from ..wiring.groups import Wiring
 from .analysis import Analysis, operation
-from .capture import Captured, capture, shape_of
+from .capture import SAMPLES, Captured, capture, shape_of
 from .compare import in_training
 from .emit import PRODUCERS, Emitter
 from .folding import fold
 from .functional import functionalize
 from .groups import group_units
-from .head import cut_at, find_head
-from .marks import marked
+from .head import cut_at, ends_of, find_head
+from .marks import drops, marked, own_rule
+from .owners import Owners
 from .products import leave_out_nothing, rewrite_products
 from .prove import prove
+from .refusals import module_state, refuse_changes, refuse_forward_hooks, refuse_gradient_hooks
 
 
-class Exported(EideticNetwork):
+class ConvertedNetwork(EideticNetwork):
+    """What :func:`convert` makes: the captured ``body``, with the original's last layer as task 0's head."""
+
+    rebuilt_by = (
+        "it was made by ek.convert from a module that the file does not hold: convert the same module again (with or "
+        "without its weights) and pass it, load(path, network=ek.convert(module, example_input))"
+    )
+
     def __init__(self, body: fx.GraphModule, wiring: Wiring):
         super().__init__()
         self.__dict__["constructor_arguments"] = ((), {})
@@ -34,17 +49,33 @@ class Exported(EideticNetwork):
     def forward(self, x: Tensor) -> Tensor:
         return self.body(x)
 
-    def traced(self):
+    def traced(self) -> tuple[fx.Graph, nn.Module]:
         return self.body.graph, self.body
 
+    def as_architecture(self) -> None:
+        """Give up task 0, if it is as ``convert`` began it, so that a saved network can be loaded into this one."""
+        whole = all(group.segments.live == group.segments.width == group.built_width for group in self.groups)
+        if self.current_task == 0 and whole:
+            self.heads, self.current_task = nn.ModuleList(), None
 
-def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) -> Exported:
-    plain = copy.deepcopy(module)
+
+@outside_inference()
+def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> ConvertedNetwork:
+    if not isinstance(module, nn.Module) or isinstance(module, EideticNetwork):
+        raise InputError(f"convert takes a plain torch.nn.Module; got {shown(module)}.")
+    if not isinstance(example_input, Tensor) or example_input.dim() < 2:
+        given = shown(example_input)
+        raise InputError(f"example_input must be a batch that the module accepts, a tensor [N, ...]; got {given}.")
+    refuse_lazy(module)
+    refuse_gradient_hooks(module)
+    refuse_forward_hooks(module)
+    plain = _copy(module)
     modes = {path: each.training for path, each in plain.named_modules()}
-    with marked(plain, drops):
-        plain.train()
-        trained = capture(plain, (example,), {})
-        captured = capture(plain.eval(), (example,), {})
+    answers = answers_of(module, example_input, head)
+    example = example_input
+    with marked(plain, kept_whole), steady(plain):
+        trained = captured_in(plain.train(), example)
+        captured = captured_in(plain.eval(), example)
     for each in (captured, trained):
         rewrite_products(each, plain)
         leave_out_nothing(each)
@@ -54,7 +85,7 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
     captured, trained = refreshed(captured), refreshed(trained)
     found = find_head(plain, captured, head)
     end, features, classifier = found.end, found.features, found.classifier
-    pairs = in_training(captured, end, trained)
+    pairs = in_training(captured, end, trained, ends_of(plain, trained, head))
     captured = cut_at(captured, features)
 
     analysis = Analysis(plain, captured, fixed)
@@ -81,21 +112,49 @@ def convert(module: nn.Module, example: Tensor, head: str | bool | None = None) 
     body = fx.GraphModule(plain, emitter.graph, type(module).__name__)
     for path, each in body.named_modules():
         each.training = modes.get(path, module.training)
-    network = Exported(body, wiring)
+    network = ConvertedNetwork(body, wiring)
     network.takes_integers = not example.is_floating_point()
     network.training = module.training
     if head is not False:
         _begin(network, classifier, torch.empty(1, shape_of(end)[1]))
+    verify(network if head is not False else body, answers)
     return network
+
+
+def captured_in(plain: nn.Module, example: Tensor) -> Captured:
+    """The captured forward of ``plain`` in its mode. Raises ConversionError where it changes the module itself."""
+    before = module_state(plain)
+    try:
+        captured = capture(plain, (example,), {})
+    except ConversionError:
+        raise
+    except Exception as error:
+        raise ConversionError(
+            f"{type(plain).__name__}.forward cannot be captured by torch.export ({type(error).__name__}: "
+            f"{first_line(error)}). Does it depend on values, or on random numbers of Python?"
+        ) from error
+    refuse_changes(plain, before)
+    return captured
+
+
+def _copy(module: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(module)
+    except (RuntimeError, TypeError) as error:
+        raise ConversionError(
+            f"{type(module).__name__} cannot be copied, and a conversion leaves the module as it is: {error}\nIs a "
+            "weight made of others in a hook (torch.nn.utils.weight_norm, spectral_norm, prune)? Make it a weight "
+            "again first: remove_weight_norm, remove_spectral_norm, prune.remove."
+        ) from error
 
 
 def refuse_mixed(analysis: Analysis, grouped) -> None:
     """Raise ConversionError where a mean or the like is taken over all units of a group, frozen and live ones alike."""
     for node, units, _, kind in analysis.mixed:
-        if kind != "refuse":
+        if kind not in ("refuse", "softmax"):
             continue
         for number in torch.unique(grouped.group[units[units >= 0]]).tolist():
-            if number >= 0 and grouped.grains[number] == grouped.widths[number] > 1:
+            if number >= 0 and grouped.grains[number] == grouped.widths[number] and len(units.unique()) > 1:
                 raise ConversionError(f"{node.name} [{operation(node)}] mixes all units.")
 
 
@@ -108,8 +167,24 @@ def _features(emitter: Emitter, node: fx.Node, reads: Tensor):
 _CUTTING = ("split", "split_with_sizes", "chunk", "slice", "tensor_split", "unbind", "select", "unsafe_split")
 
 
+@contextmanager
+def steady(module: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorms that average over all batches take a number for it: theirs depends on how many there were."""
+    norms = [each for each in module.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    unsteady = [each for each in norms if each.momentum is None]
+    for each in unsteady:
+        each.momentum = 0.1
+    try:
+        yield
+    finally:
+        for each in unsteady:
+            each.momentum = None
+
+
 def settled_features(analysis: Analysis, node: fx.Node) -> Tensor:
     owners = analysis.values[node]
+    if not isinstance(owners, Owners) or owners.samples.flatten().tolist() != list(range(SAMPLES)):
+        raise ConversionError("the logits have no row for each sample: forward mixes samples, or changes their order.")
     if len(owners.shape) != 2:
         raise ConversionError(f"forward must return logits [N, classes] or features [N, units]; got {owners.shape}.")
     return owners.units[0].expand(owners.shape[1]) if owners.units.shape[1] == 1 else owners.units.flatten()
@@ -119,7 +194,6 @@ def refreshed(captured: Captured) -> Captured:
     return Captured(captured.graph, captured.held, captured.constants, captured.inputs, next(reversed(captured.graph.nodes)).args[0])
 
 
-def drops(module: nn.Module) -> bool:
-    """Whether ``module`` drops units or samples' branches in training."""
-    name = type(module).__name__
-    return isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)) or name.endswith(("DropPath", "StochasticDepth"))
+def kept_whole(module: nn.Module) -> bool:
+    """Whether a capture does not look into ``module``: it drops, or its class has a rule of the user's."""
+    return drops(module) or own_rule(module) is not None

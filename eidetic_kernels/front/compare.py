@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import fx
@@ -14,12 +15,13 @@ from .capture import Captured
 _MAY_DIFFER = {"dropout": (1, 2), "feature_dropout": (1, 2), "batch_norm": (5,), "scaled_dot_product_attention": (4,)}
 
 
-def in_training(captured: Captured, end: fx.Node, trained: Captured) -> dict[fx.Node, fx.Node]:
-    """The node of the graph of training for each node that ``end`` needs.
+def in_training(
+    captured: Captured, end: fx.Node, trained: Captured, ends: Sequence[fx.Node]
+) -> dict[fx.Node, fx.Node]:
+    """The node of the graph of training for each node that ``end`` needs; one of ``ends`` there stands for it.
 
     Raises ConversionError for the first node that does something else in training.
     """
-    ends = [each for each in leaves(trained.outputs) if isinstance(each, fx.Node)]
     failures = []
     for other in ends:
         found: dict[fx.Node, fx.Node] = {}

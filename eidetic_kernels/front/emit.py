@@ -43,6 +43,7 @@ from ..wiring.groups import Group
 from .analysis import Analysis, Held, Layer, leaves, operation
 from .capture import concrete, shape_of
 from .computed import Computed
+from .marks import drops
 from .groups import Grouped, group_units
 from .products import ROWS
 from .owners import NOBODY, Owners, along, small
@@ -668,6 +669,8 @@ class Emitter:
 
         path = node.args[1]
         old = self.module.get_submodule(path)
+        if not drops(old):
+            return self.graph.call_module(path, (self.argument(node.args[0]),))
         while f"body.{path}" in self.dropouts:
             path += "_again"
         return self._dropping(node, path, aware_of_segments(copy.deepcopy(old)))

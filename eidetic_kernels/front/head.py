@@ -40,11 +40,9 @@ def find_head(plain: nn.Module, captured: Captured, head: str | bool | None) -> 
 
     The graph gets nodes that pick features, where logits were picked. Raises ConversionError and InputError.
     """
-    ends = [each for each in leaves(captured.outputs) if isinstance(each, fx.Node) and shape_of(each) is not None]
+    ends = ends_of(plain, captured, head)
     name = type(plain).__name__
-    if isinstance(head, str):
-        ends = [_only_call(plain, captured, head)]
-    elif head is not None and head is not False:
+    if not isinstance(head, str) and head is not None and head is not False:
         raise InputError(f"head must be a layer's path, None (the last layer) or False (none); got {shown(head)}.")
     if len(ends) != 1:
         raise ConversionError(
@@ -64,6 +62,13 @@ def find_head(plain: nn.Module, captured: Captured, head: str | bool | None) -> 
             "that returns one tensor."
         )
     return Head(end, end, None)
+
+
+def ends_of(plain: nn.Module, captured: Captured, head: str | bool | None) -> list[fx.Node]:
+    """The nodes that may be the logits: what the layer ``head`` makes, if this is a path, or what forward returns."""
+    if isinstance(head, str):
+        return [_only_call(plain, captured, head)]
+    return [each for each in leaves(captured.outputs) if isinstance(each, fx.Node) and shape_of(each) is not None]
 
 
 def _only_call(plain: nn.Module, captured: Captured, head: str) -> fx.Node:

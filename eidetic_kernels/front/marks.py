@@ -5,8 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from ..errors import ConversionError
+from ..wiring import rules
+from ..wiring.rules.registry import REGISTERED
 
 
 @torch.library.custom_op("eidetic_kernels::mark", mutates_args=())
@@ -38,3 +44,25 @@ def marked(module: nn.Module, whole: Callable[[nn.Module], bool]) -> Iterator[No
 
 def _standing_in(path: str) -> Callable[[Tensor], Tensor]:
     return lambda x: mark(x, path)
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether ``module`` drops units or samples' branches in training."""
+    name = type(module).__name__
+    known = isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d))
+    return known or name.endswith(("DropPath", "StochasticDepth")) or own_rule(module) is rules.drops
+
+
+def own_rule(module: nn.Module) -> Any:
+    """The rule that a user registered for the module's class; None where there is none.
+
+    Raises ConversionError for modules with parameters, which no rule excuses.
+    """
+    cls = type(module)
+    rule = REGISTERED.get(cls) or REGISTERED.get(f"{cls.__module__}.{cls.__qualname__}")
+    if rule is not None and any(True for _ in module.parameters()):
+        raise ConversionError(
+            f"{cls.__name__} has parameters that every task would train, so finished tasks would be forgotten. A rule "
+            "does not change that: leave the rule out, and its forward is looked into."
+        )
+    return rule

@@ -346,7 +346,7 @@ def along_dim(step: Step) -> Any:
     if x.samples.shape[d] > 1:
         step.refuse("mixes samples")
     if x.units.shape[d] > 1:
-        step.mix(x.units, d, "attention")
+        step.mix(x.units, d, "softmax")
         return Owners(x.shape, x.units.narrow(d, 0, 1), x.samples, True)
     return Owners(x.shape, x.units, x.samples, x.coarse)
 
@@ -647,7 +647,7 @@ def normalises(step: Step) -> Owners:
     if not isinstance(step.args[1], (Held, type(None))) or not isinstance(step.args[3], Tensor):
         step.refuse("a BatchNorm without statistics, or of computed parameters")
     reads = read_along(step, x, 1)
-    path = step.args[1].path.rpartition(".")[0] if isinstance(step.args[1], Held) else step.node.name
+    path = step.analysis.captured.held.get(step.node.args[3].name, "").rpartition(".")[0] or step.node.name
     followed(step, Layer("batch_norm", path, step.node, x, reads))
     return Owners(x.shape, along(1, len(x.shape), reads), x.samples, x.coarse)
 

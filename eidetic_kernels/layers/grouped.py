@@ -148,6 +148,9 @@ class EideticGroupedConv2d(ComputedWeight):
         self.renew_extras(self.segments.live)
         self.reset_parameters()
 
+    def columns_read(self, task: int | None) -> int:
+        return self._columns(self.segments.present(task))
+
     def _columns(self, rows: int) -> int:
         """How many input channels belong to ``rows`` output channels."""
         return rows // self.makes * self.reads

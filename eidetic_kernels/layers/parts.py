@@ -37,7 +37,7 @@ class Parts(nn.ModuleList):
         self.train(layer.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        sizes = [part.segments.present(part.scope.task) for part in self]
+        sizes = [part.columns_read(part.scope.task) for part in self]
         if self._are_one() and x.dim() in self[0].dims and x.shape[1] == sum(sizes) > 0:
             if residual is None or residual.shape == x.shape:
                 return self._at_once(x, residual, sizes)

@@ -100,6 +100,10 @@ class SegmentedLayer(nn.Module):
         """What forward needs to know of the units, in training (None) or in the recall of a finished task."""
         return self.segments.present(task)
 
+    def columns_read(self, task: int | None) -> int:
+        """How many columns the layer reads: as many as it has units, for one that follows them."""
+        return self.segments.present(task)
+
     def version(self) -> int:
         """A number that changes whenever the sizes change that :meth:`derive` depends on."""
         return self.segments.version

@@ -16,6 +16,7 @@ from .step import Rule, Step
 MODULES: dict[type[nn.Module] | str, Rule] = {}
 FUNCTIONS: dict[Callable[..., Any] | str, Rule] = {}
 METHODS: dict[str, Rule] = {}
+REGISTERED: dict[type[nn.Module] | str, Rule] = {}  # those of modules that users registered
 
 
 def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule) -> None:
@@ -40,9 +41,11 @@ def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule
     """
     function("rule", rule, "a function of a step, such as ek.rules.passes")
     if isinstance(target, type) and issubclass(target, nn.Module):
-        MODULES[target] = rule
+        MODULES[target] = REGISTERED[target] = rule
     elif isinstance(target, str):
         (MODULES if "." in target else METHODS)[target] = rule
+        if "." in target:
+            REGISTERED[target] = rule
     elif callable(target) and not isinstance(target, type):
         FUNCTIONS[target] = rule
     else:
