@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import fx
 
 from ..errors import ConversionError
@@ -19,6 +20,8 @@ def in_training(
     captured: Captured, end: fx.Node, trained: Captured, ends: Sequence[fx.Node]
 ) -> dict[fx.Node, fx.Node]:
     """The node of the graph of training for each node that ``end`` needs; one of ``ends`` there stands for it.
+
+    Where training drops units after a node and evaluation does nothing, the node stands for the dropout as well.
 
     Raises ConversionError for the first node that does something else in training.
     """
@@ -45,6 +48,10 @@ def _follow(
     waiting, differing = [(end, other)], []
     while waiting:
         node, other = (_numbers(each) for each in waiting.pop())
+        if operation(node) != "dropout" and operation(other) == "dropout":
+            dropped, other = other, _numbers(other.args[0])
+            if found.setdefault((node, "dropped"), dropped) is not dropped:
+                differing.append((node, dropped))
         if node in found:
             if found[node] is not other:
                 differing.append((node, other))
@@ -56,6 +63,16 @@ def _follow(
         found[node] = other
         waiting += pairs
     return min(differing, key=lambda pair: order[pair[0]]) if differing else None
+
+
+def _arguments(node: fx.Node) -> list[Any]:
+    """The node's arguments in the order of its operation's schema, defaults included."""
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return [*node.args, *(value for _, value in sorted(node.kwargs.items()))]
+    given = list(node.args)
+    for argument in node.target._schema.arguments[len(given) :]:
+        given.append(node.kwargs.get(argument.name, argument.default_value if argument.has_default_value() else None))
+    return given
 
 
 def _numbers(node: fx.Node) -> fx.Node:
@@ -71,12 +88,7 @@ def _reads(captured: Captured, node: fx.Node, trained: Captured, other: fx.Node)
     if node.op == "placeholder":
         return [] if captured.held.get(node.name, node.name) == trained.held.get(other.name, other.name) else None
     skip = _MAY_DIFFER.get(operation(node), ())
-    sides = [
-        list(leaves([each for number, each in enumerate(n.args) if number not in skip] + [
-            value for name, value in sorted(n.kwargs.items()) if name not in ("dropout_p", "train", "training")
-        ]))
-        for n in (node, other)
-    ]
+    sides = [list(leaves([each for number, each in enumerate(_arguments(n)) if number not in skip])) for n in (node, other)]
     if len(sides[0]) != len(sides[1]):
         return None
     pairs = []

@@ -153,6 +153,8 @@ class Emitter:
         if given in self.apart and operation(node) in ("select", "unbind"):
             self._pick(node, given)
             return True
+        if given is not None and given not in self.apart and operation(node) in _SHUFFLES:
+            return self._shuffle(node, given)
         if given is None or operation(node) not in _OF_SHUFFLES or self.owners(node) is None:
             return False
         source = self.apart.get(given)
@@ -180,6 +182,21 @@ class Emitter:
         self.shuffled[node] = before
         self._kept.pop(node, None)
         self.nodes[node] = self.nodes[source]
+        return True
+
+    def _shuffle(self, node: fx.Node, given: fx.Node) -> bool:
+        """Leave out an operation that puts all units of its input into another order."""
+        before, after = self.layout(given), self.owners(node)
+        if before is None or after is None or len(before.unit_dims) != 1 or before.unit_dims != after.unit_dims:
+            return False
+        units = [self.numbers(each.units).flatten() for each in (before, after)]
+        if len(units[0]) != len(units[1]) or not bool((units[0].sort().values == units[1].sort().values).all()):
+            return False
+        if before.shape != after.shape:
+            return False
+        self.shuffled[node] = before
+        self._kept.pop(node, None)
+        self.nodes[node] = self.nodes[given] if given in self.nodes else self.argument(given)
         return True
 
     def _pick(self, node: fx.Node, given: fx.Node) -> None:
@@ -353,6 +370,8 @@ class Emitter:
                     raise ConversionError(f"{node.name}: units of several groups were taken apart, and are used so.")
                 self._note_layout(node)
                 self.nodes[node] = self._emit(node)
+                if (node, "dropped") in self.trained:
+                    self._drop_after(node, self.trained[node, "dropped"])
         self.graph.output(self.nodes[features])
 
     def _placeholder(self, node: fx.Node) -> None:
@@ -663,6 +682,19 @@ class Emitter:
         path = f"functional_{node.name}"
         return self._dropping(node, path, EideticDropout(p, channels=operation(node) == "feature_dropout"))
 
+    def _drop_after(self, node: fx.Node, dropout: fx.Node) -> None:
+        """What training alone drops of what ``node`` made."""
+        from ..layers import EideticDropout
+
+        p, on = dropout.args[1], dropout.args[2]
+        if not isinstance(p, (int, float)):
+            raise ConversionError(f"{node.name}: dropout with a rate that is computed.")
+        if on and p:
+            made = self.nodes[node]
+            self.nodes[node] = self._dropping(node, f"dropped_{node.name}", EideticDropout(p), node)
+            self.nodes[node].meta["source"] = node
+            assert made is not self.nodes[node]
+
     def _mark(self, node: fx.Node) -> Any:
         """A module that drops."""
         import copy
@@ -675,8 +707,8 @@ class Emitter:
             path += "_again"
         return self._dropping(node, path, aware_of_segments(copy.deepcopy(old)))
 
-    def _dropping(self, node: fx.Node, path: str, layer: Any) -> fx.Node:
-        given = node.args[0]
+    def _dropping(self, node: fx.Node, path: str, layer: Any, given: fx.Node | None = None) -> fx.Node:
+        given = node.args[0] if given is None else given
         if not layer.p:
             return self.argument(given)
         x, rank = self.owners(given), len(shape_of(given))
@@ -972,6 +1004,9 @@ def _dim_before(node: fx.Node, dim: int) -> int | None:
         a, b = node.args[1] % rank, node.args[2] % rank
         return b if dim == a else a if dim == b else dim
     return dim if name in ("contiguous", "clone") else None
+
+
+_SHUFFLES = ("channel_shuffle", "index_select", "index", "flip", "roll")
 
 
 _OF_SHUFFLES = ("view", "reshape", "_unsafe_view", "transpose", "permute", "contiguous", "flatten", "unflatten", "clone")
