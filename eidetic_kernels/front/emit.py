@@ -554,6 +554,22 @@ class Emitter:
             made[d] = total
         return [self.argument(each) for each in made]
 
+    def _conv2d(self, node: fx.Node) -> fx.Node:
+        """A fixed kernel (a blur) for each channel, however many there are."""
+        weight = self.analysis.value(node.args[1])
+        if not isinstance(weight, Tensor) or not bool((weight == weight[:1]).all()):
+            raise ConversionError(f"{node.name}: fixed kernels that differ from channel to channel.")
+        name = f"_fixed_{node.name}"
+        self.module.register_buffer(name, weight[:1].detach().clone(), persistent=False)
+        size = self._size(node.args[0], 1)
+        kernel = self.graph.get_attr(name)
+        kernels = self.graph.call_function(torch.ops.aten.expand.default, (kernel, [size, -1, -1, -1]))
+        kernel.meta["free"] = kernels.meta["free"] = True
+        args = [self.argument(each) for each in node.args]
+        args += [None, [1, 1], [0, 0], [1, 1], 1][len(args) - 2 :]
+        args[1], args[6] = kernels, size
+        return self._copy(node, args, {})
+
     def _expand(self, node: fx.Node) -> fx.Node:
         given = node.args[0]
         old, sizes = shape_of(given), list(node.args[1])
