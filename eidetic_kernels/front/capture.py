@@ -45,7 +45,10 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         return x[torch.arange(SAMPLES, device=x.device) % samples]
 
     def dynamic(x: Any) -> Any:
-        return {0: Dim.DYNAMIC} if isinstance(x, Tensor) and x.dim() and len(x) == samples else None
+        if not isinstance(x, Tensor) or not x.dim() or len(x) != samples:
+            return None
+        tokens = x.dim() in (2, 3) and (x.dim() == 3 or not x.is_floating_point()) and x.shape[1] > 1
+        return {0: Dim.DYNAMIC, 1: Dim.AUTO} if tokens else {0: Dim.DYNAMIC}
 
     exported = torch.export.export(
         module,

@@ -176,8 +176,7 @@ class Emitter:
         (dim,) = after.unit_dims
         numbers = torch.arange(prod(before.shape)).view(before.shape)
         order = self._replayed(source, node, numbers)
-        place = order.movedim(dim, 0).flatten(1)[:, 0] // prod(before.shape[dim + 1 :]) % before.shape[dim]
-        if not bool((numbers.index_select(dim, place) == order).all()):
+        if not self._moves_units(numbers, order, dim):
             raise ConversionError(f"{node.name}: a shuffle that moves positions, too.")
         self.shuffled[node] = before
         self._kept.pop(node, None)
@@ -190,10 +189,13 @@ class Emitter:
         if before is None or after is None or len(before.unit_dims) != 1 or before.unit_dims != after.unit_dims:
             return False
         units = [self.numbers(each.units).flatten() for each in (before, after)]
-        if len(units[0]) != len(units[1]) or not bool((units[0].sort().values == units[1].sort().values).all()):
+        if before.shape != after.shape or bool((units[0] == units[1]).all()):
             return False
-        if before.shape != after.shape:
+        if not bool((units[0].sort().values == units[1].sort().values).all()):
             return False
+        numbers = torch.arange(prod(before.shape)).view(before.shape)
+        if not self._moves_units(numbers, self._replayed(given, node, numbers), before.unit_dims[0]):
+            raise ConversionError(f"{node.name}: a shuffle that moves positions, too.")
         self.shuffled[node] = before
         self._kept.pop(node, None)
         self.nodes[node] = self.nodes[given] if given in self.nodes else self.argument(given)
@@ -261,6 +263,12 @@ class Emitter:
             new = self.graph.call_function(each.target, (new, *self.argument(each.args[1:])), {})
             new.meta["picked"] = (each, at, pick)
         return new
+
+    def _moves_units(self, numbers: Tensor, order: Tensor, dim: int) -> bool:
+        """Whether ``order`` is ``numbers`` in another order along ``dim`` alone."""
+        shape = numbers.shape
+        place = order.movedim(dim, 0).flatten(1)[:, 0] // prod(shape[dim + 1 :]) % shape[dim]
+        return bool((numbers.index_select(dim, place) == order).all())
 
     def _replayed(self, source: fx.Node, node: fx.Node, numbers: Tensor) -> Tensor:
         given = node.args[0]

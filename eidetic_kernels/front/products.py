@@ -19,7 +19,7 @@ def leave_out_nothing(captured: Captured) -> None:
         if node.op != "call_function" or operation(node) not in ("cat", "concat", "concatenate"):
             continue
         dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape_of(node))
-        full = [each for each in node.args[0] if shape_of(each)[dim]]
+        full = [each for each in node.args[0] if shape_of(each)[dim:] and shape_of(each)[dim]]
         if len(full) == 1:
             node.replace_all_uses_with(full[0])
             captured.graph.erase_node(node)
