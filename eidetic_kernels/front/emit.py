@@ -41,7 +41,7 @@ from ..layout import Fixed, Segments, Source
 from ..tasks.joining import aware_of_segments
 from ..wiring.groups import Group
 from .analysis import Analysis, Held, Layer, leaves, operation
-from .capture import concrete, shape_of
+from .capture import SAMPLES, concrete, shape_of
 from .computed import Computed
 from .marks import drops
 from .groups import Grouped, group_units
@@ -746,15 +746,38 @@ class Emitter:
         for d in x.unit_dims:
             if d != dim:
                 columns = columns.narrow(d, 0, 1)
-        self.dropouts[f"body.{path}"] = self.sources_of(columns.flatten(), node.name, heads=True)
-        layer.unit_dim = dim - rank if dim != 1 else 1
+        columns = columns.flatten()
+        folded = x.samples.shape[dim] > 1  # samples and heads side by side, as torch's attention has them
+        if folded:
+            columns = columns[: len(columns) // SAMPLES]
+        self.dropouts[f"body.{path}"] = self.sources_of(columns, node.name, heads=True)
+        layer.unit_dim = 1 if folded or dim == 1 else dim - rank
         _set(self.module, path, layer)
-        return self.graph.call_module(path, (self.argument(given),))
+        if not folded:
+            return self.graph.call_module(path, (self.argument(given),))
+        if dim or not bool((x.samples.flatten() == torch.arange(SAMPLES).repeat_interleave(len(columns))).all()):
+            raise ConversionError(f"{node.name}: dropout of samples and units that lie in one dimension.")
+        whole = self.argument(given)
+        batch = self._size(self.analysis.captured.inputs[0], 0)
+        rest = [self._free(self._size(given, d)) for d in range(1, rank)]
+        apart = self._free(self.graph.call_function(torch.ops.aten.reshape.default, (whole, [batch, -1, *rest])))
+        dropped = self._free(self.graph.call_module(path, (apart,)))
+        made = self.graph.call_function(torch.ops.aten.flatten.using_ints, (dropped, 0, 1))
+        made.meta["dropped"] = given
+        return made
+
+    @staticmethod
+    def _free(node: fx.Node) -> fx.Node:
+        """``node``, which no proof looks at."""
+        node.meta["free"] = True
+        return node
 
     def _attention(self, node: fx.Node) -> Any:
         q = self.owners(node.args[0])
         rank = len(q.shape)
         if len(node.args) > 3 and node.args[3] is not None or q.units.shape[rank - 3] == 1:
+            return None
+        if q.samples.shape[rank - 3] > 1:  # samples and heads in one dimension
             return None
         v = self.owners(node.args[2])
         columns = v.units.narrow(rank - 2, 0, 1).flatten()
@@ -828,7 +851,7 @@ class Emitter:
                 self.sources[f"body.{name}"] = sources
                 if order is not None:
                     self.orders[f"body.{name}"] = order
-            if layer.kind == "linear" and rank > 2:
+            if layer.kind == "linear" and (rank > 2 or len(layer.reads.samples.flatten()) != SAMPLES):
                 self.last |= {f"body.{name}" for name in (path, *parts)}
         else:
             dim = -1 if layer.kind == "layer_norm" else 1

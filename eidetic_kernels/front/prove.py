@@ -48,6 +48,9 @@ def prove(emitter: Any) -> None:
         if "free" in node.meta:  # what is fixed
             values[node] = None
             continue
+        if "dropped" in node.meta:
+            values[node] = expected(node.meta["dropped"])
+            continue
         if "slice" in node.meta or "whole" in node.meta:  # parts of a tensor that has a slice for each unit
             path, *place = node.meta.get("slice", (node.meta.get("whole"),))
             elements = emitter.analysis._elements[path]
