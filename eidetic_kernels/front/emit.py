@@ -62,10 +62,10 @@ class World:
             count = width // grain
             keep = torch.rand(count, generator=generator) < 0.6
             keep[torch.randint(count, (1,), generator=generator)] = True
-            if count > 1:
-                keep[torch.randint(count, (1,), generator=generator)] = False
-                if not bool(keep.any()):
-                    keep[0] = True
+            if width > 1:  # where there is one unit, its dimension cannot be told from others of size 1
+                keep[torch.randint(count, (1,), generator=generator)] = False  # a task may have none of a group's units
+            if count > 1 and not bool(keep.any()):
+                keep[0] = True
             self.keep.append(keep.repeat_interleave(grain))
         total = len(grouped.group)
         self.number = grouped.group * 2**32 + grouped.place
@@ -78,6 +78,8 @@ class World:
         """For each dimension the indices that are left; None where pruning does not change its size."""
         units = x.units
         alive = torch.where(units >= 0, self.alive[units.clamp_min(0)], True)
+        if units.numel() == 1 and x.coarse:  # scores of a head: there, but of nothing
+            return [None] * units.dim()
         masks: list[Tensor | None] = []
         product = torch.ones([1] * units.dim(), dtype=torch.bool)
         for dim, size in enumerate(units.shape):

@@ -94,7 +94,26 @@ def _moved(step: Step, which: str) -> Any:
     target = step.node.target
     if step.node.target._schema.name in ("aten::view", "aten::_unsafe_view"):
         target = torch.ops.aten.reshape.default
+    if step.node.target._schema.name == "aten::im2col":  # of numbers alone, and what it pads is 0: nobody's
+        made = target((args[0] + 1).double(), *args[1:], **kwargs).long() - 1
+        whole = made.amax(-1, keepdim=True)
+        return whole.expand(made.shape) if bool(((made == whole) | (made < 0)).all()) else made
     return target(*args, **kwargs)
+
+
+@rule("col2im")
+def folds(step: Step) -> Owners:
+    """Patches [N, C x kernel, L] added up as images [N, C, H, W]."""
+    x = settled(step, step.owners(step.arg(0)))
+    for d in (2,):
+        if x.samples.shape[d] > 1 or x.units.shape[d] > 1:
+            step.refuse("adds up units or samples")
+    if x.samples.shape[1] > 1:
+        step.refuse("mixes samples")
+    channels = step.shape[1]
+    units = x.units.expand(1, x.shape[1], 1).reshape(channels, -1)
+    step.constraints.same(units[:, :1], units)
+    return Owners(step.shape, small(units[:, 0].view(1, -1, 1, 1)), x.samples.view(-1, 1, 1, 1), x.coarse)
 
 
 def _index(self: Step, value: Tensor) -> bool:
