@@ -9,7 +9,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, fx, nn
 
+from ..checking import first_line
 from ..errors import ConversionError
+from ..wiring.diagnostics import at_node
 from .capture import Captured, concrete, shape_of
 from .constraints import Constraints
 from .owners import NOBODY, Owners, along, nobodys, small
@@ -75,7 +77,7 @@ class Step:
         self.refuse(f"expected a tensor, got {type(value).__name__}")
 
     def refuse(self, reason: str) -> NoReturn:
-        raise ConversionError(f"{self.node.name} [{self.node.target}]: {reason}")
+        raise at_node(self.node).refused(reason)
 
 
 TAKE_WEIGHTS = (
@@ -163,8 +165,11 @@ class Analysis:
         step = Step(self, node)
         rule = RULES.get(name)
         if rule is None:
-            step.refuse("has no rule")
-        value = rule(step)
+            step.refuse(f"the operation {name} is not known to keep units apart.")
+        try:
+            value = rule(step)
+        except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
+            raise at_node(node).refused(f"what it does to units cannot be followed ({first_line(error)}).") from error
         if isinstance(value, Owners) and value.shape != shape_of(node):
             step.refuse(f"rule gives shape {value.shape}, expected {shape_of(node)}")
         return value

@@ -12,6 +12,7 @@ from ..checking import first_line, shown
 from ..conversion.convert import _begin
 from ..conversion.verify import answers_of, verify
 from ..errors import ConversionError, InputError
+from ..wiring.diagnostics import at_node
 from ..modes import outside_inference
 from ..network import EideticNetwork
 from ..tasks.foreign import refuse_lazy
@@ -155,7 +156,7 @@ def refuse_mixed(analysis: Analysis, grouped) -> None:
             continue
         for number in torch.unique(grouped.group[units[units >= 0]]).tolist():
             if number >= 0 and grouped.grains[number] == grouped.widths[number] and len(units.unique()) > 1:
-                raise ConversionError(f"{node.name} [{operation(node)}] mixes all units.")
+                raise at_node(node).refused("it mixes all units of a layer, frozen and live ones.")
 
 
 def _features(emitter: Emitter, node: fx.Node, reads: Tensor):

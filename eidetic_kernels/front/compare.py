@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from ..errors import ConversionError
+from ..wiring.diagnostics import at_node
 from .analysis import leaves, operation
 from .capture import Captured
 
@@ -35,8 +36,8 @@ def in_training(
     if not failures:
         raise ConversionError("forward returns no tensor in training.")
     node, other = failures[0]
-    raise ConversionError(
-        f"{node.name}: in training forward does something else here ({other.name} [{operation(other)}]) than in "
+    raise at_node(node).refused(
+        f"in training forward does something else here ({other.name} [{operation(other)}]) than in "
         f"evaluation ([{operation(node)}])."
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ConversionError
+from ..wiring.diagnostics import at_node
 from .capture import shape_of
 from .owners import NOBODY, Owners, along, nobodys
 
@@ -167,7 +168,7 @@ def _sizes(graph: fx.Graph, maps: _Maps, nodes: dict[fx.Node, fx.Node], node: fx
     for ins, outs in _factor(old, new):
         mine = [d for d in outs if d in loose]
         if len(mine) > 1:
-            raise ConversionError(f"{node.name}: rows and columns of a weight are taken apart.")
+            raise at_node(node).refused(f"rows and columns of a weight are taken apart.")
         if mine:
             total: Any = None
             for i in ins:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import ConversionError
+from ..wiring.diagnostics import at_node
 from ..layers import (
     EideticBatchNorm,
     EideticConv1d,
@@ -94,7 +95,7 @@ class World:
                     product = product & mask.view(shape)
             masks.append(None if mask is None else mask.nonzero().flatten())
         if not bool((alive == product.expand_as(alive)).all()):
-            raise ConversionError(f"{node.name}: units cannot go one by one: they lie across several dimensions.")
+            raise at_node(node).refused(f"units cannot go one by one: they lie across several dimensions.")
         return masks
 
     def pruned(self, x: Owners, node: fx.Node) -> Tensor:
@@ -174,12 +175,12 @@ class Emitter:
         del self.apart[node]
         before, after = self.layout(source), self.owners(node)
         if before.shape != after.shape or len(before.unit_dims) != 1 or before.unit_dims != after.unit_dims:
-            raise ConversionError(f"{node.name}: units are put together in another way than they were taken apart.")
+            raise at_node(node).refused(f"units are put together in another way than they were taken apart.")
         (dim,) = after.unit_dims
         numbers = torch.arange(prod(before.shape)).view(before.shape)
         order = self._replayed(source, node, numbers)
         if not self._moves_units(numbers, order, dim):
-            raise ConversionError(f"{node.name}: a shuffle that moves positions, too.")
+            raise at_node(node).refused(f"a shuffle that moves positions, too.")
         self.shuffled[node] = before
         self._kept.pop(node, None)
         self.nodes[node] = self.nodes[source]
@@ -197,7 +198,7 @@ class Emitter:
             return False
         numbers = torch.arange(prod(before.shape)).view(before.shape)
         if not self._moves_units(numbers, self._replayed(given, node, numbers), before.unit_dims[0]):
-            raise ConversionError(f"{node.name}: a shuffle that moves positions, too.")
+            raise at_node(node).refused(f"a shuffle that moves positions, too.")
         self.shuffled[node] = before
         self._kept.pop(node, None)
         self.nodes[node] = self.nodes[given] if given in self.nodes else self.argument(given)
@@ -217,10 +218,10 @@ class Emitter:
         for each in reversed(chain[1:]):
             dims.insert(0, _dim_before(each, dims[0]))
         if operation(chain[0]) not in ("view", "reshape", "_unsafe_view", "unflatten") or None in dims:
-            raise ConversionError(f"{node.name}: units of several groups were taken apart, and are used so.")
+            raise at_node(node).refused(f"units of several groups were taken apart, and are used so.")
         unit_dims = self.owners(source).unit_dims
         if len(unit_dims) != 1:
-            raise ConversionError(f"{node.name}: units of several groups were taken apart, and are used so.")
+            raise at_node(node).refused(f"units of several groups were taken apart, and are used so.")
         picks = [node.args[2] % shape_of(given)[dim]] if operation(node) == "select" else range(shape_of(given)[dim])
         firsts = [_narrowed(self.owners(chain[0]), dims[0], pick) for pick in picks]
         numbers = [torch.unique(each.units) for each in firsts]
@@ -234,7 +235,7 @@ class Emitter:
         for pick, mask in zip(picks, inside):
             found = [n for n, at in enumerate(places.tolist()) if bool(mask[at])]
             if len(found) != 1:
-                raise ConversionError(f"{node.name}: units of one group lie apart from each other.")
+                raise at_node(node).refused(f"units of one group lie apart from each other.")
             new = self.graph.call_function(operator.getitem, (divided, found[0]))
             new = self._viewed(new, shape_of(source), chain, dims, pick)
             made.append(self.graph.call_function(torch.ops.aten.select.int, (new, dim, 0)))
@@ -256,9 +257,9 @@ class Emitter:
             if isinstance(given, fx.Node):
                 sizes[d] = self.argument(given)
         if operation(first) == "unflatten":
-            raise ConversionError(f"{first.name}: units of several groups are taken apart by unflatten.")
+            raise at_node(first).refused(f"units of several groups are taken apart by unflatten.")
         if sizes.count(-1) > 1:
-            raise ConversionError(f"{first.name}: units come to lie in several dimensions at once.")
+            raise at_node(first).refused(f"units come to lie in several dimensions at once.")
         new = self.graph.call_function(torch.ops.aten.reshape.default, (new, sizes))
         new.meta["picked"] = (first, dims[0], pick)
         for each, at in zip(chain[1:], dims[1:]):
@@ -377,7 +378,7 @@ class Emitter:
                 continue
             else:
                 if any(each in self.apart for each in node.all_input_nodes):
-                    raise ConversionError(f"{node.name}: units of several groups were taken apart, and are used so.")
+                    raise at_node(node).refused(f"units of several groups were taken apart, and are used so.")
                 self._note_layout(node)
                 self.nodes[node] = self._emit(node)
                 if (node, "dropped") in self.trained:
@@ -540,7 +541,7 @@ class Emitter:
             if any(elastic[d] is not None for d in outs):
                 strict = [d for d in outs if elastic[d] is not None]
                 if len(strict) > 1:
-                    raise ConversionError(f"{node.name}: units come to lie in several dimensions at once.")
+                    raise at_node(node).refused(f"units come to lie in several dimensions at once.")
                 loose = strict
                 for d in outs:
                     if made[d] == -1 and d not in strict:
@@ -568,7 +569,7 @@ class Emitter:
         """A fixed kernel (a blur) for each channel, however many there are."""
         weight = self.analysis.value(node.args[1])
         if not isinstance(weight, Tensor) or not bool((weight == weight[:1]).all()):
-            raise ConversionError(f"{node.name}: fixed kernels that differ from channel to channel.")
+            raise at_node(node).refused(f"fixed kernels that differ from channel to channel.")
         name = f"_fixed_{node.name}"
         self.module.register_buffer(name, weight[:1].detach().clone(), persistent=False)
         size = self._size(node.args[0], 1)
@@ -600,7 +601,7 @@ class Emitter:
         if self.elastic(given)[dim] is None:
             return self._copy(node, [self.argument(a) for a in node.args], {})
         if step != 1 or isinstance(start, fx.Node) or isinstance(end, fx.Node):
-            raise ConversionError(f"{node.name}: it picks some units.")
+            raise at_node(node).refused(f"it picks some units.")
         start, end, _ = slice(start, end).indices(old[dim])
         if (start, end) == (0, old[dim]):
             return self.argument(given)
@@ -619,7 +620,7 @@ class Emitter:
                 torch.ops.aten.split_with_sizes.default, (self.argument(given), [size] * len(sizes), dim)
             )
         if [d for d in x.unit_dims if d != dim]:
-            raise ConversionError(f"{node.name}: it cuts heads that are not alike.")
+            raise at_node(node).refused(f"it cuts heads that are not alike.")
 
         laid = _one_dim(self.layout(given).units, dim)
         sources = self.sources_of(laid, node.name)
@@ -634,12 +635,12 @@ class Emitter:
                 inside = [begin <= at and at + len(run) <= end for at, run in zip(starts, runs)]
             mine = tuple(number for number, each in enumerate(inside) if each)
             if sum(len(runs[number]) for number in mine) != len(part):
-                raise ConversionError(f"{node.name}: it cuts through a group.")
+                raise at_node(node).refused(f"it cuts through a group.")
             pieces.append(mine)
             layouts.append(torch.cat([runs[number] for number in mine]))
         rank = len(x.shape)
         if dim not in (1, rank - 1):
-            raise ConversionError(f"{node.name}: it cuts units in dimension {dim}.")
+            raise at_node(node).refused(f"it cuts units in dimension {dim}.")
         if given in self.shuffled:
             values = self.analysis.values[node]
             values = values if isinstance(values, (list, tuple)) else None
@@ -648,7 +649,7 @@ class Emitter:
                 for units in layouts
             ]
             if values is None:  # a slice is one of the pieces
-                raise ConversionError(f"{node.name}: it picks some of shuffled units.")
+                raise at_node(node).refused(f"it picks some of shuffled units.")
         path = f"split_{node.name}"
         self.module.add_module(path, Split(sizes, 1 if dim == 1 else -1))
         self.pieces[f"body.{path}"] = (sources, tuple(pieces))
@@ -665,19 +666,19 @@ class Emitter:
     def _unbind(self, node: fx.Node) -> fx.Node:
         given, dim = node.args[0], (node.args[1] if len(node.args) > 1 else 0) % len(shape_of(node.args[0]))
         if self.elastic(given)[dim] is not None:
-            raise ConversionError(f"{node.name}: it takes units apart one by one.")
+            raise at_node(node).refused(f"it takes units apart one by one.")
         return self._copy(node, self.argument(list(node.args)), {})
 
     def _select(self, node: fx.Node) -> fx.Node:
         given, dim = node.args[0], node.args[1] % len(shape_of(node.args[0]))
         if self.elastic(given)[dim] is not None:
-            raise ConversionError(f"{node.name}: it picks a unit.")
+            raise at_node(node).refused(f"it picks a unit.")
         return self._copy(node, self.argument(list(node.args)), {})
 
     def _unflatten(self, node: fx.Node) -> fx.Node:
         given = node.args[0]
         if len([each for each in self.elastic(node) if each is not None]) > 1:
-            raise ConversionError(f"{node.name}: units come to lie in several dimensions at once.")
+            raise at_node(node).refused(f"units come to lie in several dimensions at once.")
         new = shape_of(node)
         dim = node.args[1] % len(shape_of(given))
         inside = list(node.args[2])
@@ -702,7 +703,7 @@ class Emitter:
         given, other = node.args[0], self.trained[node]
         p, on = other.args[1], other.args[2]
         if not isinstance(p, (int, float)) or (node.args[2] and node.args[1]):
-            raise ConversionError(f"{node.name}: dropout with a rate that is computed, or in evaluation too.")
+            raise at_node(node).refused(f"dropout with a rate that is computed, or in evaluation too.")
         if not (on and p):
             return self.argument(given)
         path = f"functional_{node.name}"
@@ -714,7 +715,7 @@ class Emitter:
 
         p, on = dropout.args[1], dropout.args[2]
         if not isinstance(p, (int, float)):
-            raise ConversionError(f"{node.name}: dropout with a rate that is computed.")
+            raise at_node(node).refused(f"dropout with a rate that is computed.")
         if on and p:
             made = self.nodes[node]
             self.nodes[node] = self._dropping(node, f"dropped_{node.name}", EideticDropout(p), node)
@@ -742,7 +743,7 @@ class Emitter:
         loose = [d for d, left in enumerate(self.elastic(given)) if left is not None]
         loose = loose or [d for d, size in enumerate(numbers.shape) if size > 1]
         if not x.owned or len(loose) != 1:
-            raise ConversionError(f"{node.name}: dropout of what is no task's.")
+            raise at_node(node).refused(f"dropout of what is no task's.")
         (dim,) = loose
         columns = x.units
         for d in x.unit_dims:
@@ -758,7 +759,7 @@ class Emitter:
         if not folded:
             return self.graph.call_module(path, (self.argument(given),))
         if dim or not bool((x.samples.flatten() == torch.arange(SAMPLES).repeat_interleave(len(columns))).all()):
-            raise ConversionError(f"{node.name}: dropout of samples and units that lie in one dimension.")
+            raise at_node(node).refused(f"dropout of samples and units that lie in one dimension.")
         whole = self.argument(given)
         batch = self._size(self.analysis.captured.inputs[0], 0)
         rest = [self._free(self._size(given, d)) for d in range(1, rank)]
@@ -799,7 +800,7 @@ class Emitter:
         """A mean or the like over all units."""
         sources = self.sources_of(self.columns_of(node.args[0], layer.units, layer.options["dim"]), node.name)
         if len(sources) != 1:
-            raise ConversionError(f"{node.name}: a mean over units of several groups.")
+            raise at_node(node).refused(f"a mean over units of several groups.")
         number = self.segments.index(sources[0].group)
         path = f"prefix_{node.name}"
         new = EideticPrefix(self.grouped.widths[number], _Reducing(node.target, node.args[1:], node.kwargs), layer.options["dim"])
@@ -812,12 +813,12 @@ class Emitter:
             return self._prefix(node, layer)
         make = getattr(self, f"_make_{layer.kind}", None)
         if make is None:
-            raise ConversionError(f"{node.name}: {layer.kind} has no layer")
+            raise at_node(node).refused(f"{layer.kind} has no layer")
         path, given = layer.path, node.args[1 if layer.kind == "embedding" else 0]
         if path in self.replaced:
             if layer.units is not None and layer.kind not in PRODUCERS:
                 if self._followed(node, layer) != self.replaced[path]:
-                    raise ConversionError(f"{node.name}: {path!r} is called with other units than before.")
+                    raise at_node(node).refused(f"{path!r} is called with other units than before.")
             return self.graph.call_module(path, (self.argument(given),))
         computed = layer.options.get("computed")
         if computed is None and not self._owns(path, node):
@@ -899,7 +900,7 @@ class Emitter:
     def _plain_layer(self, node: fx.Node, layer: Layer) -> str:
         """Put a plain layer of the node's tensors into the module, where it has none; returns its path."""
         if layer.kind not in ("linear", "batch_norm", "layer_norm"):
-            raise ConversionError(f"{node.name}: a {layer.kind} with tensors of {layer.path!r} that is no plain layer")
+            raise at_node(node).refused(f"a {layer.kind} with tensors of {layer.path!r} that is no plain layer")
         held = [self._value(each) for each in (list(node.args) + [None] * 5)[1:5]]
         if layer.kind == "linear":
             weight, bias = held[:2]
@@ -971,10 +972,10 @@ class Emitter:
             own = units[run.start : run.start + run.width]
             if bool((own < 0).all()):
                 if bool(part.bias.detach().any()):
-                    raise ConversionError(f"{node.name}: a part of its bias is fixed, and not zero.")
+                    raise at_node(node).refused(f"a part of its bias is fixed, and not zero.")
                 part.bias = part.frozen_bias = None
             elif bool((own < 0).any()):
-                raise ConversionError(f"{node.name}: a part of its bias is fixed for some units of a group.")
+                raise at_node(node).refused(f"a part of its bias is fixed for some units of a group.")
 
     def _owns(self, path: str, node: fx.Node) -> bool:
         try:

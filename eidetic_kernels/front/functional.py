@@ -10,6 +10,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from ..errors import ConversionError
+from ..wiring.diagnostics import at_node
 
 # Operations that may return the memory that they were given.
 _MAY_ALIAS = ("contiguous", "reshape", "flatten", "to", "type_as", "expand_as", "view_as", "reshape_as", "getitem")
@@ -51,7 +52,7 @@ def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
             continue
         functional = _functional(target)
         if functional is None:
-            raise ConversionError(f"{node.name}: {target} changes a tensor in place, and has no other form.")
+            raise at_node(node).refused(f"{target} changes a tensor in place, and has no other form.")
         node.target = functional
         latest[given] = node
         _write_back(graph, node, given, views, latest, stale)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from ..errors import ConversionError
+from ..wiring.diagnostics import at_node
 from .analysis import leaves, operation
 from .emit import _narrowed
 from .owners import NOBODY, Owners
@@ -77,7 +78,7 @@ def prove(emitter: Any) -> None:
             sizes = _split_sizes(emitter, f"body.{target}", of(node.args[0]))
             values[node] = sizes
         elif old is None:
-            raise ConversionError(f"{node.name}: where it comes from is not known.")
+            raise at_node(node).refused(f"where it comes from is not known.")
         elif node.op == "call_function" and operation(node) in MOVES and operation(node) not in _LOOKING_UP:
             made = target(*of(node.args), **{name: of(each) for name, each in node.kwargs.items()})
             _compare(old, made, expected(old))
@@ -87,8 +88,8 @@ def prove(emitter: Any) -> None:
             wanted = expected(old)
             shape = torch.broadcast_shapes(*(each.shape for each in given if isinstance(each, Tensor)))
             if isinstance(wanted, Tensor) and tuple(shape) != tuple(wanted.shape):
-                raise ConversionError(
-                    f"{old.name}: after pruning it would combine {[list(e.shape) for e in given]}, for {list(wanted.shape)}."
+                raise at_node(old).refused(
+                    f"after pruning it would combine {[list(e.shape) for e in given]}, for {list(wanted.shape)}."
                 )
             values[node] = wanted
         else:
@@ -99,7 +100,7 @@ def _of_nobody(value: Tensor) -> Tensor:
     return torch.full(value.shape, NOBODY)
 
 
-_LOOKING_UP = ("index", "index_select", "gather")  # with indices that may be computed
+_LOOKING_UP = ("index", "index_select", "gather", "im2col")  # with indices that may be computed; of floats alone
 
 
 def _pruned(emitter: Any, value: Owners, node: fx.Node) -> Tensor:
@@ -113,8 +114,8 @@ def _pruned(emitter: Any, value: Owners, node: fx.Node) -> Tensor:
 def _compare(node: fx.Node, made: Any, wanted: Any) -> None:
     for a, b in zip(made, wanted) if isinstance(wanted, list) else [(made, wanted)]:
         if a.shape != b.shape or not bool((a == b).all()):
-            raise ConversionError(
-                f"{node.name}: after pruning it would hold units {list(a.shape)} at other places than {list(b.shape)}."
+            raise at_node(node).refused(
+                f"after pruning it would hold units {list(a.shape)} at other places than {list(b.shape)}."
             )
 
 
