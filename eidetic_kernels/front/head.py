@@ -88,7 +88,7 @@ def _only_call(plain: nn.Module, captured: Captured, head: str) -> fx.Node:
 
 def _classifier(plain: nn.Module, captured: Captured, end: fx.Node) -> Head | None:
     """The linear layer that makes ``end``, but for operations that pick positions or change nothing."""
-    last, picking = end, []
+    last, picking, pooling = end, [], []
     while last.op == "call_function":
         name, given = operation(last), last.args[0] if last.args else None
         if not isinstance(given, fx.Node):
@@ -105,8 +105,11 @@ def _classifier(plain: nn.Module, captured: Captured, end: fx.Node) -> Head | No
         elif name in _PICKING and _keeps_last(last, shape, before):
             picking.append(last)
             last = given
-        elif name in _RESHAPING and before is not None and before[:2] == shape and set(before[2:]) == {1}:
-            return _of_convolution(captured, plain, end, given)
+        elif _is_pooling(last, shape, before):
+            pooling.append(last)
+            last = given
+            if operation(last) == "conv2d":
+                return _of_convolution(captured, plain, end, last, pooling)
         else:
             break
     if operation(last) != "linear" or not isinstance(last.args[1], fx.Node):
@@ -127,21 +130,49 @@ def _classifier(plain: nn.Module, captured: Captured, end: fx.Node) -> Head | No
     return Head(end, features, _linear(_tensor(plain, captured, last.args[1]), bias))
 
 
-def _of_convolution(captured: Captured, plain: nn.Module, end: fx.Node, last: fx.Node) -> Head | None:
-    """A convolution of images of one pixel by kernels of one, as the linear layer that it is."""
-    if operation(last) != "conv2d" or not isinstance(last.args[1], fx.Node):
+def _is_pooling(node: fx.Node, shape: Any, before: Any) -> bool:
+    """Whether ``node`` averages images, or makes vectors of images of one pixel."""
+    name = operation(node)
+    if before is None or len(before) != 4 or shape[:2] != before[:2] or name not in (*_RESHAPING, "adaptive_avg_pool2d"):
+        return False
+    if name == "adaptive_avg_pool2d":
+        return shape[2:] == (1, 1)
+    if name == "mean":
+        return sorted(d % 4 for d in node.args[1] or ()) == [2, 3]
+    return set(before[2:]) == {1}
+
+
+def _of_convolution(
+    captured: Captured, plain: nn.Module, end: fx.Node, last: fx.Node, pooling: list[fx.Node]
+) -> Head | None:
+    """A convolution by kernels of one pixel whose results are averaged, as a linear layer that reads averages.
+
+    The sums are added up in another order than the original's, so the last bits may be others.
+    """
+    if not isinstance(last.args[1], fx.Node) or len(shape_of(end)) != 2:
         return None
     weight = _tensor(plain, captured, last.args[1])
     given = last.args[0]
-    if weight is None or tuple(weight.shape[2:]) != (1, 1) or shape_of(given)[2:] != (1, 1):
+    if weight is None or tuple(weight.shape[2:]) != (1, 1) or weight.shape[1] != shape_of(given)[1]:
         return None
-    if weight.shape[1] != shape_of(given)[1]:
+    settings = [list(each) for each in last.args[3:5]]
+    if settings != [[1, 1], [0, 0]][: len(settings)]:
         return None
     bias = _tensor(plain, captured, last.args[2] if len(last.args) > 2 else None)
     graph = captured.graph
+    features = given
     with graph.inserting_before(end):
-        features = graph.call_function(torch.ops.aten.flatten.using_ints, (given, 1))
-    features.meta = {**last.meta, "val": last.meta["val"].new_empty(last.meta["val"].shape[0], weight.shape[1])}
+        for each in [*reversed(pooling), None]:
+            like = last.meta["val"] if each is None else each.meta["val"]
+            if each is None:
+                features = graph.call_function(torch.ops.aten.flatten.using_ints, (features, 1))
+                shape = (like.shape[0], weight.shape[1])
+            elif operation(each) in ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "squeeze_"):
+                continue  # it named the classes perhaps
+            else:
+                features = graph.call_function(each.target, (features, *each.args[1:]), dict(each.kwargs))
+                shape = (like.shape[0], weight.shape[1], *like.shape[2:])
+            features.meta = {**last.meta, "val": like.new_empty(shape)}
     return Head(end, features, _linear(weight.flatten(1), bias))
 
 

@@ -734,6 +734,15 @@ def embeds(step: Step) -> Owners:
     return Owners(step.shape, along(rank - 1, rank, out.units), i.samples.unsqueeze(-1))
 
 
+@rule("one_hot")
+def enters_classes(step: Step) -> Owners:
+    x = step.owners(step.arg(0))
+    if x.owned:
+        step.refuse("units as indices")
+    samples = x.samples.unsqueeze(-1)
+    return Owners(step.shape, torch.full([1] * len(step.shape), NOBODY), samples)
+
+
 CREATING = "zeros ones full arange new_zeros new_ones new_full zeros_like ones_like full_like eye linspace scalar_tensor new_empty empty empty_like bernoulli rand rand_like rand_like randn new_tensor".split()
 
 
