@@ -198,7 +198,7 @@ def settled(step: Step, x: Owners, dims: Any = None) -> Owners:
 
 COMBINING = (
     "add sub rsub mul div true_divide pow where lerp addcmul addcdiv maximum minimum eq ne lt le gt ge logical_and "
-    "logical_or bitwise_and bitwise_or masked_fill copysign atan2 fmod remainder floor_divide clip logaddexp xlogy hypot heaviside copy logical_xor"
+    "logical_or bitwise_and bitwise_or masked_fill copysign atan2 fmod remainder floor_divide clip logaddexp xlogy hypot heaviside copy logical_xor __and__ __or__ __xor__ bitwise_xor"
 ).split()
 
 
@@ -370,8 +370,10 @@ def along_dim(step: Step) -> Any:
     return Owners(x.shape, x.units, x.samples, x.coarse)
 
 
-@rule("max")
+@rule("max", "min")
 def maximum_dim(step: Step) -> Any:
+    if step.node.target._overloadname == "other":
+        return ties(step)
     if len(step.args) == 2 and isinstance(step.args[1], int):
         x = step.owners(step.arg(0)); d = step.args[1] % len(x.shape)
         if x.samples.shape[d] > 1: step.refuse("mixes samples")
