@@ -31,7 +31,9 @@ def _hooks(parameter: nn.Parameter) -> bool:
 def refuse_forward_hooks(module: nn.Module) -> None:
     """Raise ConversionError for modules with forward hooks, or a forward of their own beside their class's."""
     for path, each in module.named_modules():
-        if each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each):
+        own = vars(each).get("forward")  # one of the module's methods goes with a copy, another function does not
+        foreign = own is not None and getattr(own, "__self__", None) is not each
+        if each._forward_hooks or each._forward_pre_hooks or foreign:
             raise ConversionError(
                 f"{path!r} has hooks, or a forward of its own beside its class's, which would be lost or could mix "
                 "units. Remove them first; hooks can be registered on the converted network."
