@@ -491,6 +491,21 @@ def test_batch_statistics_of_one_sample(shape):
     norm.eval()(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ek.EideticLinear(0, 3), lambda: ek.EideticLinear(3, 0), lambda: ek.EideticConv2d(0, 3, 1),
+        lambda: ek.EideticGroupedConv2d(0, 1, 1), lambda: ek.EideticBatchNorm1d(0), lambda: ek.EideticLayerNorm(0),
+    ],
+    ids=["no columns", "no units", "no channels read", "grouped", "batch norm", "layer norm"],
+)  # fmt: skip
+def test_an_empty_parameter_takes_no_gradient(make):
+    """Some optimizers divide by a parameter's number of elements; every other parameter learns."""
+    parameters = list(make().parameters())
+    assert any(not parameter.numel() for parameter in parameters)
+    assert all(parameter.requires_grad == bool(parameter.numel()) for parameter in parameters)
+
+
 def test_pruning_errors_change_nothing():
     layer = ek.EideticLinear(4, 3)
     weight = layer.weight
