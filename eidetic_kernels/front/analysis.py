@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..checking import first_line
-from ..errors import ConversionError
 from ..wiring.diagnostics import at_node
+from ..wiring import rules as known_rules
+from ..wiring.rules.registry import OPERATIONS
 from .capture import Captured, concrete, shape_of
 from .constraints import Constraints
 from .owners import NOBODY, Owners, along, nobodys, small
@@ -163,7 +164,7 @@ class Analysis:
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):  # a size, or nothing
             return concrete(node.meta.get("val"))
         step = Step(self, node)
-        rule = RULES.get(name)
+        rule = _of_ones_own(name) or RULES.get(name)
         if rule is None:
             step.refuse(f"the operation {name} is not known to keep units apart.")
         try:
@@ -194,6 +195,22 @@ class Analysis:
         owner, _, name = path.rpartition(".")
         value = getattr(self.module.get_submodule(owner), name)
         return Held(path, value, True) if isinstance(value, nn.Parameter) else value
+
+
+def _of_ones_own(name: str) -> Rule | None:
+    """The rule that a user registered for an operation of torch's."""
+    registered = OPERATIONS.get(name) or OPERATIONS.get(name.rstrip("_"))
+    if registered is None:
+        return None
+    known = {known_rules.passes: "relu", known_rules.ties: "add", known_rules.flattens: "flatten"}
+    if registered in known:
+        return RULES[known[registered]]
+
+    def refuses(step: Step) -> NoReturn:
+        registered(step)  # type: ignore[arg-type]
+        step.refuse("its registered rule is none that a captured operation can have: passes, ties, flattens, refuses")
+
+    return refuses
 
 
 def leaves(value: Any):

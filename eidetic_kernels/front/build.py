@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -27,9 +28,16 @@ from .groups import group_units
 from .head import cut_at, ends_of, find_head
 from .marks import drops, marked, own_rule
 from .owners import Owners
+from .pieces import cut_parameters
 from .products import leave_out_nothing, rewrite_products
 from .prove import prove
-from .refusals import module_state, refuse_changes, refuse_forward_hooks, refuse_gradient_hooks
+from .refusals import (
+    refuse_forward_hooks,
+    refuse_gradient_hooks,
+    refuse_shared_memory,
+    refuse_ties,
+)
+from .watching import changed_in_place, refuse_changes, watched
 
 
 class ConvertedNetwork(EideticNetwork):
@@ -69,7 +77,8 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         raise InputError(f"example_input must be a batch that the module accepts, a tensor [N, ...]; got {given}.")
     refuse_lazy(module)
     refuse_gradient_hooks(module)
-    refuse_forward_hooks(module)
+    refuse_forward_hooks(module, kept_whole)
+    refuse_shared_memory(module)
     plain = _copy(module)
     modes = {path: each.training for path, each in plain.named_modules()}
     answers = answers_of(module, example_input, head)
@@ -79,14 +88,19 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         captured = captured_in(plain.eval(), example)
     for each in (captured, trained):
         rewrite_products(each, plain)
+        cut_parameters(each, plain)
         leave_out_nothing(each)
     fixed = fold(captured, plain)
     functionalize(captured.graph, fixed)
-    functionalize(trained.graph, fold(trained, plain))
+    try:
+        functionalize(trained.graph, fold(trained, plain))
+    except ConversionError as error:
+        raise ConversionError(f"in training mode, {error}") from error
     captured, trained = refreshed(captured), refreshed(trained)
     found = find_head(plain, captured, head)
     end, features, classifier = found.end, found.features, found.classifier
     pairs = in_training(captured, end, trained, ends_of(plain, trained, head))
+    refuse_ties(captured, end, found.layer)
     captured = cut_at(captured, features)
 
     analysis = Analysis(plain, captured, fixed)
@@ -116,6 +130,9 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     network = ConvertedNetwork(body, wiring)
     network.takes_integers = not example.is_floating_point()
     network.training = module.training
+    if classifier is None and head is not False:
+        for source in wiring.features:
+            next(group for group in wiring.groups if group.segments is source.group).spared = True
     if head is not False:
         _begin(network, classifier, torch.empty(1, shape_of(end)[1]))
     verify(network if head is not False else body, answers)
@@ -124,17 +141,19 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
 
 def captured_in(plain: nn.Module, example: Tensor) -> Captured:
     """The captured forward of ``plain`` in its mode. Raises ConversionError where it changes the module itself."""
-    before = module_state(plain)
     try:
-        captured = capture(plain, (example,), {})
+        with watched(plain) as changed:
+            captured = capture(plain, (example,), {})
     except ConversionError:
         raise
     except Exception as error:
         raise ConversionError(
-            f"{type(plain).__name__}.forward cannot be captured by torch.export ({type(error).__name__}: "
-            f"{first_line(error)}). Does it depend on values, or on random numbers of Python?"
+            f"{type(plain).__name__}.forward cannot be captured by torch.export in "
+            f"{'training' if plain.training else 'evaluation'} mode ({type(error).__name__}: {first_line(error)}). Does "
+            "it depend on values, or on random numbers of Python? Make that part a module of its own with a rule "
+            "(ek.register_rule). Does an auxiliary output need a larger example_input?"
         ) from error
-    refuse_changes(plain, before)
+    refuse_changes(plain, [*changed, *changed_in_place(captured)])
     return captured
 
 
@@ -161,7 +180,10 @@ def refuse_mixed(analysis: Analysis, grouped) -> None:
 
 def _features(emitter: Emitter, node: fx.Node, reads: Tensor):
     if emitter.order_of(node, reads, -1) is not None:
-        raise ConversionError("the features are shuffled units.")
+        raise ConversionError(
+            "the head reads units in another order than that in which they were made (flip, roll, a shuffle before the "
+            "last layer). Leave the shuffle out, and put the columns of the last layer's weight in that order instead."
+        )
     return emitter.sources_of(reads, "the head")
 
 
@@ -192,7 +214,7 @@ def settled_features(analysis: Analysis, node: fx.Node) -> Tensor:
 
 
 def refreshed(captured: Captured) -> Captured:
-    return Captured(captured.graph, captured.held, captured.constants, captured.inputs, next(reversed(captured.graph.nodes)).args[0])
+    return dataclasses.replace(captured, outputs=next(reversed(captured.graph.nodes)).args[0])
 
 
 def kept_whole(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import fx
 from ..errors import ConversionError
 from ..wiring.diagnostics import at_node
 from .analysis import leaves, operation
-from .capture import Captured
+from .capture import AUTOCAST, Captured
 
 # Arguments that may differ, by position: what training does there, a layer of ours does as well.
 _MAY_DIFFER = {"dropout": (1, 2), "feature_dropout": (1, 2), "batch_norm": (5,), "scaled_dot_product_attention": (4,)}
@@ -36,21 +36,30 @@ def in_training(
     if not failures:
         raise ConversionError("forward returns no tensor in training.")
     node, other = failures[0]
-    raise at_node(node).refused(
-        f"in training forward does something else here ({other.name} [{operation(other)}]) than in "
-        f"evaluation ([{operation(node)}])."
+    raise at_node(other).refused(
+        f"in training forward does something else here ({_shown(other)}) than in evaluation ({_shown(node)}), so what "
+        "it does in training would be lost. Give that part a module of its own with a rule (ek.register_rule), or leave "
+        "it out."
     )
+
+
+def _shown(node: fx.Node) -> str:
+    numbers = [str(each) for each in leaves([node.args, node.kwargs]) if isinstance(each, (int, float))]
+    return f"{operation(node)} {', '.join(numbers)}".strip() if node.op == "call_function" else node.name
 
 
 def _follow(
     captured: Captured, end: fx.Node, trained: Captured, other: fx.Node, found: dict[fx.Node, fx.Node]
 ) -> tuple[fx.Node, fx.Node] | None:
     order = {node: number for number, node in enumerate(captured.graph.nodes)}
-    waiting, differing = [(end, other)], []
+    waiting, differing = [((end, other), (end, other))], []  # pairs, and who reads them
+    dropped_by: dict[fx.Node, fx.Node] = {}  # the node of evaluation for each dropout in training: one draws once
     while waiting:
-        node, other = (_numbers(each) for each in waiting.pop())
+        pair, readers = waiting.pop()
+        node, other = (_numbers(each) for each in pair)
         if operation(node) != "dropout" and operation(other) == "dropout":
             dropped, other = other, _numbers(other.args[0])
+            dropped_by.setdefault(dropped, node)
             if found.setdefault((node, "dropped"), dropped) is not dropped:
                 differing.append((node, dropped))
         if node in found:
@@ -59,10 +68,13 @@ def _follow(
             continue
         pairs = _reads(captured, node, trained, other)
         if pairs is None:
-            differing.append((node, other))
+            named = node.op != "placeholder" and other.op != "placeholder"
+            differing.append((node, other) if named else readers)
             continue
+        if _drops(other) and dropped_by.setdefault(other, node) is not node:
+            differing.append((node, other))
         found[node] = other
-        waiting += pairs
+        waiting += [(each, (node, other)) for each in pairs]
     return min(differing, key=lambda pair: order[pair[0]]) if differing else None
 
 
@@ -86,8 +98,10 @@ def _numbers(node: fx.Node) -> fx.Node:
 def _reads(captured: Captured, node: fx.Node, trained: Captured, other: fx.Node) -> list | None:
     if node.op != other.op or operation(node) != operation(other):
         return None
+    if node.meta.get(AUTOCAST) != other.meta.get(AUTOCAST):
+        return None
     if node.op == "placeholder":
-        return [] if captured.held.get(node.name, node.name) == trained.held.get(other.name, other.name) else None
+        return [] if _same_tensor(captured, node, trained, other) else None
     skip = _MAY_DIFFER.get(operation(node), ())
     sides = [list(leaves([each for number, each in enumerate(_arguments(n)) if number not in skip])) for n in (node, other)]
     if len(sides[0]) != len(sides[1]):
@@ -99,3 +113,16 @@ def _reads(captured: Captured, node: fx.Node, trained: Captured, other: fx.Node)
         elif type(a) is not type(b) or not (a is b or a == b or a != a):
             return None
     return pairs
+
+
+def _drops(node: fx.Node) -> bool:
+    return operation(node) in ("dropout", "feature_dropout", "eidetic_kernels::mark")
+
+
+def _same_tensor(captured: Captured, node: fx.Node, trained: Captured, other: fx.Node) -> bool:
+    """Whether two placeholders are the same input, or the same tensor of the network; constants by their numbers."""
+    paths = captured.held.get(node.name, node.name), trained.held.get(other.name, other.name)
+    made = captured.constants.get(paths[0]), trained.constants.get(paths[1])
+    if made[0] is None or made[1] is None:
+        return made[0] is made[1] and paths[0] == paths[1]
+    return made[0].dtype == made[1].dtype and torch.equal(made[0], made[1])

@@ -42,11 +42,12 @@ from ..layout import Fixed, Segments, Source
 from ..tasks.joining import aware_of_segments
 from ..wiring.groups import Group
 from .analysis import Analysis, Held, Layer, leaves, operation
-from .capture import SAMPLES, concrete, shape_of
+from .capture import AUTOCAST, SAMPLES, concrete, shape_of
 from .computed import Computed
 from .marks import drops
 from .groups import Grouped, group_units
 from .products import ROWS
+from .rules import layer_path
 from .owners import NOBODY, Owners, along, small
 
 PRODUCERS = ("linear", "conv", "embedding")  # layers that make units of their own
@@ -122,12 +123,15 @@ class Emitter:
         self.last: set[str] = set()
         self.frozen: list[str] = []
         self.replaced: dict[str, Any] = {}
+        self.dropping: dict[str, nn.Module] = {}
         self.shuffled: dict[fx.Node, Any] = {}
         self.apart: dict[fx.Node, fx.Node] = {}
         self.orders: dict[str, tuple[int, ...]] = {}
         self.fixed = analysis.fixed
         self.by_node = {layer.node: layer for layer in analysis.layers}
         self._kept: dict[fx.Node, list[Tensor | None]] = {}
+        self._settings: Any = None  # of the region of torch.autocast
+        self._entered: fx.Node | None = None
 
     # -- facts
 
@@ -372,6 +376,8 @@ class Emitter:
         for node in captured.graph.nodes:
             if node.op == "output" or node not in needed:
                 continue
+            if node.op != "placeholder":
+                self._enter(node.meta.get(AUTOCAST))
             if node.op == "placeholder":
                 self._placeholder(node)
             elif node not in self.fixed and self._follow_shuffle(node):
@@ -383,7 +389,18 @@ class Emitter:
                 self.nodes[node] = self._emit(node)
                 if (node, "dropped") in self.trained:
                     self._drop_after(node, self.trained[node, "dropped"])
+        self._enter(None)
         self.graph.output(self.nodes[features])
+
+    def _enter(self, settings: Any) -> None:
+        """Go on in the region of ``torch.autocast`` with these settings."""
+        if settings == self._settings:
+            return
+        if self._entered is not None:
+            self._free(self.graph.call_function(torch.amp.autocast_mode._exit_autocast, (self._entered,)))
+        self._settings, self._entered = settings, None
+        if settings is not None:
+            self._entered = self._free(self.graph.call_function(torch.amp.autocast_mode._enter_autocast, settings))
 
     def _placeholder(self, node: fx.Node) -> None:
         path = self.analysis.captured.held.get(node.name)
@@ -727,7 +744,7 @@ class Emitter:
         import copy
 
         path = node.args[1]
-        old = self.module.get_submodule(path)
+        old = self.dropping.setdefault(path, self.module.get_submodule(path))  # which another call may have replaced
         if not drops(old):
             return self.graph.call_module(path, (self.argument(node.args[0]),))
         while f"body.{path}" in self.dropouts:
@@ -886,7 +903,7 @@ class Emitter:
         extras = {}
         for each in computed.extras:
             owner, _, name = each.rpartition(".")
-            if owner != path:
+            if owner != path and layer_path(each) != path:
                 raise ConversionError(f"{path!r}: its weight is computed of {each!r}, which is another module's.")
             if name in new._parameters:
                 del new._parameters[name]

@@ -9,11 +9,13 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from ..errors import ConversionError
 from ..wiring.diagnostics import at_node
 
 # Operations that may return the memory that they were given.
-_MAY_ALIAS = ("contiguous", "reshape", "flatten", "to", "type_as", "expand_as", "view_as", "reshape_as", "getitem")
+_MAY_ALIAS = (
+    *("contiguous", "reshape", "flatten", "to", "type_as", "expand_as", "view_as", "reshape_as", "getitem"),
+    *("dropout", "feature_dropout", "eidetic_kernels::mark"),  # which return what they are given, in evaluation
+)
 
 
 def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
@@ -38,9 +40,10 @@ def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
         node.args, node.kwargs = map_arg(node.args, read), map_arg(node.kwargs, read)
         for each in node.all_input_nodes:
             if each in stale:
-                raise ConversionError(
-                    f"{stale[each].name} changes in place what {each.name} is a part of, and {node.name} reads that "
-                    "afterwards: which units it changes cannot be followed. Write it as a new tensor."
+                raise at_node(stale[each]).refused(
+                    f"it changes a tensor in place that {node.name!r} reads afterwards under another name "
+                    f"({each.name!r}), as the whole of which it is a part or as another part: which units it changes "
+                    "cannot be followed. Write it as a new tensor."
                 )
         target = node.target
         if given is None or node.op == "output" or not isinstance(target, torch._ops.OpOverload):
@@ -50,12 +53,23 @@ def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
             if _aliases(node) and given not in fixed:
                 views[node] = given
             continue
+        if target is torch.ops.aten.copy_.default and _alike(given, node.args[1]):
+            source = node.args[1]
+            latest[given] = source
+            if views.get(source) is given:  # what is written is made of what it replaces
+                del views[source]
+            _write_back(graph, source, given, views, latest, stale)
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)
+            continue
         functional = _functional(target)
         if functional is None:
             raise at_node(node).refused(f"{target} changes a tensor in place, and has no other form.")
         node.target = functional
         latest[given] = node
         _write_back(graph, node, given, views, latest, stale)
+
+
 def _write_back(
     graph: fx.Graph,
     node: fx.Node,
@@ -86,6 +100,12 @@ def _write_back(
             stale[other] = node
 
 
+def _alike(a: fx.Node, b: fx.Node) -> bool:
+    """Whether ``a`` with the numbers of ``b`` is ``b``."""
+    x, y = a.meta.get("val"), b.meta.get("val")
+    return isinstance(y, torch.Tensor) and x.shape == y.shape and x.dtype == y.dtype
+
+
 _SCATTER = {
     torch.ops.aten.slice.Tensor: torch.ops.aten.slice_scatter.default,
     torch.ops.aten.select.int: torch.ops.aten.select_scatter.default,
@@ -106,7 +126,16 @@ def _changes_first(target: torch._ops.OpOverload) -> bool:
     return bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
 
 
+_DRAWN = {
+    torch.ops.aten.bernoulli_.float: torch.ops.aten.bernoulli.p,
+    torch.ops.aten.uniform_.default: torch.ops.aten.uniform.default,
+    torch.ops.aten.normal_.default: torch.ops.aten.normal_functional.default,
+}
+
+
 def _functional(target: torch._ops.OpOverload) -> Any:
+    if target in _DRAWN:
+        return _DRAWN[target]
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
     packet = getattr(torch.ops.aten, name, None)
     return getattr(packet, target._overloadname, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ from torch import Tensor, fx, nn
 
 from ..checking import nearest, shown
 from ..errors import ConversionError, InputError
+from ..wiring.diagnostics import at_node
 from .analysis import leaves, operation
-from .capture import Captured, shape_of
+from .capture import Captured, module_path, shape_of
 
 # Operations that leave the head's numbers as they are. Dropout of logits is nothing that a head does.
 _NOTHING = ("dropout", "contiguous", "alias", "clone", "detach", "eidetic_kernels::mark")
@@ -28,11 +30,13 @@ class Head:
         end: the node of the logits.
         features: the node of the features [N, units] that they are made of; ``end`` itself without a classifier.
         classifier: the layer between them; None where there is none, and the features are the output.
+        layer: its node.
     """
 
     end: fx.Node
     features: fx.Node
     classifier: nn.Linear | None
+    layer: fx.Node | None = None
 
 
 def find_head(plain: nn.Module, captured: Captured, head: str | bool | None) -> Head:
@@ -71,18 +75,34 @@ def ends_of(plain: nn.Module, captured: Captured, head: str | bool | None) -> li
     return [each for each in leaves(captured.outputs) if isinstance(each, fx.Node) and shape_of(each) is not None]
 
 
+def _refuse_computed(node: fx.Node) -> None:
+    """Raise ConversionError where the weight or bias of the last layer is computed of others."""
+    computed = [each for each in node.args[1:] if isinstance(each, fx.Node) and each.op != "placeholder"]
+    if computed:
+        path = module_path(node)
+        raise at_node(node).refused(
+            f"the weight of the last layer, {path!r}, is computed, which a head's is not. Is it parametrized (weight_norm, "
+            "spectral_norm)? Make it a weight again: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')."
+        )
+
+
 def _only_call(plain: nn.Module, captured: Captured, head: str) -> fx.Node:
     linear = [path for path, each in plain.named_modules() if isinstance(each, nn.Linear)]
     calls = [
         node
         for node in captured.graph.nodes
-        if node.op == "call_function" and operation(node) == "linear" and _weight(captured, node) == f"{head}.weight"
+        if node.op == "call_function" and operation(node) == "linear"
+        and (_weight(captured, node) == f"{head}.weight" or module_path(node) == head)
     ]
     if len(calls) != 1:
         raise ConversionError(
             f"head={shown(head)} must name a linear layer that {type(plain).__name__}.forward calls once"
             f"{nearest(head, linear)}. Linear layers: {', '.join(linear) or 'none'}."
         )
+    _refuse_computed(calls[0])
+    layer = plain.get_submodule(head)
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        raise ConversionError(f"{head!r} has hooks, which a head has not. Remove them, and the conversion goes on.")
     return calls[0]
 
 
@@ -114,6 +134,7 @@ def _classifier(plain: nn.Module, captured: Captured, end: fx.Node) -> Head | No
             break
     if operation(last) != "linear" or not isinstance(last.args[1], fx.Node):
         return None
+    _refuse_computed(last)
     weight, bias = _weight(captured, last), _tensor(plain, captured, last.args[2] if len(last.args) > 2 else None)
     if weight is None or (len(last.args) > 2 and last.args[2] is not None and bias is None):
         return None
@@ -127,7 +148,7 @@ def _classifier(plain: nn.Module, captured: Captured, end: fx.Node) -> Head | No
             like = each.meta["val"]
             made.meta = {**each.meta, "val": like.new_empty(*like.shape[:-1], shape_of(features)[-1])}
             features = made
-    return Head(end, features, _linear(_tensor(plain, captured, last.args[1]), bias))
+    return Head(end, features, _linear(_tensor(plain, captured, last.args[1]), bias), last)
 
 
 def _is_pooling(node: fx.Node, shape: Any, before: Any) -> bool:
@@ -173,7 +194,7 @@ def _of_convolution(
                 features = graph.call_function(each.target, (features, *each.args[1:]), dict(each.kwargs))
                 shape = (like.shape[0], weight.shape[1], *like.shape[2:])
             features.meta = {**last.meta, "val": like.new_empty(shape)}
-    return Head(end, features, _linear(weight.flatten(1), bias))
+    return Head(end, features, _linear(weight.flatten(1), bias), last)
 
 
 def _keeps_last(node: fx.Node, shape: Any, before: Any) -> bool:
@@ -223,4 +244,4 @@ def cut_at(captured: Captured, features: fx.Node) -> Captured:
     for node in reversed(list(graph.nodes)):
         if node.op not in ("output", "placeholder") and not node.users:
             graph.erase_node(node)
-    return Captured(graph, captured.held, captured.constants, captured.inputs, features)
+    return dataclasses.replace(captured, outputs=features)

@@ -34,7 +34,7 @@ def marked(module: nn.Module, whole: Callable[[nn.Module], bool]) -> Iterator[No
     """Inside, calls of the modules in ``module`` that ``whole`` names leave a mark, and their forward does not run."""
     stood_in = [(path, each) for path, each in module.named_modules() if whole(each)]
     for path, each in stood_in:
-        each.forward = _standing_in(path)
+        each.forward = _standing_in(path, getattr(each, "inplace", False))
     try:
         yield
     finally:
@@ -42,15 +42,17 @@ def marked(module: nn.Module, whole: Callable[[nn.Module], bool]) -> Iterator[No
             del each.forward
 
 
-def _standing_in(path: str) -> Callable[[Tensor], Tensor]:
-    return lambda x: mark(x, path)
+def _standing_in(path: str, inplace: bool) -> Callable[[Tensor], Tensor]:
+    return lambda x: x.copy_(mark(x, path)) if inplace else mark(x, path)
 
 
 def drops(module: nn.Module) -> bool:
     """Whether ``module`` drops units or samples' branches in training."""
-    name = type(module).__name__
+    cls = type(module)
     known = isinstance(module, (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d))
-    return known or name.endswith(("DropPath", "StochasticDepth")) or own_rule(module) is rules.drops
+    library = cls.__module__.partition(".")[0] in ("torchvision", "timm", "transformers")
+    by_name = library and cls.__qualname__.endswith(("DropPath", "StochasticDepth"))
+    return known or by_name or own_rule(module) is rules.drops
 
 
 def own_rule(module: nn.Module) -> Any:

@@ -58,6 +58,7 @@ def rewrite_products(captured: Captured, module: nn.Module) -> None:
                 new = graph.placeholder(f"{weight.name}{ROWS}")
             new.meta["val"] = weight.meta["val"].new_empty(value.shape[1], value.shape[0])
             captured.held[new.name] = path + ROWS
+            captured.parameters.add(path + ROWS)
             transposed[path] = new
         node.target = torch.ops.aten.linear.default
         arguments: tuple[Any, ...] = (x, transposed[path], bias)

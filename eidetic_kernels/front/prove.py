@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..errors import ConversionError
+from ..checking import first_line
 from ..wiring.diagnostics import at_node
 from .analysis import leaves, operation
 from .emit import _narrowed
@@ -80,7 +80,10 @@ def prove(emitter: Any) -> None:
         elif old is None:
             raise at_node(node).refused(f"where it comes from is not known.")
         elif node.op == "call_function" and operation(node) in MOVES and operation(node) not in _LOOKING_UP:
-            made = target(*of(node.args), **{name: of(each) for name, each in node.kwargs.items()})
+            try:
+                made = target(*of(node.args), **{name: of(each) for name, each in node.kwargs.items()})
+            except RuntimeError as error:
+                raise at_node(old).refused(f"after pruning it could not run: {first_line(error)}.") from error
             _compare(old, made, expected(old))
             values[node] = made
         elif node.op == "call_function" and operation(node) in COMBINING:

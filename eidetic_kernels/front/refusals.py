@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import fx, nn
 
 from ..errors import ConversionError
+from ..wiring.diagnostics import at_node
+from .analysis import operation
+from .capture import Captured, module_path, needed
 
 
 def refuse_gradient_hooks(module: nn.Module) -> None:
@@ -28,45 +31,82 @@ def _hooks(parameter: nn.Parameter) -> bool:
     return bool(parameter._backward_hooks or getattr(parameter, "_post_accumulate_grad_hooks", None))
 
 
-def refuse_forward_hooks(module: nn.Module) -> None:
-    """Raise ConversionError for modules with forward hooks, or a forward of their own beside their class's."""
+def refuse_forward_hooks(module: nn.Module, whole: Callable[[nn.Module], bool]) -> None:
+    """Raise ConversionError for hooks of modules that are kept ``whole``. Others are looked into, hooks and all."""
     for path, each in module.named_modules():
-        own = vars(each).get("forward")  # one of the module's methods goes with a copy, another function does not
-        foreign = own is not None and getattr(own, "__self__", None) is not each
-        if each._forward_hooks or each._forward_pre_hooks or foreign:
+        if whole(each) and (each._forward_hooks or each._forward_pre_hooks or "forward" in vars(each)):
             raise ConversionError(
-                f"{path!r} has hooks, or a forward of its own beside its class's, which would be lost or could mix "
-                "units. Remove them first; hooks can be registered on the converted network."
+                f"{path!r} has hooks, or a forward of its own beside its class's, which would be lost: "
+                f"{type(each).__name__} is kept as it is, and not looked into. Remove them; hooks can be registered on "
+                "the converted network."
             )
 
 
-def refuse_changes(module: nn.Module, before: Mapping[str, Any]) -> None:
-    """Raise ConversionError where forward changed ``module``, whose state was ``before``."""
-    after = module_state(module)
-    changed = [path for path, state in before.items() if state != after.get(path)]
-    if changed:
-        owner = module.get_submodule(changed[0].rpartition(".")[0])
-        others = f" (and {len(changed) - 1} others)" if len(changed) > 1 else ""
-        raise ConversionError(
-            f"{type(owner).__name__}.forward changes {changed[0]!r}{others} of the module whenever it runs, in "
-            f"{'training' if module.training else 'evaluation'} mode. A converted network would not; and what a module "
-            "counts or averages, every task would change. Leave it out, keep it outside of the module, or give "
-            f"{type(owner).__name__} a rule (ek.register_rule), so that its forward is not looked into."
-        )
+def refuse_shared_memory(module: nn.Module) -> None:
+    """Raise ConversionError where parameters lie in each other's memory without being one parameter."""
+    seen: list[tuple[int, int, str]] = []
+    for path, each in module.named_parameters():
+        if each.numel() and each.device.type != "meta":
+            start = each.data_ptr()
+            seen.append((start, start + each.numel() * each.element_size(), path))
+    seen.sort()
+    for (_, end, first), (start, _, second) in itertools.pairwise(seen):
+        if start < end:
+            tied, to = sorted((first, second), reverse=True)
+            raise ConversionError(
+                f"{tied!r} is tied to {to!r}: they lie in the same memory, so training one trains the other, which a "
+                "conversion would lose. Make them one parameter, or copies (clone())."
+            )
 
 
-def module_state(module: nn.Module) -> dict[str, Any]:
-    """What forward could change without a trace showing it: attributes, and tensors with their versions."""
-    state: dict[str, Any] = {}
-    for path, each in module.named_modules():
-        prefix = f"{path}." if path else ""
-        numbers = {name: value for name, value in vars(each).items() if isinstance(value, (int, float, str))}
-        tensors = [*each.named_parameters(recurse=False), *each.named_buffers(recurse=False)]
-        held = {name: value for name, value in vars(each).items() if isinstance(value, Tensor)}
-        state |= {prefix + name: value for name, value in numbers.items()}
-        state |= {prefix + name: (id(tensor), _version(tensor)) for name, tensor in [*tensors, *held.items()]}
-    return state
+def parameter_readers(captured: Captured, end: fx.Node) -> dict[fx.Node, tuple[str, ...]]:
+    """The paths of the parameters that each node reads, of nodes that ``end`` is made of."""
+    found: dict[fx.Node, tuple[str, ...]] = {}
+    for node in needed(end):
+        held = [captured.held.get(each.name, "") for each in node.all_input_nodes if each.op == "placeholder"]
+        paths = tuple(path for path in held if path in captured.parameters)
+        if paths:
+            found[node] = paths
+    return found
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def refuse_ties(captured: Captured, end: fx.Node, classifier: fx.Node | None) -> None:
+    """Raise ConversionError where a layer's parameter is read in another way as well.
+
+    A layer that is called several times reads the same parameters each time. Only nodes that ``end`` is made of count.
+    ``classifier`` is the node of the layer that becomes task 0's head: nothing else may read its parameters.
+    """
+    readers = _parameter_readers(captured, end)
+    layers = {node: paths for node, paths in readers.items() if operation(node) in _LAYERS}
+    for node, paths in layers.items():
+        for other, others in readers.items():
+            shared = set(paths).intersection(others)
+            if other is node or not shared or (layers.get(other) == paths and classifier not in (node, other)):
+                continue
+            path = min(shared)
+            if other in layers:
+                first, second = sorted(module_path(each) for each in (other, node))
+                raise at_node(other).refused(
+                    f"{path!r} is tied: {first!r} and {second!r} both read it, and their units are different ones. Give "
+                    "each a parameter of its own (a copy)."
+                )
+            raise at_node(other).refused(
+                f"{path!r} is used both by its layer and beside it. Give what reads it a parameter of its own (a copy)."
+            )
+
+
+_LAYERS = (
+    *("linear", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "embedding"),
+    *("batch_norm", "layer_norm", "rms_norm", "group_norm", "prelu"),
+)
+
+
+def _parameter_readers(captured: Captured, end: fx.Node) -> dict[fx.Node, tuple[str, ...]]:
+    found: dict[fx.Node, tuple[str, ...]] = {}
+    wanted = needed(end)
+    for node in captured.graph.nodes:
+        held = [captured.held.get(each.name, "") for each in node.all_input_nodes if each.op == "placeholder"]
+        paths = tuple(path for path in held if path in captured.parameters)
+        if paths and node in wanted:
+            found[node] = paths
+    return found

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..wiring import rules as known_rules
 from .analysis import Held, Layer, Step, leaves, operation, rule
 from .computed import Computed, computed_weight
+from .marks import own_rule
 from .owners import NOBODY, Owners, along, nobodys, small
 
 
@@ -17,8 +19,16 @@ MOVES = (
     "view reshape _unsafe_view permute transpose t expand expand_as unsqueeze squeeze flatten unflatten select slice "
     "narrow split split_with_sizes chunk unbind tensor_split stack cat flip roll repeat repeat_interleave index "
     "index_select pixel_shuffle pixel_unshuffle movedim swapaxes reshape_as view_as broadcast_tensors meshgrid "
-    "channel_shuffle unsafe_split unsafe_chunk diagonal numpy_T mT tile concat concatenate expand_copy broadcast_to moveaxis gather take_along_dim squeeze_copy slice_scatter select_scatter unfold im2col"
+    "channel_shuffle unsafe_split unsafe_chunk diagonal numpy_T mT tile concat concatenate expand_copy broadcast_to moveaxis gather take_along_dim squeeze_copy unfold im2col"
 ).split()
+
+
+@rule("slice_scatter", "select_scatter")
+def writes(step: Step) -> Any:
+    x, dim = step.owners(step.args[0]), step.arg(2, "dim", 0)
+    if x.units.shape[dim % len(x.shape)] > 1:
+        step.refuse("it changes some units in place, and leaves others as they are. Put them together with torch.cat")
+    return moves(step)
 
 
 @rule(*MOVES)
@@ -123,7 +133,17 @@ def _index(self: Step, value: Tensor) -> bool:
 Step.analysis_index = _index
 
 
-@rule("eidetic_kernels::mark", "contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh_copy", "float", "dropout", "feature_dropout", "alpha_dropout",
+@rule("eidetic_kernels::mark")
+def is_kept_whole(step: Step) -> Owners:
+    """A module that drops, or that has a rule of the user's."""
+    own = own_rule(step.analysis.module.get_submodule(step.args[1]))
+    if own not in (None, known_rules.drops, known_rules.passes, known_rules.passes_images):
+        own(step)
+        step.refuse("the rule of a module that ek.convert keeps whole is passes, drops or refuses")
+    return passes(step)
+
+
+@rule("contiguous", "clone", "alias", "detach", "to", "_to_copy", "type_as", "lift_fresh_copy", "float", "dropout", "feature_dropout", "alpha_dropout",
       "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "leaky_relu", "elu", "selu", "celu",
       "mish", "softplus", "abs", "neg", "exp", "log", "sqrt", "rsqrt", "reciprocal", "sin", "cos", "square", "erf", "log1p", "bitwise_not",
       "logical_not", "log_sigmoid", "softsign", "sign", "round", "floor", "ceil", "clamp", "clamp_min", "clamp_max", "nan_to_num", "threshold", "hardshrink","softshrink", "native_dropout", "expm1","logit", "log2", "tanhshrink")
@@ -385,7 +405,7 @@ def maximum_dim(step: Step) -> Any:
         from .capture import concrete
         shape = tuple(concrete(k) for k in step.node.meta["val"][0].shape)
         return [Owners(shape, u, s, coarse)] * 2
-    step.refuse("max of everything")
+    step.refuse("mixes samples" if step.owners(step.args[0]).sampled else "it takes the largest of all units")
 
 
 # -- images ---------------------------------------------------------------------------------------------------------
@@ -574,6 +594,11 @@ def own_weight(step: Step, kind: str) -> tuple[Held, Computed | None]:
     return weight, computed
 
 
+def layer_path(weight: str) -> str:
+    """The path of the layer whose weight, or a parametrization of it, is at the path ``weight``."""
+    return weight.partition(".parametrizations.")[0] if ".parametrizations." in weight else weight.rpartition(".")[0]
+
+
 def over_channels(step: Step, x: Owners, kind: str, out_dim: int) -> Owners:
     """A product of what is no unit's with what is fixed."""
     rank = len(step.shape)
@@ -590,7 +615,7 @@ def made(step: Step, kind: str, x: Owners, dim: int, out_dim: int, options: dict
     if kind == "linear" and x.owned and x.units.shape[-1] == 1 and x.samples.shape[-1] == 1 and x.unit_dims:
         return Owners(step.shape, x.units, x.samples, x.coarse)  # over positions: all tasks share its weights
     weight, computed = own_weight(step, kind)
-    path = weight.path.rpartition(".")[0] or weight.path
+    path = layer_path(weight.path) or weight.path
     reads = read_along(step, x, dim)
     rank = len(step.shape)
     out = step.constraints.made.get(weight.path)
@@ -645,14 +670,14 @@ def convolves(step: Step) -> Owners:
     weight, computed = own_weight(step, "grouped convolution")
     reads = read_along(step, x, 1)
     if not x.owned:
-        step.refuse("a grouped convolution of the network's input")
+        step.refuse("a grouped convolution of the network's input makes units of which each reads some inputs alone. Begin with an ordinary convolution")
     run = reads.view(groups, -1)
     step.mix(run, 1, "groups")
     units = reads
     if channels != out:
         units = step.constraints.again_or_new(weight.path, "grouped", out).units
         step.constraints.together(run[:, :1], units.view(groups, -1))
-    path = weight.path.rpartition(".")[0]
+    path = layer_path(weight.path)
     followed(step, Layer("grouped", path, step.node, x, reads, {"computed": computed}))
     return Owners(step.shape, along(1, len(step.shape), units), x.samples)
 
@@ -716,6 +741,15 @@ def slopes(step: Step) -> Owners:
     return x
 
 
+@rule("_weight_norm")
+def scales_rows(step: Step) -> Owners:
+    """A direction and a length for each row: of a weight, whose rows are followed as samples."""
+    x = step.owners(step.args[0])
+    if step.arg(2, "dim", 0) != 0 or x.samples.shape[0] == 1 < x.shape[0]:
+        step.refuse("a weight norm over anything but rows")
+    return x
+
+
 @rule("embedding")
 def embeds(step: Step) -> Owners:
     weight, index = step.args[0], step.args[1]
@@ -745,17 +779,20 @@ def enters_classes(step: Step) -> Owners:
     return Owners(step.shape, torch.full([1] * len(step.shape), NOBODY), samples)
 
 
-CREATING = "zeros ones full arange new_zeros new_ones new_full zeros_like ones_like full_like eye linspace scalar_tensor new_empty empty empty_like bernoulli rand rand_like rand_like randn new_tensor".split()
+CREATING = "zeros ones full arange new_zeros new_ones new_full zeros_like ones_like full_like eye linspace scalar_tensor new_empty empty empty_like new_tensor".split()
 
 
 @rule(*CREATING)
 def creates(step: Step) -> Owners:
-    shape = step.shape
-    rank = len(shape)
-    for each in leaves([step.args]):
-        if isinstance(each, Owners) and step.node.target._schema.name in ("aten::bernoulli",):
-            return Owners(shape, torch.full([1] * rank, NOBODY), each.samples)
-    return nobodys(shape)
+    return nobodys(step.shape)
+
+
+@rule(*"bernoulli rand rand_like randn randn_like randint randint_like randperm normal normal_functional uniform multinomial".split())
+def draws(step: Step) -> Owners:
+    step.refuse(
+        "it draws random numbers in evaluation, so outputs would never repeat. Draw them in training alone, in a module "
+        "of its own with a rule (ek.register_rule(module, ek.rules.drops)), or outside of the network."
+    )
 
 
 @rule("zero", "fill", "fill_", "zero_")

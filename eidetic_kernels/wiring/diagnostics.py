@@ -37,8 +37,12 @@ def at_node(node: fx.Node) -> Place:
     line = own[-1] if own else frames[-1][0] if frames else ""
 
     place = f" ({' '.join(line.split())})" if line else ""
+    if str(node.target).startswith("eidetic_kernels.mark"):  # a module that is kept whole
+        return Place(f"module {node.args[1]!r}{place}", WAYS_OUT)
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-    return Place(f"node {node.name!r} [{node.op} {target}]{place}", WAYS_OUT)
+    stack = node.meta.get("nn_module_stack") or {}
+    module = f" of {list(stack.values())[-1][0]!r}" if stack and list(stack.values())[-1][0] else ""
+    return Place(f"node {node.name!r} [{node.op} {target}]{module}{place}", WAYS_OUT)
 
 
 # The package's own folder.

@@ -17,12 +17,14 @@ class Group:
         built_width: the group's width when the network was constructed.
         producers: the layers that make the units.
         norms: the layers that follow them, unit by unit.
+        spared: no unit is ever pruned: they are the classes of a network that ends in no single linear layer.
     """
 
     segments: Segments
     built_width: int
     producers: dict[str, StaircaseLayer] = field(default_factory=dict)
     norms: dict[str, SegmentedLayer] = field(default_factory=dict)
+    spared: bool = False
 
     @property
     def name(self) -> str:

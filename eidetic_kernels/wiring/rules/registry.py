@@ -17,6 +17,7 @@ MODULES: dict[type[nn.Module] | str, Rule] = {}
 FUNCTIONS: dict[Callable[..., Any] | str, Rule] = {}
 METHODS: dict[str, Rule] = {}
 REGISTERED: dict[type[nn.Module] | str, Rule] = {}  # those of modules that users registered
+OPERATIONS: dict[str, Rule] = {}  # those of operations that users registered, by torch's name
 
 
 def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule) -> None:
@@ -46,8 +47,12 @@ def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule
         (MODULES if "." in target else METHODS)[target] = rule
         if "." in target:
             REGISTERED[target] = rule
+        else:
+            OPERATIONS[target] = rule
     elif callable(target) and not isinstance(target, type):
         FUNCTIONS[target] = rule
+        if (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", "_operator"):
+            OPERATIONS[target.__name__] = rule
     else:
         raise InputError(f"target must be a module class, a function, or a tensor method's name; got {shown(target)}.")
 
