@@ -1,6 +1,7 @@
 """Drop-in layers and networks that learn task after task and forget nothing."""
 
-from .front.build import ConvertedNetwork, convert
+from .conversion.convert import convert
+from .conversion.network import ConvertedNetwork
 from .errors import (
     BackendError,
     BusyError,

@@ -9,7 +9,8 @@
 - load: the network is saved, and loaded into another conversion of the same module: recalled alike;
 - poison: with NaN in everything live, both tasks are recalled alike;
 - extract: both tasks leave as plain modules that give the same logits;
-- step: a training step in float64 without dropout gives the original's loss, and its outputs after it.
+- step: a training step in float64 without dropout gives the original's loss, and its outputs after it. Parameters
+  that all units share, which a conversion holds fixed, are held fixed in the original too.
 """
 
 from __future__ import annotations
@@ -155,11 +156,18 @@ class Life:
         plain = without_dropout(copy.deepcopy(self.module)).double()
         x = self.x.double() if self.x.is_floating_point() else self.x
         net = ek.convert(plain, x[:1])
+        held = held_fixed(plain, net)
+        for path in held:
+            plain.get_parameter(path).requires_grad_(False)
         (loss, outputs), (our_loss, our_outputs) = (stepped(each, x, self.y) for each in (plain, net))
         error = difference(our_loss, loss)
         if error <= DOUBLE:
             error = difference(our_outputs, outputs)
-        return Found("ok") if error <= DOUBLE else judged("a training step in float64", error, DOUBLE_ROUNDED)
+        found = judged("a training step in float64", 0 if error <= DOUBLE else error, DOUBLE_ROUNDED)
+        if held and found.result == "ok":
+            share = sum(plain.get_parameter(path).numel() for path in held) / sum(p.numel() for p in plain.parameters())
+            return Found("ok", f"held fixed: {len(held)} parameters, {share:.1%} of the numbers ({held[0]})")
+        return found
 
     def compare_recall(self, net: ek.EideticNetwork, when: str) -> None:
         for task, answers in enumerate(self.answers):
@@ -180,6 +188,12 @@ def evaluated(module: nn.Module, x: Tensor) -> Tensor:
             return logits_of(module.eval()(x))
     finally:
         module.train()
+
+
+def held_fixed(module: nn.Module, net: ek.EideticNetwork) -> list[str]:
+    """The parameters of ``module`` that no task of ``net`` trains, since all units share them."""
+    fixed = {path for path, each in net.body.named_parameters() if not each.requires_grad}
+    return [path for path, each in module.named_parameters() if path in fixed and each.requires_grad]
 
 
 def without_dropout(module: nn.Module) -> nn.Module:

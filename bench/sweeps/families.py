@@ -16,9 +16,9 @@ from . import huggingface, segmentation, timm_models, topologies_family, torchvi
 
 FAMILIES: dict[str, ModuleType] = {
     "topologies": topologies_family,
-    "torchvision": torchvision_models,
     "huggingface": huggingface,
     "smp": segmentation,
+    "torchvision": torchvision_models,
     "timm": timm_models,
 }
 

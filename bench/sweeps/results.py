@@ -47,11 +47,15 @@ def summary(lines: Iterable[Line], total: int) -> str:
     bits = Counter(line["steps"].get("bits") for line in lines)
     found = Counter(map(outcome, lines))
     sizes = Counter(line["steps"].get("size") for line in lines)
+    refused = Counter(step for line in lines for step, result in line["steps"].items() if result == "refused")
+    places = f" ({', '.join(f'{count} {step}' for step, count in refused.items() if step != 'size')})"
     others = ", ".join(f"{found[each]} {each}" for each in ("fails", *STOPPED, "not built") if found[each])
     return (
         f"{len(lines)} of {total} taken: {sum(map(converts, lines))} convert, {bits['ok']} with the same bits, "
         f"{bits['rounding']} rounding only; {found['passes'] + found['rounding']} pass everything, "
-        f"{found['refused']} refused, {found['WRONG']} WRONG" + (f", {others}" if others else "") + f"; another size: "
+        f"{found['refused']} refused{places if found['refused'] else ''}, {found['WRONG']} WRONG"
+        + (f", {others}" if others else "")
+        + f"; another size: "
         f"{sizes['ok'] + sizes['rounding']} the same, {sizes['refused']} refused, {sizes['not taken']} not taken"
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 
 from .subject import CLASSES, Subject, smallest, takes
 
@@ -21,6 +21,19 @@ PIXELS = {
     "maxvit_pico_rw_256": (256,),
     "maxxvit_rmlp_nano_rw_256": (256,),
 }
+# They return tokens, whatever the number of classes.
+ENCODERS = ("gemma4_vit_167m_enc",)
+
+
+class Averaged(nn.Module):
+    """An encoder whose tokens are averaged, and classified."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder, self.head = encoder, nn.Linear(encoder.num_features, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.encoder(x).mean(1))
 
 
 def names() -> list[str]:
@@ -42,6 +55,8 @@ def build(name: str) -> Subject:
         size = smallest(module, sizes)
     if size is None:
         raise ValueError(f"{name} takes no image of {sizes}")
+    if name in ENCODERS:
+        module = Averaged(module)
     return Subject(module, (3, size, size), (3, size + 32, size + 32))
 
 

@@ -74,7 +74,11 @@ def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) ->
 
 def _only_tensor(returned: Any) -> Any:
     """The tensor in what forward returned, where there is one alone."""
-    leaves = returned if isinstance(returned, Tensor) else tree_leaves(dict(returned) if isinstance(returned, Mapping) else returned)
+    leaves = (
+        returned
+        if isinstance(returned, Tensor)
+        else tree_leaves(dict(returned) if isinstance(returned, Mapping) else returned)
+    )
     tensors = [leaves] if isinstance(leaves, Tensor) else [each for each in leaves if isinstance(each, Tensor)]
     return tensors[0] if len(tensors) == 1 else returned
 
@@ -135,7 +139,7 @@ def _apart(given: Tensor, expected: Tensor) -> float:
     if torch.equal(given, expected):
         return 0.0
     scale = expected[expected.isfinite()].abs().max().clamp_min(1e-30)
-    return float(((given - expected).abs().nan_to_num(0.0, 0.0, 0.0).max() / scale))
+    return float((given - expected).abs().nan_to_num(0.0, 0.0, 0.0).max() / scale)
 
 
 def _close(given: Tensor, expected: Tensor, tolerance: float) -> bool:

@@ -21,14 +21,10 @@ from torch import Tensor, fx, nn
 from ..checking import first_line, shown, whole_number
 from ..errors import ConversionError, InputError, TaskError
 from ..layers import (
-    EideticLayerNorm,
-    EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
     EideticScaledDotProduct,
-    HeadedAttention,
     SegmentedLayer,
-    Shared,
     Shuffle,
 )
 from ..layers.attention import PROJECTIONS
@@ -37,14 +33,10 @@ from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
 from ..wiring import rules
 from .layers import NO_PLAIN_VERSION, plain_layer
+from .memory import ends_moves, moves, reads_a_copy
 from .modules import plain_module, plain_values, takes_residual
 from .no_channels import lend_channels
 from .prefix import Prefix
-
-# Modules that read their input by products.
-_LINEAR = (EideticLinear, Shared, HeadedAttention)
-# What gives a tensor that lies in another's memory, in another order.
-_MOVES = (operator.getitem, torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose", "swapaxes")
 
 
 @outside_inference()
@@ -82,9 +74,10 @@ def extract(network: BaseNetwork, task: int) -> nn.Module:
 def _samples(network: BaseNetwork, task: int) -> Tensor | None:
     """Inputs [N, ...] of ``task``, made up if need be; None where their shape is not known."""
     like, samples = head_of(network, task).get_buffer("frozen_weight"), network.probes.of(task)
+    dtype = torch.long if network.takes_integers else like.dtype
     if samples is not None:
-        return samples.to(like.dtype)
-    return None if network.input_shape is None else like.new_zeros(2, *network.input_shape)
+        return samples.to(dtype)
+    return None if network.input_shape is None else like.new_zeros(2, *network.input_shape, dtype=dtype)
 
 
 def _let_run(plain: fx.GraphModule, samples: Tensor) -> None:
@@ -126,14 +119,12 @@ class _PlainGraph:
 
     def _follow_memory(self, node: fx.Node, module: nn.Module | None) -> None:
         """Copy a moved value before a product reads it: a product's bits depend on how its input lies in memory."""
-        linear = isinstance(module, _LINEAR) or node.op == "output"
-        for read in node.all_input_nodes if linear else ():
+        for read in node.all_input_nodes if node.op == "output" or reads_a_copy(module) else ():
             if read in self.moved:
                 options: dict[str, Any] = {"memory_format": torch.contiguous_format}
                 self.values[read] = self.graph.call_method("clone", (self.values[read],), options)
                 self.moved.remove(read)
-        dense = linear or (isinstance(module, EideticLayerNorm) and module.unit_dim == -1)
-        if node.target in _MOVES or (not dense and self.moved.intersection(node.all_input_nodes)):
+        if moves(node, module) or (not ends_moves(module) and self.moved.intersection(node.all_input_nodes)):
             self.moved.add(node)
 
     def _rewritten(self, node: fx.Node, module: nn.Module | None) -> fx.Node:

@@ -31,6 +31,8 @@ class Place:
 
 def at_node(node: fx.Node) -> Place:
     """The place of a traced graph's node, with the innermost line of the user's that made it (or else of torch's)."""
+    if node.op == "placeholder" and node.users:  # a tensor of the network: where it is read
+        node = next(iter(node.users))
     frames = re.findall(r'(File "([^"]+)".*\n.*)', node.stack_trace or "")
     frames = [(frame, file) for frame, file in frames if not file.startswith(_HERE)]
     own = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]

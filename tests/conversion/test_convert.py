@@ -202,7 +202,9 @@ def test_a_last_convolution_becomes_the_head():
 
 def test_classes_are_no_units_whatever_makes_them():
     """Two heads that are averaged are no linear layer: their outputs are features that pruning spares."""
-    module = Plain(lambda s, x: (s.b(s.a(x)) + s.c(s.a(x))) / 2, a=nn.Linear(6, 8), b=nn.Linear(8, 4), c=nn.Linear(8, 4))
+    module = Plain(
+        lambda s, x: (s.b(s.a(x)) + s.c(s.a(x))) / 2, a=nn.Linear(6, 8), b=nn.Linear(8, 4), c=nn.Linear(8, 4)
+    )
     net = ek.convert(module, torch.randn(8, 6))
     net.prune(0.5)
     assert {group.name: group.segments.live for group in net.groups} == {"body.a": 4, "body.b (+1 tied)": 4}
@@ -474,7 +476,9 @@ CONVERTED = {
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 7)), nn.Linear(7, 4)), FLAT
     ),
     "a layer called twice": (
-        lambda: Plain(lambda s, x: s.b(s.a(F.relu(s.a(s.stem(x))))), stem=nn.Linear(6, 6), a=nn.Linear(6, 6), b=nn.Linear(6, 4)),
+        lambda: Plain(
+            lambda s, x: s.b(s.a(F.relu(s.a(s.stem(x))))), stem=nn.Linear(6, 6), a=nn.Linear(6, 6), b=nn.Linear(6, 4)
+        ),
         FLAT,
     ),
 }  # fmt: skip

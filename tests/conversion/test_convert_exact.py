@@ -1,6 +1,5 @@
 """ek.convert gives the network that was meant, or refuses: changes in place, code of training, ties, state, hooks."""
 
-import copy
 import operator
 from collections import namedtuple
 
@@ -404,7 +403,7 @@ IN_TRAINING = {
         lambda: Plain(lambda s, x: s.b(without_gradient(s, s.a(x))), a=nn.Linear(6, 8), b=nn.Linear(8, 4)),
         "'detach_",
     ),
-        "another constant": (in_training_times(1.0), "'lift_fresh_copy'"),
+    "another constant": (in_training_times(1.0), "'lift_fresh_copy'"),
     "one dropout for two": (two_dropouts(True), "module 'drop'"),
     "two dropouts for one": (two_dropouts(False), "module 'drop'"),
 }

@@ -30,7 +30,7 @@ class EncoderLayers(Tokens):
         self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
 
     def run(self, x):
-        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.positions
         return self.encoder(x)[:, :1]
 
 
@@ -67,7 +67,7 @@ class ByFunction(Tokens):
         self.first, self.qkv, self.project = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
 
     def run(self, x):
-        q, k, v = (each.view(len(x), -1, 4, 4).transpose(1, 2) for each in self.qkv(self.first(x)).chunk(3, dim=-1))
+        q, k, v = (each.view(x.shape[0], -1, 4, 4).transpose(1, 2) for each in self.qkv(self.first(x)).chunk(3, dim=-1))
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=self.drop_rate if self.training else 0.0)
         return x + self.project(y.transpose(1, 2).flatten(2))
 
@@ -79,7 +79,7 @@ class Normalised(Tokens):
         self.scale = nn.Parameter(torch.full((4, 1, 1), 2.0))
 
     def run(self, x):
-        q, k, v = (layer(x).view(len(x), -1, 4, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).view(x.shape[0], -1, 4, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
         weights = F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).mT * self.scale
         return x + self.project((weights.softmax(-1) @ v).transpose(1, 2).flatten(2))
 
@@ -92,11 +92,11 @@ class FewKeys(Tokens):
 
     def run(self, x):
         y = self.first(x)
-        q = self.q(y).view(len(x), -1, 4, 4).transpose(1, 2)
-        k, v = self.kv(y).view(len(x), -1, 2, 2, 4).permute(2, 0, 3, 1, 4)
+        q = self.q(y).view(x.shape[0], -1, 4, 4).transpose(1, 2)
+        k, v = self.kv(y).view(x.shape[0], -1, 2, 2, 4).permute(2, 0, 3, 1, 4)
         k, v = k.repeat_interleave(2, 1), v.repeat_interleave(2, 1)
         y = F.scaled_dot_product_attention(q, k, v)
-        return x + self.project(y.transpose(1, 2).reshape(len(x), -1, 16))
+        return x + self.project(y.transpose(1, 2).reshape(x.shape[0], -1, 16))
 
 
 @topology("rotated positions")
@@ -112,7 +112,7 @@ class Rotated(Tokens):
         return x * cosines + torch.cat([-second, first], -1) * sines
 
     def run(self, x):
-        q, k, v = (layer(x).view(len(x), -1, 4, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        q, k, v = (layer(x).view(x.shape[0], -1, 4, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
         y = F.scaled_dot_product_attention(self.rotated(q), self.rotated(k), v)
         return x + self.project(y.transpose(1, 2).flatten(2))
 
@@ -132,7 +132,7 @@ class Windows(Tokens):
         return self.project((weights.softmax(-1) @ v).transpose(1, 2).reshape(-1, 16, 16))
 
     def run(self, x):
-        samples = len(x)
+        samples = x.shape[0]
         y = torch.roll(self.first(x).view(samples, 8, 8, 16), (-2, -2), (1, 2))
         y = y.view(samples, 2, 4, 2, 4, 16).permute(0, 1, 3, 2, 4, 5).reshape(-1, 16, 16)
         y = self.attend(y).view(samples, 2, 2, 4, 4, 16).permute(0, 1, 3, 2, 4, 5).reshape(samples, 8, 8, 16)
@@ -145,7 +145,7 @@ class LinearAttention(Tokens):
         self.first, self.qkv, self.project = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
 
     def run(self, x):
-        q, k, v = self.qkv(self.first(x)).view(len(x), -1, 3, 4, 4).permute(2, 0, 3, 1, 4)
+        q, k, v = self.qkv(self.first(x)).view(x.shape[0], -1, 3, 4, 4).permute(2, 0, 3, 1, 4)
         q, k = F.elu(q) + 1, F.elu(k) + 1
         made = q @ (k.transpose(-2, -1) @ v)
         made = made / (q @ k.sum(2).unsqueeze(-1) + 1e-6)
@@ -181,6 +181,6 @@ class SideBySide(Tokens):
 
     def run(self, x):
         q, k, v, hidden = self.all(self.first(x)).split((16, 16, 16, 32), -1)
-        q, k, v = (each.view(len(x), -1, 4, 4).transpose(1, 2) for each in (q, k, v))
+        q, k, v = (each.view(x.shape[0], -1, 4, 4).transpose(1, 2) for each in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         return x + self.project(torch.cat([y, F.gelu(hidden)], -1))

@@ -1,0 +1,65 @@
+"""Products with a parameter, written in other ways than as a linear layer, become linear layers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from .capture import Captured
+from .nodes import operation, shape_of
+
+ROWS = "_rows"  # what is added to a parameter's name for its transpose
+
+
+def leave_out_nothing(captured: Captured) -> None:
+    """Leave empty tensors out of what is put together (a model's prefix of no tokens), in place."""
+    for node in list(captured.graph.nodes):
+        if node.op != "call_function" or operation(node) not in ("cat", "concat", "concatenate"):
+            continue
+        dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape_of(node))
+        full = [each for each in node.args[0] if shape_of(each)[dim:] and shape_of(each)[dim]]
+        if len(full) == 1:
+            node.replace_all_uses_with(full[0])
+            captured.graph.erase_node(node)
+        elif len(full) < len(node.args[0]):
+            node.args = (full, *node.args[1:])
+    for node in reversed(list(captured.graph.nodes)):
+        if node.op == "call_function" and not node.users and shape_of(node) and 0 in shape_of(node):
+            captured.graph.erase_node(node)
+
+
+def rewrite_products(captured: Captured, module: nn.Module) -> None:
+    """``x @ weight``, ``addmm(bias, x, weight)`` of parameters of ``module`` as ``linear``, in place.
+
+    The module gets a transposed copy of the parameter, in memory as a linear layer has it.
+    """
+    graph = captured.graph
+    transposed: dict[str, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node.op != "call_function" or operation(node) not in ("addmm", "matmul", "mm"):
+            continue
+        bias, x, weight = node.args if operation(node) == "addmm" else (None, *node.args)
+        path = captured.held.get(getattr(weight, "name", ""))
+        if path is None or path in captured.constants or any(value != 1 for value in node.kwargs.values()):
+            continue
+        owner, _, name = path.rpartition(".")
+        parent = module.get_submodule(owner)
+        value = getattr(parent, name)
+        if not isinstance(value, nn.Parameter) or value.dim() != 2 or len(weight.users) > 1:
+            continue
+        if bias is not None and (shape_of(bias) != (value.shape[1],) or bias.name not in captured.held):
+            continue
+        if not hasattr(parent, name + ROWS):
+            parent.register_parameter(name + ROWS, nn.Parameter(value.detach().t().contiguous(), value.requires_grad))
+        if path not in transposed:
+            with graph.inserting_before(weight):
+                new = graph.placeholder(f"{weight.name}{ROWS}")
+            new.meta["val"] = weight.meta["val"].new_empty(value.shape[1], value.shape[0])
+            captured.held[new.name] = path + ROWS
+            captured.parameters.add(path + ROWS)
+            transposed[path] = new
+        node.target = torch.ops.aten.linear.default
+        arguments: tuple[Any, ...] = (x, transposed[path], bias)
+        node.args, node.kwargs = arguments, {}

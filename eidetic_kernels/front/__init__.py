@@ -1,1 +1,0 @@
-"""Reads a network's forward as a graph of ATen operations and finds whose each number is."""
