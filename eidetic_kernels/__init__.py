@@ -19,16 +19,26 @@ from .errors import (
 from .layers import (
     EideticBatchNorm1d,
     EideticBatchNorm2d,
+    EideticConv1d,
     EideticConv2d,
+    EideticConv3d,
+    EideticConvTranspose1d,
+    EideticConvTranspose2d,
+    EideticConvTranspose3d,
     EideticDepthwiseConv2d,
     EideticDropout,
+    EideticEmbedding,
+    EideticGroupedConv1d,
     EideticGroupedConv2d,
+    EideticGroupedConv3d,
+    EideticGroupNorm,
     EideticLayerNorm,
     EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
     EideticPReLU,
     EideticRelativeAttention,
+    EideticRMSNorm,
     EideticStochasticDepth,
     EideticWindowAttention,
 )
@@ -36,6 +46,7 @@ from .network import EideticNetwork
 from .published.from_eideticnet import from_eideticnet
 from .records.certificate import Certificate
 from .tasks.capacity import Capacity, CapacityRow
+from .tasks.foreign import frozen
 from .tasks.frozen_features import FrozenFeatures
 from .tasks.optimizer_state import default_optimizer
 from .tasks.pruning import PruningPlan
@@ -57,17 +68,27 @@ __all__ = [
     "ConvertedNetwork",
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
+    "EideticConv1d",
     "EideticConv2d",
+    "EideticConv3d",
+    "EideticConvTranspose1d",
+    "EideticConvTranspose2d",
+    "EideticConvTranspose3d",
     "EideticDepthwiseConv2d",
     "EideticDropout",
+    "EideticEmbedding",
     "EideticError",
-    "EideticLayerNorm",
+    "EideticGroupNorm",
+    "EideticGroupedConv1d",
     "EideticGroupedConv2d",
+    "EideticGroupedConv3d",
+    "EideticLayerNorm",
     "EideticLinear",
     "EideticMultiheadAttention",
     "EideticNetwork",
     "EideticPReLU",
     "EideticParameter",
+    "EideticRMSNorm",
     "EideticRelativeAttention",
     "EideticStochasticDepth",
     "EideticWindowAttention",
@@ -85,6 +106,7 @@ __all__ = [
     "convert",
     "default_optimizer",
     "from_eideticnet",
+    "frozen",
     "register_rule",
     "rules",
 ]

@@ -105,7 +105,8 @@ def sizes(name: str, value: object, count: int, least: int = 0) -> tuple[int, ..
     """
     if count == 2:
         return pair(name, value, least)
-    given = tuple(cast("Sequence[object]", value)) if isinstance(value, (tuple, list)) else (value,) * count
+    sequence = isinstance(value, (tuple, list))
+    given = tuple(cast("Sequence[object]", value)) if sequence else (value,) * count
     if len(given) != count:
         raise InputError(f"{name} must be a whole number, {least} or more, or {count} of them; got {shown(value)}.")
     return tuple(whole_number(name, each, least) for each in given)

@@ -198,8 +198,6 @@ class Rows(Segments):
     The sizes are those of ``units`` times ``per``, whatever happens to these. Nothing is written here.
     """
 
-    # pyright: reportIncompatibleVariableOverride=false, reportIncompatibleMethodOverride=false
-
     def __init__(self, units: Segments, per: int):
         self._units, self.per = units, per
 

@@ -15,7 +15,7 @@ from ..checking import first_line, shown
 from ..errors import ConversionError, InputError
 from ..modes import outside_inference
 from ..network import EideticNetwork
-from ..tasks.foreign import refuse_lazy
+from ..tasks.foreign import frozen_inside, refuse_lazy
 from ..wiring.diagnostics import at_node
 from ..wiring.groups import Wiring
 from .emission.emitter import Emitter
@@ -142,8 +142,12 @@ def _copy(module: nn.Module) -> nn.Module:
 
 def _captures(plain: nn.Module, example: Tensor) -> tuple[Captured, Captured, dict[fx.Node, Any]]:
     """``plain`` in evaluation and in training mode, and the values of what in evaluation is made of fixed tensors."""
-    with marked(plain, _kept_whole), _steady(plain):
-        trained = _captured_in(plain.train(), example)
+    asleep = {each for _, each in frozen_inside(plain)}
+    with marked(plain, lambda each: each not in asleep and _kept_whole(each)), _steady(plain):
+        plain.train()
+        for _, each in frozen_inside(plain):
+            each.eval()
+        trained = _captured_in(plain, example)
         captured = _captured_in(plain.eval(), example)
     for each in (captured, trained):
         rewrite_products(each, plain)

@@ -13,7 +13,7 @@ from ..checking import nearest, shown
 from ..errors import ConversionError, InputError
 from ..wiring.diagnostics import at_node
 from .graphs.capture import Captured
-from .graphs.nodes import leaves, module_path, operation, shape_of
+from .graphs.nodes import args_of, is_tensor, leaves, module_path, operation, shape_of
 
 # Operations that leave the head's numbers as they are. Dropout of logits is nothing that a head does.
 _NOTHING = ("dropout", "contiguous", "alias", "clone", "detach", "eidetic_kernels::mark")
@@ -72,12 +72,12 @@ def ends_of(plain: nn.Module, captured: Captured, head: str | bool | None) -> li
     """The nodes that may be the logits: what the layer ``head`` makes, if this is a path, or what forward returns."""
     if isinstance(head, str):
         return [_only_call(plain, captured, head)]
-    return [each for each in leaves(captured.outputs) if isinstance(each, fx.Node) and shape_of(each) is not None]
+    return [each for each in leaves(captured.outputs) if isinstance(each, fx.Node) and is_tensor(each)]
 
 
 def _refuse_computed(node: fx.Node) -> None:
     """Raise ConversionError where the weight or bias of the last layer is computed of others."""
-    computed = [each for each in node.args[1:] if isinstance(each, fx.Node) and each.op != "placeholder"]
+    computed = [each for each in args_of(node)[1:] if isinstance(each, fx.Node) and each.op != "placeholder"]
     if computed:
         path = module_path(node)
         raise at_node(node).refused(
@@ -112,8 +112,8 @@ def _classifier(plain: nn.Module, captured: Captured, end: fx.Node) -> Head | No
     """The linear layer that makes ``end``, but for operations that pick positions or change nothing."""
     last, picking, pooling = end, [], []
     while last.op == "call_function":
-        name, given = operation(last), last.args[0] if last.args else None
-        if not isinstance(given, fx.Node):
+        name, given = operation(last), args_of(last)[0] if last.args else None
+        if not isinstance(given, fx.Node) or not is_tensor(given):
             return None
         shape, before = shape_of(last), shape_of(given)
         if name in ("softmax", "log_softmax") and operation(given) == "linear" and len(shape) == 2:
@@ -134,23 +134,23 @@ def _classifier(plain: nn.Module, captured: Captured, end: fx.Node) -> Head | No
                 return _of_convolution(captured, plain, end, last, pooling)
         else:
             break
-    if operation(last) != "linear" or not isinstance(last.args[1], fx.Node):
+    if operation(last) != "linear" or not isinstance(args_of(last)[1], fx.Node):
         return None
     _refuse_computed(last)
-    weight, bias = _weight(captured, last), _tensor(plain, captured, last.args[2] if len(last.args) > 2 else None)
-    if weight is None or (len(last.args) > 2 and last.args[2] is not None and bias is None):
+    weight, bias = _weight(captured, last), _tensor(plain, captured, args_of(last)[2] if len(last.args) > 2 else None)
+    if weight is None or (len(last.args) > 2 and args_of(last)[2] is not None and bias is None):
         return None
     if len(shape_of(last)) - len(shape_of(end)) and not picking or len(shape_of(end)) != 2:
         return None
-    features = last.args[0]
+    features = args_of(last)[0]
     graph = captured.graph
     with graph.inserting_before(end):
         for each in reversed(picking):
-            made = graph.call_function(each.target, (features, *each.args[1:]), dict(each.kwargs))
+            made = graph.call_function(each.target, (features, *args_of(each)[1:]), dict(each.kwargs))
             like = each.meta["val"]
             made.meta = {**each.meta, "val": like.new_empty(*like.shape[:-1], shape_of(features)[-1])}
             features = made
-    return Head(end, features, _linear(_tensor(plain, captured, last.args[1]), bias), last)
+    return Head(end, features, _linear(_tensor(plain, captured, args_of(last)[1]), bias), last)
 
 
 def _is_pooling(node: fx.Node, shape: Any, before: Any) -> bool:
@@ -166,7 +166,7 @@ def _is_pooling(node: fx.Node, shape: Any, before: Any) -> bool:
     if name == "adaptive_avg_pool2d":
         return shape[2:] == (1, 1)
     if name == "mean":
-        return sorted(d % 4 for d in node.args[1] or ()) == [2, 3]
+        return sorted(d % 4 for d in args_of(node)[1] or ()) == [2, 3]
     return set(before[2:]) == {1}
 
 
@@ -177,16 +177,16 @@ def _of_convolution(
 
     The sums are added up in another order than the original's, so the last bits may be others.
     """
-    if not isinstance(last.args[1], fx.Node) or len(shape_of(end)) != 2:
+    if not isinstance(args_of(last)[1], fx.Node) or len(shape_of(end)) != 2:
         return None
-    weight = _tensor(plain, captured, last.args[1])
-    given = last.args[0]
+    weight = _tensor(plain, captured, args_of(last)[1])
+    given = args_of(last)[0]
     if weight is None or tuple(weight.shape[2:]) != (1, 1) or weight.shape[1] != shape_of(given)[1]:
         return None
-    settings = [list(each) for each in last.args[3:5]]
+    settings = [list(each) for each in args_of(last)[3:5]]
     if settings != [[1, 1], [0, 0]][: len(settings)]:
         return None
-    bias = _tensor(plain, captured, last.args[2] if len(last.args) > 2 else None)
+    bias = _tensor(plain, captured, args_of(last)[2] if len(last.args) > 2 else None)
     graph = captured.graph
     features = given
     with graph.inserting_before(end):
@@ -198,7 +198,7 @@ def _of_convolution(
             elif operation(each) in ("view", "reshape", "_unsafe_view", "flatten", "squeeze", "squeeze_"):
                 continue  # it named the classes perhaps
             else:
-                features = graph.call_function(each.target, (features, *each.args[1:]), dict(each.kwargs))
+                features = graph.call_function(each.target, (features, *args_of(each)[1:]), dict(each.kwargs))
                 shape = (like.shape[0], weight.shape[1], *like.shape[2:])
             features.meta = {**last.meta, "val": like.new_empty(shape)}
     return Head(end, features, _linear(weight.flatten(1), bias), last)
@@ -210,19 +210,19 @@ def _keeps_last(node: fx.Node, shape: Any, before: Any) -> bool:
         return False
     name, rank = operation(node), len(before)
     if name == "index":
-        picked = [n for n, each in enumerate(node.args[1]) if each is not None]
+        picked = [n for n, each in enumerate(args_of(node)[1]) if each is not None]
         return max(picked) < rank - 1
     if name == "mean":
-        dims = node.args[1] if len(node.args) > 1 else None
+        dims = args_of(node)[1] if len(node.args) > 1 else None
         return bool(dims) and rank - 1 not in [d % rank for d in dims]
     if name == "squeeze":
         return len(shape) == 2
-    dim = node.args[1] if len(node.args) > 1 else 0
+    dim = args_of(node)[1] if len(node.args) > 1 else 0
     return dim % rank != rank - 1
 
 
 def _weight(captured: Captured, node: fx.Node) -> str | None:
-    return captured.held.get(getattr(node.args[1], "name", ""))
+    return captured.held.get(getattr(args_of(node)[1], "name", ""))
 
 
 def _tensor(plain: nn.Module, captured: Captured, node: Any) -> Tensor | None:

@@ -33,7 +33,7 @@ from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
 from ..wiring import rules
 from .layers import NO_PLAIN_VERSION, plain_layer
-from .memory import ends_moves, moves, reads_a_copy
+from .memory import Reading, emit_copy, ends_moves, moves, reading
 from .modules import plain_module, plain_values, takes_residual
 from .no_channels import lend_channels
 from .prefix import Prefix
@@ -101,31 +101,31 @@ class _PlainGraph:
         self.values: dict[fx.Node, fx.Node] = {}
         self.modules: dict[str, Any] = {}  # and parameters, by path
         self.moved: set[fx.Node] = set()  # nodes whose values lie in another's memory, in another order
+        self.copies: dict[tuple[fx.Node, Reading], fx.Node] = {}  # of their values
 
     def build(self, graph: fx.Graph, head: nn.Module, name: str) -> fx.GraphModule:
         """The plain module called ``name``: ``graph``, and ``head`` on its end."""
         for node in graph.nodes:
             module = self.root.get_submodule(node.target) if node.op == "call_module" else None
-            self._follow_memory(node, module)
             if node.op == "output":
                 path = "head"
                 while any(target.split(".")[0] == path for target in self.modules):
                     path += "_"
                 self.modules[path] = head
-                self.graph.output(self.graph.call_module(path, (self.values[node.args[0]],)))
+                self.graph.output(self.graph.call_module(path, (self._given(node.args[0], "contiguous"),)))
                 break
             self.values[node] = self._rewritten(node, module)
+            if moves(node, module) or (not ends_moves(module) and self.moved.intersection(node.all_input_nodes)):
+                self.moved.add(node)
         return fx.GraphModule(_tree(self.modules), self.graph, name).eval()
 
-    def _follow_memory(self, node: fx.Node, module: nn.Module | None) -> None:
-        """Copy a moved value before a product reads it: a product's bits depend on how its input lies in memory."""
-        for read in node.all_input_nodes if node.op == "output" or reads_a_copy(module) else ():
-            if read in self.moved:
-                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
-                self.values[read] = self.graph.call_method("clone", (self.values[read],), options)
-                self.moved.remove(read)
-        if moves(node, module) or (not ends_moves(module) and self.moved.intersection(node.all_input_nodes)):
-            self.moved.add(node)
+    def _given(self, read: fx.Node, how: Reading) -> fx.Node:
+        """What a node reads of ``read``: a copy where a product's bits would depend on how that lies in memory."""
+        if how is None or read not in self.moved:
+            return self.values[read]
+        if (read, how) not in self.copies:
+            self.copies[read, how] = emit_copy(self.graph, self.values[read], how)
+        return self.copies[read, how]
 
     def _rewritten(self, node: fx.Node, module: nn.Module | None) -> fx.Node:
         """The node of the plain graph that stands for ``node``, which calls ``module`` if it calls one."""
@@ -141,7 +141,7 @@ class _PlainGraph:
         if isinstance(module, EideticMultiheadAttention):
             self.modules[target] = plain_module(module, self.prefix)
             given = _arguments(node, PROJECTIONS)
-            return self.graph.call_module(target, tuple(self.values[given[name]] for name in PROJECTIONS))
+            return self.graph.call_module(target, tuple(self._given(given[name], "contiguous") for name in PROJECTIONS))
 
         if module is not None:
             given = takes_residual(module) and (*node.args[1:], node.kwargs.get("residual"))[0] is not None
@@ -149,7 +149,7 @@ class _PlainGraph:
             self.modules[target] = plain_module(module, self.prefix, **residual)
         elif node.op == "get_attr":
             self.modules[target] = copy.deepcopy(operator.attrgetter(target)(self.root))
-        copied = self.graph.node_copy(node, lambda read: self.values[read])
+        copied = self.graph.node_copy(node, lambda read: self._given(read, reading(module)))
         copied.meta.clear()
         return copied
 

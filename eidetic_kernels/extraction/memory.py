@@ -6,7 +6,7 @@ another order than its dimensions, is copied before a product reads it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import fx, nn
@@ -24,6 +24,7 @@ from ..layers import (
     Shared,
 )
 from ..layers.prefix import EideticPrefix
+from .graph import emit_as_rows
 from .products import spatial_dims
 
 # torch's functions and methods that give a tensor in another's memory, in another order or in part, by name; of torch's
@@ -36,16 +37,30 @@ MOVES = {"getitem", "permute", "transpose", "swapaxes", "swapdims", "movedim", "
 KEEPS = {"view", "reshape", "flatten", "unflatten", "squeeze", "unsqueeze", "contiguous", "detach", "alias", "to"}
 
 
-def reads_a_copy(module: nn.Module | None) -> bool:
-    """Whether the network's ``module`` reads its input in memory of its own, dimension by dimension.
+# How a module reads its input in memory of its own: dimension by dimension, or as rows [positions, units] one after the
+# other, of which a single image's may be each unit with all positions. None: it takes its input as it lies.
+Reading: TypeAlias = Literal["contiguous", "rows"] | None
 
-    Convolutions of images are not among them: theirs keep the order of channels_last, and torch's copies by itself.
+
+def reading(module: nn.Module | None) -> Reading:
+    """How the network's ``module`` reads its input.
+
+    Convolutions of images take it as it lies: theirs keep the order of channels_last, and torch's copies by itself.
     """
     if isinstance(module, (Parts, Shared)):
         module = module[0]
+    if isinstance(module, EideticRMSNorm):
+        return "rows"
     if isinstance(module, (EideticConvolution, EideticConv2d, EideticGroupedConv2d)):
-        return spatial_dims(module) != 2
-    return isinstance(module, (EideticLinear, EideticRMSNorm, HeadedAttention))
+        return None if spatial_dims(module) == 2 else "contiguous"
+    return "contiguous" if isinstance(module, (EideticLinear, HeadedAttention)) else None
+
+
+def emit_copy(graph: fx.Graph, x: fx.Node, how: Reading) -> fx.Node:
+    """A copy of ``x`` for what reads it so."""
+    if how == "rows":
+        return emit_as_rows(graph, x)
+    return graph.call_method("clone", (x,), {"memory_format": torch.contiguous_format})
 
 
 def moves(node: fx.Node, module: nn.Module | None) -> bool:
@@ -62,7 +77,9 @@ def moves(node: fx.Node, module: nn.Module | None) -> bool:
 
 def ends_moves(module: nn.Module | None) -> bool:
     """Whether what ``module`` gives lies dimension by dimension, whatever it is given."""
-    return reads_a_copy(module) or (isinstance(module, EideticLayerNorm) and module.unit_dim == -1)
+    if isinstance(module, EideticLayerNorm) and not isinstance(module, EideticRMSNorm):
+        return module.unit_dim == -1
+    return reading(module) == "contiguous"
 
 
 def operation(target: Any) -> str:

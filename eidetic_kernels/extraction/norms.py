@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from ..layers import EideticGroupNorm, EideticLayerNorm, EideticRMSNorm
 from ..layers.prefix import EideticPrefix
 from ..layout import Source, Span, positions, reads
-from .graph import emit_concatenation, emit_read, emit_slice
+from .graph import emit_as_rows, emit_concatenation, emit_read, emit_slice
 from .pieces import filled
 from .prefix import Prefix
 from .products import spatial_dims
@@ -91,7 +91,7 @@ def _emit_affine(
 def group_norm(prefix: Prefix, layers: Sequence[EideticGroupNorm]) -> nn.Module:
     """A torch GroupNorm for each segment: over its own groups, or over all channels that it may see.
 
-    A norm's bits depend on how its input lies in memory, so each reads what it reads in the network: several images with
+    A norm's bits depend on how its input lies in memory, so each reads what it reads in the network: images with
     channels last, a single one and volumes with channels first.
     """
     groups = [prefix.kept_of(layer.segments) for layer in layers]
@@ -158,13 +158,9 @@ def reduction(prefix: Prefix, layers: Sequence[EideticPrefix]) -> nn.Module:
 def _emit_seen(graph: fx.Graph, x: fx.Node, span: Span, columns: int) -> fx.Node:
     """The units ``span`` of ``x`` [*, C], which has ``columns`` of them, lying in memory as in the network.
 
-    There a segment reads them in rows [positions, units]: copied one after the other, or each unit with all positions,
-    where they lie so (those of a single image).
+    It is copied if it is a part of ``x`` only.
     """
-    seen = x if span == (0, columns) else emit_slice(graph, x, span, -1)
-    rows = graph.call_function(torch.flatten, (seen, 0, -2))
-    rows = rows if seen is x else graph.call_method("clone", (rows,))
-    return graph.call_method("view_as", (rows, seen))
+    return emit_as_rows(graph, x if span == (0, columns) else emit_slice(graph, x, span, -1), copy=span != (0, columns))
 
 
 def _emit_movedim(graph: fx.Graph, x: fx.Node, source: int, to: int) -> fx.Node:

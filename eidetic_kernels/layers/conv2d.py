@@ -120,7 +120,8 @@ def window(kernel, stride, padding, dilation, padding_mode: str) -> tuple[ops.Ge
     if padding_mode == "zeros" and all(before == after for before, after in before_after):
         return ops.Geometry(stride, tuple(before for before, _ in before_after), dilation), None
     # F.pad counts from the last dimension backwards.
-    return ops.Geometry(stride, (0,) * len(kernel), dilation), [side for pair in reversed(before_after) for side in pair]
+    sides = [side for pair in reversed(before_after) for side in pair]
+    return ops.Geometry(stride, (0,) * len(kernel), dilation), sides
 
 
 def _before_after(padding, kernel, stride, dilation) -> list[tuple[int, int]]:

@@ -104,7 +104,8 @@ class EideticConvolution(StaircaseLayer):
     def extra_repr(self) -> str:
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, "
-            f"stride={self.geometry.stride}, padding={self.padding}, dilation={self.geometry.dilation}, bias={self.bias is not None}"
+            f"stride={self.geometry.stride}, padding={self.padding}, dilation={self.geometry.dilation}, "
+            f"bias={self.bias is not None}"
         )
 
 

@@ -26,7 +26,9 @@ class EideticEmbedding(StaircaseLayer):
 
     unit_dim = -1
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, device=None, dtype=None):
+    def __init__(
+        self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, device=None, dtype=None
+    ):
         self.num_embeddings = whole_number("num_embeddings", num_embeddings, 1)
         self.embedding_dim = whole_number("embedding_dim", embedding_dim, unit="units")
         self.padding_idx = padding_idx

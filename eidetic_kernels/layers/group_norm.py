@@ -21,7 +21,8 @@ class EideticGroupNorm(SegmentedLayer):
 
     With several groups, the channels of one are a grain: they belong to one task, are pruned and frozen together, and
     nothing else enters their statistics. With one group, a segment's channels are normalised over all channels that the
-    segment may see, as in :class:`.EideticLayerNorm`. Either way a frozen channel's output never depends on a later one.
+    segment may see, as in :class:`.EideticLayerNorm`. Either way a frozen channel's output never depends on
+    a later one.
 
     Args:
         num_groups, num_channels, eps, affine, device, dtype: as in torch.
@@ -70,7 +71,8 @@ class EideticGroupNorm(SegmentedLayer):
             check_dtype(self, x, self.weight)
         tasks = self.segments.tasks
         pieces = [
-            self._segment(x, segment) for segment in range((tasks if task is None else task) + 1)
+            self._segment(x, segment)
+            for segment in range((tasks if task is None else task) + 1)
             if self.segments.size(segment)
         ]
         return torch.cat(pieces, 1) if len(pieces) > 1 else pieces[0] if pieces else x

@@ -161,7 +161,8 @@ class EideticGroupedConv2d(ComputedWeight):
 
     def extra_repr(self) -> str:
         return (
-            f"{self.channels}, {self.groups * self.makes}, groups={self.groups}, kernel_size={self.kernel_size}, stride={self.geometry.stride}, "
+            f"{self.channels}, {self.groups * self.makes}, groups={self.groups}, kernel_size={self.kernel_size}, "
+            f"stride={self.geometry.stride}, "
             f"padding={self.padding}, dilation={self.geometry.dilation}, bias={self.bias is not None}"
         )
 

@@ -13,6 +13,10 @@ from torch.nn import functional as F
 
 import eidetic_kernels as ek
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:no layer has a free unit"),
+    pytest.mark.filterwarnings("ignore:the converted network's outputs are the module's but for rounding"),
+]
 HOW = ("mixed", "disjoint", *slow("nested"))
 SEQUENCE, IMAGE, VOLUME, TOKENS = (3, 9), (3, 8, 8), (2, 4, 4, 4), (6, 5)
 
@@ -42,12 +46,24 @@ def learned(module, x, how="nested", gone=()):
         optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
         train(net, optimizer, x, torch.arange(len(x)) % 4)
         net.prune(0.4 if task else 0.6, optimizer=optimizer)
+        train(net, optimizer, x, torch.arange(len(x)) % 4)
         if task == 1 and gone:
             groups = net.plan_pruning(1.0).groups
             net.apply_plan(ek.PruningPlan("gone", tuple(groups[number] for number in gone)))
-        train(net, optimizer, x, torch.arange(len(x)) % 4)
         net.finish_task()
     return net
+
+
+class Patches(nn.Module):
+    """Tokens that lie as their image does, normalised."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm = nn.Conv2d(3, 20, 2, stride=2), nn.RMSNorm(20)
+        self.b, self.head = nn.Linear(20, 12), nn.Linear(12, 4)
+
+    def forward(self, x):
+        return self.head(F.relu(self.b(self.norm(self.a(x).flatten(2).transpose(1, 2)))).mean(1))
 
 
 class Normed(nn.Module):
@@ -145,7 +161,7 @@ def computed():
     return classified(
         lambda s, x: s.c(F.relu(s.b(F.relu(s.a(x))))),
         a=Standardised(3, 8, 3),
-        b=norm(nn.Conv2d(8, 8, 3, groups=2)),
+        b=norm(nn.Conv2d(8, 8, 3, groups=4)),
         c=norm(nn.Conv2d(8, 9, 1)),
     )
 
@@ -205,6 +221,7 @@ def shuffled():
 CASES = {
     "rms norm": (lambda: Normed(nn.RMSNorm(12)), TOKENS),
     "rms norm without scale": (lambda: Normed(nn.RMSNorm(12, 0.1, elementwise_affine=False)), TOKENS),
+    "rms norm of patches": (Patches, IMAGE),
     "means of channels": (lambda: MeanOfUnits(1), IMAGE),
     "means of the last dimension": (lambda: MeanOfUnits(-1), IMAGE),
     "group norms": (lambda: norms_of_images(nn.GroupNorm(4, 12), nn.GroupNorm(1, 12)), IMAGE),
@@ -234,18 +251,20 @@ def made(name, samples=8):
     return module, x
 
 
-@pytest.mark.filterwarnings("ignore:no layer has a free unit", "ignore:the converted network's outputs are the module's")
+@pytest.mark.filterwarnings(
+    "ignore:no layer has a free unit", "ignore:the converted network's outputs are the module's"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_every_promise(name):
     """The weights of transposed convolutions are transposed, so a training step cannot be compared by name."""
     module, x = made(name)
     transposed = "transposed" in name
-    take_through(
-        module, x, double=x.is_floating_point() and not transposed, rounded=transposed or "group norm" in name
-    )
+    take_through(module, x, double=x.is_floating_point() and not transposed, rounded=transposed or "group norm" in name)
 
 
-@pytest.mark.filterwarnings("ignore:no layer has a free unit", "ignore:the converted network's outputs are the module's")
+@pytest.mark.filterwarnings(
+    "ignore:no layer has a free unit", "ignore:the converted network's outputs are the module's"
+)
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("name", CASES)
 def test_every_tasks_logits(name, how):
@@ -259,7 +278,9 @@ def test_every_tasks_logits(name, how):
         assert torch.equal(again(x), plain(x))
 
 
-@pytest.mark.filterwarnings("ignore:no layer has a free unit", "ignore:the converted network's outputs are the module's")
+@pytest.mark.filterwarnings(
+    "ignore:no layer has a free unit", "ignore:the converted network's outputs are the module's"
+)
 @pytest.mark.parametrize("name", CASES)
 def test_a_task_without_units_of_a_group(name):
     """Of each group in turn, and of all groups."""

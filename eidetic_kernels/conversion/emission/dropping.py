@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -13,7 +13,7 @@ from ...tasks.joining import aware_of_segments
 from ...wiring.diagnostics import at_node
 from ..graphs.capture import SAMPLES
 from ..graphs.marks import drops
-from ..graphs.nodes import operation, shape_of
+from ..graphs.nodes import args_of, operation, shape_of
 from ..owners.maps import small
 from .emitter import Emitter
 from .places import set_module
@@ -22,19 +22,19 @@ from .reading import sources_of
 
 def dropout(emitter: Emitter, node: fx.Node) -> Any:
     """A call of dropout; what it does in training is read off the graph of training."""
-    given, other = node.args[0], emitter.trained[node]
-    p, on = other.args[1], other.args[2]
-    if not isinstance(p, (int, float)) or (node.args[2] and node.args[1]):
+    given, other = args_of(node)[0], emitter.trained[node]
+    p, on = args_of(other)[1], args_of(other)[2]
+    if not isinstance(p, (int, float)) or (args_of(node)[2] and args_of(node)[1]):
         raise at_node(node).refused("dropout with a rate that is computed, or in evaluation too.")
     if not (on and p):
         return emitter.argument(given)
     path = f"functional_{node.name}"
-    return _dropping(emitter, node, path, EideticDropout(p, channels=operation(node) == "feature_dropout"))
+    return _dropping(emitter, node, path, EideticDropout(p, channels=operation(node) == "feature_dropout"), given)
 
 
 def drop_after(emitter: Emitter, node: fx.Node, dropout: fx.Node) -> None:
     """What training alone drops of what ``node`` made."""
-    p, on = dropout.args[1], dropout.args[2]
+    p, on = args_of(dropout)[1], args_of(dropout)[2]
     if not isinstance(p, (int, float)):
         raise at_node(node).refused("dropout with a rate that is computed.")
     if on and p:
@@ -46,17 +46,17 @@ def drop_after(emitter: Emitter, node: fx.Node, dropout: fx.Node) -> None:
 
 def mark(emitter: Emitter, node: fx.Node) -> Any:
     """A module that drops."""
-    path = node.args[1]
+    path = args_of(node)[1]
     old = emitter.dropping.setdefault(path, emitter.module.get_submodule(path))  # which another call may have replaced
     if not drops(old):
-        return emitter.graph.call_module(path, (emitter.argument(node.args[0]),))
+        return emitter.graph.call_module(path, (emitter.argument(args_of(node)[0]),))
     while f"body.{path}" in emitter.dropouts:
         path += "_again"
-    return _dropping(emitter, node, path, aware_of_segments(copy.deepcopy(old)))
+    return _dropping(emitter, node, path, aware_of_segments(copy.deepcopy(old)), args_of(node)[0])
 
 
-def _dropping(emitter: Emitter, node: fx.Node, path: str, layer: Any, given: fx.Node | None = None) -> fx.Node:
-    given = node.args[0] if given is None else given
+def _dropping(emitter: Emitter, node: fx.Node, path: str, layer: Any, given: fx.Node) -> fx.Node:
+    """A call of ``layer``, which drops of what ``given`` made."""
     if not layer.p:
         return emitter.argument(given)
     x, rank = emitter.owners(given), len(shape_of(given))
@@ -92,22 +92,22 @@ def _dropping(emitter: Emitter, node: fx.Node, path: str, layer: Any, given: fx.
 
 
 def attention(emitter: Emitter, node: fx.Node) -> Any:
-    q = emitter.owners(node.args[0])
+    q = emitter.owners(args_of(node)[0])
     rank = len(q.shape)
-    if len(node.args) > 3 and node.args[3] is not None or q.units.shape[rank - 3] == 1:
+    if len(node.args) > 3 and args_of(node)[3] is not None or q.units.shape[rank - 3] == 1:
         return None
     if q.samples.shape[rank - 3] > 1:  # samples and heads in one dimension
         return None
-    v = emitter.owners(node.args[2])
+    v = emitter.owners(args_of(node)[2])
     columns = v.units.narrow(rank - 2, 0, 1).flatten()
     sources = sources_of(emitter, columns, node.name)
     if len(sources) != 1 or sources[0].block != 1:
         return None
     path = f"attention_{node.name}"
     other = emitter.trained[node]
-    p = other.args[4] if len(other.args) > 4 else other.kwargs.get("dropout_p", 0.0)
-    emitter.module.add_module(path, EideticScaledDotProduct(p))
+    p = args_of(other)[4] if len(other.args) > 4 else other.kwargs.get("dropout_p", 0.0)
+    emitter.module.add_module(path, EideticScaledDotProduct(cast(float, p)))
     emitter.dropouts[f"body.{path}"] = sources
-    args = [emitter.argument(each) for each in node.args[:3]]
-    causal = node.args[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
+    args = [emitter.argument(each) for each in args_of(node)[:3]]
+    causal = args_of(node)[5] if len(node.args) > 5 else node.kwargs.get("is_causal", False)
     return emitter.graph.call_module(path, (*args, causal), {"scale": node.kwargs.get("scale")})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -11,7 +11,7 @@ from ...errors import ConversionError
 from ...layers import EideticParameter
 from ...layout import Segments, Source
 from ...wiring.groups import Group
-from ..graphs.nodes import operation
+from ..graphs.nodes import operation, target_of
 from ..owners.analysis import Analysis
 from ..owners.groups import Grouped
 from ..owners.maps import NOBODY, Owners
@@ -21,7 +21,7 @@ from .world import World
 
 
 class Emitter:
-    def __init__(self, analysis: Analysis, grouped: Grouped, module: nn.Module, trained: dict[fx.Node, fx.Node]):
+    def __init__(self, analysis: Analysis, grouped: Grouped, module: nn.Module, trained: dict[Any, fx.Node]):
         self.analysis, self.grouped, self.module, self.trained = analysis, grouped, module, trained
         self.world = World(grouped)
         self.graph = fx.Graph()
@@ -41,25 +41,30 @@ class Emitter:
         self.orders: dict[str, tuple[int, ...]] = {}
         self.fixed = analysis.fixed
         self.by_node = {layer.node: layer for layer in analysis.layers}
-        self._kept: dict[fx.Node, list[Tensor | None]] = {}
+        self.kept: dict[fx.Node, list[Tensor | None]] = {}
         self.autocast: Any = None  # of the region of torch.autocast
         self.entered: fx.Node | None = None
 
-    def owners(self, node: fx.Node) -> Owners | None:
+    def owners(self, node: fx.Node) -> Any:
+        """The :class:`Owners` of a node's numbers; None for what is no tensor."""
         value = self.analysis.values.get(node)
         if isinstance(value, Held):
             value = self.analysis._elements.get(value.path)
         return value if isinstance(value, Owners) else None
 
-    def layout(self, node: fx.Node) -> Owners | None:
+    def layout(self, node: fx.Node) -> Any:
         """As ``owners``, in the order in which the units lie when the network runs: shuffles are left out."""
         return self.shuffled.get(node) or self.owners(node)
 
     def elastic(self, node: fx.Node) -> list[Tensor | None]:
-        if node not in self._kept:
+        if node not in self.kept:
             x = self.layout(node)
-            self._kept[node] = [] if x is None else self.world.kept(x, node)
-        return self._kept[node]
+            self.kept[node] = [] if x is None else self.world.kept(x, node)
+        return self.kept[node]
+
+    def number_of(self, source: Source) -> int:
+        """The number of the group that a layer reads."""
+        return self.segments.index(cast(Segments, source.group))
 
     def numbers(self, units: Tensor) -> Tensor:
         """Each unit as one number of its group and its place there."""
@@ -94,8 +99,8 @@ class Emitter:
     def _parameter(self, path: str, held: Held) -> fx.Node:
         """A parameter that the graph reads itself: a slice for each unit, or what all tasks share, which is frozen."""
         elements = self.analysis._elements.get(path)
-        group = None if elements is None else self.grouped.group[elements.units]
-        if group is None or path in self.grouped.shared or bool((group < 0).all()):
+        group = torch.empty(0) if elements is None else self.grouped.group[elements.units]
+        if elements is None or path in self.grouped.shared or bool((group < 0).all()):
             held.value.requires_grad_(False)
             self.frozen.append(path)
             return self.graph.get_attr(path)
@@ -151,7 +156,7 @@ class Emitter:
         return made
 
     def copy(self, node: fx.Node, args: Any, kwargs: Any) -> fx.Node:
-        target = node.target
+        target = target_of(node)
         name = operation(node)
         if isinstance(target, torch._ops.OpOverload) and name.endswith("_") and not name.startswith("_"):
             target = _functional(target)

@@ -13,7 +13,6 @@ from ...layers import (
     EideticConvTranspose,
     EideticEmbedding,
     EideticLayerNorm,
-    EideticLinear,
     LayerNormParts,
     Parts,
     Shared,
@@ -22,7 +21,7 @@ from ...layers.prefix import EideticPrefix
 from ...layout import Source
 from ...wiring.diagnostics import at_node
 from ..graphs.capture import SAMPLES
-from ..graphs.nodes import shape_of
+from ..graphs.nodes import args_of, shape_of
 from ..owners.computed import Computed
 from ..owners.layers import layer_path
 from ..owners.maps import Owners
@@ -34,33 +33,32 @@ from .reading import columns_of, order_of, sources_of
 
 def _prefix(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
     """A mean or the like over all units."""
-    sources = sources_of(emitter, columns_of(emitter, node.args[0], layer.units, layer.options["dim"]), node.name)
+    sources = sources_of(emitter, columns_of(emitter, args_of(node)[0], layer.units, layer.options["dim"]), node.name)
     if len(sources) != 1:
         raise at_node(node).refused("a mean over units of several groups.")
-    number = emitter.segments.index(sources[0].group)
+    number = emitter.number_of(sources[0])
     path = f"prefix_{node.name}"
     new = EideticPrefix(
-        emitter.grouped.widths[number], _Reducing(node.target, node.args[1:], node.kwargs), layer.options["dim"]
+        emitter.grouped.widths[number], _Reducing(node.target, args_of(node)[1:], node.kwargs), layer.options["dim"]
     )
     emitter.module.add_module(path, new)
     emitter.groups[number].norms[f"body.{path}"] = new
-    return emitter.graph.call_module(path, (emitter.argument(node.args[0]),))
+    return emitter.graph.call_module(path, (emitter.argument(args_of(node)[0]),))
 
 
 def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
     if layer.kind == "prefix":
         return _prefix(emitter, node, layer)
     make = MAKERS[layer.kind]
-    path, given = layer.path, node.args[1 if layer.kind == "embedding" else 0]
+    path, given = layer.path, args_of(node)[1 if layer.kind == "embedding" else 0]
     if path in emitter.replaced:
-        if layer.units is not None and layer.kind not in PRODUCERS:
-            if _followed(emitter, node, layer) != emitter.replaced[path]:
-                raise at_node(node).refused(f"{path!r} is called with other units than before.")
+        if layer.kind not in PRODUCERS and _followed(emitter, node, layer) != emitter.replaced[path]:
+            raise at_node(node).refused(f"{path!r} is called with other units than before.")
         return emitter.graph.call_module(path, (emitter.argument(given),))
     computed = layer.options.get("computed")
     if computed is None and not owns(emitter, path, node):
         path = plain_layer(emitter, node, layer)
-    old = emitter.module.get_submodule(path)
+    old: Any = emitter.module.get_submodule(path)
     new = make(emitter, node, layer, old)
     for name, parameter in old.named_parameters(recurse=False):
         if name == "weight" and isinstance(new, (EideticConvTranspose, EideticEmbedding)):
@@ -95,13 +93,13 @@ def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
             emitter.last |= {f"body.{name}" for name in (path, *parts)}
     else:
         dim = -1 if layer.kind == "layer_norm" else 1
-        sources = sources_of(emitter, columns_of(emitter, node.args[0], layer.units, dim), path)
-        order = order_of(emitter, node.args[0], layer.units, dim)
+        sources = sources_of(emitter, columns_of(emitter, args_of(node)[0], layer.units, dim), path)
+        order = order_of(emitter, args_of(node)[0], layer.units, dim)
         if len(sources) == 1 and order is None:
-            number = emitter.segments.index(sources[0].group)
+            number = emitter.number_of(sources[0])
             emitter.groups[number].norms[f"body.{path}"] = new
         else:
-            widths = [source.group.width * source.block for source in sources]
+            widths = [emitter.grouped.widths[emitter.number_of(source)] * source.block for source in sources]
             if layer.kind == "grouped" and old.in_channels != old.out_channels:
                 if order is not None:
                     raise ConversionError(f"{path!r} reads shuffled units, and makes others of them.")
@@ -110,11 +108,10 @@ def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
             kind = LayerNormParts if isinstance(new, EideticLayerNorm) else Parts
             parts = emitter.split[f"body.{path}"] = kind(new, units)
             for i, (source, part) in enumerate(zip(sources, parts)):
-                emitter.groups[emitter.segments.index(source.group)].norms[f"body.{path}.{i}"] = part
-        if not image and rank > 2 or (not image and rank == 2):
+                emitter.groups[emitter.number_of(source)].norms[f"body.{path}.{i}"] = part
+        if not image:
             emitter.last.add(f"body.{path}")
-    if new is not None:
-        emitter.module.set_submodule(path, new)
+    emitter.module.set_submodule(path, new)
     return emitter.graph.call_module(path, (emitter.argument(given),))
 
 
@@ -134,12 +131,12 @@ def _compute(emitter: Emitter, path: str, new: Any, computed: Computed) -> None:
 
 def _followed(emitter: Emitter, node: fx.Node, layer: Layer) -> tuple[Source, ...]:
     dim = -1 if layer.kind == "layer_norm" else 1
-    return sources_of(emitter, columns_of(emitter, node.args[0], layer.units, dim), layer.path)
+    return sources_of(emitter, columns_of(emitter, args_of(node)[0], layer.units, dim), layer.path)
 
 
-def _unbiased(emitter: Emitter, node: fx.Node, runs: Sequence[Any], parts: Sequence[EideticLinear]) -> None:
+def _unbiased(emitter: Emitter, node: fx.Node, runs: Sequence[Any], parts: Sequence[Any]) -> None:
     """Take the bias of parts where it is fixed: zeros between a query's and a value's."""
-    bias = emitter.analysis.value(node.args[2]) if len(node.args) > 2 else None
+    bias = emitter.analysis.value(args_of(node)[2]) if len(node.args) > 2 else None
     if not isinstance(bias, Owners):
         return
     units = bias.units.flatten()

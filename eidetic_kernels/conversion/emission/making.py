@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from ...layers import (
     EideticBatchNorm,
@@ -29,7 +30,7 @@ from ...layers import (
     StaircaseLayer,
 )
 from ...wiring.diagnostics import at_node
-from ..graphs.nodes import operation, shape_of
+from ..graphs.nodes import args_of, operation, shape_of
 from ..graphs.products import ROWS
 from ..owners.step import Held, Layer
 from .emitter import Emitter
@@ -54,17 +55,17 @@ def plain_layer(emitter: Emitter, node: fx.Node, layer: Layer) -> str:
         weight, bias, mean, var = held
         path = f"{layer.path}_norm" if has(emitter.module, layer.path) else layer.path
         kind = nn.BatchNorm2d if len(shape_of(node)) == 4 else nn.BatchNorm1d
-        new = kind(len(mean), node.args[7], node.args[6], weight is not None, device="meta")
+        new = kind(len(mean), args_of(node)[7], args_of(node)[6], weight is not None, device="meta")
         if weight is not None:
             new.weight, new.bias = weight, bias
         new.running_mean, new.running_var, new.num_batches_tracked = mean, var, torch.tensor(0)
     else:
         rms = operation(node) == "rms_norm"
-        weight = _value(emitter, node.args[2]) if len(node.args) > 2 else None
-        bias = _value(emitter, node.args[3]) if len(node.args) > 3 and not rms else None
+        weight = _value(emitter, args_of(node)[2]) if len(node.args) > 2 else None
+        bias = _value(emitter, args_of(node)[3]) if len(node.args) > 3 and not rms else None
         path = layer.path if weight is None or not has(emitter.module, layer.path) else f"{layer.path}_norm"
-        eps = node.args[4] if len(node.args) > 4 and not rms else 1e-5
-        new = nn.LayerNorm(node.args[1], eps, weight is not None, bias is not None, device="meta")
+        eps = args_of(node)[4] if len(node.args) > 4 and not rms else 1e-5
+        new = nn.LayerNorm(args_of(node)[1], eps, weight is not None, bias is not None, device="meta")
         if weight is not None:
             new.weight = weight
         if bias is not None:
@@ -100,8 +101,13 @@ def _value(emitter: Emitter, argument: Any) -> Any:
     if isinstance(known, Tensor):
         return known
     with torch.no_grad():
-        args = fx.node.map_arg(argument.args, emitter._value)
-        return argument.target(*args, **fx.node.map_arg(argument.kwargs, emitter._value))
+
+        def value_of(node: fx.Node) -> Any:
+            return _value(emitter, node)
+
+        target: Any = argument.target
+        args = map_arg(argument.args, value_of)
+        return target(*args, **map_arg(argument.kwargs, value_of))
 
 
 def owns(emitter: Emitter, path: str, node: fx.Node) -> bool:
@@ -119,7 +125,11 @@ def owns(emitter: Emitter, path: str, node: fx.Node) -> bool:
         nn.Embedding,
     )
     if isinstance(module, nn.Linear):
-        bias = emitter.analysis.values.get(node.args[2]) if len(node.args) > 2 and node.args[2] is not None else None
+        bias = (
+            emitter.analysis.values.get(args_of(node)[2])
+            if len(node.args) > 2 and args_of(node)[2] is not None
+            else None
+        )
         return bias is module.bias is None or (isinstance(bias, Held) and bias.value is module.bias)
     return isinstance(module, kinds)
 
@@ -134,7 +144,7 @@ def _make_conv(emitter: Emitter, node: fx.Node, layer: Layer, old: Any) -> Stair
         kind = (EideticConvTranspose1d, EideticConvTranspose2d, EideticConvTranspose3d)[rank - 3]
     else:
         kind = (EideticConv1d, EideticConv2d, EideticConv3d)[rank - 3]
-    return kind(shape_of(node.args[0])[1], shape_of(node)[1], **_options(node, old))
+    return cast(Any, kind)(shape_of(args_of(node)[0])[1], shape_of(node)[1], **_options(node, old))
 
 
 def _make_embedding(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.Embedding) -> EideticEmbedding:
@@ -142,12 +152,12 @@ def _make_embedding(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.Embed
 
 
 def _make_grouped(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.Conv2d) -> Any:
-    rank, channels = len(shape_of(node)), shape_of(node.args[0])[1]
+    rank, channels = len(shape_of(node)), shape_of(args_of(node)[0])[1]
     if rank == 4 and old.groups == old.in_channels == old.out_channels:
         return EideticDepthwiseConv2d(old.in_channels, **_options(node, old))
     kind = (EideticGroupedConv1d, EideticGroupedConv2d, EideticGroupedConv3d)[rank - 3]
     groups = channels // old.weight.shape[1]
-    return kind(channels, groups, **_options(node, old), out_channels=shape_of(node)[1])
+    return cast(Any, kind)(channels, groups, **_options(node, old), out_channels=shape_of(node)[1])
 
 
 def _make_batch_norm(emitter: Emitter, node: fx.Node, layer: Layer, old: Any) -> EideticBatchNorm:
@@ -161,7 +171,10 @@ def _make_group_norm(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.Grou
 
 def _make_layer_norm(emitter: Emitter, node: fx.Node, layer: Layer, old: Any) -> EideticLayerNorm:
     if operation(node) == "rms_norm":
-        shape, eps = tuple(node.args[1]), node.args[3] if len(node.args) > 3 else node.kwargs.get("eps")
+        shape, eps = (
+            tuple(args_of(node)[1]),
+            cast("float | None", args_of(node)[3] if len(node.args) > 3 else node.kwargs.get("eps")),
+        )
         return EideticRMSNorm(shape, eps, old.weight is not None, **_factory(old))
     return EideticLayerNorm(
         old.normalized_shape, old.eps, old.elementwise_affine, old.bias is not None, **_factory(old)
@@ -173,17 +186,17 @@ def _factory(old: nn.Module) -> dict[str, Any]:
     return {"device": tensor.device, "dtype": tensor.dtype if tensor.is_floating_point() else None}
 
 
-def _options(node: fx.Node, old: nn.Module) -> dict[str, Any]:
+def _options(node: fx.Node, old: Any) -> dict[str, Any]:
     """How a convolution is called: a module's own settings may be others (padding that it does before)."""
     if operation(node).startswith("conv_transpose"):
         names = ("stride", "padding", "output_padding", "groups", "dilation")
     else:
         names = ("stride", "padding", "dilation", "groups")
     defaults = {"stride": 1, "padding": 0, "output_padding": 0, "dilation": 1}
-    given = dict(zip(names, node.args[3:])) | dict(node.kwargs)
+    given = dict(zip(names, args_of(node)[3:])) | dict(node.kwargs)
     made = {name: given.get(name, default) for name, default in defaults.items() if name in names}
     made = {name: tuple(each) if isinstance(each, list) else each for name, each in made.items()}
-    bias = len(node.args) > 2 and node.args[2] is not None
+    bias = len(node.args) > 2 and args_of(node)[2] is not None
     return made | {"kernel_size": tuple(old.weight.shape[2:]), "bias": bias} | _factory(old)
 
 

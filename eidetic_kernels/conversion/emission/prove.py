@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ...checking import first_line
 from ...wiring.diagnostics import at_node
-from ..graphs.nodes import leaves, operation
+from ..graphs.nodes import args_of, leaves, operation
 from ..owners.elementwise import COMBINING
 from ..owners.maps import NOBODY, Owners
 from ..owners.moves import MOVES
@@ -70,13 +70,13 @@ def prove(emitter: Any) -> None:
         old = node.meta.get("source") or origin.get(node)
         target = node.target
         if target is torch.ops.aten.sym_size.int:
-            values[node] = of(node.args[0]).shape[node.args[1]]
+            values[node] = of(args_of(node)[0]).shape[args_of(node)[1]]
         elif target in (operator.mul, operator.floordiv, operator.add, operator.sub):
             values[node] = target(*of(node.args))
         elif target is operator.getitem:
-            values[node] = of(node.args[0])[node.args[1]]
+            values[node] = of(args_of(node)[0])[args_of(node)[1]]
         elif node.op == "call_module" and str(target).startswith("split_"):
-            sizes = _split_sizes(emitter, f"body.{target}", of(node.args[0]))
+            sizes = _split_sizes(emitter, f"body.{target}", of(args_of(node)[0]))
             values[node] = sizes
         elif old is None:
             raise at_node(node).refused("where it comes from is not known.")

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ...layers import Split
 from ...wiring.diagnostics import at_node
-from ..graphs.nodes import runs_of_a_view, shape_of
+from ..graphs.nodes import args_of, runs_of_a_view, shape_of
 from ..owners.maps import Owners, along
 from .emitter import Emitter
 from .places import one_dim
@@ -20,8 +20,10 @@ from .reading import sources_of
 
 
 def views(emitter: Emitter, node: fx.Node) -> fx.Node:
-    given = node.args[0]
-    return emitter.copy(node, (emitter.argument(given), _sizes_of_view(emitter, node, given, list(node.args[1]))), {})
+    given = args_of(node)[0]
+    return emitter.copy(
+        node, (emitter.argument(given), _sizes_of_view(emitter, node, given, list(args_of(node)[1]))), {}
+    )
 
 
 def _sizes_of_view(emitter: Emitter, node: fx.Node, given: fx.Node, sizes: list[Any]) -> list[Any]:
@@ -66,12 +68,12 @@ def _sizes_of_view(emitter: Emitter, node: fx.Node, given: fx.Node, sizes: list[
 
 def fixed_kernels(emitter: Emitter, node: fx.Node) -> fx.Node:
     """A fixed kernel (a blur) for each channel, however many there are."""
-    weight = emitter.analysis.value(node.args[1])
+    weight = emitter.analysis.value(args_of(node)[1])
     if not isinstance(weight, Tensor) or not bool((weight == weight[:1]).all()):
         raise at_node(node).refused("fixed kernels that differ from channel to channel.")
     name = f"_fixed_{node.name}"
     emitter.module.register_buffer(name, weight[:1].detach().clone(), persistent=False)
-    size = emitter.size(node.args[0], 1)
+    size = emitter.size(args_of(node)[0], 1)
     kernel = emitter.graph.get_attr(name)
     kernels = emitter.graph.call_function(torch.ops.aten.expand.default, (kernel, [size, -1, -1, -1]))
     kernel.meta["free"] = kernels.meta["free"] = True
@@ -82,8 +84,8 @@ def fixed_kernels(emitter: Emitter, node: fx.Node) -> fx.Node:
 
 
 def expands(emitter: Emitter, node: fx.Node) -> fx.Node:
-    given = node.args[0]
-    old, sizes = shape_of(given), list(node.args[1])
+    given = args_of(node)[0]
+    old, sizes = shape_of(given), list(args_of(node)[1])
     added = len(sizes) - len(old)
     kept = emitter.elastic(given)
     for d in range(len(old)):
@@ -93,10 +95,10 @@ def expands(emitter: Emitter, node: fx.Node) -> fx.Node:
 
 
 def slices(emitter: Emitter, node: fx.Node) -> fx.Node:
-    given, dim = node.args[0], node.args[1] if len(node.args) > 1 else 0
-    start = node.args[2] if len(node.args) > 2 else None
-    end = node.args[3] if len(node.args) > 3 else None
-    step = node.args[4] if len(node.args) > 4 else 1
+    given, dim = args_of(node)[0], args_of(node)[1] if len(node.args) > 1 else 0
+    start = args_of(node)[2] if len(node.args) > 2 else None
+    end = args_of(node)[3] if len(node.args) > 3 else None
+    step = args_of(node)[4] if len(node.args) > 4 else 1
     old = shape_of(given)
     dim %= len(old)
     if emitter.elastic(given)[dim] is None:
@@ -126,7 +128,7 @@ def divided(emitter: Emitter, node: fx.Node, given: fx.Node, dim: int, sizes: Se
 
     laid = one_dim(emitter.layout(given).units, dim)
     sources = sources_of(emitter, laid, node.name)
-    runs = laid.split([source.group.width * source.block for source in sources])
+    runs = laid.split([emitter.grouped.widths[emitter.number_of(source)] * source.block for source in sources])
     pieces, layouts, end = [], [], 0
     starts = [sum(len(run) for run in runs[:number]) for number in range(len(runs))]
     for part in alike:
@@ -159,33 +161,33 @@ def divided(emitter: Emitter, node: fx.Node, given: fx.Node, dim: int, sizes: Se
 
 
 def splits(emitter: Emitter, node: fx.Node) -> fx.Node:
-    given, dim = node.args[0], (node.args[2] if len(node.args) > 2 else 0) % len(shape_of(node.args[0]))
+    given, dim = args_of(node)[0], (args_of(node)[2] if len(node.args) > 2 else 0) % len(shape_of(args_of(node)[0]))
     if emitter.elastic(given)[dim] is None:
         return emitter.copy(node, emitter.argument(list(node.args)), {})
     return divided(emitter, node, given, dim, [p.shape[dim] for p in emitter.analysis.values[node]])
 
 
 def unbinds(emitter: Emitter, node: fx.Node) -> fx.Node:
-    given, dim = node.args[0], (node.args[1] if len(node.args) > 1 else 0) % len(shape_of(node.args[0]))
+    given, dim = args_of(node)[0], (args_of(node)[1] if len(node.args) > 1 else 0) % len(shape_of(args_of(node)[0]))
     if emitter.elastic(given)[dim] is not None:
         raise at_node(node).refused("it takes units apart one by one.")
     return emitter.copy(node, emitter.argument(list(node.args)), {})
 
 
 def selects(emitter: Emitter, node: fx.Node) -> fx.Node:
-    given, dim = node.args[0], node.args[1] % len(shape_of(node.args[0]))
+    given, dim = args_of(node)[0], args_of(node)[1] % len(shape_of(args_of(node)[0]))
     if emitter.elastic(given)[dim] is not None:
         raise at_node(node).refused("it picks a unit.")
     return emitter.copy(node, emitter.argument(list(node.args)), {})
 
 
 def unflattens(emitter: Emitter, node: fx.Node) -> fx.Node:
-    given = node.args[0]
+    given = args_of(node)[0]
     if len([each for each in emitter.elastic(node) if each is not None]) > 1:
         raise at_node(node).refused("units come to lie in several dimensions at once.")
     new = shape_of(node)
-    dim = node.args[1] % len(shape_of(given))
-    inside = list(node.args[2])
+    dim = args_of(node)[1] % len(shape_of(given))
+    inside = list(args_of(node)[2])
     kept = emitter.elastic(node)
     elastic = [d for d in range(len(inside)) if kept[dim + d] is not None]
     if elastic:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ...wiring.diagnostics import at_node
-from ..graphs.nodes import operation
+from ..graphs.nodes import args_of, operation
 from ..graphs.regions import AUTOCAST
 from ..owners.maps import Owners
 from .dropping import attention, drop_after, dropout, mark
@@ -66,7 +66,7 @@ def _emit(emitter: Emitter, node: fx.Node) -> Any:
     if node in emitter.by_node:
         return layer_call(emitter, node, emitter.by_node[node])
     if name == "getitem":
-        return emitter.graph.call_function(operator.getitem, (emitter.argument(node.args[0]), node.args[1]))
+        return emitter.graph.call_function(operator.getitem, (emitter.argument(args_of(node)[0]), args_of(node)[1]))
     value = emitter.analysis.values[node]
     if not isinstance(value, (Owners, list, tuple)) and not isinstance(value, Tensor):
         if name in ("_assert_tensor_metadata", "_assert_scalar") or value is None:
@@ -109,6 +109,6 @@ def _needed(node: fx.Node, layers: Container[fx.Node] = ()) -> set[fx.Node]:
         each = waiting.pop()
         if each not in found:
             found.add(each)
-            read = each.args[1:2] if operation(each) == "embedding" else each.args[:1]
+            read = args_of(each)[1:2] if operation(each) == "embedding" else args_of(each)[:1]
             waiting += read if each in layers else each.all_input_nodes
     return found

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from ...errors import ConversionError
 from ...wiring.diagnostics import at_node
-from ..graphs.nodes import operation, shape_of
+from ..graphs.nodes import args_of, operation, shape_of, target_of
 from ..owners.analysis import Analysis
 from ..owners.maps import Owners
 from ..owners.step import PRODUCERS, RULES, Step
@@ -26,7 +26,7 @@ def follow_shuffle(emitter: Emitter, node: fx.Node) -> bool:
 
     Returns whether ``node`` is one. Where the units are together again, the layers that read them know the order.
     """
-    given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+    given = args_of(node)[0] if node.args and isinstance(args_of(node)[0], fx.Node) else None
     if given in emitter.apart and operation(node) in ("select", "unbind"):
         _pick(emitter, node, given)
         return True
@@ -56,7 +56,7 @@ def follow_shuffle(emitter: Emitter, node: fx.Node) -> bool:
     if not _moves_units(numbers, order, dim):
         raise at_node(node).refused("a shuffle that moves positions, too.")
     emitter.shuffled[node] = before
-    emitter._kept.pop(node, None)
+    emitter.kept.pop(node, None)
     emitter.nodes[node] = emitter.nodes[source]
     return True
 
@@ -75,7 +75,7 @@ def _shuffle(emitter: Emitter, node: fx.Node, given: fx.Node) -> bool:
     if not _moves_units(numbers, _replayed(given, node, numbers), before.unit_dims[0]):
         raise at_node(node).refused("a shuffle that moves positions, too.")
     emitter.shuffled[node] = before
-    emitter._kept.pop(node, None)
+    emitter.kept.pop(node, None)
     emitter.nodes[node] = emitter.nodes[given] if given in emitter.nodes else emitter.argument(given)
     return True
 
@@ -87,9 +87,9 @@ def _pick(emitter: Emitter, node: fx.Node, given: fx.Node) -> None:
     """
     source = emitter.apart[given]
     chain = [given]
-    while chain[0].args[0] is not source:
-        chain.insert(0, chain[0].args[0])
-    dim = (node.args[1] if len(node.args) > 1 else 0) % len(shape_of(given))
+    while args_of(chain[0])[0] is not source:
+        chain.insert(0, args_of(chain[0])[0])
+    dim = (args_of(node)[1] if len(node.args) > 1 else 0) % len(shape_of(given))
     dims = [dim]  # where the dimension that is picked of lies in each result of the chain
     for each in reversed(chain[1:]):
         dims.insert(0, _dim_before(each, dims[0]))
@@ -98,7 +98,7 @@ def _pick(emitter: Emitter, node: fx.Node, given: fx.Node) -> None:
     unit_dims = emitter.owners(source).unit_dims
     if len(unit_dims) != 1:
         raise at_node(node).refused("units of several groups were taken apart, and are used so.")
-    picks = [node.args[2] % shape_of(given)[dim]] if operation(node) == "select" else range(shape_of(given)[dim])
+    picks = [args_of(node)[2] % shape_of(given)[dim]] if operation(node) == "select" else range(shape_of(given)[dim])
     firsts = [narrowed(emitter.owners(chain[0]), dims[0], pick) for pick in picks]
     numbers = [torch.unique(each.units) for each in firsts]
     columns = emitter.layout(source).units.flatten()
@@ -118,7 +118,7 @@ def _pick(emitter: Emitter, node: fx.Node, given: fx.Node) -> None:
     for each in made:
         each.meta["source"] = node
     emitter.nodes[node] = made[0] if operation(node) == "select" else made
-    emitter._kept.pop(node, None)
+    emitter.kept.pop(node, None)
 
 
 def _viewed(
@@ -132,7 +132,7 @@ def _viewed(
     for d, size in enumerate(x.shape):
         sizes.append(size if elastic[d] is None else -1)
     for d in range(len(sizes)):  # sizes that are no units': as they were given
-        given = first.args[1][d] if operation(first) != "unflatten" else None
+        given = args_of(first)[1][d] if operation(first) != "unflatten" else None
         if isinstance(given, fx.Node):
             sizes[d] = emitter.argument(given)
     if operation(first) == "unflatten":
@@ -142,7 +142,7 @@ def _viewed(
     new = emitter.graph.call_function(torch.ops.aten.reshape.default, (new, sizes))
     new.meta["picked"] = (first, dims[0], pick)
     for each, at in zip(chain[1:], dims[1:]):
-        new = emitter.graph.call_function(each.target, (new, *emitter.argument(each.args[1:])), {})
+        new = emitter.graph.call_function(target_of(each), (new, *emitter.argument(args_of(each)[1:])), {})
         new.meta["picked"] = (each, at, pick)
     return new
 
@@ -155,10 +155,10 @@ def _moves_units(numbers: Tensor, order: Tensor, dim: int) -> bool:
 
 
 def _replayed(source: fx.Node, node: fx.Node, numbers: Tensor) -> Tensor:
-    given = node.args[0]
+    given = args_of(node)[0]
     x = numbers if given is source else _replayed(source, given, numbers)
-    arguments = [x, *(concrete_of(each) for each in node.args[1:])]
-    target = torch.ops.aten.reshape.default if operation(node) in ("view", "_unsafe_view") else node.target
+    arguments = [x, *(concrete_of(each) for each in args_of(node)[1:])]
+    target = torch.ops.aten.reshape.default if operation(node) in ("view", "_unsafe_view") else target_of(node)
     return target(*arguments, **node.kwargs)
 
 
@@ -170,9 +170,9 @@ def note_layout(emitter: Emitter, node: fx.Node) -> None:
         return
     view = _Laid(emitter.analysis, {**emitter.analysis.values, **emitter.shuffled})
     if operation(node) == "getitem":
-        laid = view.values[node.args[0]][node.args[1]]
+        laid = view.values[args_of(node)[0]][args_of(node)[1]]
     elif node in emitter.by_node:
-        laid = emitter.layout(node.args[0])
+        laid = emitter.layout(args_of(node)[0])
     else:
         laid = RULES[operation(node)](Step(view, node))
     emitter.shuffled[node] = laid
@@ -188,9 +188,9 @@ def _dim_before(node: fx.Node, dim: int) -> int | None:
     """Where dimension ``dim`` of a permutation's result lay before it; None for other operations."""
     rank, name = len(shape_of(node)), operation(node)
     if name == "permute":
-        return node.args[1][dim] % rank
+        return args_of(node)[1][dim] % rank
     if name in ("transpose", "swapaxes"):
-        a, b = node.args[1] % rank, node.args[2] % rank
+        a, b = args_of(node)[1] % rank, args_of(node)[2] % rank
         return b if dim == a else a if dim == b else dim
     return dim if name in ("contiguous", "clone") else None
 
@@ -221,6 +221,7 @@ class _Laid:
         self.notes: list[str] = []
         self.mixed: list[Any] = []
         self.across: list[Any] = []
+        self.asleep = analysis.asleep
         self._elements = analysis._elements
         self.elements = analysis.elements
 

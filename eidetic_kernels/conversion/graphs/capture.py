@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -77,7 +77,7 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
     return Captured(
         exported.graph,
         held,
-        dict(exported.constants),
+        cast("dict[str, Tensor]", dict(exported.constants)),
         set(signature.inputs_to_parameters.values()),
         inputs,
         output.args[0],

@@ -11,14 +11,14 @@ from torch import fx
 from ...errors import ConversionError
 from ...wiring.diagnostics import at_node
 from .capture import Captured
-from .nodes import leaves, operation
+from .nodes import args_of, leaves, operation
 from .regions import AUTOCAST
 
 # Arguments that may differ, by position: what training does there, a layer of ours does as well.
 _MAY_DIFFER = {"dropout": (1, 2), "feature_dropout": (1, 2), "batch_norm": (5,), "scaled_dot_product_attention": (4,)}
 
 
-def in_training(captured: Captured, end: fx.Node, trained: Captured, ends: Sequence[fx.Node]) -> dict[fx.Node, fx.Node]:
+def in_training(captured: Captured, end: fx.Node, trained: Captured, ends: Sequence[fx.Node]) -> dict[Any, fx.Node]:
     """The node of the graph of training for each node that ``end`` needs; one of ``ends`` there stands for it.
 
     Where training drops units after a node and evaluation does nothing, the node stands for the dropout as well.
@@ -27,7 +27,7 @@ def in_training(captured: Captured, end: fx.Node, trained: Captured, ends: Seque
     """
     failures = []
     for other in ends:
-        found: dict[fx.Node, fx.Node] = {}
+        found: dict[Any, fx.Node] = {}
         differing = _follow(captured, end, trained, other, found)
         if differing is None:
             return found
@@ -48,7 +48,7 @@ def _shown(node: fx.Node) -> str:
 
 
 def _follow(
-    captured: Captured, end: fx.Node, trained: Captured, other: fx.Node, found: dict[fx.Node, fx.Node]
+    captured: Captured, end: fx.Node, trained: Captured, other: fx.Node, found: dict[Any, fx.Node]
 ) -> tuple[fx.Node, fx.Node] | None:
     order = {node: number for number, node in enumerate(captured.graph.nodes)}
     waiting, differing = [((end, other), (end, other))], []  # pairs, and who reads them
@@ -57,7 +57,7 @@ def _follow(
         pair, readers = waiting.pop()
         node, other = (_numbers(each) for each in pair)
         if operation(node) != "dropout" and operation(other) == "dropout":
-            dropped, other = other, _numbers(other.args[0])
+            dropped, other = other, _numbers(args_of(other)[0])
             dropped_by.setdefault(dropped, node)
             if found.setdefault((node, "dropped"), dropped) is not dropped:
                 differing.append((node, dropped))
@@ -90,7 +90,7 @@ def _arguments(node: fx.Node) -> list[Any]:
 def _numbers(node: fx.Node) -> fx.Node:
     """The node whose numbers ``node`` gives, in other memory perhaps."""
     while node.op == "call_function" and operation(node) in ("contiguous", "clone"):
-        node = node.args[0]
+        node = args_of(node)[0]
     return node
 
 

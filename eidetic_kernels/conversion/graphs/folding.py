@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from .capture import Captured
 from .nodes import leaves
@@ -42,7 +43,7 @@ def fold(captured: Captured, module: nn.Module) -> dict[fx.Node, Any]:
         ):
             continue
 
-        args, kwargs = (fx.node.map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
+        args, kwargs = (map_arg(given, values.__getitem__) for given in (node.args, node.kwargs))
         with torch.no_grad():
             values[node] = node.target(*args, **kwargs)
     return values

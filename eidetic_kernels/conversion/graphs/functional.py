@@ -10,6 +10,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from ...wiring.diagnostics import at_node
+from .nodes import args_of, target_of
 
 # Operations that may return the memory that they were given.
 _MAY_ALIAS = (
@@ -36,7 +37,7 @@ def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
     for node in list(graph.nodes):
         if node.op not in ("call_function", "output") or node in fixed:
             continue
-        given = node.args[0] if node.args and isinstance(node.args[0], fx.Node) else None
+        given = args_of(node)[0] if node.args and isinstance(args_of(node)[0], fx.Node) else None
         node.args, node.kwargs = map_arg(node.args, read), map_arg(node.kwargs, read)
         for each in node.all_input_nodes:
             if each in stale:
@@ -48,13 +49,13 @@ def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
         target = node.target
         if given is None or node.op == "output" or not isinstance(target, torch._ops.OpOverload):
             continue
-        given = node.args[0]
+        given = args_of(node)[0]
         if not _changes_first(target):
             if _aliases(node) and given not in fixed:
                 views[node] = given
             continue
-        if target is torch.ops.aten.copy_.default and _alike(given, node.args[1]):
-            source = node.args[1]
+        if target is torch.ops.aten.copy_.default and _alike(given, args_of(node)[1]):
+            source = args_of(node)[1]
             latest[given] = source
             if views.get(source) is given:  # what is written is made of what it replaces
                 del views[source]
@@ -85,13 +86,13 @@ def _write_back(
         for other, of in views.items():
             if of is whole and other is not view:
                 stale[other] = node
-        scatter = _SCATTER.get(view.target)
+        scatter = _SCATTER.get(target_of(view))
         place = node if changed is node else changed
         if scatter is None:
             stale[whole] = node
             return
         with graph.inserting_after(place):
-            changed = graph.call_function(scatter, (whole, changed, *view.args[1:]), dict(view.kwargs))
+            changed = graph.call_function(scatter, (whole, changed, *args_of(view)[1:]), dict(view.kwargs))
         changed.meta = dict(whole.meta)
         latest[whole] = changed
         view = whole
@@ -103,7 +104,7 @@ def _write_back(
 def _alike(a: fx.Node, b: fx.Node) -> bool:
     """Whether ``a`` with the numbers of ``b`` is ``b``."""
     x, y = a.meta.get("val"), b.meta.get("val")
-    return isinstance(y, torch.Tensor) and x.shape == y.shape and x.dtype == y.dtype
+    return isinstance(x, torch.Tensor) and isinstance(y, torch.Tensor) and x.shape == y.shape and x.dtype == y.dtype
 
 
 _SCATTER = {

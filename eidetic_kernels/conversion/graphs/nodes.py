@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
 
 from ...errors import ConversionError
+
+
+def args_of(node: fx.Node) -> tuple[Any, ...]:
+    """``node.args``: of what type they are, its operation knows."""
+    return cast("tuple[Any, ...]", node.args)
+
+
+def target_of(node: fx.Node) -> Any:
+    """``node.target``, which a ``call_function`` node calls."""
+    return node.target
 
 
 def operation(node: fx.Node) -> str:
@@ -61,10 +71,14 @@ def concrete(value: Any) -> Any:
     return value
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...] | None:
-    """The shape of a node's tensor in the example; None for what is no tensor."""
-    value = node.meta.get("val")
-    return tuple(int(concrete(size)) for size in value.shape) if isinstance(value, Tensor) else None
+def is_tensor(node: fx.Node) -> bool:
+    """Whether a node's value is one tensor."""
+    return isinstance(node.meta.get("val"), Tensor)
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor in the example."""
+    return tuple(int(concrete(size)) for size in node.meta["val"].shape)
 
 
 def runs_of_a_view(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from .capture import Captured
-from .nodes import concrete, operation, shape_of
+from .nodes import args_of, concrete, operation, shape_of, target_of
 
 _CUTS = ("chunk", "split", "split_with_sizes", "tensor_split", "unsafe_split", "unsafe_chunk", "unbind", "slice")
 _TAKE = ("linear", "conv1d", "conv2d", "conv3d")
@@ -58,14 +58,16 @@ def _pieces(place: fx.Node) -> dict[fx.Node, range] | None:
     numbers = torch.arange(shape_of(place)[0])
     found: dict[fx.Node, range] = {}
     for user in place.users:
-        if user.op != "call_function" or operation(user) not in _CUTS or user.args[0] is not place:
+        if user.op != "call_function" or operation(user) not in _CUTS or args_of(user)[0] is not place:
             return None
-        arguments = [concrete(each) for each in user.args[1:]]
+        arguments = [concrete(each) for each in args_of(user)[1:]]
         dim = user.kwargs.get("dim", arguments[0] if operation(user) == "slice" else (arguments[1:] or [0])[0])
         if dim != 0 or any(isinstance(each, fx.Node) for each in arguments):
             return None
-        made = user.target(numbers, *arguments, **user.kwargs)
-        parts = {user: made} if isinstance(made, torch.Tensor) else {each: made[each.args[1]] for each in user.users}
+        made = target_of(user)(numbers, *arguments, **user.kwargs)
+        parts = (
+            {user: made} if isinstance(made, torch.Tensor) else {each: made[args_of(each)[1]] for each in user.users}
+        )
         for node, own in parts.items():
             if not len(own) or not all(_takes(reader, node) for reader in node.users):
                 return None
@@ -78,4 +80,4 @@ def _pieces(place: fx.Node) -> dict[fx.Node, range] | None:
 
 
 def _takes(reader: fx.Node, node: fx.Node) -> bool:
-    return reader.op == "call_function" and operation(reader) in _TAKE and node in reader.args[1:3]
+    return reader.op == "call_function" and operation(reader) in _TAKE and node in args_of(reader)[1:3]

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from .capture import Captured
-from .nodes import operation, shape_of
+from .nodes import args_of, is_tensor, operation, shape_of
 
 ROWS = "_rows"  # what is added to a parameter's name for its transpose
 
@@ -18,15 +18,15 @@ def leave_out_nothing(captured: Captured) -> None:
     for node in list(captured.graph.nodes):
         if node.op != "call_function" or operation(node) not in ("cat", "concat", "concatenate"):
             continue
-        dim = (node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape_of(node))
-        full = [each for each in node.args[0] if shape_of(each)[dim:] and shape_of(each)[dim]]
+        dim = (args_of(node)[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)) % len(shape_of(node))
+        full = [each for each in args_of(node)[0] if len(shape_of(each)) > dim and shape_of(each)[dim]]
         if len(full) == 1:
             node.replace_all_uses_with(full[0])
             captured.graph.erase_node(node)
-        elif len(full) < len(node.args[0]):
-            node.args = (full, *node.args[1:])
+        elif len(full) < len(args_of(node)[0]):
+            node.args = (full, *args_of(node)[1:])
     for node in reversed(list(captured.graph.nodes)):
-        if node.op == "call_function" and not node.users and shape_of(node) and 0 in shape_of(node):
+        if node.op == "call_function" and not node.users and is_tensor(node) and 0 in shape_of(node):
             captured.graph.erase_node(node)
 
 
@@ -49,7 +49,7 @@ def rewrite_products(captured: Captured, module: nn.Module) -> None:
         value = getattr(parent, name)
         if not isinstance(value, nn.Parameter) or value.dim() != 2 or len(weight.users) > 1:
             continue
-        if bias is not None and (shape_of(bias) != (value.shape[1],) or bias.name not in captured.held):
+        if bias is not None and (bias.name not in captured.held or shape_of(bias) != (value.shape[1],)):
             continue
         if not hasattr(parent, name + ROWS):
             parent.register_parameter(name + ROWS, nn.Parameter(value.detach().t().contiguous(), value.requires_grad))

@@ -9,6 +9,7 @@ import torch
 from torch import fx, nn
 
 from ...wiring.diagnostics import at_node
+from .nodes import args_of
 
 AUTOCAST = "autocast"  # the meta entry of nodes in a region of torch.autocast: its settings
 
@@ -23,7 +24,7 @@ def inline_regions(root: nn.Module, graph: fx.Graph, trained: set[str]) -> None:
         if node.op != "call_function" or name not in ("wrap_with_set_grad_enabled", "wrap_with_autocast"):
             continue
         count = 1 if name == "wrap_with_set_grad_enabled" else 4
-        settings, body, given = node.args[:count], node.args[count], node.args[count + 1 :]
+        settings, body, given = args_of(node)[:count], args_of(node)[count], args_of(node)[count + 1 :]
         inner = getattr(root, body.target)
         inline_regions(inner, inner.graph, trained)
         detach = name == "wrap_with_set_grad_enabled" and not settings[0]
@@ -36,13 +37,13 @@ def inline_regions(root: nn.Module, graph: fx.Graph, trained: set[str]) -> None:
                 if each.op == "placeholder":
                     continue
                 if each.op == "output":
-                    made = [_left(graph, known[out], detach) for out in each.args[0]]
+                    made = [_left(graph, known[out], detach) for out in args_of(each)[0]]
                     break
                 known[each] = graph.node_copy(each, known.__getitem__)
                 if count > 1:
                     known[each].meta.setdefault(AUTOCAST, settings)
         for user in list(node.users):
-            user.replace_all_uses_with(made[user.args[1]])
+            user.replace_all_uses_with(made[args_of(user)[1]])
             graph.erase_node(user)
         graph.erase_node(node)
         if not body.users:

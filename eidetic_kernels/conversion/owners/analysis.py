@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...checking import first_line
+from ...tasks.foreign import frozen_inside
 from ...wiring import rules as known_rules
 from ...wiring.diagnostics import at_node
 from ...wiring.rules.registry import OPERATIONS
 from ..graphs.capture import Captured
-from ..graphs.nodes import concrete, operation, shape_of
+from ..graphs.nodes import args_of, concrete, is_tensor, operation, shape_of
 from . import creation, elementwise, images, layers, moves, products, reductions  # noqa: F401  they register rules
 from .constraints import Constraints
 from .maps import NOBODY, Owners, along
@@ -30,12 +31,13 @@ class Analysis:
         self._elements: dict[str, Owners] = {}
         self.notes: list[str] = []
         self.mixed: list = []
+        self.asleep = tuple(path for path, _ in frozen_inside(module))
         self.across: list = []
 
     def run(self) -> Any:
         for node in self.captured.graph.nodes:
             if node.op == "output":
-                return self.value(node.args[0])
+                return self.value(args_of(node)[0])
             given = node.all_input_nodes
             if node not in self.fixed and given and all(self._of_parameters(self.values[each]) for each in given):
                 self.values[node] = Deferred(node)
@@ -74,7 +76,7 @@ class Analysis:
             return None
         name = operation(node)
         if name == "getitem":
-            return self.value(node.args[0])[node.args[1]]
+            return self.value(args_of(node)[0])[args_of(node)[1]]
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):  # a size, or nothing
             return concrete(node.meta.get("val"))
         step = Step(self, node)
@@ -92,9 +94,9 @@ class Analysis:
     def _placeholder(self, node: fx.Node) -> Any:
         path = self.captured.held.get(node.name)
         if path is None:
-            shape = shape_of(node)
-            if shape is None:
+            if not is_tensor(node):
                 return concrete(node.meta.get("val"))
+            shape = shape_of(node)
             rank = len(shape)
             value = node.meta["val"]
             batch = rank and isinstance(value.shape[0], torch.SymInt)
@@ -105,10 +107,11 @@ class Analysis:
         return self.held(path)
 
     def held(self, path: str) -> Any:
-        """The parameter or buffer at ``path``."""
+        """The parameter or buffer at ``path``; that of a module that was frozen for good is a tensor like any other."""
         owner, _, name = path.rpartition(".")
         value = getattr(self.module.get_submodule(owner), name)
-        return Held(path, value, True) if isinstance(value, nn.Parameter) else value
+        learns = isinstance(value, nn.Parameter) and owner not in self.asleep
+        return Held(path, value, True) if learns else value
 
 
 def _of_ones_own(name: str) -> Rule | None:
@@ -116,7 +119,7 @@ def _of_ones_own(name: str) -> Rule | None:
     registered = OPERATIONS.get(name) or OPERATIONS.get(name.rstrip("_"))
     if registered is None:
         return None
-    known = {known_rules.passes: "relu", known_rules.ties: "add", known_rules.flattens: "flatten"}
+    known: dict[Any, str] = {known_rules.passes: "relu", known_rules.ties: "add", known_rules.flattens: "flatten"}
     if registered in known:
         return RULES[known[registered]]
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_arg
 
 from ...errors import ConversionError
 from ...wiring.diagnostics import at_node
-from ..graphs.nodes import needed, operation, runs_of_a_view, shape_of
+from ..graphs.nodes import args_of, needed, operation, runs_of_a_view, shape_of, target_of
 from .maps import NOBODY, Owners, along, nobodys
 from .step import RULES, Held, Step
 
@@ -71,6 +72,7 @@ class _Maps:
         self.notes: list[str] = []
         self.mixed: list[Any] = []
         self.across: list[Any] = []
+        self.asleep: tuple[str, ...] = ()
 
     def value(self, argument: Any, deferred: bool = False) -> Any:
         return type(self.analysis).value(self, argument, deferred)
@@ -89,7 +91,7 @@ class _Maps:
                 units = along(1, len(shape), torch.arange(shape[1]))
             return Owners(shape, units, along(0, len(shape), torch.arange(shape[0])))
         if operation(node) == "getitem":
-            return self.value(node.args[0])[node.args[1]]
+            return self.value(args_of(node)[0])[args_of(node)[1]]
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             raise ConversionError("a weight that depends on a number")
         step = Step(self, node)
@@ -125,17 +127,17 @@ def _emitted(
             root.register_buffer(f"fixed_{each.name}", known.detach().clone(), persistent=False)
             nodes[each] = graph.get_attr(f"fixed_{each.name}")
             continue
-        args, target = list(each.args), each.target
+        args, target = list(args_of(each)), target_of(each)
         if operation(each) in ("view", "reshape", "_unsafe_view"):
             target, args[1] = torch.ops.aten.reshape.default, _sizes(graph, maps, nodes, each)
         elif operation(each) == "expand":
-            loose = _loose(maps, each.args[0])
-            added = len(args[1]) - len(shape_of(each.args[0]))
+            loose = _loose(maps, args_of(each)[0])
+            added = len(args[1]) - len(shape_of(args_of(each)[0]))
             args[1] = [-1 if d >= added and d - added in loose else size for d, size in enumerate(args[1])]
         nodes[each] = graph.call_function(
             target,
-            fx.node.map_arg(tuple(args), lambda n: nodes.get(n, n)),
-            fx.node.map_arg(each.kwargs, lambda n: nodes[n]),
+            map_arg(tuple(args), lambda n: nodes.get(n, n)),
+            map_arg(each.kwargs, lambda n: nodes[n]),
         )
     graph.output(nodes[result])
     return fx.GraphModule(root, graph, "ComputedWeight")
@@ -150,7 +152,7 @@ def _loose(maps: _Maps, node: fx.Node) -> list[int]:
 
 
 def _sizes(graph: fx.Graph, maps: _Maps, nodes: dict[fx.Node, fx.Node], node: fx.Node) -> list[Any]:
-    given = node.args[0]
+    given = args_of(node)[0]
     old, new, loose = shape_of(given), shape_of(node), _loose(maps, node)
     sizes: list[Any] = list(new)
     for ins, outs in runs_of_a_view(old, new):

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ...wiring import rules as known_rules
 from ..graphs.marks import own_rule
-from ..graphs.nodes import leaves
+from ..graphs.nodes import leaves, operation
 from .maps import Owners
 from .merging import combined
 from .step import Held, Step, rule
@@ -34,7 +34,7 @@ PASSING = (
 @rule(*PASSING)
 def passes(step: Step) -> Owners:
     first, *others = (each for each in leaves([step.args, step.kwargs]) if isinstance(each, (Owners, Held, Tensor)))
-    if step.node.target._schema.name in ("aten::clamp", "aten::clamp_min", "aten::clamp_max") and others:
+    if operation(step.node) in ("clamp", "clamp_min", "clamp_max") and others:
         return ties(step)
     value = step.owners(first)
     return Owners(value.shape, value.units, value.samples, value.coarse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..graphs.nodes import concrete
+from ..graphs.nodes import concrete, operation
 from .maps import Owners
 from .merging import settled
 from .step import Step, rule
@@ -21,7 +21,7 @@ IMAGES = (
 @rule(*IMAGES)
 def on_images(step: Step) -> Any:
     x = step.owners(step.arg(0))
-    name = step.node.target._schema.name
+    name = operation(step.node)
     spatial = int(next((c for c in name if c.isdigit()), "2"))
     rank = len(x.shape)
     x = settled(step, x, range(rank - spatial, rank))

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..graphs.nodes import args_of, operation
 from .computed import Computed, computed_weight
 from .maps import NOBODY, Owners, along
 from .merging import settled
@@ -47,7 +48,7 @@ def own_weight(step: Step, kind: str) -> tuple[Held, Computed | None]:
         return weight, None
     if isinstance(weight, Tensor):
         step.refuse(f"a {kind} with a fixed weight")
-    computed = computed_weight(step.analysis, step.node.args[1])
+    computed = computed_weight(step.analysis, args_of(step.node)[1])
     if computed is None:
         step.refuse(f"the weight of a {kind} is computed")
     weight = step.analysis.held(computed.weight)
@@ -121,6 +122,8 @@ def convolves(step: Step) -> Owners:
             step.refuse("mixes samples")
         if x.units.shape[d] > 1:
             step.refuse("a convolution over units")
+    if isinstance(step.args[1], Tensor) and not x.owned:  # of a frozen backbone
+        return over_channels(step, x, "convolution", 1)
     groups = step.arg(6, "groups", 1)
     channels, out = x.shape[1], step.shape[1]
     weight = step.args[1]
@@ -128,8 +131,8 @@ def convolves(step: Step) -> Owners:
         return made(step, "conv", x, 1, 1)
     if isinstance(weight, Tensor) and groups == channels == out:
         return Owners(step.shape, x.units, x.samples, x.coarse)
-    if "transpose" in step.node.target._schema.name:
-        step.refuse(f"a grouped {step.node.target._schema.name.removeprefix('aten::')}")
+    if "transpose" in operation(step.node):
+        step.refuse(f"a grouped {operation(step.node)}")
     weight, computed = own_weight(step, "grouped convolution")
     reads = read_along(step, x, 1)
     if not x.owned:
@@ -156,10 +159,19 @@ def normalises(step: Step) -> Owners:
             if d != 1 and x.samples.shape[d] > 1:
                 step.refuse("mixes samples")
         return Owners(x.shape, x.units.narrow(0, 0, 1), x.samples, x.coarse)
+    statistics = args_of(step.node)[3]
+    held = step.analysis.captured.held.get(getattr(statistics, "name", ""), "")
+    if not x.owned and held.rpartition(".")[0] in step.analysis.asleep:
+        return x
+    if not x.owned:
+        step.refuse(
+            "it normalises what no layer made, so its statistics would be every task's. Normalise the data instead, or "
+            "keep the statistics as they are: ek.frozen(layer)."
+        )
     if not isinstance(step.args[1], (Held, type(None))) or not isinstance(step.args[3], Tensor):
         step.refuse("a BatchNorm without statistics, or of computed parameters")
     reads = read_along(step, x, 1)
-    path = step.analysis.captured.held.get(step.node.args[3].name, "").rpartition(".")[0] or step.node.name
+    path = step.analysis.captured.held.get(args_of(step.node)[3].name, "").rpartition(".")[0] or step.node.name
     followed(step, Layer("batch_norm", path, step.node, x, reads))
     return Owners(x.shape, along(1, len(x.shape), reads), x.samples, x.coarse)
 
@@ -187,6 +199,8 @@ def layer_norms(step: Step) -> Owners:
 @rule("group_norm")
 def group_norms(step: Step) -> Owners:
     x = settled(step, step.owners(step.arg(0)))
+    if not x.owned and not isinstance(step.arg(2, "weight"), Held):
+        return x
     reads = read_along(step, x, 1)
     groups = step.args[1]
     if groups > 1:
@@ -219,6 +233,9 @@ def scales_rows(step: Step) -> Owners:
 @rule("embedding")
 def embeds(step: Step) -> Owners:
     weight, index = step.args[0], step.args[1]
+    if isinstance(weight, Tensor):  # of a frozen backbone
+        i = step.owners(index)
+        return Owners(step.shape, torch.full([1] * len(step.shape), NOBODY), i.samples.unsqueeze(-1))
     if not isinstance(weight, Held):
         step.refuse("the table of an embedding is computed, or fixed")
     if any(step.args[3:]) or any(step.kwargs.values()):

@@ -86,7 +86,7 @@ def _looked_up(step: Step) -> Owners | None:
 
 
 def _moved(step: Step, which: str) -> Any:
-    index = step.node.target._schema.name == "aten::index"
+    index = operation(step.node) == "index"
 
     def mapped(value: Any, outer: bool = True) -> Any:
         if isinstance(value, (Owners, Held)):
@@ -103,10 +103,10 @@ def _moved(step: Step, which: str) -> Any:
 
     args = [mapped(each) for each in step.args]
     kwargs = {name: mapped(each) for name, each in step.kwargs.items()}
-    target = step.node.target
-    if step.node.target._schema.name in ("aten::view", "aten::_unsafe_view"):
+    target: Any = step.node.target
+    if operation(step.node) in ("view", "_unsafe_view"):
         target = torch.ops.aten.reshape.default
-    if step.node.target._schema.name == "aten::im2col":  # of numbers alone, and what it pads is 0: nobody's
+    if operation(step.node) == "im2col":  # of numbers alone, and what it pads is 0: nobody's
         made = target((args[0] + 1).double(), *args[1:], **kwargs).long() - 1
         whole = made.amax(-1, keepdim=True)
         return whole.expand(made.shape) if bool(((made == whole) | (made < 0)).all()) else made
@@ -132,10 +132,10 @@ def folds(step: Step) -> Owners:
 def pads(step: Step) -> Owners:
     x = step.owners(step.arg(0))
     sides = list(step.arg(1))
-    mode = step.arg(2, "mode", "constant") if step.node.target._schema.name == "aten::pad" else "constant"
+    mode = step.arg(2, "mode", "constant") if operation(step.node) == "pad" else "constant"
     rank = len(x.shape)
     touched = {rank - 1 - i // 2 for i, side in enumerate(sides) if side}
-    out = []
+    out: list[Tensor] = []
     for which in ("units", "samples"):
         m = getattr(x, which)
         if all(m.shape[d] == 1 for d in touched):
@@ -144,4 +144,5 @@ def pads(step: Step) -> Owners:
         if mode != "constant":
             step.refuse("pads units or samples")
         out.append(small(torch.constant_pad_nd(x.full(which), sides, NOBODY)))
-    return Owners(step.shape, *out, x.coarse)
+    units, samples = out
+    return Owners(step.shape, units, samples, x.coarse)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..graphs.nodes import concrete
+from ..graphs.nodes import concrete, operation
 from .elementwise import ties
 from .maps import Owners
 from .merging import settled
@@ -68,8 +68,7 @@ def whole_layers(step: Step, units: Tensor, dim: int) -> bool:
     "any",
 )
 def reduces(step: Step) -> Owners:
-    name = step.node.target._schema.name
-    position = {"aten::linalg_vector_norm": 2, "aten::norm": 2}.get(name, 1)
+    position = 2 if operation(step.node) in ("linalg_vector_norm", "norm") else 1
     dims = step.arg(position, "dim")
     dims = [dims] if isinstance(dims, int) else dims
     keep = len(step.shape) == len(step.owners(step.arg(0)).shape)
@@ -114,7 +113,7 @@ def along_dim(step: Step) -> Any:
 
 @rule("max", "min")
 def maximum_dim(step: Step) -> Any:
-    if step.node.target._overloadname == "other":
+    if cast(Any, step.node.target)._overloadname == "other":
         return ties(step)
     if len(step.args) == 2 and isinstance(step.args[1], int):
         x = step.owners(step.arg(0))

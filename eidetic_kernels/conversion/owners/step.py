@@ -36,8 +36,8 @@ class Layer:
     kind: str
     path: str
     node: fx.Node
-    reads: Owners | None
-    units: Tensor | None
+    reads: Owners
+    units: Tensor
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -53,9 +53,7 @@ class Step:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        shape = shape_of(self.node)
-        assert shape is not None
-        return shape
+        return shape_of(self.node)
 
     def arg(self, index: int, name: str = "", default: Any = None) -> Any:
         return self.args[index] if index < len(self.args) else self.kwargs.get(name, default)
