@@ -119,7 +119,10 @@ def group_norm(prefix: Prefix, layers: Sequence[EideticGroupNorm]) -> nn.Module:
                 y = graph.call_function(torch.movedim, (y, -1, 1))
             made.append(y)
         start += group.present(prefix.task)
-    graph.output(emit_concatenation(graph, made, 1) if made else graph.call_function(torch.movedim, (x, -1, 1)))
+    y = emit_concatenation(graph, made, 1) if made else graph.call_function(torch.movedim, (x, -1, 1))
+    if not all(group.present(prefix.task) for group in groups):  # beside images without channels it puts channels first
+        y = graph.call_method("contiguous", (y,))
+    graph.output(y)
     return fx.GraphModule(root, graph, "PrefixGroupNorm")
 
 

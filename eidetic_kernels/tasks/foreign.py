@@ -23,6 +23,7 @@ from ..errors import ConversionError, InputError
 from ..layers import SegmentedLayer
 from ..modes import FROZEN_MARK, is_frozen
 
+
 def frozen(module: nn.Module) -> nn.Module:
     """Freeze ``module`` for good, and return it: a pre-trained backbone in front of layers that learn.
 

@@ -202,8 +202,8 @@ class _Tracer(OwnThread):
         self.in_place = in_place
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        ours = isinstance(module, (Parts, Shared)) or rules.leaves(module)
-        return ours or is_frozen(module) or super().is_leaf_module(module, path) or _differs_in_construction(type(module))
+        ours = isinstance(module, (Parts, Shared)) or rules.leaves(module) or is_frozen(module)
+        return ours or super().is_leaf_module(module, path) or _differs_in_construction(type(module))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Changing(node, self) if self.in_place else super().proxy(node)

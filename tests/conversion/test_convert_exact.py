@@ -677,6 +677,20 @@ MIXING = {
     "sum": lambda x: x.cumsum(0),
 }
 
+COUNTING = {
+    "quotient": lambda x: x / x.size(0),
+    "root": lambda x: x * x.shape[0] ** -0.5,
+    "all numbers": lambda x: x / x.numel(),
+    "limit": lambda x: x.clamp(max=x.size(0)),
+    "power": lambda x: x.abs() ** x.size(0),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_what_computes_with_the_number_of_samples_is_refused(name):
+    module = Plain(lambda s, x: s.b(COUNTING[name](F.relu(s.a(x)))), a=nn.Linear(6, 8), b=nn.Linear(8, 4))
+    refused(module, like="the number of samples is computed with")
+
 
 @pytest.mark.parametrize("name", MIXING)
 def test_what_mixes_samples_of_the_input_is_refused(name):

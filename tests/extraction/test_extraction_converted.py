@@ -12,6 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
+from eidetic_kernels.layers import EideticGroupNorm, EideticLayerNorm
+from eidetic_kernels.layers.prefix import EideticPrefix
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:no layer has a free unit"),
@@ -187,6 +189,16 @@ def norms_of_volumes():
     )
 
 
+def volumes_moved():
+    """Volumes that lie with their channels last, and norms of them."""
+    return classified(
+        lambda s, x: s.b(s.norm(F.relu(s.a(x.movedim(-1, 1))).movedim(1, -1)).movedim(-1, 1)),
+        a=nn.Conv3d(5, 12, 2),
+        norm=nn.LayerNorm(12),
+        b=nn.Conv3d(12, 9, 2),
+    )
+
+
 def norms_of_branches():
     """Groups of channels of two layers side by side: a part of the norm for each."""
     return classified(
@@ -233,6 +245,7 @@ CASES = {
     "grouped sequences": (lambda: grouped(nn.Conv1d, 3, bias=False), SEQUENCE),
     "grouped images": (lambda: grouped(nn.Conv2d, 1, padding="same", padding_mode="circular"), IMAGE),
     "grouped volumes": (lambda: grouped(nn.Conv3d, 4, stride=2), VOLUME),
+    "volumes with channels last": (volumes_moved, (4, 4, 4, 5)),
     "transposed sequences": (lambda: transposed(nn.ConvTranspose1d, 3, bias=False), SEQUENCE),
     "transposed images": (lambda: transposed(nn.ConvTranspose2d, 3, dilation=2), IMAGE),
     "transposed volumes": (lambda: transposed(nn.ConvTranspose3d, 2), VOLUME),
@@ -281,13 +294,61 @@ def test_every_tasks_logits(name, how):
 @pytest.mark.filterwarnings(
     "ignore:no layer has a free unit", "ignore:the converted network's outputs are the module's"
 )
+@pytest.mark.parametrize("gone", ["all", "first", *slow("each")])
 @pytest.mark.parametrize("name", CASES)
-def test_a_task_without_units_of_a_group(name):
-    """Of each group in turn, and of all groups."""
+def test_a_task_without_units_of_a_group(name, gone):
+    """Of all groups, of the first, and of each in turn."""
     module, x = made(name, 3)
     groups = range(len(ek.convert(module, x).groups))
-    for gone in (*([number] for number in groups), list(groups)):
-        net = learned(copy.deepcopy(module), x, "disjoint" if len(gone) % 2 else "mixed", gone)
-        assert all(sizes_of(net)[number][1] == 0 for number in gone)
+    for numbers in {"all": [groups], "first": [[0]], "each": [[number] for number in groups]}[gone]:
+        net = learned(copy.deepcopy(module), x, "mixed" if gone == "all" else "disjoint", numbers)
+        assert all(sizes_of(net)[number][1] == 0 for number in numbers)
         for task in range(3):
             extracted_alike(net, task, x)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_first_task_without_units(name):
+    """Nothing is there to look back at: of the first group, and of all."""
+    module, x = made(name, 3)
+    for some in (slice(1), slice(None)):
+        net = ek.convert(module, x)
+        train(net, torch.optim.SGD(net.parameters(), 0.1), x, torch.arange(3))
+        net.apply_plan(ek.PruningPlan("gone", net.plan_pruning(1.0).groups[some]))
+        net.finish_task()
+        assert sizes_of(net)[0] == (0,)
+        extracted_alike(net, 0, x)
+
+
+NORMS = (EideticLayerNorm, EideticGroupNorm, EideticPrefix)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "kept"),
+    [
+        ("rms norm", "a", ["task0", "task1"]),
+        ("means of channels", "a", ["task0", "task1"]),
+        ("group norms", "a", ["task0", "task1"]),
+        ("a group norm of two layers", "a.0", []),
+    ],
+)
+def test_statistics_look_back_where_nothing_else_does(name, path, kept):
+    """So earlier units are kept for them alone; groups of channels by themselves need none of another task's."""
+    module, x = made(name)
+    net = ek.convert(module.double(), x.double())
+    for task in range(2):
+        if task:
+            layers = {path: layer for path, layer in net.segmented_layers() if hasattr(layer, "forward_transfer")}
+            choices = {path: isinstance(layer, NORMS) for path, layer in layers.items()}
+            net.prepare_for_task(1, 4, choices | {"head": False})
+        train(net, torch.optim.SGD(net.parameters(), 0.1), x.double(), torch.arange(len(x)) % 4)
+        net.prune(0.5)
+        net.finish_task()
+    plain = extracted_alike(net, 1, x.double())
+    assert [name for name, _ in plain.get_submodule(path).named_children()] == kept
+
+
+def test_an_embedding_keeps_its_padding():
+    module, x = made("words")
+    plain = learned(module, x).extract(2)
+    assert plain.words.padding_idx == 0 and plain.gates.padding_idx is None

@@ -25,7 +25,8 @@ def dropout(emitter: Emitter, node: fx.Node) -> Any:
     given, other = args_of(node)[0], emitter.trained[node]
     p, on = args_of(other)[1], args_of(other)[2]
     if not isinstance(p, (int, float)) or (args_of(node)[2] and args_of(node)[1]):
-        raise at_node(node).refused("dropout with a rate that is computed, or in evaluation too.")
+        reason = "it drops out in evaluation too, or by a rate that is computed: give it training=self.training."
+        raise at_node(node).refused(reason)
     if not (on and p):
         return emitter.argument(given)
     path = f"functional_{node.name}"

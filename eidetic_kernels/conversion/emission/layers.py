@@ -70,7 +70,7 @@ def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
         _compute(emitter, path, new, computed)
     new.train(old.training)
     rank = len(shape_of(node))
-    image = layer.kind in ("conv", "batch_norm", "grouped", "group_norm")
+    last = layer.kind == "layer_norm" or (layer.kind == "prelu" and layer.options["dim"] == -1)
     emitter.replaced[path] = _followed(emitter, node, layer) if layer.kind not in PRODUCERS else None
     if layer.kind in PRODUCERS:
         runs = emitter.grouped.runs[layer.options["weight"]]
@@ -92,7 +92,7 @@ def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
         if layer.kind == "linear" and (rank > 2 or len(layer.reads.samples.flatten()) != SAMPLES):
             emitter.last |= {f"body.{name}" for name in (path, *parts)}
     else:
-        dim = -1 if layer.kind == "layer_norm" else 1
+        dim = _unit_dim(layer)
         sources = sources_of(emitter, columns_of(emitter, args_of(node)[0], layer.units, dim), path)
         order = order_of(emitter, args_of(node)[0], layer.units, dim)
         if len(sources) == 1 and order is None:
@@ -109,7 +109,7 @@ def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
             parts = emitter.split[f"body.{path}"] = kind(new, units)
             for i, (source, part) in enumerate(zip(sources, parts)):
                 emitter.groups[emitter.number_of(source)].norms[f"body.{path}.{i}"] = part
-        if not image:
+        if last:
             emitter.last.add(f"body.{path}")
     emitter.module.set_submodule(path, new)
     return emitter.graph.call_module(path, (emitter.argument(given),))
@@ -130,8 +130,13 @@ def _compute(emitter: Emitter, path: str, new: Any, computed: Computed) -> None:
 
 
 def _followed(emitter: Emitter, node: fx.Node, layer: Layer) -> tuple[Source, ...]:
-    dim = -1 if layer.kind == "layer_norm" else 1
-    return sources_of(emitter, columns_of(emitter, args_of(node)[0], layer.units, dim), layer.path)
+    laid = columns_of(emitter, args_of(node)[0], layer.units, _unit_dim(layer))
+    return sources_of(emitter, laid, layer.path)
+
+
+def _unit_dim(layer: Layer) -> int:
+    """The dimension of the units that a layer follows."""
+    return layer.options["dim"] if layer.kind == "prelu" else -1 if layer.kind == "layer_norm" else 1
 
 
 def _unbiased(emitter: Emitter, node: fx.Node, runs: Sequence[Any], parts: Sequence[Any]) -> None:

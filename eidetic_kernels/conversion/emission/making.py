@@ -26,6 +26,7 @@ from ...layers import (
     EideticGroupNorm,
     EideticLayerNorm,
     EideticLinear,
+    EideticPReLU,
     EideticRMSNorm,
     StaircaseLayer,
 )
@@ -123,6 +124,7 @@ def owns(emitter: Emitter, path: str, node: fx.Node) -> bool:
         nn.LayerNorm,
         nn.GroupNorm,
         nn.Embedding,
+        nn.PReLU,
     )
     if isinstance(module, nn.Linear):
         bias = (
@@ -200,6 +202,10 @@ def _options(node: fx.Node, old: Any) -> dict[str, Any]:
     return made | {"kernel_size": tuple(old.weight.shape[2:]), "bias": bias} | _factory(old)
 
 
+def _make_prelu(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.PReLU) -> EideticPReLU:
+    return EideticPReLU(old.num_parameters, old.init, **_factory(old), num_features=len(layer.units))
+
+
 MAKERS = {
     "batch_norm": _make_batch_norm,
     "conv": _make_conv,
@@ -208,4 +214,5 @@ MAKERS = {
     "grouped": _make_grouped,
     "layer_norm": _make_layer_norm,
     "linear": _make_linear,
+    "prelu": _make_prelu,
 }

@@ -87,17 +87,25 @@ def prove(emitter: Any) -> None:
                 raise at_node(old).refused(f"after pruning it could not run: {first_line(error)}.") from error
             _compare(old, made, expected(old))
             values[node] = made
-        elif node.op == "call_function" and operation(node) in COMBINING:
+        elif node.op == "call_function" and operation(node) in (*COMBINING, "clamp", "clamp_min", "clamp_max"):
             given = [of(each) for each in leaves([node.args, node.kwargs]) if isinstance(each, fx.Node)]
             wanted = expected(old)
-            shape = torch.broadcast_shapes(*(each.shape for each in given if isinstance(each, Tensor)))
-            if isinstance(wanted, Tensor) and tuple(shape) != tuple(wanted.shape):
+            if isinstance(wanted, Tensor) and _broadcast(given) != tuple(wanted.shape):
                 raise at_node(old).refused(
-                    f"after pruning it would combine {[list(e.shape) for e in given]}, for {list(wanted.shape)}."
+                    f"after pruning it would combine {[list(e.shape) for e in given]}, for {list(wanted.shape)}. A "
+                    "tensor of the network with a number for each unit must be an nn.Parameter, which is cut with them."
                 )
             values[node] = wanted
         else:
             values[node] = expected(old)
+
+
+def _broadcast(given: list[Any]) -> tuple[int, ...] | None:
+    """The shape of what is combined; None where it cannot be."""
+    try:
+        return tuple(torch.broadcast_shapes(*(each.shape for each in given if isinstance(each, Tensor))))
+    except RuntimeError:
+        return None
 
 
 def _of_nobody(value: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ...errors import ConversionError
 from ...wiring.diagnostics import at_node
 from ..graphs.nodes import args_of, operation
 from ..graphs.regions import AUTOCAST
@@ -36,11 +37,20 @@ def emit_graph(emitter: Emitter, features: fx.Node) -> None:
             if any(each in emitter.apart for each in node.all_input_nodes):
                 raise at_node(node).refused("units of several groups were taken apart, and are used so.")
             note_layout(emitter, node)
-            emitter.nodes[node] = _emit(emitter, node)
+            emitter.nodes[node] = _emitted(emitter, node)
             if (node, "dropped") in emitter.trained:
                 drop_after(emitter, node, emitter.trained[node, "dropped"])
     _enter(emitter, None)
     emitter.graph.output(emitter.nodes[features])
+
+
+def _emitted(emitter: Emitter, node: fx.Node) -> Any:
+    try:
+        return _emit(emitter, node)
+    except ConversionError as error:
+        if str(error).startswith(("node ", "module ")):
+            raise
+        raise at_node(node).refused(f"{error}") from error
 
 
 def _enter(emitter: Emitter, settings: Any) -> None:

@@ -67,8 +67,9 @@ def functionalize(graph: fx.Graph, fixed: Container[fx.Node] = ()) -> None:
         if functional is None:
             raise at_node(node).refused(f"{target} changes a tensor in place, and has no other form.")
         node.target = functional
-        latest[given] = node
-        _write_back(graph, node, given, views, latest, stale)
+        changed = _as_before(graph, node, given) if functional._schema.name in _BOOLEAN else node
+        latest[given] = changed
+        _write_back(graph, changed, given, views, latest, stale)
 
 
 def _write_back(
@@ -101,6 +102,15 @@ def _write_back(
             stale[other] = node
 
 
+def _as_before(graph: fx.Graph, node: fx.Node, given: fx.Node) -> fx.Node:
+    """What a comparison in place leaves in ``given``: numbers of its dtype."""
+    with graph.inserting_after(node):
+        made = graph.call_function(torch.ops.aten.to.dtype, (node, given.meta["val"].dtype))
+    made.meta = dict(node.meta)
+    node.replace_all_uses_with(made, lambda user: user is not made)
+    return made
+
+
 def _alike(a: fx.Node, b: fx.Node) -> bool:
     """Whether ``a`` with the numbers of ``b`` is ``b``."""
     x, y = a.meta.get("val"), b.meta.get("val")
@@ -127,7 +137,12 @@ def _changes_first(target: torch._ops.OpOverload) -> bool:
     return bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
 
 
-_DRAWN = {
+_BOOLEAN = tuple(
+    f"aten::{name}" for name in "eq ne lt le gt ge logical_and logical_or logical_xor logical_not".split()
+)
+_OTHERWISE = {  # what is called otherwise when it changes nothing
+    torch.ops.aten.pow_.Tensor: torch.ops.aten.pow.Tensor_Tensor,
+    torch.ops.aten.pow_.Scalar: torch.ops.aten.pow.Tensor_Scalar,
     torch.ops.aten.bernoulli_.float: torch.ops.aten.bernoulli.p,
     torch.ops.aten.uniform_.default: torch.ops.aten.uniform.default,
     torch.ops.aten.normal_.default: torch.ops.aten.normal_functional.default,
@@ -135,8 +150,8 @@ _DRAWN = {
 
 
 def _functional(target: torch._ops.OpOverload) -> Any:
-    if target in _DRAWN:
-        return _DRAWN[target]
+    if target in _OTHERWISE:
+        return _OTHERWISE[target]
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
     packet = getattr(torch.ops.aten, name, None)
     return getattr(packet, target._overloadname, None)

@@ -45,6 +45,14 @@ def module_path(node: fx.Node) -> str:
     return list(stack.values())[-1][0] if stack else ""
 
 
+def symbols_of(node: fx.Node, dim: int | None = None) -> frozenset[Any]:
+    """The symbols in a node's number; in the size of its dimension ``dim``, where it is a tensor."""
+    value = node.meta.get("val")
+    value = value if dim is None else value.shape[dim] if value is not None and value.dim() else None
+    symbolic = isinstance(value, (torch.SymInt, torch.SymFloat))
+    return frozenset(value.node.expr.free_symbols) if symbolic else frozenset()
+
+
 def needed(node: fx.Node) -> set[fx.Node]:
     """``node`` and the nodes that it is made of."""
     found, waiting = {node}, [node]

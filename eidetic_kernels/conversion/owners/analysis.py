@@ -13,7 +13,7 @@ from ...wiring import rules as known_rules
 from ...wiring.diagnostics import at_node
 from ...wiring.rules.registry import OPERATIONS
 from ..graphs.capture import Captured
-from ..graphs.nodes import args_of, concrete, is_tensor, operation, shape_of
+from ..graphs.nodes import args_of, concrete, is_tensor, operation, shape_of, symbols_of
 from . import creation, elementwise, images, layers, moves, products, reductions  # noqa: F401  they register rules
 from .constraints import Constraints
 from .maps import NOBODY, Owners, along
@@ -31,6 +31,7 @@ class Analysis:
         self._elements: dict[str, Owners] = {}
         self.notes: list[str] = []
         self.mixed: list = []
+        self.batch = frozenset().union(*(symbols_of(node, 0) for node in captured.inputs if is_tensor(node)))
         self.asleep = tuple(path for path, _ in frozen_inside(module))
         self.across: list = []
 

@@ -213,12 +213,16 @@ def group_norms(step: Step) -> Owners:
 
 @rule("prelu", "_prelu_kernel")
 def slopes(step: Step) -> Owners:
-    x = step.owners(step.arg(0))
-    weight = step.args[1]
-    if isinstance(weight, Held) and weight.value.numel() > 1:
-        w = step.owners(weight)
-        step.constraints.same(w.units.flatten(), read_along(step, x, 1))
-    return x
+    """A slope for each channel, in dimension 1; or one for all of a task's units, wherever these lie."""
+    x, weight = settled(step, step.owners(step.arg(0))), step.args[1]
+    if not x.owned or (isinstance(weight, Tensor) and weight.numel() == 1):
+        return x
+    if not isinstance(weight, Held):
+        step.refuse("its slopes are fixed or computed, and would not follow the units")
+    dims = x.unit_dims if weight.value.numel() == 1 and len(x.unit_dims) == 1 else [1]
+    reads = read_along(step, x, dims[0])
+    followed(step, Layer("prelu", layer_path(weight.path), step.node, x, reads, {"dim": dims[0] - len(x.shape)}))
+    return Owners(x.shape, along(dims[0], len(x.shape), reads), x.samples, x.coarse)
 
 
 @rule("_weight_norm")

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 from torch import Tensor, fx
 
 from ...wiring.diagnostics import at_node
-from ..graphs.nodes import operation, shape_of
+from ..graphs.nodes import operation, shape_of, symbols_of
 from .maps import Owners, nobodys
 
 
@@ -69,6 +69,12 @@ class Step:
         if isinstance(value, (int, float, bool, complex)):
             return nobodys(())
         self.refuse(f"expected a tensor, got {type(value).__name__}")
+
+    def refuse_counts(self) -> None:
+        """Refuse to compute with the number of samples: answers would depend on what else is in the batch."""
+        batch = getattr(self.analysis, "batch", frozenset())
+        if any(batch & symbols_of(each) for each in self.node.all_input_nodes):
+            self.refuse("the number of samples is computed with, so the answer for one depends on how many there are.")
 
     def mix(self, units: Tensor, dim: int, mixing: str) -> None:
         """Note that numbers of all units along ``dim`` are put together: these live and go as one grain."""

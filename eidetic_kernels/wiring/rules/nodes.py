@@ -167,7 +167,7 @@ def _call_module(step: Step) -> Value:
     if is_frozen(module):
         if isinstance(step.first(), Input):
             return INPUT
-        step.refuse("a frozen module (ek.frozen) must stand before all layers that learn, and this reads units of theirs.")
+        step.refuse("a frozen module (ek.frozen) must stand before all layers that learn; this one reads their units.")
     rule = module_rule(module)
     ours = isinstance(module, (SegmentedLayer, HeadedAttention))
     if rule is not None and (ours or not _has_parameters(module)):
