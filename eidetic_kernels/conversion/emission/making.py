@@ -41,7 +41,7 @@ from .places import at_path, has, set_module
 def plain_layer(emitter: Emitter, node: fx.Node, layer: Layer) -> str:
     """Put a plain layer of the node's tensors into the module, where it has none; returns its path."""
     if layer.kind not in ("linear", "batch_norm", "layer_norm"):
-        raise at_node(node).refused(f"a {layer.kind} with tensors of {layer.path!r} that is no plain layer")
+        raise at_node(node).refused(f"a {layer.kind} with tensors of {layer.path!r} that is no plain layer.")
     held = [_value(emitter, each) for each in (list(node.args) + [None] * 5)[1:5]]
     if layer.kind == "linear":
         weight, bias = held[:2]

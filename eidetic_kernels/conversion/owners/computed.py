@@ -93,7 +93,7 @@ class _Maps:
         if operation(node) == "getitem":
             return self.value(args_of(node)[0])[args_of(node)[1]]
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
-            raise ConversionError("a weight that depends on a number")
+            raise ConversionError("a weight that depends on a number.")
         step = Step(self, node)
         rule = RULES.get(operation(node))
         if rule is None:
