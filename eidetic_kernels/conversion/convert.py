@@ -20,7 +20,7 @@ from ..wiring.diagnostics import at_node
 from ..wiring.groups import Wiring
 from .emission.emitter import Emitter
 from .emission.prove import prove
-from .emission.reading import order_of, sources_of
+from .emission.reading import columns_of, order_of, sources_of
 from .emission.run import emit_graph
 from .graphs.capture import SAMPLES, Captured, capture
 from .graphs.compare import in_training
@@ -29,7 +29,7 @@ from .graphs.functional import functionalize
 from .graphs.marks import drops, marked, own_rule
 from .graphs.nodes import shape_of
 from .graphs.pieces import cut_parameters
-from .graphs.products import leave_out_nothing, rewrite_products
+from .graphs.products import leave_out_nothing, rewrite_products, take_gates_apart
 from .graphs.refusals import refuse_forward_hooks, refuse_gradient_hooks, refuse_shared_memory, refuse_ties
 from .graphs.watching import changed_in_place, refuse_changes, watched
 from .head import cut_at, ends_of, find_head
@@ -107,12 +107,17 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     emitter = Emitter(analysis, grouped, plain, pairs)
     emit_graph(emitter, found.features)
     prove(emitter)
-    network = _network(module, emitter, _wiring(emitter, found.features, reads), modes)
+    order = order_of(emitter, found.features, reads, -1)
+    if order is not None and head is False:
+        raise at_node(found.features).refused("features are returned in another order than that of the units.")
+    network = _network(module, emitter, _wiring(emitter, reads, found.features), modes)
     network.takes_integers = not example_input.is_floating_point()
     if found.classifier is None and head is not False:
         network.spare_features()
     if head is not False:
         _begin(network, found.classifier, shape_of(found.end)[1])
+        if order is not None:
+            network.live_head.reorder(order)
     verify(network if head is not False else network.body, answers)
     return network
 
@@ -153,6 +158,7 @@ def _captures(plain: nn.Module, example: Tensor) -> tuple[Captured, Captured, di
         rewrite_products(each, plain)
         cut_parameters(each, plain)
         leave_out_nothing(each)
+        take_gates_apart(each)
     fixed = fold(captured, plain)
     functionalize(captured.graph, fixed)
     try:
@@ -227,16 +233,11 @@ def _units_of_features(analysis: Analysis, node: fx.Node) -> Tensor:
     return owners.units[0].expand(owners.shape[1]) if owners.units.shape[1] == 1 else owners.units.flatten()
 
 
-def _wiring(emitter: Emitter, node: fx.Node, reads: Tensor) -> Wiring:
-    if order_of(emitter, node, reads, -1) is not None:
-        raise at_node(node).refused(
-            "the head reads units in another order than that in which they were made (flip, roll, a shuffle before the "
-            "last layer). Leave the shuffle out, and put the columns of the last layer's weight in that order instead."
-        )
-    features = sources_of(emitter, reads, "the head")
+def _wiring(emitter: Emitter, reads: Tensor, features: fx.Node) -> Wiring:
+    sources = sources_of(emitter, columns_of(emitter, features, reads, -1), "the head")
     groups = tuple(group for group in emitter.groups if group.producers)
     return Wiring(
-        groups, emitter.sources, emitter.dropouts, features, emitter.split, emitter.orders, emitter.pieces, (),
+        groups, emitter.sources, emitter.dropouts, sources, emitter.split, emitter.orders, emitter.pieces, (),
         frozenset(emitter.last),
     )  # fmt: skip
 

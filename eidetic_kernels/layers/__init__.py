@@ -1,7 +1,7 @@
 """Drop-in layers whose units belong to tasks."""
 
 from .attention import EideticMultiheadAttention, EideticScaledDotProduct, HeadedAttention
-from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d
+from .batch_norm import EideticBatchNorm, EideticBatchNorm1d, EideticBatchNorm2d, EideticBatchNorm3d
 from .conv2d import EideticConv2d
 from .convolutions import (
     EideticConv1d,
@@ -40,6 +40,7 @@ __all__ = [
     "EideticBatchNorm",
     "EideticBatchNorm1d",
     "EideticBatchNorm2d",
+    "EideticBatchNorm3d",
     "EideticConv1d",
     "EideticConv2d",
     "EideticConv3d",

@@ -12,6 +12,7 @@ from ...layers import (
     EideticBatchNorm,
     EideticBatchNorm1d,
     EideticBatchNorm2d,
+    EideticBatchNorm3d,
     EideticConv1d,
     EideticConv2d,
     EideticConv3d,
@@ -119,8 +120,7 @@ def owns(emitter: Emitter, path: str, node: fx.Node) -> bool:
     kinds = (
         nn.Linear,
         nn.modules.conv._ConvNd,
-        nn.BatchNorm1d,
-        nn.BatchNorm2d,
+        nn.modules.batchnorm._BatchNorm,
         nn.LayerNorm,
         nn.GroupNorm,
         nn.Embedding,
@@ -163,7 +163,7 @@ def _make_grouped(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.Conv2d)
 
 
 def _make_batch_norm(emitter: Emitter, node: fx.Node, layer: Layer, old: Any) -> EideticBatchNorm:
-    kind = EideticBatchNorm2d if len(shape_of(node)) == 4 else EideticBatchNorm1d
+    kind = {4: EideticBatchNorm2d, 5: EideticBatchNorm3d}.get(len(shape_of(node)), EideticBatchNorm1d)
     return kind(old.num_features, old.eps, old.momentum, old.affine, **_factory(old))
 
 

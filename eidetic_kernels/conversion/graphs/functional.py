@@ -137,9 +137,7 @@ def _changes_first(target: torch._ops.OpOverload) -> bool:
     return bool(arguments) and arguments[0].alias_info is not None and arguments[0].alias_info.is_write
 
 
-_BOOLEAN = tuple(
-    f"aten::{name}" for name in "eq ne lt le gt ge logical_and logical_or logical_xor logical_not".split()
-)
+_BOOLEAN = tuple(f"aten::{name}" for name in "eq ne lt le gt ge logical_and logical_or logical_xor logical_not".split())
 _OTHERWISE = {  # what is called otherwise when it changes nothing
     torch.ops.aten.pow_.Tensor: torch.ops.aten.pow.Tensor_Tensor,
     torch.ops.aten.pow_.Scalar: torch.ops.aten.pow.Tensor_Scalar,

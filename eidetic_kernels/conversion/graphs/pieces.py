@@ -20,7 +20,7 @@ def cut_parameters(captured: Captured, module: nn.Module) -> None:
     graph = captured.graph
     for place in [node for node in graph.nodes if node.op == "placeholder"]:
         path = captured.held.get(place.name, "")
-        pieces = _pieces(place) if path in captured.parameters else None
+        pieces = _pieces(place) if path in captured.parameters and shape_of(place) else None
         if pieces is None:
             continue
         owner, _, name = path.rpartition(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -28,6 +29,26 @@ def leave_out_nothing(captured: Captured) -> None:
     for node in reversed(list(captured.graph.nodes)):
         if node.op == "call_function" and not node.users and is_tensor(node) and 0 in shape_of(node):
             captured.graph.erase_node(node)
+
+
+def take_gates_apart(captured: Captured) -> None:
+    """``glu`` as what it does: one half of the units times the sigmoid of the other, in place."""
+    graph, aten = captured.graph, torch.ops.aten
+    for node in list(graph.nodes):
+        if node.op != "call_function" or operation(node) != "glu":
+            continue
+        x, dim = args_of(node)[0], args_of(node)[1] if len(node.args) > 1 else -1
+        with graph.inserting_before(node):
+            size = shape_of(node)[dim]
+            halves = graph.call_function(aten.split_with_sizes.default, (x, [size, size], dim % len(shape_of(node))))
+            halves.meta = {**node.meta, "val": [node.meta["val"]] * 2}
+            first, second = (graph.call_function(operator.getitem, (halves, number)) for number in range(2))
+            gate = graph.call_function(aten.sigmoid.default, (second,))
+            made = graph.call_function(aten.mul.Tensor, (first, gate))
+        for each in (first, second, gate, made):
+            each.meta = dict(node.meta)
+        node.replace_all_uses_with(made)
+        graph.erase_node(node)
 
 
 def rewrite_products(captured: Captured, module: nn.Module) -> None:

@@ -211,6 +211,24 @@ def group_norms(step: Step) -> Owners:
     return Owners(x.shape, along(1, len(x.shape), reads), x.samples, x.coarse)
 
 
+@rule("instance_norm")
+def normalises_alone(step: Step) -> Owners:
+    """Each channel of each sample by itself; its scale and shift are read as they are cut with the units."""
+    x = settled(step, step.owners(step.arg(0)))
+    if step.args[3] is not None or not step.args[5]:
+        step.refuse("an InstanceNorm with statistics of its own, which every task would change")
+    for d in range(2, len(x.shape)):
+        if x.samples.shape[d] > 1:
+            step.refuse("mixes samples")
+        if x.units.shape[d] > 1:
+            step.refuse("it normalises over units")
+    reads = read_along(step, x, 1)
+    for each in step.args[1:3]:
+        if each is not None:
+            step.constraints.same(step.owners(each).units.flatten(), reads)
+    return x
+
+
 @rule("prelu", "_prelu_kernel")
 def slopes(step: Step) -> Owners:
     """A slope for each channel, in dimension 1; or one for all of a task's units, wherever these lie."""

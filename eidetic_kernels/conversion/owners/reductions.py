@@ -111,6 +111,19 @@ def along_dim(step: Step) -> Any:
     return Owners(x.shape, x.units, x.samples, x.coarse)
 
 
+@rule("diff")
+def differs(step: Step) -> Owners:
+    """Neighbours subtracted: positions of a mask."""
+    x, dim = step.owners(step.arg(0)), step.arg(2, "dim", -1)
+    given = [x, *(step.owners(each) for each in (step.arg(3, "prepend"), step.arg(4, "append")) if each is not None)]
+    for each in given:
+        if each.samples.shape[dim] > 1:
+            step.refuse("mixes samples")
+        if each.units.shape[dim] > 1:
+            step.refuse("it mixes neighbouring units")
+    return Owners(step.shape, x.units, x.samples, x.coarse)
+
+
 @rule("max", "min")
 def maximum_dim(step: Step) -> Any:
     if cast(Any, step.node.target)._overloadname == "other":
