@@ -472,6 +472,19 @@ CONVERTED = {
         ), IMAGE,
     ),
     "a sequence folded into units": (lambda: nn.Sequential(nn.Linear(6, 5), nn.Flatten(), nn.Linear(15, 4)), (3, 6)),
+    "another order before the head": (
+        lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), Plain(lambda s, x: x.flip(1)), nn.Linear(8, 4)), FLAT
+    ),
+    "a shuffle before the head": (
+        lambda: Plain(lambda s, x: s.h(pooled(F.channel_shuffle(s.a(x), 2))), a=conv(3, 8), h=nn.Linear(8, 4)), IMAGE
+    ),
+    "gated halves": (lambda: Plain(lambda s, x: s.h(F.glu(s.a(x))), a=nn.Linear(6, 16), h=nn.Linear(8, 4)), FLAT),
+    "InstanceNorm": (
+        lambda: Plain(
+            lambda s, x: s.h(pooled(F.relu(s.n(s.a(x))))), a=nn.Conv2d(3, 8, 3), n=nn.InstanceNorm2d(8, affine=True),
+            h=nn.Linear(8, 4),
+        ), IMAGE,
+    ),
     "weight normalisation": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 7)), nn.Linear(7, 4)), FLAT
     ),

@@ -568,10 +568,10 @@ def test_what_is_done_around_a_layer_is_followed(case):
     take_through(module, torch.randn(8, 6))
 
 
-def test_units_in_another_order_before_the_head_are_refused():
-    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))
+def test_features_in_another_order_are_refused():
+    module = nn.Sequential(nn.Linear(6, 8), nn.ReLU())
     module[1].register_forward_hook(lambda module, inputs, output: output.flip(1))
-    refused(module, like="the head reads units in another order")
+    refused(module, like="features are returned in another order", head=False)
 
 
 @pytest.mark.parametrize("head", [None, "2"])

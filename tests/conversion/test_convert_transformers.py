@@ -219,6 +219,7 @@ def _mha(**options):
 
 
 FOLLOWED = {
+    "units rolled": (lambda s, x: torch.roll(x, 1, -1), {}),
     "BatchNorm over tokens": (lambda s, x: s.n(x), {"n": nn.BatchNorm1d(6)}),
     "LayerNorm over positions": (lambda s, x: s.n(x.transpose(1, 2)).transpose(1, 2), {"n": nn.LayerNorm(6)}),
     "a part of the units": (lambda s, x: torch.cat([x[..., :4], x[..., 4:]], -1), {}),
@@ -277,7 +278,6 @@ REFUSED = {
         "no layer before the head makes units",
     ),
     "softmax over units": (lambda s, x: x.softmax(-1), {}, "mixes all units"),
-    "units rolled": (lambda s, x: torch.roll(x, 1, -1), {}, "in another order"),
     "pooling over units": (lambda s, x: F.max_pool2d(x, 2), {"head": nn.Linear(4, 3)}, "pools units"),
     "a tensor without units": (
         lambda s, x: x * s.p,
@@ -312,7 +312,7 @@ REFUSED = {
     "one position for all": (
         lambda s, x: x + s.p[[0] * 6],
         {"p": nn.Parameter(torch.zeros(6, 8))},
-        "units cannot go one by one",
+        "has no slice for each unit",
     ),
     "true positions": (
         lambda s, x: x + s.p[[True] * 6],

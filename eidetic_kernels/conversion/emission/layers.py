@@ -100,9 +100,9 @@ def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
             emitter.groups[number].norms[f"body.{path}"] = new
         else:
             widths = [emitter.grouped.widths[emitter.number_of(source)] * source.block for source in sources]
+            if layer.kind == "grouped" and order is not None and old.groups != old.out_channels:
+                raise at_node(node).refused("its groups of channels are put together by a shuffle.")
             if layer.kind == "grouped" and old.in_channels != old.out_channels:
-                if order is not None:
-                    raise ConversionError(f"{path!r} reads shuffled units, and makes others of them.")
                 widths = [width * old.out_channels // old.in_channels for width in widths]
             units = (torch.arange(sum(widths)) if order is None else torch.tensor(order).argsort()).split(widths)
             kind = LayerNormParts if isinstance(new, EideticLayerNorm) else Parts

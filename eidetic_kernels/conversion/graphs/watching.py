@@ -51,7 +51,7 @@ class _Telling(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if name == "__set__" and args[1:] != (True,):  # requires_grad = True changes no number
+        if name == "__set__" and args[1] is not True:  # requires_grad = True changes no number
             name = getattr(getattr(func, "__self__", None), "__name__", name)
             raise ConversionError(
                 f"forward sets {name!r} of a tensor, which its graph does not show. Compute a new tensor instead "
