@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -31,7 +32,7 @@ from machine import described  # noqa: E402
 from sweeps import results  # noqa: E402
 from sweeps.families import FAMILIES, chosen, source  # noqa: E402
 from sweeps.page import page  # noqa: E402
-from sweeps.processes import Limits, examined  # noqa: E402
+from sweeps.processes import ENDING, Limits, examined  # noqa: E402
 
 from eidetic_training.runs import environment  # noqa: E402
 
@@ -72,13 +73,19 @@ def sweep(options: argparse.Namespace, keys: list[tuple[str, str]], file: Path) 
     stamp = {"torch": facts["torch"], "commit": facts["commit"]}
     limits = Limits(options.timeout, options.memory * 2**30)
     file.parent.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(options.jobs) as pool:
+    pool = ThreadPoolExecutor(options.jobs)
+    try:
         for done in as_completed([pool.submit(examined, *key, limits) for key in keys]):
             line = done.result()
             with open(file, "a", encoding="utf-8") as lines:
                 lines.write(json.dumps(line | stamp) + "\n")
             why = line.get("unbuilt") or "; ".join(f"{step}: {text}" for step, text in line["why"].items())
             print(f"{line['family']} {line['model']}: {results.outcome(line)} {why}", flush=True)
+    except BaseException:
+        ENDING.set()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def write_page(options: argparse.Namespace, done: dict, path: Path) -> None:
@@ -98,6 +105,7 @@ def write_page(options: argparse.Namespace, done: dict, path: Path) -> None:
 
 def main() -> None:
     options = arguments()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     lines, path = options.out.with_suffix(".jsonl"), options.out.with_suffix(".md")
     if not options.page_only:
         sweep(options, due(options, results.recorded(lines)), lines)

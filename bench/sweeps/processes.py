@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 WORKER = Path(__file__).with_name("worker.py")
+ENDING = threading.Event()  # the sweep is interrupted: no process may outlive it
 
 
 class Limits(NamedTuple):
@@ -59,6 +61,8 @@ def watched(process: subprocess.Popen, limits: Limits) -> str | None:
                 stopped = "timeout"
             elif memory_of(process.pid) > limits.memory:
                 stopped = "memory"
+            elif ENDING.is_set():
+                stopped = "interrupted"
             if stopped:
                 break
             time.sleep(0.1)

@@ -75,7 +75,7 @@ def troubles(lines: Iterable[Line]) -> dict[tuple[str, str, str], list[tuple[str
 def kind_of(why: str) -> str:
     """A message without what belongs to one model: names, places and numbers."""
     operation = re.match(r"node '[^']*' \[\w+ ([\w.]+)\]", why)
-    kind = re.sub(r"^node '[^']*' \[[^]]*\]( \(File .*?\))?: ", "", why)
+    kind = re.sub(r"^(node|module) '[^']*'( \[[^]]*\])?( of '[^']*')?( \(File .*\))?: ", "", why)
     kind = re.sub(r"^\w+(?=\.forward|'s forward)", "the module", kind)
     kind = re.sub(r"'[^']*'|\"[^\"]*\"", "'...'", kind)
     kind = re.sub(r"\d[\d.e+-]*", "N", kind)

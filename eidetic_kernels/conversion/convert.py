@@ -244,10 +244,13 @@ def _wiring(emitter: Emitter, reads: Tensor, features: fx.Node) -> Wiring:
 
 def _network(module: nn.Module, emitter: Emitter, wiring: Wiring, modes: dict[str, bool]) -> ConvertedNetwork:
     body = fx.GraphModule(emitter.module, emitter.graph, type(module).__name__)
-    for path, each in body.named_modules():
-        each.training = modes.get(path, module.training)
     network = ConvertedNetwork(body, wiring)
     network.training = module.training
+    for path, each in network.body.named_modules():  # a layer that was made takes the mode of what it stands in
+        while path not in modes:
+            path = path.rpartition(".")[0]
+        each.training = modes[path]
+    network._foreign.eval()
     return network
 
 

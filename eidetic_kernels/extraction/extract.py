@@ -28,6 +28,7 @@ from ..layers import (
     Shuffle,
 )
 from ..layers.attention import PROJECTIONS
+from ..layers.fixed import FixedTensor
 from ..layers.no_channels import NO_CHANNEL_REFUSALS
 from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
@@ -133,6 +134,9 @@ class _PlainGraph:
         shuffled = isinstance(module, Shuffle) and module.wired  # its readers' columns are in the input's order
         if shuffled or (module is not None and rules.module_rule(module) is rules.drops):
             return self.values[node.all_input_nodes[0]]
+        if isinstance(module, FixedTensor):
+            self.modules[target] = module().clone()
+            return self.graph.get_attr(target)
         if isinstance(module, EideticParameter):
             self.modules[target] = nn.Parameter(plain_values(module, self.prefix))
             return self.graph.get_attr(target)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.proxy import GraphAppendingTracer
 
 from ..layers import EideticGroupNorm, EideticLayerNorm, EideticRMSNorm
 from ..layers.prefix import EideticPrefix
@@ -64,7 +66,7 @@ def _norm_of(
     affine = zip(*(layer.affine_of(segment) for layer in layers))
     weight, bias = (None if tensors[0] is None else torch.cat(tensors) for tensors in affine)
     norm = _torchs(layers[0], seen, weight if own == seen else None, bias)
-    return norm, *((None, None) if own == seen else (weight, bias))
+    return (norm, None, None) if own == seen else (norm, weight, bias)
 
 
 def _torchs(layer: EideticLayerNorm, seen: int, weight: Tensor | None, bias: Tensor | None) -> nn.Module:
@@ -172,4 +174,5 @@ def _emit_movedim(graph: fx.Graph, x: fx.Node, source: int, to: int) -> fx.Node:
 
 def _emit_call(graph: fx.Graph, layer: EideticPrefix, x: fx.Node) -> fx.Node:
     """What the layer's reduction makes of ``x``, in torch's own operations."""
-    return layer.reduce(fx.Proxy(x, fx.proxy.GraphAppendingTracer(graph))).node
+    made = layer.reduce(cast(Any, fx.Proxy(x, GraphAppendingTracer(graph))))
+    return cast(Any, made).node

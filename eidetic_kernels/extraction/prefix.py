@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import cast
+from typing import cast, overload
 
 from torch import nn
 
@@ -43,6 +43,10 @@ class Prefix:
         """Whether the task has no unit at all in some unit group."""
         return any(not segments.present(self.task) for segments in self.kept.values())
 
+    @overload
+    def kept_of(self, group: Segments) -> Segments: ...
+    @overload
+    def kept_of(self, group: Segments | Fixed) -> Segments | Fixed: ...
     def kept_of(self, group: Segments | Fixed) -> Segments | Fixed:
         """What is kept of ``group``: all of it, if it belongs to no task or to a head."""
         if not isinstance(group, Segments):
@@ -56,7 +60,7 @@ class Prefix:
 
     def rows(self, segments: Segments) -> list[tuple[int, slice]]:
         """(task, its units in the group) of the segments that are kept and not empty."""
-        sizes = cast(Segments, self.kept_of(segments)).frozen[: self.task + 1]
+        sizes = self.kept_of(segments).frozen[: self.task + 1]
         return [(t, slice(segments.start(t), segments.stop(t))) for t, size in enumerate(sizes) if size]
 
     def sources(self, layer: StaircaseLayer) -> tuple[Source, ...]:

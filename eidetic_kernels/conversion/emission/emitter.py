@@ -91,7 +91,7 @@ class Emitter:
             constants = self.analysis.captured.constants
             if path in constants and not has(self.module, path):
                 name = f"_constant_{len([n for n in dict(self.module.named_buffers()) if n.startswith('_constant')])}"
-                self.module.register_buffer(name, constants[path].detach().clone(), persistent=False)
+                self.module.register_buffer(name, constants[path].detach().clone())
                 path = name
             return self.graph.get_attr(path)
         return self._parameter(path, value)

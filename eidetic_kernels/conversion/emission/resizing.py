@@ -72,7 +72,7 @@ def fixed_kernels(emitter: Emitter, node: fx.Node) -> fx.Node:
     if not isinstance(weight, Tensor) or not bool((weight == weight[:1]).all()):
         raise at_node(node).refused("fixed kernels that differ from channel to channel.")
     name = f"_fixed_{node.name}"
-    emitter.module.register_buffer(name, weight[:1].detach().clone(), persistent=False)
+    emitter.module.register_buffer(name, weight[:1].detach().clone())
     size = emitter.size(args_of(node)[0], 1)
     kernel = emitter.graph.get_attr(name)
     kernels = emitter.graph.call_function(torch.ops.aten.expand.default, (kernel, [size, -1, -1, -1]))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from ...errors import ConversionError
+from ...layers.fixed import FixedTensor
 from ...wiring.diagnostics import at_node
 from ..graphs.nodes import args_of, operation
 from ..graphs.regions import AUTOCAST
@@ -82,10 +83,7 @@ def _emit(emitter: Emitter, node: fx.Node) -> Any:
         if name in ("_assert_tensor_metadata", "_assert_scalar") or value is None:
             return None
     if isinstance(value, Tensor):  # made of fixed tensors alone
-        count = sum(n.startswith("_fixed") for n, _ in emitter.module.named_buffers(recurse=False))
-        if value.dim() or True:
-            emitter.module.register_buffer(f"_fixed_{count}", value.detach().clone(), persistent=False)
-            return emitter.graph.get_attr(f"_fixed_{count}")
+        return _fixed(emitter, node, value)
     if name in ("dropout", "feature_dropout"):
         return dropout(emitter, node)
     if name == "eidetic_kernels::mark":
@@ -98,6 +96,18 @@ def _emit(emitter: Emitter, node: fx.Node) -> Any:
     if name.rstrip("_") in RESIZING and any(left is not None for left in _all_elastic(emitter, node)):
         return RESIZING[name.rstrip("_")](emitter, node)
     return emitter.copy(node, emitter.argument(args), {k: emitter.argument(v) for k, v in kwargs.items()})
+
+
+def _fixed(emitter: Emitter, node: fx.Node, value: Tensor) -> fx.Node:
+    """A tensor that was computed once."""
+    path = f"_fixed_{len([each for each in emitter.nodes if each in emitter.fixed])}"
+    if value.dim() not in (4, 5):
+        emitter.module.register_buffer(path, value.detach().clone())
+        return emitter.graph.get_attr(path)
+    emitter.module.add_module(path, FixedTensor(value.detach().clone()))
+    made = emitter.graph.call_module(path)
+    made.meta["dropped"] = node
+    return made
 
 
 def _all_elastic(emitter: Emitter, node: fx.Node) -> list[Tensor | None]:

@@ -59,7 +59,7 @@ class Constraints:
 
     def _numbers(self, units: Tensor) -> Tensor:
         firsts = torch.tensor([made.first for made in self.made.values()], dtype=torch.long)
-        return torch.searchsorted(firsts, units, right=True) - 1
+        return torch.searchsorted(firsts, units.contiguous(), right=True) - 1
 
     def _are_layers(self) -> Tensor:
         return torch.tensor([made.kind != "tensor" for made in self.made.values()], dtype=torch.bool)
