@@ -250,7 +250,9 @@ def _seen(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], live: bool, 
         for a, b, learning in _cut_by(start, stop, own):
             part = x.narrow(-1, a, b - a)
             parts.append(part if learning else part.detach())
-    return torch.cat(parts, -1)
+    if len(parts) == 1:  # as it lies: bits of a product depend on that
+        return parts[0]
+    return torch.cat(parts, -1) if parts else x.narrow(-1, 0, 0)
 
 
 def _cut_by(start: int, stop: int, own: tuple[Span, ...]) -> Iterator[tuple[int, int, bool]]:

@@ -33,8 +33,8 @@ def frozen(module: nn.Module) -> nn.Module:
 
     Raises InputError for what is no plain module: layers of this package are frozen by ``net.finish_task``.
     """
-    plain = isinstance(module, nn.Module) and not any(isinstance(each, SegmentedLayer) for each in module.modules())
-    if not plain:
+    given = cast(object, module)
+    if not isinstance(given, nn.Module) or any(isinstance(each, SegmentedLayer) for each in module.modules()):
         raise InputError(
             f"frozen takes a plain torch.nn.Module; got {shown(module)}. Layers of this package are frozen when a task "
             "is finished (net.finish_task)."
@@ -50,7 +50,8 @@ def frozen_inside(module: nn.Module) -> list[tuple[str, nn.Module]]:
     found: list[tuple[str, nn.Module]] = []
     for path, each in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
         if is_frozen(each):
-            found += [(f"{path}.{name}".strip("."), inner) for name, inner in each.named_modules()]
+            inside = cast("Iterator[tuple[str, nn.Module]]", each.named_modules())
+            found += [(f"{path}.{name}".strip("."), inner) for name, inner in inside]
     return found
 
 

@@ -485,6 +485,28 @@ CONVERTED = {
             h=nn.Linear(8, 4),
         ), IMAGE,
     ),
+    "a transposed convolution": (
+        lambda: Plain(
+            lambda s, x: s.h(pooled(F.relu(s.b(F.relu(s.a(x)))))), a=nn.Conv2d(3, 8, 3),
+            b=nn.ConvTranspose2d(8, 6, 2, 2), h=nn.Linear(6, 4),
+        ), IMAGE,
+    ),
+    "videos": (
+        lambda: Plain(
+            lambda s, x: s.h(F.max_pool3d(F.relu(s.a(x)), 2).mean((2, 3, 4))), a=nn.Conv3d(3, 8, 3), h=nn.Linear(8, 4)
+        ), (3, 6, 6, 6),
+    ),
+    "signals": (
+        lambda: Plain(
+            lambda s, x: s.h(F.max_pool1d(F.relu(s.a(x)), 2).mean(2)), a=nn.Conv1d(3, 8, 3), h=nn.Linear(8, 4)
+        ), (3, 12),
+    ),
+    "GroupNorm without scale": (
+        lambda: Plain(
+            lambda s, x: s.h(pooled(F.relu(s.n(s.a(x))))), a=nn.Conv2d(3, 8, 3), n=nn.GroupNorm(4, 8, affine=False),
+            h=nn.Linear(8, 4),
+        ), IMAGE,
+    ),
     "weight normalisation": (
         lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 7)), nn.Linear(7, 4)), FLAT
     ),

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import eidetic_kernels as ek
 from eidetic_kernels import backends
-from eidetic_kernels.layers import Shared
+from eidetic_kernels.layers import EideticConvTranspose, EideticEmbedding, Shared
 from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
 
 
@@ -155,6 +155,8 @@ def as_converted(net):
                 state[f"{path}.{name}"] = torch.cat([getattr(part, name).detach() for part in layer])
         if getattr(first, "order", None) is not None:
             state[f"{path}.weight"] = state[f"{path}.weight"][:, first.order]
+        if isinstance(first, (EideticConvTranspose, EideticEmbedding)):  # a row for each unit
+            state[f"{path}.weight"] = state[f"{path}.weight"].transpose(0, 1)
     return state
 
 

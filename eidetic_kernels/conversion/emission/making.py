@@ -41,6 +41,11 @@ from .places import at_path, has, set_module
 
 def plain_layer(emitter: Emitter, node: fx.Node, layer: Layer) -> str:
     """Put a plain layer of the node's tensors into the module, where it has none; returns its path."""
+    if layer.kind == "group_norm" and not any(isinstance(each, fx.Node) for each in node.args[1:]):
+        path = f"{node.name}_layer"
+        eps = args_of(node)[4] if len(node.args) > 4 else 1e-5
+        set_module(emitter.module, path, nn.GroupNorm(args_of(node)[1], shape_of(node)[1], eps, affine=False))
+        return path
     if layer.kind not in ("linear", "batch_norm", "layer_norm"):
         raise at_node(node).refused(f"a {layer.kind} with tensors of {layer.path!r} that is no plain layer.")
     held = [_value(emitter, each) for each in (list(node.args) + [None] * 5)[1:5]]
@@ -150,7 +155,8 @@ def _make_conv(emitter: Emitter, node: fx.Node, layer: Layer, old: Any) -> Stair
 
 
 def _make_embedding(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.Embedding) -> EideticEmbedding:
-    return EideticEmbedding(*old.weight.shape, old.padding_idx, **_factory(old))
+    rows, columns = old.weight.shape
+    return EideticEmbedding(rows, columns, old.padding_idx, **_factory(old))
 
 
 def _make_grouped(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.Conv2d) -> Any:
