@@ -64,7 +64,7 @@ class _Dropping(nn.Module):
 class EideticDropout(_Dropping):
     """Drops live units only, so what frozen units read and produce is the same in training and evaluation (P5).
 
-    Live units see frozen features undropped. This was measured to be the more accurate choice, too
+    Live units see frozen features undropped. Dropping these too was as accurate at a rate of 0.2, and less so at 0.5
     (bench/results/dropout.md).
 
     When a network's unit groups are found, this takes the place of :class:`torch.nn.Dropout` (elements) or, with

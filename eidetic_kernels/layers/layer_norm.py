@@ -31,7 +31,7 @@ class EideticLayerNorm(SegmentedLayer):
 
     A later segment therefore reads of an earlier one what the earlier task learned with. The alternative normalises the
     whole prefix anew for each segment that reads. That needs a copy of the activations for each segment, and it learns
-    no better (bench/results/transformers.md).
+    no better: a second task had 86.7 % after 900 steps, and has 95.4 % so (bench/results/transformers.md).
 
     Args:
         normalized_shape: the number of units (or a tuple of that one number).
