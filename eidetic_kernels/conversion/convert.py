@@ -64,9 +64,8 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         module: takes one tensor [N, ...] and returns one tensor, the logits [N, classes]. Outputs that it has in
             training mode only (auxiliary classifiers) are left out.
         example_input: a batch that ``module`` accepts, in both modes; one sample will do. Images keep its height and
-            width; sequences may have any length where ``module`` allows it. The network's outputs for it, and for
-            random numbers in a batch of another size, are compared with those of a copy of ``module`` in evaluation
-            mode.
+            width; sequences may have any length where ``module`` allows it. The network's outputs for it and one
+            more sample, of random numbers, are compared with those of a copy of ``module`` in evaluation mode.
         head: the linear layer that becomes task 0's head.
 
             - None: the layer whose output ``module`` returns, or a convolution by kernels of one pixel whose output is
@@ -118,7 +117,8 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         _begin(network, found.classifier, shape_of(found.end)[1])
         if order is not None:
             network.live_head.reorder(order)
-    verify(network if head is not False else network.body, answers)
+    mixing = any(own_rule(each) is not None and not drops(each) for each in module.modules())
+    verify(network if head is not False else network.body, answers, mixing)
     return network
 
 

@@ -392,16 +392,32 @@ def test_a_rule_of_ones_own(target, rulebook):
     take_through(plain, torch.randn(8, 6), double=False)
 
 
-def test_a_rule_for_a_method_and_one_that_refuses(rulebook):
-    plain = Plain(lambda s, x: s.b(s.a(x).sinc()), a=nn.Linear(6, 7), b=nn.Linear(7, 4))
+def test_a_rule_for_an_operation_and_one_that_refuses(rulebook):
+    plain = Plain(lambda s, x: s.b(torch.special.bessel_j0(s.a(x))), a=nn.Linear(6, 7), b=nn.Linear(7, 4))
     x = torch.randn(4, 6)
-    with pytest.raises(ek.ConversionError, match=r"call_function sinc.*not known to keep units apart(.|\n)*register"):
+    with pytest.raises(
+        ek.ConversionError, match=r"call_function special_bessel_j0.*not known to keep units apart(.|\n)*register"
+    ):
         ek.convert(plain, x)
-    ek.register_rule("sinc", ek.rules.passes)
+    ek.register_rule("special_bessel_j0", ek.rules.passes)
     assert torch.equal(ek.convert(plain, x).eval()(x), plain(x))
-    ek.register_rule("sinc", ek.rules.refuses("no error functions here"))
+    ek.register_rule("special_bessel_j0", ek.rules.refuses("no error functions here"))
     with pytest.raises(ek.ConversionError, match="no error functions here"):
         ek.convert(plain, x)
+
+
+class Rolled(nn.Module):
+    """Mixes samples."""
+
+    def forward(self, x):
+        return x.roll(1, 0)
+
+
+def test_samples_that_a_rule_hides_are_found_mixed(rulebook):
+    """What a rule of the user's lets pass is not looked into."""
+    ek.register_rule(Rolled, ek.rules.passes)
+    with pytest.raises(ek.ConversionError, match="is another when it is asked alone"):
+        ek.convert(nn.Sequential(nn.Linear(6, 8), Rolled(), nn.Linear(8, 4)), torch.randn(2, 6))
 
 
 def test_a_rule_does_not_excuse_parameters(rulebook):

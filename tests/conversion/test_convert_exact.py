@@ -252,13 +252,14 @@ def test_outputs_are_compared_on_a_batch_of_another_size_too():
 
     plain, x = nn.Identity(), torch.randn(2, 6)
     answers = answers_of(plain, x, None)
-    assert [len(batch) for batch, _ in answers] == [3, 2]
+    assert torch.equal(answers[0][:2], x) and len(answers[0]) == 3
     verify(plain, answers)
     with pytest.raises(ek.ConversionError, match=r"shape \[3, 6\] are not the module's"):
         verify(Sized(), answers)
     with pytest.raises(ek.ConversionError, match=r"cannot take a batch of shape \[3, 6\].*two samples"):
         verify(Never(), answers)
-    assert [len(batch) for batch, _ in answers_of(Never(), x, None)] == [2, 2], "a module of one batch size"
+    with pytest.raises(ek.InputError, match="and one sample more .*two samples"):
+        answers_of(Never(), x, None)
 
 
 def test_not_a_number_hides_no_difference():
@@ -268,8 +269,8 @@ def test_not_a_number_hides_no_difference():
 
     plain, other = Shifted(), Shifted()
     plain.shift, other.shift = 0.0, 0.1
-    answers = answers_of(plain, -torch.ones(1, 6), None)[-1:]
-    assert answers[0][1].isnan().any()
+    answers = answers_of(plain, -torch.ones(1, 6), None)
+    assert answers[1].isnan().any()
     verify(plain, answers)
     with pytest.raises(ek.ConversionError, match="are not the module's"):
         verify(other, answers)
@@ -722,7 +723,7 @@ def test_a_layer_that_computes_in_another_way_is_not_taken_for_its_parent():
 
     module = Plain(lambda s, x: s.b(s.a(x).mean((2, 3))), a=Standardised(3, 8, 3), b=nn.Linear(8, 4))
     net = take_through(module, torch.randn(8, 3, 5, 5))
-    assert net.body.a.computes_weight
+    assert net.body.a.rule is not None
 
 
 def test_softmax_in_evaluation_alone_is_left_out_where_the_head_is_named():

@@ -14,7 +14,7 @@ from ...wiring.groups import Group
 from ..graphs.nodes import operation, target_of
 from ..owners.analysis import Analysis
 from ..owners.groups import Grouped
-from ..owners.maps import NOBODY, Owners
+from ..owners.maps import Owners
 from ..owners.step import Held
 from .places import has, one_dim
 from .world import World
@@ -68,7 +68,7 @@ class Emitter:
 
     def numbers(self, units: Tensor) -> Tensor:
         """Each unit as one number of its group and its place there."""
-        return torch.where(units >= 0, self.world.number[units.clamp_min(0)], NOBODY)
+        return self.world.numbers(units)
 
     def argument(self, value: Any) -> Any:
         if isinstance(value, fx.Node):

@@ -116,11 +116,7 @@ _LOOKING_UP = ("index", "index_select", "gather", "im2col")  # with indices that
 
 
 def _pruned(emitter: Any, value: Owners, node: fx.Node) -> Tensor:
-    units = emitter.numbers(value.units).expand(value.running)
-    for dim, left in enumerate(emitter.world.kept(value, node)):
-        if left is not None:
-            units = units.index_select(dim, left)
-    return units
+    return emitter.world.pruned(value, node)
 
 
 def _compare(node: fx.Node, made: Any, wanted: Any) -> None:

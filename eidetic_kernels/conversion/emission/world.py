@@ -58,8 +58,12 @@ class World:
 
     def pruned(self, x: Owners, node: fx.Node) -> Tensor:
         """The map of (group, place) that is left, as one number."""
-        units = torch.where(x.units >= 0, self.number[x.units.clamp_min(0)], NOBODY).expand(x.running)
+        units, shape = self.numbers(x.units), list(x.running)
         for dim, left in enumerate(self.kept(x, node)):
             if left is not None:
-                units = units.index_select(dim, left)
-        return units
+                units, shape[dim] = units.index_select(dim, left), len(left)
+        return units.expand(shape)
+
+    def numbers(self, units: Tensor) -> Tensor:
+        """Each unit as one number of its group and its place there."""
+        return torch.where(units >= 0, self.number[units.clamp_min(0)], NOBODY)

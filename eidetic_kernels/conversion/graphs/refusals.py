@@ -59,17 +59,6 @@ def refuse_shared_memory(module: nn.Module) -> None:
             )
 
 
-def parameter_readers(captured: Captured, end: fx.Node) -> dict[fx.Node, tuple[str, ...]]:
-    """The paths of the parameters that each node reads, of nodes that ``end`` is made of."""
-    found: dict[fx.Node, tuple[str, ...]] = {}
-    for node in needed(end):
-        held = [captured.held.get(each.name, "") for each in node.all_input_nodes if each.op == "placeholder"]
-        paths = tuple(path for path in held if path in captured.parameters)
-        if paths:
-            found[node] = paths
-    return found
-
-
 def refuse_ties(captured: Captured, end: fx.Node, classifier: fx.Node | None) -> None:
     """Raise ConversionError where a layer's parameter is read in another way as well.
 

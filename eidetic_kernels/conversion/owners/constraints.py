@@ -78,7 +78,7 @@ class Constraints:
 
     def _keep(self, kept: list[Tensor], pairs: Tensor) -> None:
         if pairs.numel():
-            kept.append(torch.unique(pairs, dim=1))
+            kept.append(distinct(pairs))
 
     def solved(self) -> Solved:
         """All pairs at once."""
@@ -125,8 +125,9 @@ class Constraints:
             for own, other in ((0, 1), (1, 0)):
                 mine = (numbers[own] == number) & layer[numbers[other]] if pairs.numel() else of_layers
                 if bool(mine.any()):
-                    met = torch.stack([pairs[own][mine], numbers[other][mine], roots[pairs[other][mine]]])
-                    if torch.unique(met[:2], dim=1).shape[1] < torch.unique(met, dim=1).shape[1]:
+                    meetings = _keys(torch.stack([pairs[own][mine], numbers[other][mine]]))  # elements with layers
+                    different, meeting = torch.unique(meetings, return_inverse=True)
+                    if len(different) < distinct(torch.stack([meeting, roots[pairs[other][mine]]])).shape[1]:
                         shared.add(each.path)
         return shared
 
@@ -153,6 +154,16 @@ def _pairs(a: Tensor, b: Tensor) -> Tensor:
     a, b = torch.broadcast_tensors(a, b)
     pairs = torch.stack([a.flatten(), b.flatten()])
     return pairs[:, (pairs[0] >= 0) & (pairs[1] >= 0) & (pairs[0] != pairs[1])]
+
+
+def distinct(pairs: Tensor) -> Tensor:
+    """The different ones among pairs [2, n] of numbers below 2^31."""
+    keys = torch.unique(_keys(pairs))
+    return torch.stack([keys >> 32, keys & 0xFFFFFFFF])
+
+
+def _keys(pairs: Tensor) -> Tensor:
+    return pairs[0] << 32 | pairs[1]
 
 
 def components(total: int, pairs: Tensor) -> Tensor:

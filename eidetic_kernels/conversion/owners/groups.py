@@ -239,8 +239,6 @@ def _alike(together: Tensor, units: Sequence[Tensor]) -> Tensor | None:
 def _place_tensors(grouped: Grouped, constraints: Constraints, together: Tensor) -> None:
     """Place elements of tensors that belong to grains."""
     first = torch.full((len(together),), -1)
-    for number, width in enumerate(grouped.widths):
-        del number, width
     layer_units = constraints.makers(torch.arange(len(together))) >= 0
     numbers = torch.arange(len(together))[layer_units].flip(0)
     first[together[numbers]] = numbers  # the smallest comes last

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .constraints import distinct
 from .maps import Owners, small
 from .step import Step
 
@@ -106,7 +107,7 @@ def merged(step: Step, a: Owners, b: Owners) -> tuple[Tensor, bool]:
 def _meets_many(x: Tensor, y: Tensor) -> tuple[bool, bool]:
     """Whether some unit of ``x`` meets several of ``y``, and the other way round."""
     both = (x >= 0) & (y >= 0) & (x != y)
-    pairs = torch.unique(torch.stack([x[both], y[both]]), dim=1)
+    pairs = distinct(torch.stack([x[both], y[both]]))
     if not pairs.numel():
         return False, False
     count = pairs.shape[1]

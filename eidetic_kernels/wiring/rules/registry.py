@@ -35,8 +35,8 @@ def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule
             :class:`Step` that returns the node's value.
 
     :func:`.convert` looks into every module but those with a rule of their own class: these are kept whole, with
-    ``passes``, ``drops`` or ``refuses``. Of operations it asks for the rule of torch's name ("sinc"), with ``passes``,
-    ``ties``, ``flattens`` or ``refuses``.
+    ``passes``, ``drops`` or ``refuses``. Of operations it asks for the rule of torch's name ("special_bessel_j0"),
+    with ``passes``, ``ties``, ``flattens`` or ``refuses``.
 
     A rule is a promise: if the operation mixes units after all, tasks mix. A tensor that the rule does not ask for
     (``step.first()``, ``step.of(argument)``) is refused. A module with parameters of its own is refused whatever its
