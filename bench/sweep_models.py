@@ -8,10 +8,10 @@
     python bench/sweep_models.py --page-only             the page alone
 
 Each model is built with random weights and taken through the steps of sweeps/cycle.py, in a process of its own that may
-take so many seconds and so much memory. A line of JSON is written as soon as a model is done, to OUT.jsonl, so that an
-interrupted sweep continues; at the end OUT.md is the page. Families whose package is not installed are left out:
-pip install timm transformers torchvision segmentation-models-pytorch. The exit status is 1 where anything is WRONG or
-fails, whatever is refused.
+take so many seconds and so much memory. A line of JSON is written as soon as a model is done, so that an interrupted
+sweep continues; at the end the page is written. Families whose package is not installed are left out: pip install timm
+transformers torchvision segmentation-models-pytorch. The exit status is 1 where anything is WRONG or fails, whatever is
+refused.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="processes at once, of one thread each")
     parser.add_argument("--timeout", type=float, default=600, help="seconds that a model may take")
     parser.add_argument("--memory", type=float, default=10, help="GiB that a model may take")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "models", help="without ending")
+    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "models.jsonl", help="the lines")
+    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "models.md", help="the page")
     return parser.parse_args()
 
 
@@ -88,7 +89,7 @@ def sweep(options: argparse.Namespace, keys: list[tuple[str, str]], file: Path) 
         pool.shutdown(cancel_futures=True)
 
 
-def write_page(options: argparse.Namespace, done: dict, path: Path) -> None:
+def write_page(options: argparse.Namespace, done: dict) -> None:
     """The page of all families that were taken, with a line of counts for each on the standard output."""
     families = []
     for family in FAMILIES:
@@ -100,17 +101,18 @@ def write_page(options: argparse.Namespace, done: dict, path: Path) -> None:
             print(f"{family}: {results.summary(ordered, len(names))}")
     commits = ", ".join(dict.fromkeys(str(line.get("commit")) for line in done.values()))
     command = "python bench/sweep_models.py" + (" --sample" if options.sample else "")
-    path.write_text(page(families, command, f"{described().split(', commit')[0]}, commit {commits}"), encoding="utf-8")
+    options.page.write_text(
+        page(families, command, f"{described().split(', commit')[0]}, commit {commits}"), encoding="utf-8"
+    )
 
 
 def main() -> None:
     options = arguments()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
-    lines, path = options.out.with_suffix(".jsonl"), options.out.with_suffix(".md")
     if not options.page_only:
-        sweep(options, due(options, results.recorded(lines)), lines)
-    done = results.recorded(lines)
-    write_page(options, done, path)
+        sweep(options, due(options, results.recorded(options.out)), options.out)
+    done = results.recorded(options.out)
+    write_page(options, done)
     if any(results.outcome(line) in ("WRONG", "fails") for line in done.values()):
         sys.exit(1)
 

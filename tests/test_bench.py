@@ -76,7 +76,8 @@ def test_whole_runs_write_their_tables_and_are_not_run_twice(tmp_path):
 
 @pytest.mark.slow
 def test_a_sweep_takes_models_through_all_steps_and_none_twice(tmp_path):
-    command = ["bench/sweep_models.py", "--family", "topologies", "--out", str(tmp_path / "models")]
+    command = ["bench/sweep_models.py", "--family", "topologies", "--out", str(tmp_path / "models.jsonl")]
+    command += ["--page", str(tmp_path / "models.md")]
     out = run(*command, "--only", "residual", "plain convolutions")
     assert "topologies residual: passes" in out and "2 convert, 2 with the same bits" in out
     (line, _) = map(json.loads, (tmp_path / "models.jsonl").read_text().splitlines())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .report import STEPS
 from .results import Line, outcome, summary, troubles
 
 ABOUT = """Each model has random weights and 10 classes, and inputs smaller than its own where it takes them. Steps:
@@ -14,13 +13,13 @@ finished; **tasks**, a second task learned likewise and a third begun, both reca
 **load**, saved and loaded into another conversion of the module; **poison**, recalled alike with NaN in everything
 live; **extract**, plain modules with the same logits; **step**, a training step in float64 without dropout is the
 original's, to 1e-9.
-`refused` is an error of the package that says why, `rounding` the same numbers but for the last bits, `-` was not
-tried, since a step before it did not go well or, for another size, the original takes none."""
+`passes` went through all steps. `refused` is an error of the package that says why, `rounding` the same numbers but for
+the last bits. Of another size a model passes where it is refused, since it is built for one."""
 
 
 def page(families: Sequence[tuple[str, Sequence[Line], int]], command: str, machine: str) -> str:
     """The text of the page: (source, lines, how many models there are) for each family."""
-    text = ["# Models that convert", "", f"`{command}`; {machine}", "", ABOUT, ""]
+    text = ["# Models that convert", "", ABOUT, "", f"`{command}`; {machine}", ""]
     text += [f"- **{source}**: {summary(lines, total)}." for source, lines, total in families] + [""]
     found = troubles([line for _, lines, _ in families for line in lines])
     text += ["## What went not well", ""] if found else []
@@ -30,12 +29,11 @@ def page(families: Sequence[tuple[str, Sequence[Line], int]], command: str, mach
         )
     text += [""] if found else []
     for source, lines, _ in families:
-        header = ["model", "input", "parameters", "groups", "outcome", *STEPS, "s", "why"]
         text += [
             f"## {source}",
             "",
-            f"| {' | '.join(header)} |",
-            "|---|---|--:|--:|---|" + "---|" * len(STEPS) + "--:|---|",
+            "| model | input | parameters | groups | outcome | s | why |",
+            "|---|---|--:|--:|---|--:|---|",
         ]
         text += [_row(line) for line in lines] + [""]
     return "\n".join(text).rstrip() + "\n"
@@ -49,15 +47,10 @@ def _row(line: Line) -> str:
         f"{line['parameters'] / 1e6:.2f} M" if "parameters" in line else "",
         line.get("groups", ""),
         outcome(line),
-        *(_cell(line["steps"].get(step, "-")) for step in STEPS),
         line.get("total_seconds", ""),
         _escaped(why),
     ]
     return f"| {' | '.join(map(str, cells))} |"
-
-
-def _cell(result: str) -> str:
-    return {"skipped": "-", "not taken": "-"}.get(result, result)
 
 
 def _escaped(text: str) -> str:

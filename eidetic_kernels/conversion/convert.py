@@ -69,7 +69,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         head: the linear layer that becomes task 0's head.
 
             - None: the layer whose output ``module`` returns, or a convolution by kernels of one pixel whose output is
-              averaged. Where there is neither, the output becomes the features, task 0's head starts as the identity,
+              averaged. Where there is neither, the output becomes the features, task 0's head is the identity and fixed,
               and pruning spares the features' units, since they are classes perhaps.
             - A path ("classifier.6"): that layer; whatever follows it is left out.
             - False: no head. ``module`` returns features, and ``prepare_for_task(0, num_classes)`` begins task 0 with
@@ -255,7 +255,7 @@ def _network(module: nn.Module, emitter: Emitter, wiring: Wiring, modes: dict[st
 
 
 def _begin(network: ConvertedNetwork, classifier: nn.Linear | None, classes: int) -> None:
-    """Begin task 0 with ``classifier`` as its head; with the identity, if that is None."""
+    """Begin task 0 with ``classifier`` as its head; with the identity, which stays so, if that is None."""
     network.prepare_for_task(0, classes)
     head = network.live_head
     bias = cast(nn.Parameter, head.bias)
@@ -263,6 +263,8 @@ def _begin(network: ConvertedNetwork, classifier: nn.Linear | None, classes: int
         if classifier is None:
             head.weight.copy_(torch.eye(classes, dtype=head.weight.dtype, device=head.weight.device))
             bias.zero_()
+            for each in (head.weight, bias):  # training would make of the module what it is not
+                each.requires_grad_(False)
             return
         head.weight.copy_(classifier.weight)
         head.weight.requires_grad_(classifier.weight.requires_grad)

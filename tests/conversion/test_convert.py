@@ -191,6 +191,20 @@ TABLE = {
 
 
 @pytest.mark.filterwarnings("ignore:the converted network's outputs are the module's but for rounding")
+def test_a_module_without_a_last_layer_trains_as_it_did():
+    """Task 0's head is the identity, and stays so."""
+    net = take_through(
+        Plain(
+            lambda s, x: (s.b(x := F.relu(s.a(x))) + s.c(x)) / 2,
+            a=nn.Linear(6, 8),
+            b=nn.Linear(8, 4),
+            c=nn.Linear(8, 4),
+        ),
+        torch.randn(8, 6),
+    )
+    assert torch.equal(net.heads[0].dense_weight(0), torch.eye(4))
+
+
 def test_a_last_convolution_becomes_the_head():
     """Averages are taken before it, so sums are rounded in another order, which a warning says."""
     module, x = lived_in(ends_with_a_convolution()), torch.randn(8, *IMAGE)

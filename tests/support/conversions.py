@@ -125,9 +125,9 @@ def extracted_alike(net, task, x):
 
 
 def same_step(plain, x, y, head):
-    """One training step of SGD: the same loss, and the same parameters and statistics after it."""
+    """One training step of SGD: the same loss, and the same parameters, statistics and outputs after it."""
     net = ek.convert(plain, x[:1], head=head)
-    losses = []
+    losses, outputs = [], []
     for each in (plain, net):
         each.train()
         optimizer = torch.optim.SGD(each.parameters(), 0.01)
@@ -136,7 +136,9 @@ def same_step(plain, x, y, head):
         loss.backward()
         optimizer.step()
         losses.append(loss.detach())
+        outputs.append(each.eval()(x).detach())
     torch.testing.assert_close(losses[1], losses[0], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=1e-7, atol=1e-9)
     theirs, compared = plain.state_dict(), 0
     for name, tensor in as_converted(net).items():
         if name in theirs and tensor.is_floating_point():
