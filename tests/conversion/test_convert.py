@@ -205,6 +205,7 @@ def test_a_module_without_a_last_layer_trains_as_it_did():
     assert torch.equal(net.heads[0].dense_weight(0), torch.eye(4))
 
 
+@pytest.mark.filterwarnings("ignore:the converted network's outputs are the module's but for rounding")
 def test_a_last_convolution_becomes_the_head():
     """Averages are taken before it, so sums are rounded in another order, which a warning says."""
     module, x = lived_in(ends_with_a_convolution()), torch.randn(8, *IMAGE)
