@@ -49,7 +49,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     modified. Layers with parameters (linear, convolution, normalisation, embedding) become layers that know segments,
     at the original's paths in ``net.body``; everything else runs as it was captured. Weights, running statistics,
     dtype, device, memory format, ``requires_grad`` and training mode are kept. What all units share (a scalar, the
-    parameters of a norm over positions) is frozen.
+    parameters of a norm over positions, learned queries) is frozen: ``net.shared`` names it.
 
     In evaluation mode the outputs are the original's, bit for bit on a CPU, until something is pruned or frozen. They
     are so but for rounding, and a warning says so, where torch computes a part of the module in a kernel of its own
@@ -244,7 +244,7 @@ def _wiring(emitter: Emitter, reads: Tensor, features: fx.Node) -> Wiring:
 
 def _network(module: nn.Module, emitter: Emitter, wiring: Wiring, modes: dict[str, bool]) -> ConvertedNetwork:
     body = fx.GraphModule(emitter.module, emitter.graph, type(module).__name__)
-    network = ConvertedNetwork(body, wiring)
+    network = ConvertedNetwork(body, wiring, tuple(emitter.frozen))
     network.training = module.training
     for path, each in network.body.named_modules():  # a layer that was made takes the mode of what it stands in
         while path not in modes:

@@ -9,15 +9,21 @@ from ..wiring.groups import Wiring
 
 
 class ConvertedNetwork(EideticNetwork):
-    """What :func:`.convert` makes: the captured ``body``, with the original's last layer as task 0's head."""
+    """What :func:`.convert` makes: the captured ``body``, with the original's last layer as task 0's head.
+
+    Attributes:
+        shared: paths of the original's parameters that all units share (a scalar, learned queries, a norm's over
+            positions). No task trains them.
+    """
 
     rebuilt_by = (
         "it was made by ek.convert from a module that the file does not hold: convert the same module again (with or "
         "without its weights) and pass it, load(path, network=ek.convert(module, example_input))"
     )
 
-    def __init__(self, body: fx.GraphModule, wiring: Wiring):
+    def __init__(self, body: fx.GraphModule, wiring: Wiring, shared: tuple[str, ...] = ()):
         super().__init__()
+        self.shared = shared
         self.__dict__["constructor_arguments"] = ((), {})
         self.body = body
         self._wire(wiring)

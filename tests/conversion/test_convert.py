@@ -225,6 +225,38 @@ def test_classes_are_no_units_whatever_makes_them():
     assert {group.name: group.segments.live for group in net.groups} == {"body.a": 4, "body.b (+1 tied)": 4}
 
 
+def test_learned_queries_are_shared_by_all_tasks():
+    """They are no unit's: no task may train them, which the network says."""
+
+    def pooled(s, x):
+        x = s.a(x)
+        scores = s.q(s.latent) @ s.k(x).transpose(1, 2)
+        return s.b((scores.softmax(-1) @ s.v(x)).squeeze(1))
+
+    layers = {name: nn.Linear(8, 8) for name in "qkv"}
+    module = Plain(pooled, a=nn.Linear(6, 8), b=nn.Linear(8, 4), **layers)
+    module.latent = nn.Parameter(torch.randn(1, 1, 8), requires_grad=False)
+    net = take_through(module, torch.randn(8, 5, 6))
+    assert net.shared == ("latent",) and not net.body.latent.requires_grad
+
+
+def test_positions_of_images_and_a_class_token_before_channels_that_multiply():
+    """A number for each unit and place, and a token of parameters in the place of units (PiT)."""
+
+    def run(s, x):
+        x = s.stem(x) + s.positions
+        x = torch.cat([s.token.expand(x.shape[0], -1, -1), x.flatten(2).transpose(1, 2)], 1)
+        x = s.multiplied(s.norm(x).transpose(1, 2))
+        return s.b(x.mean(2))
+
+    multiplied = nn.Conv1d(8, 16, 1, groups=8)
+    module = Plain(run, stem=nn.Conv2d(3, 8, 3), norm=nn.LayerNorm(8), multiplied=multiplied, b=nn.Linear(16, 4))
+    module.positions = nn.Parameter(torch.randn(1, 8, 2, 3))
+    module.token = nn.Parameter(torch.randn(1, 1, 8))
+    net = take_through(module, torch.randn(8, 3, 4, 5))
+    assert net.shared == ()
+
+
 CONCATENATIONS = [
     dense, flat_concatenation, inception, depthwise_over_a_concatenation, grouped_over_a_concatenation
 ]  # fmt: skip

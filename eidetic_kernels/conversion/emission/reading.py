@@ -19,6 +19,8 @@ def sources_of(emitter: Emitter, columns: Tensor, what: str, heads: bool = False
     if bool((columns < 0).any()):
         raise ConversionError(f"{what} reads units and what belongs to no task side by side.")
     group, place = emitter.grouped.group[columns], emitter.grouped.place[columns]
+    if bool((group < 0).all()):  # a tensor that meets no layer's units (learned queries), which all tasks share
+        return (Source(Fixed(len(columns))),)
     found, at = [], 0
     while at < len(columns):
         number = int(group[at])

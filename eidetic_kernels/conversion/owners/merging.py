@@ -36,8 +36,7 @@ def settled(step: Step, x: Owners, dims: Any = None) -> Owners:
         if dims is None and len([s for s in units.shape if s > 1]) == 1:  # the units' own dimension
             continue
         (step.constraints.together if x.coarse else step.constraints.same)(first, units)
-        best = torch.where(first >= 0, first, units.amax(d, keepdim=True))
-        units = best
+        units = _standing_for(step, units, d)
     samples = x.samples
     for d, size in enumerate(samples.shape):
         if size > 1:
@@ -45,6 +44,16 @@ def settled(step: Step, x: Owners, dims: Any = None) -> Owners:
             if bool(((samples == most) | (samples < 0)).all()):
                 samples = most
     return Owners(x.shape, small(units), samples, x.coarse)
+
+
+def _standing_for(step: Step, units: Tensor, dim: int) -> Tensor:
+    """One of the tied units along ``dim`` for all: a layer's where there is one, since others may be cut with it."""
+    first = units.narrow(dim, 0, 1)
+    best = torch.where(first >= 0, first, units.amax(dim, keepdim=True))
+    if bool((step.constraints.makers(first) >= 0).all()):
+        return best
+    made = torch.where(step.constraints.makers(units) >= 0, units, -1).amax(dim, keepdim=True)
+    return torch.where((step.constraints.makers(best) < 0) & (made >= 0), made, best)
 
 
 def combined(step: Step, *given: Owners) -> Owners:
@@ -81,7 +90,7 @@ def merged(step: Step, a: Owners, b: Owners) -> tuple[Tensor, bool]:
     if not (a.coarse or b.coarse):
         many_x, many_y = _meets_many(x, y)
         if many_x or many_y:
-            a, b = settled(step, a), settled(step, b)
+            a, b = settled(step, a, _only_in(a, b)), settled(step, b, _only_in(b, a))
             x, y = torch.broadcast_tensors(a.units, b.units)
             many_x, many_y = _meets_many(x, y)
         if not (many_x or many_y):
@@ -102,6 +111,13 @@ def merged(step: Step, a: Owners, b: Owners) -> tuple[Tensor, bool]:
     elif a.coarse and b.coarse and b.units.numel() > a.units.numel():
         x, y, a = y, x, b
     return small(torch.where(x >= 0, x, y)), a.coarse
+
+
+def _only_in(a: Owners, b: Owners) -> list[int] | None:
+    """The dimensions along which units of ``a`` vary and those of ``b`` do not; None where there is none of both."""
+    rank = a.units.dim()
+    both = [d for d in a.unit_dims if rank - d <= b.units.dim() and b.units.shape[d - rank] > 1]
+    return [d for d in a.unit_dims if d not in both] if both else None
 
 
 def _meets_many(x: Tensor, y: Tensor) -> tuple[bool, bool]:
