@@ -69,8 +69,8 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
         head: the linear layer that becomes task 0's head.
 
             - None: the layer whose output ``module`` returns, or a convolution by kernels of one pixel whose output is
-              averaged. Where there is neither, the output becomes the features, task 0's head is the identity and fixed,
-              and pruning spares the features' units, since they are classes perhaps.
+              averaged. Where there is neither, the output becomes the features, task 0's head is the identity and stays
+              so, and pruning spares the features' units, since they are classes perhaps.
             - A path ("classifier.6"): that layer; whatever follows it is left out.
             - False: no head. ``module`` returns features, and ``prepare_for_task(0, num_classes)`` begins task 0 with
               its weights.
