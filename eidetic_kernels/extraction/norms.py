@@ -107,7 +107,7 @@ def group_norm(prefix: Prefix, layers: Sequence[EideticGroupNorm]) -> nn.Module:
             size, together = units.stop - units.start, layer.together_in
             span = group.span(t, not together and layer.forward_transfer[t])
             seen = span.stop - span.start
-            affine = {} if layer.frozen_weight is None else _affine(layer, units)
+            affine = _affine(layer, units)
             name = f"task{t}" if len(layers) == 1 else f"part{part}_task{t}"
             root.add_module(name, _torchs_group_norm(layer, seen // together if together else 1, seen, size, affine))
 
@@ -129,7 +129,8 @@ def group_norm(prefix: Prefix, layers: Sequence[EideticGroupNorm]) -> nn.Module:
 
 
 def _affine(layer: EideticGroupNorm, units: slice) -> dict[str, Tensor]:
-    return {name: getattr(layer, f"frozen_{name}")[units] for name in ("weight", "bias")}
+    frozen = {name: getattr(layer, f"frozen_{name}") for name in ("weight", "bias")}
+    return {name: tensor[units] for name, tensor in frozen.items() if tensor is not None}
 
 
 def _torchs_group_norm(
@@ -140,7 +141,9 @@ def _torchs_group_norm(
         return nn.GroupNorm(groups, seen, layer.eps, affine=False)
     like = affine["weight"]
     norm = nn.GroupNorm(groups, seen, layer.eps, device=like.device, dtype=like.dtype)
-    return filled(norm, affine["weight"], affine["bias"])
+    if "bias" not in affine:
+        norm.register_parameter("bias", None)
+    return filled(norm, like, affine.get("bias"))
 
 
 def reduction(prefix: Prefix, layers: Sequence[EideticPrefix]) -> nn.Module:

@@ -26,6 +26,7 @@ class EideticGroupNorm(SegmentedLayer):
 
     Args:
         num_groups, num_channels, eps, affine, device, dtype: as in torch.
+        bias: whether there is a shift beside the scale; without ``affine`` there is none.
 
     ``weight`` and ``bias`` [L] belong to the live channels, ``frozen_weight`` and ``frozen_bias`` [F] to the frozen
     ones. Raises InputError when ``num_groups`` does not divide ``num_channels``, and for an input of another shape.
@@ -38,7 +39,14 @@ class EideticGroupNorm(SegmentedLayer):
     frozen_names = ("frozen_weight", "frozen_bias")
 
     def __init__(
-        self, num_groups: int, num_channels: int, eps: float = 1e-5, affine: bool = True, device=None, dtype=None
+        self,
+        num_groups: int,
+        num_channels: int,
+        eps: float = 1e-5,
+        affine: bool = True,
+        device=None,
+        dtype=None,
+        bias: bool = True,
     ):
         groups, channels = whole_number("num_groups", num_groups, 1), whole_number("num_channels", num_channels)
         if channels % groups:
@@ -50,15 +58,16 @@ class EideticGroupNorm(SegmentedLayer):
         self.forward_transfer: tuple[bool, ...] = (True,)
 
         factory = placed(device, dtype)
-        for name in ("weight", "bias"):
-            self.register_parameter(name, fresh(channels, **factory) if affine else None)
-            self.register_buffer(f"frozen_{name}", torch.empty(0, **factory) if affine else None, persistent=False)
+        for name, there in (("weight", affine), ("bias", affine and flag("bias", bias))):
+            self.register_parameter(name, fresh(channels, **factory) if there else None)
+            self.register_buffer(f"frozen_{name}", torch.empty(0, **factory) if there else None, persistent=False)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Live channels start as torch's: scale 1, shift 0."""
-        if self.weight is not None and self.bias is not None:
+        if self.weight is not None:
             nn.init.ones_(self.weight)
+        if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,13 +100,15 @@ class EideticGroupNorm(SegmentedLayer):
             return F.group_norm(seen, groups, weight, bias, self.eps)
         y = F.group_norm(seen, 1, None, None, self.eps)[:, seen.shape[1] - size :]
         columns = (-1, *[1] * (x.dim() - 2))
-        return y if weight is None or bias is None else y * weight.view(columns) + bias.view(columns)
+        y = y if weight is None else y * weight.view(columns)
+        return y if bias is None else y + bias.view(columns)
 
     def _affine_of(self, segment: int) -> tuple[Tensor | None, Tensor | None]:
-        if segment == self.segments.tasks or self.frozen_weight is None or self.frozen_bias is None:
+        if segment == self.segments.tasks:
             return self.weight, self.bias
         rows = slice(self.segments.start(segment), self.segments.stop(segment))
-        return self.frozen_weight[rows], self.frozen_bias[rows]
+        weight, bias = (None if each is None else each[rows] for each in (self.frozen_weight, self.frozen_bias))
+        return weight, bias
 
     def part(self, units: Tensor) -> EideticGroupNorm:
         """A fresh layer for some of this fresh layer's channels, whole groups, with their parameters.
@@ -108,7 +119,9 @@ class EideticGroupNorm(SegmentedLayer):
             raise InputError(f"{self} takes statistics over several unit groups at once, which is not supported.")
         like = self.weight if self.weight is not None else torch.empty(0)
         groups = len(units) // self.together_in
-        part = EideticGroupNorm(groups, len(units), self.eps, self.affine, like.device, like.dtype)
+        part = EideticGroupNorm(
+            groups, len(units), self.eps, self.affine, like.device, like.dtype, self.bias is not None
+        )
         part.together_in = self.together_in
         part.segments = Segments(len(units), grain=self.together_in)
         with torch.no_grad():

@@ -257,6 +257,24 @@ def test_positions_of_images_and_a_class_token_before_channels_that_multiply():
     assert net.shared == ()
 
 
+@pytest.mark.parametrize("groups", [1, 4])
+def test_a_norm_of_groups_without_a_shift_stays_without(groups):
+    norm = nn.GroupNorm(groups, 8)
+    norm.bias = None
+    module = Plain(
+        lambda s, x: s.b(F.relu(s.norm(s.a(x))).mean((2, 3))), a=nn.Conv2d(3, 8, 3), norm=norm, b=nn.Linear(8, 4)
+    )
+    take_through(lived_in(module), torch.randn(8, 3, 5, 5))
+
+
+def test_a_parameter_that_the_module_has_not_is_refused():
+    norm = nn.BatchNorm2d(8)
+    norm.bias = None
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.Flatten(), nn.Linear(72, 4))
+    with pytest.raises(ek.ConversionError, match="'1' has no bias, which its layer would train"):
+        ek.convert(module, torch.randn(2, 3, 5, 5))
+
+
 CONCATENATIONS = [
     dense, flat_concatenation, inception, depthwise_over_a_concatenation, grouped_over_a_concatenation
 ]  # fmt: skip

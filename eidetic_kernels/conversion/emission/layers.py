@@ -64,6 +64,9 @@ def layer_call(emitter: Emitter, node: fx.Node, layer: Layer) -> fx.Node:
         if name == "weight" and isinstance(new, (EideticConvTranspose, EideticEmbedding)):
             parameter = nn.Parameter(parameter.detach().transpose(0, 1).contiguous(), parameter.requires_grad)
         setattr(new, name, parameter)
+    fresh = {name for name, _ in new.named_parameters(recurse=False)} - {name for name, _ in old.named_parameters()}
+    if fresh and computed is None:
+        raise at_node(node).refused(f"{path!r} has no {', '.join(sorted(fresh))}, which its layer would train.")
     for name, buffer in old.named_buffers(recurse=False):
         new.register_buffer(name, buffer)
     if computed is not None:

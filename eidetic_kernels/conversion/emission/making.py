@@ -174,7 +174,9 @@ def _make_batch_norm(emitter: Emitter, node: fx.Node, layer: Layer, old: Any) ->
 
 
 def _make_group_norm(emitter: Emitter, node: fx.Node, layer: Layer, old: nn.GroupNorm) -> EideticGroupNorm:
-    return EideticGroupNorm(old.num_groups, old.num_channels, old.eps, old.affine, **_factory(old))
+    return EideticGroupNorm(
+        old.num_groups, old.num_channels, old.eps, old.affine, bias=old.bias is not None, **_factory(old)
+    )
 
 
 def _make_layer_norm(emitter: Emitter, node: fx.Node, layer: Layer, old: Any) -> EideticLayerNorm:
