@@ -1,6 +1,7 @@
 """Drop-in layers and networks that learn task after task and forget nothing."""
 
-from .conversion.convert import ConvertedNetwork, convert
+from .conversion.convert import convert
+from .conversion.network import ConvertedNetwork
 from .errors import (
     BackendError,
     BusyError,
@@ -35,6 +36,7 @@ from .network import EideticNetwork
 from .published.from_eideticnet import from_eideticnet
 from .records.certificate import Certificate
 from .tasks.capacity import Capacity, CapacityRow
+from .tasks.foreign import frozen
 from .tasks.frozen_features import FrozenFeatures
 from .tasks.optimizer_state import default_optimizer
 from .tasks.pruning import PruningPlan
@@ -60,8 +62,8 @@ __all__ = [
     "EideticDepthwiseConv2d",
     "EideticDropout",
     "EideticError",
-    "EideticLayerNorm",
     "EideticGroupedConv2d",
+    "EideticLayerNorm",
     "EideticLinear",
     "EideticMultiheadAttention",
     "EideticNetwork",
@@ -84,6 +86,7 @@ __all__ = [
     "convert",
     "default_optimizer",
     "from_eideticnet",
+    "frozen",
     "register_rule",
     "rules",
 ]

@@ -98,6 +98,20 @@ def pair(name: str, value: object, least: int = 0) -> tuple[int, int]:
     return first, second
 
 
+def sizes(name: str, value: object, count: int, least: int = 0) -> tuple[int, ...]:
+    """``value`` as ``count`` whole numbers, each ``least`` or more: such a tuple, or one number for all.
+
+    Raises InputError.
+    """
+    if count == 2:
+        return pair(name, value, least)
+    sequence = isinstance(value, (tuple, list))
+    given = tuple(cast("Sequence[object]", value)) if sequence else (value,) * count
+    if len(given) != count:
+        raise InputError(f"{name} must be a whole number, {least} or more, or {count} of them; got {shown(value)}.")
+    return tuple(whole_number(name, each, least) for each in given)
+
+
 def share(name: str, value: object) -> float:
     """``value`` as a float, if it is a number in [0, 1]. Raises InputError."""
     return real_number(name, value, 0.0, 1.0)

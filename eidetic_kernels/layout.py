@@ -35,13 +35,12 @@ class Geometry(NamedTuple):
     padding: Sequence[int]
     dilation: Sequence[int]
 
-    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, int]:
-        """Lines and columns that a convolution by a kernel of the sizes ``kernel`` makes of an image of ``size``."""
-        height, width = (
+    def output_size(self, size: Sequence[int], kernel: Sequence[int]) -> tuple[int, ...]:
+        """The size of what a convolution by a kernel of the sizes ``kernel`` makes of an image of ``size``."""
+        return tuple(
             (length + 2 * padding - dilation * (side - 1) - 1) // stride + 1
             for length, side, stride, padding, dilation in zip(size, kernel, *self)
         )
-        return height, width
 
 
 class Segments:
@@ -59,6 +58,8 @@ class Segments:
     Raises InputError for a size that is no whole number, and CapacityError for more units than ``width``.
     """
 
+    per = 1
+
     def __init__(self, width: int, live: int | None = None, frozen: tuple[int, ...] = (), grain: int = 1):
         self.grain, self.multiple = whole_number("grain", grain, 1, unit="units"), 1
         self.width = self._whole("width", width)
@@ -67,6 +68,11 @@ class Segments:
         self._hold(frozen, self._whole("live", self.width - sum(frozen) if live is None else live))
         if self.total > self.width:
             raise CapacityError(f"{self.total} units were given to a group of width {self.width}; widen it first.")
+
+    @property
+    def units(self) -> Segments:
+        """The group's own units, where these are a layer's rows (:class:`Rows`)."""
+        return self
 
     @property
     def tasks(self) -> int:
@@ -186,6 +192,48 @@ class Segments:
         return f"Segments(width={self.width}, frozen={list(self.frozen)}, live={self.live}{more})"
 
 
+class Rows(Segments):
+    """A group's units as a layer has them that makes ``per`` neighbouring rows for each: 64 of a head of 16 units, say.
+
+    The sizes are those of ``units`` times ``per``, whatever happens to these. Nothing is written here.
+    """
+
+    def __init__(self, units: Segments, per: int):
+        self._units, self.per = units, per
+
+    @property
+    def units(self) -> Segments:
+        return self._units
+
+    @property
+    def width(self) -> int:
+        return self._units.width * self.per
+
+    @property
+    def grain(self) -> int:
+        return self._units.grain * self.per
+
+    @property
+    def multiple(self) -> int:
+        return self._units.multiple * self.per
+
+    @property
+    def frozen(self) -> tuple[int, ...]:
+        return tuple(size * self.per for size in self._units.frozen)
+
+    @property
+    def live(self) -> int:
+        return self._units.live * self.per
+
+    @property
+    def frozen_total(self) -> int:
+        return self._units.frozen_total * self.per
+
+    @property
+    def version(self) -> int:
+        return self._units.version
+
+
 class Fixed:
     """Units that belong to no task: the network's own input. Every segment may read all of them."""
 
@@ -210,21 +258,27 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Source:
-    """One group as a layer reads it; each unit covers ``block`` neighbouring columns (a flattened channel's pixels)."""
+    """One group as a layer reads it.
+
+    Each unit covers ``block`` neighbouring columns (a flattened channel's pixels), or ``shared`` neighbouring units
+    cover one (attention's weights have a column for each head).
+    """
 
     group: Segments | Fixed
     block: int = 1
+    shared: int = 1
 
     def columns(self, task: int | None) -> int:
-        return self.group.present(task) * self.block
+        return self.group.present(task) * self.block // self.shared
 
     def span(self, task: int, nested: bool) -> Span:
-        span = self.group.span(task, nested)
-        return Span(span.start * self.block, span.stop * self.block)
+        return self._covered(self.group.span(task, nested))
 
     def trainable(self) -> Span:
-        span = self.group.trainable()
-        return Span(span.start * self.block, span.stop * self.block)
+        return self._covered(self.group.trainable())
+
+    def _covered(self, span: Span) -> Span:
+        return Span(span.start * self.block // self.shared, span.stop * self.block // self.shared)
 
 
 @dataclass(frozen=True)

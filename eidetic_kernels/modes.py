@@ -65,3 +65,11 @@ def outside_inference() -> Iterator[None]:
     """Leave ``torch.inference_mode()`` for a while: what is made inside of that can never be trained."""
     with torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext():
         yield
+
+
+FROZEN_MARK = "eidetic_frozen"  # the attribute of modules that ek.frozen froze for good
+
+
+def is_frozen(module: nn.Module) -> bool:
+    """Whether ``module`` itself was given to ``ek.frozen``."""
+    return bool(getattr(module, FROZEN_MARK, False))

@@ -74,6 +74,46 @@ def test_whole_runs_write_their_tables_and_are_not_run_twice(tmp_path):
     assert all(row.split("|")[6].strip() == "0.00%" for row in rows)
 
 
+@pytest.mark.slow
+def test_a_sweep_takes_models_through_all_steps_and_none_twice(tmp_path):
+    command = ["bench/sweep_models.py", "--family", "topologies", "--out", str(tmp_path / "models.jsonl")]
+    command += ["--page", str(tmp_path / "models.md")]
+    out = run(*command, "--only", "residual", "plain convolutions")
+    assert "topologies residual: passes" in out and "2 convert, 2 with the same bits" in out
+    (line, _) = map(json.loads, (tmp_path / "models.jsonl").read_text().splitlines())
+    assert set(line["steps"].values()) == {"ok"} and line["groups"] == 3
+    assert "| residual | 3 x 16 x 16 |" in (tmp_path / "models.md").read_text()
+    assert "residual: passes" not in run(*command, "--page-only")
+
+
+def test_topologies_are_plain_and_a_sweep_stops_what_takes_too_much(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    families, processes = importlib.import_module("sweeps.families"), importlib.import_module("sweeps.processes")
+    topologies = families.FAMILIES["topologies"]
+    for name in topologies.names():
+        subject = topologies.build(name)
+        assert subject.module.train()(subject.batch(3)).shape == (3, 10), name
+        assert subject.other is None or subject.module.eval()(subject.batch(2, subject.other)).shape == (2, 10), name
+    for limits, stopped in (((0.2, 1e12), "timeout"), ((60, 1e6), "memory")):
+        line = processes.examined("topologies", "residual", processes.Limits(*limits))
+        assert line["steps"] == {"build": stopped}
+
+
+def test_what_was_found_of_a_model_is_the_worst_of_its_steps(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    results = importlib.import_module("sweeps.results")
+    steps = {"convert": "ok", "bits": "rounding", "size": "refused", "extract": "ok"}
+    line = {"family": "f", "model": "m", "steps": steps, "why": {}}
+    assert results.outcome(line) == "rounding"
+    assert results.outcome(line | {"steps": steps | {"extract": "refused"}}) == "refused"
+    assert results.outcome(line | {"steps": steps | {"extract": "refused", "step": "WRONG"}}) == "WRONG"
+    one, other = (
+        f"node 'conv_{n}' [call_function conv2d.default] (File \"a.py\", line {n}, in f x(y)): it mixes 'a.{n}' {n}."
+        for n in (3, 41)
+    )
+    assert results.kind_of(one) == results.kind_of(other) == "[conv2d.default] it mixes '...' N"
+
+
 def test_the_peak_of_a_step_is_the_most_it_holds_at_once(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
     import torch

@@ -1,19 +1,16 @@
-"""What ``ek.convert`` does, one step in each file, in this order.
+"""What ``ek.convert`` does, in this order.
 
-===============================  ======================================================================================
-:mod:`.decompose`                modules whose forward cannot be traced are rebuilt from their parts
-:mod:`.trace`                    forward is recorded as a graph, in training and in evaluation mode
-:mod:`.verify`                   the module's outputs are computed, for a comparison at the end
-:mod:`.example`                  the graph runs on the example, which tells shapes and what changes in place
-:mod:`.functionalize`            changes in place become new values
-:mod:`.head`                     the layer that becomes task 0's head is found
-:mod:`.train_vs_eval`            forward must do the same in training as in evaluation
-:mod:`.own_parameters`           tied parameters are refused; parameters that forward uses itself become layers
-:mod:`.splits_and_shuffles`      splits and shuffles of channels become modules that follow units
-:mod:`.dropout_calls`            calls of dropout become modules, one for each place
-:mod:`.attention_calls`          calls of attention become modules
-:mod:`.layer_replacement`        plain layers are replaced by layers that know segments
-===============================  ======================================================================================
+==================  ====================================================================================================
+:mod:`.verify`      the module's outputs are computed, for a comparison at the end
+:mod:`.graphs`      forward is captured as a graph of ATen operations, in training and in evaluation mode, which must do
+                    the same; changes in place become new values, what is fixed is computed once
+:mod:`.head`        the layer that becomes task 0's head is found
+:mod:`.owners`      whose each number is, is followed through the graph by rules, one for each kind of operation; what
+                    meets is tied, and units are sorted into groups
+:mod:`.emission`    the network's graph is built of layers that know segments, and tried in a network that was pruned at
+                    random
+:mod:`.network`     the network with this graph
+==================  ====================================================================================================
 
 :mod:`.convert` runs them and begins task 0.
 """

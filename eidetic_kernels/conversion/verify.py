@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..checking import first_line
 from ..errors import ConversionError, InputError
 from ..modes import evaluating, seeded
 
-Answers = list[tuple[Tensor, Tensor]]
+Answers = tuple[Tensor, Any]
 
 # How far the network's outputs may be from the original's, relative to the largest output. On a CPU they had the same
 # bits wherever this was tried. On a GPU the library may choose another algorithm for memory that lies elsewhere. The
@@ -31,79 +34,83 @@ _WAYS_OUT = (
 
 
 def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) -> Answers:
-    """(batch, output) of a copy of ``original`` in evaluation mode.
+    """(batch, output) of a copy of ``original`` in evaluation mode, which was run with ``example`` before.
 
-    The output is that of the layer ``head``, if this is a path.
+    So a module that keeps something from one batch to the next gives itself away. The batch is ``example`` and one
+    more sample, of random numbers. The output is that of the layer ``head``, if this is a path.
 
-    The first batch holds random numbers, in another number of samples than ``example`` if ``original`` takes one. The
-    second is ``example``. So a module that keeps something from one batch to the next gives itself away.
-
-    Raises InputError when ``original`` cannot take ``example``.
+    Raises InputError when ``original`` cannot take the batch.
     """
     module = copy.deepcopy(original).eval()
     captured: list[Tensor] = []
     if isinstance(head, str) and head in dict(module.named_modules()):
         module.get_submodule(head).register_forward_hook(lambda _, inputs, output: captured.append(output.clone()))
-
-    def answer(batch: Tensor) -> Tensor:
-        captured.clear()
-        with seeded(0, example.device):
-            returned = module(batch.clone())
-        return captured[-1] if captured else returned
-
-    answers: Answers = []
-    with torch.inference_mode(False), torch.no_grad():
-        for batch in _others(example):
-            try:
-                answers.append((batch, answer(batch)))
-                break
-            except Exception:  # a module may take batches of one size only, or one kind of numbers
-                continue
+    with torch.inference_mode(False), torch.no_grad(), seeded(0, example.device):
+        batch = torch.cat([example, _another(example)])
         try:
-            answers.append((example, answer(example)))
+            module(example.clone())
+            returned = module(batch.clone())
         except Exception as error:
             raise InputError(
                 f"{type(original).__name__} cannot take example_input of shape {list(example.shape)} and "
-                f"{example.dtype} ({type(error).__name__}: {first_line(error)}). Give an input that its forward takes."
+                f"{example.dtype}, and one sample more ({type(error).__name__}: {first_line(error)}). Give an input "
+                "that its forward takes, in any number of samples."
             ) from error
-    return answers
+    return batch, captured[-1] if captured else _only_tensor(returned)
 
 
-def verify(network: nn.Module, answers: Answers) -> None:
-    """Raise ConversionError unless ``network``, in evaluation mode, gives the same ``answers``."""
-    for batch, expected in answers:
-        what = f"a batch of shape {list(batch.shape)}"
-        with torch.inference_mode(False), torch.no_grad(), evaluating(network):
-            try:
-                with seeded(1, batch.device):  # other random numbers than the original had: none may matter
-                    given = network(batch.clone())
-            except Exception as error:
-                raise ConversionError(
-                    f"the converted network cannot take {what}, which the module takes: {error}\nIs a size of "
-                    f"example_input built into its graph? {_WAYS_OUT}"
-                ) from error
+def _only_tensor(returned: Any) -> Any:
+    """The tensor in what forward returned, where there is one alone."""
+    leaves = (
+        returned
+        if isinstance(returned, Tensor)
+        else tree_leaves(dict(returned) if isinstance(returned, Mapping) else returned)
+    )
+    tensors = [leaves] if isinstance(leaves, Tensor) else [each for each in leaves if isinstance(each, Tensor)]
+    return tensors[0] if len(tensors) == 1 else returned
 
-        tolerances = TOLERANCE if given.device.type == "cpu" else TOLERANCE_ON_GPU
-        tolerance = tolerances.get(given.dtype, TOLERANCE_OF_HALF)
-        same = isinstance(expected, Tensor) and given.shape == expected.shape and given.dtype == expected.dtype
-        if not same or not _close(given, expected, tolerance):
+
+def verify(network: nn.Module, answers: Answers, mixing: bool = False) -> None:
+    """Raise ConversionError unless ``network``, in evaluation mode, gives the same ``answers``.
+
+    ``mixing``: whether samples may be mixed where no graph shows it, so that one is asked alone, too.
+    """
+    batch, expected = answers
+    what = f"a batch of shape {list(batch.shape)}"
+    with torch.inference_mode(False), torch.no_grad(), evaluating(network):
+        try:
+            with seeded(1, batch.device):  # other random numbers than the original had: none may matter
+                given = network(batch.clone())
+        except Exception as error:
             raise ConversionError(
-                f"the converted network's outputs for {what} are not the module's. Does its forward do something that "
-                "depends on values, is random in evaluation, keeps something from one batch to the next, or changes "
-                f"tensors behind torch.fx's back? {_WAYS_OUT}"
-            )
+                f"the converted network cannot take {what}, which the module takes: {error}\nIs a size of "
+                f"example_input built into its graph? {_WAYS_OUT}"
+            ) from error
+
+    tolerances = TOLERANCE if given.device.type == "cpu" else TOLERANCE_ON_GPU
+    tolerance = tolerances.get(given.dtype, TOLERANCE_OF_HALF)
+    same = isinstance(expected, Tensor) and given.shape == expected.shape and given.dtype == expected.dtype
+    if not same or not _close(given, expected, tolerance):
+        raise ConversionError(
+            f"the converted network's outputs for {what} are not the module's. Does its forward do something that "
+            "depends on values, is random in evaluation, keeps something from one batch to the next, or changes "
+            f"tensors behind the capture's back? {_WAYS_OUT}"
+        )
+    if mixing:
         _check_alone(network, batch, given)
+    furthest = _apart(given, expected)
+    if furthest and given.device.type == "cpu":
+        warnings.warn(
+            f"the converted network's outputs are the module's but for rounding (up to {furthest:.1e} of the largest): "
+            "torch computes a part of the module in one fused kernel, or the last convolution became a linear layer.",
+            stacklevel=4,
+        )
 
 
 def _check_alone(network: nn.Module, batch: Tensor, answers: Tensor) -> None:
     """Raise ConversionError where the answer for a sample depends on the others in its batch (P8)."""
-    if len(batch) < 2:
-        return
     with torch.inference_mode(False), torch.no_grad(), evaluating(network):
-        try:
-            alone = network(batch[-1:].clone())
-        except Exception:  # it takes batches of one size only
-            return
+        alone = network(batch[-1:].clone())
     if not _close(alone, answers[-1:], TOLERANCE_ALONE.get(alone.dtype, TOLERANCE_OF_HALF)):
         raise ConversionError(
             f"the answer for a sample of a batch of shape {list(batch.shape)} is another when it is asked alone: "
@@ -112,18 +119,22 @@ def _check_alone(network: nn.Module, batch: Tensor, answers: Tensor) -> None:
         )
 
 
+def _apart(given: Tensor, expected: Tensor) -> float:
+    """How far two outputs are from each other, relative to the largest; 0.0 for the same bits."""
+    if torch.equal(given, expected):
+        return 0.0
+    scale = expected[expected.isfinite()].abs().max().clamp_min(1e-30)
+    return float((given - expected).abs().nan_to_num(0.0, 0.0, 0.0).max() / scale)
+
+
 def _close(given: Tensor, expected: Tensor, tolerance: float) -> bool:
     finite = expected[expected.isfinite()]
     scale = finite.abs().max().clamp_min(1e-30) if finite.numel() else 1
     return torch.allclose(given / scale, expected / scale, 0, tolerance, True)
 
 
-def _others(example: Tensor) -> Iterator[Tensor]:
-    """Random batches like ``example``: first of another size, then of the same size."""
-    for rows in (3 if len(example) == 2 else 2, len(example)):
-        if not example.is_floating_point():
-            yield example[torch.arange(rows, device=example.device) % len(example)].flip(-1)
-            continue
-        with seeded(0, example.device):
-            batch = torch.randn(rows, *example.shape[1:], dtype=example.dtype, device=example.device)
-        yield batch
+def _another(example: Tensor) -> Tensor:
+    """A random sample like those of ``example``; of what are no real numbers, the last one backwards."""
+    if example.is_floating_point():
+        return torch.randn_like(example[:1])
+    return example[-1:].flip(-1)

@@ -21,30 +21,23 @@ from torch import Tensor, fx, nn
 from ..checking import first_line, shown, whole_number
 from ..errors import ConversionError, InputError, TaskError
 from ..layers import (
-    EideticLayerNorm,
-    EideticLinear,
     EideticMultiheadAttention,
     EideticParameter,
     EideticScaledDotProduct,
-    HeadedAttention,
     SegmentedLayer,
-    Shared,
     Shuffle,
 )
 from ..layers.attention import PROJECTIONS
+from ..layers.fixed import FixedTensor
 from ..layers.no_channels import NO_CHANNEL_REFUSALS
 from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
 from ..wiring import rules
 from .layers import NO_PLAIN_VERSION, plain_layer
+from .memory import Reading, emit_copy, ends_moves, moves, reading
 from .modules import plain_module, plain_values, takes_residual
 from .no_channels import lend_channels
 from .prefix import Prefix
-
-# Modules that read their input by products.
-_LINEAR = (EideticLinear, Shared, HeadedAttention)
-# What gives a tensor that lies in another's memory, in another order.
-_MOVES = (operator.getitem, torch.permute, torch.transpose, torch.swapaxes, "permute", "transpose", "swapaxes")
 
 
 @outside_inference()
@@ -82,9 +75,10 @@ def extract(network: BaseNetwork, task: int) -> nn.Module:
 def _samples(network: BaseNetwork, task: int) -> Tensor | None:
     """Inputs [N, ...] of ``task``, made up if need be; None where their shape is not known."""
     like, samples = head_of(network, task).get_buffer("frozen_weight"), network.probes.of(task)
+    dtype = torch.long if network.takes_integers else like.dtype
     if samples is not None:
-        return samples.to(like.dtype)
-    return None if network.input_shape is None else like.new_zeros(2, *network.input_shape)
+        return samples.to(dtype)
+    return None if network.input_shape is None else like.new_zeros(2, *network.input_shape, dtype=dtype)
 
 
 def _let_run(plain: fx.GraphModule, samples: Tensor) -> None:
@@ -108,33 +102,31 @@ class _PlainGraph:
         self.values: dict[fx.Node, fx.Node] = {}
         self.modules: dict[str, Any] = {}  # and parameters, by path
         self.moved: set[fx.Node] = set()  # nodes whose values lie in another's memory, in another order
+        self.copies: dict[tuple[fx.Node, Reading], fx.Node] = {}  # of their values
 
     def build(self, graph: fx.Graph, head: nn.Module, name: str) -> fx.GraphModule:
         """The plain module called ``name``: ``graph``, and ``head`` on its end."""
         for node in graph.nodes:
             module = self.root.get_submodule(node.target) if node.op == "call_module" else None
-            self._follow_memory(node, module)
             if node.op == "output":
                 path = "head"
                 while any(target.split(".")[0] == path for target in self.modules):
                     path += "_"
                 self.modules[path] = head
-                self.graph.output(self.graph.call_module(path, (self.values[node.args[0]],)))
+                self.graph.output(self.graph.call_module(path, (self._given(node.args[0], "contiguous"),)))
                 break
             self.values[node] = self._rewritten(node, module)
+            if moves(node, module) or (not ends_moves(module) and self.moved.intersection(node.all_input_nodes)):
+                self.moved.add(node)
         return fx.GraphModule(_tree(self.modules), self.graph, name).eval()
 
-    def _follow_memory(self, node: fx.Node, module: nn.Module | None) -> None:
-        """Copy a moved value before a product reads it: a product's bits depend on how its input lies in memory."""
-        linear = isinstance(module, _LINEAR) or node.op == "output"
-        for read in node.all_input_nodes if linear else ():
-            if read in self.moved:
-                options: dict[str, Any] = {"memory_format": torch.contiguous_format}
-                self.values[read] = self.graph.call_method("clone", (self.values[read],), options)
-                self.moved.remove(read)
-        dense = linear or (isinstance(module, EideticLayerNorm) and module.unit_dim == -1)
-        if node.target in _MOVES or (not dense and self.moved.intersection(node.all_input_nodes)):
-            self.moved.add(node)
+    def _given(self, read: fx.Node, how: Reading) -> fx.Node:
+        """What a node reads of ``read``: a copy where a product's bits would depend on how that lies in memory."""
+        if how is None or read not in self.moved:
+            return self.values[read]
+        if (read, how) not in self.copies:
+            self.copies[read, how] = emit_copy(self.graph, self.values[read], how)
+        return self.copies[read, how]
 
     def _rewritten(self, node: fx.Node, module: nn.Module | None) -> fx.Node:
         """The node of the plain graph that stands for ``node``, which calls ``module`` if it calls one."""
@@ -142,6 +134,9 @@ class _PlainGraph:
         shuffled = isinstance(module, Shuffle) and module.wired  # its readers' columns are in the input's order
         if shuffled or (module is not None and rules.module_rule(module) is rules.drops):
             return self.values[node.all_input_nodes[0]]
+        if isinstance(module, FixedTensor):
+            self.modules[target] = module().clone()
+            return self.graph.get_attr(target)
         if isinstance(module, EideticParameter):
             self.modules[target] = nn.Parameter(plain_values(module, self.prefix))
             return self.graph.get_attr(target)
@@ -150,7 +145,7 @@ class _PlainGraph:
         if isinstance(module, EideticMultiheadAttention):
             self.modules[target] = plain_module(module, self.prefix)
             given = _arguments(node, PROJECTIONS)
-            return self.graph.call_module(target, tuple(self.values[given[name]] for name in PROJECTIONS))
+            return self.graph.call_module(target, tuple(self._given(given[name], "contiguous") for name in PROJECTIONS))
 
         if module is not None:
             given = takes_residual(module) and (*node.args[1:], node.kwargs.get("residual"))[0] is not None
@@ -158,7 +153,7 @@ class _PlainGraph:
             self.modules[target] = plain_module(module, self.prefix, **residual)
         elif node.op == "get_attr":
             self.modules[target] = copy.deepcopy(operator.attrgetter(target)(self.root))
-        copied = self.graph.node_copy(node, lambda read: self.values[read])
+        copied = self.graph.node_copy(node, lambda read: self._given(read, reading(module)))
         copied.meta.clear()
         return copied
 

@@ -40,3 +40,13 @@ def emit_read(graph: fx.Graph, x: fx.Node, spans: Sequence[Span], columns: int, 
     if len(parts) == 1:  # a product's bits depend on where its input lies: memory of its own, as in the network
         return graph.call_method("clone", (parts[0],))
     return graph.call_function(torch.cat, (parts, dim))
+
+
+def emit_as_rows(graph: fx.Graph, x: fx.Node, copy: bool = True) -> fx.Node:
+    """``x`` [*, units] lying in memory as a segment of a network reads it in rows [positions, units].
+
+    The rows lie one after the other; those of a single image may lie each unit with all positions. ``copy``: in memory
+    of their own in any case, as in the network where they are a part of something wider.
+    """
+    rows = graph.call_function(torch.flatten, (x, 0, -2))
+    return graph.call_method("view_as", (graph.call_method("clone", (rows,)) if copy else rows, x))

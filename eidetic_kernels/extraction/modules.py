@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -28,8 +29,9 @@ from ..layers.attention import PROJECTIONS
 from ..layout import Span
 from . import attention
 from .graph import emit_concatenation, emit_slice
-from .layers import NO_PLAIN_VERSION, plain_layer, unit_dim_from_end
+from .layers import NO_PLAIN_VERSION, plain_layer
 from .prefix import Prefix
+from .products import unit_dim_from_end
 
 
 def plain_module(module: nn.Module, prefix: Prefix, **residual: float | None) -> nn.Module:
@@ -107,7 +109,8 @@ def _split(module: Split, prefix: Prefix) -> nn.Module:
     """The pieces, with as many units as are kept, each in memory of its own."""
     widths, pieces = module.sizes, [(number,) for number in range(len(module.sizes))]  # of the network's input
     if module.sources:
-        widths = [prefix.kept_of(source.group).present(prefix.task) for source in module.sources]
+        kept = [replace(source, group=prefix.kept_of(source.group)) for source in module.sources]
+        widths = [source.columns(prefix.task) for source in kept]
         pieces = module.pieces
     spans = [Span(sum(widths[:number]), sum(widths[: number + 1])) for number in range(len(widths))]
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import cast
+from dataclasses import replace
+from typing import cast, overload
 
-from ..layers import EideticLayerNorm, LayerNormParts, StaircaseLayer
-from ..layout import Fixed, Segments, Source
+from torch import nn
+
+from ..layers import EideticGroupNorm, EideticLayerNorm, LayerNormParts, StaircaseLayer
+from ..layers.prefix import EideticPrefix
+from ..layout import Fixed, Rows, Segments, Source
 from ..tasks.base import BaseNetwork, head_of
+
+_Back = EideticLayerNorm | EideticGroupNorm | EideticPrefix
 
 
 class Prefix:
@@ -19,10 +25,10 @@ class Prefix:
     def __init__(self, network: BaseNetwork, task: int):
         self.task = task
         self._producers = {group.segments: list(group.producers.values()) for group in network.groups}
-        # The LayerNorms that share statistics, which run over what all of them may see.
-        joint = [cast("list[EideticLayerNorm]", [*m]) for m in network.modules() if isinstance(m, LayerNormParts)]
-        norms = {module for module in network.modules() if isinstance(module, EideticLayerNorm)}
-        self._norms = joint + [[norm] for norm in norms.difference(*joint)]
+        # What takes a number of all units that a segment may see; LayerNorms of several groups do it together.
+        joint = [cast("list[_Back]", [*m]) for m in network.modules() if isinstance(m, LayerNormParts)]
+        alone = {module for module in network.modules() if _looks_back(module)}
+        self._backs = joint + [[each] for each in cast("set[_Back]", alone).difference(*joint)]
 
         needed: dict[Segments, set[int]] = {segments: set() for segments in self._producers}
         self._need(needed, self._read_by(head_of(network, task), task))
@@ -37,23 +43,34 @@ class Prefix:
         """Whether the task has no unit at all in some unit group."""
         return any(not segments.present(self.task) for segments in self.kept.values())
 
+    @overload
+    def kept_of(self, group: Segments) -> Segments: ...
+    @overload
+    def kept_of(self, group: Segments | Fixed) -> Segments | Fixed: ...
     def kept_of(self, group: Segments | Fixed) -> Segments | Fixed:
         """What is kept of ``group``: all of it, if it belongs to no task or to a head."""
-        return self.kept.get(group, group) if isinstance(group, Segments) else group
+        if not isinstance(group, Segments):
+            return group
+        kept = self.kept.get(group.units, group.units)
+        return kept if group.per == 1 else Rows(kept, group.per)
+
+    def producers(self, segments: Segments) -> list[StaircaseLayer]:
+        """The layers that make the units ``segments``."""
+        return self._producers.get(segments.units, [])
 
     def rows(self, segments: Segments) -> list[tuple[int, slice]]:
         """(task, its units in the group) of the segments that are kept and not empty."""
-        sizes = self.kept.get(segments, segments).frozen[: self.task + 1]
+        sizes = self.kept_of(segments).frozen[: self.task + 1]
         return [(t, slice(segments.start(t), segments.stop(t))) for t, size in enumerate(sizes) if size]
 
     def sources(self, layer: StaircaseLayer) -> tuple[Source, ...]:
         """What ``layer`` reads, of what is kept."""
-        return tuple(Source(self.kept_of(source.group), source.block) for source in layer.sources)
+        return tuple(replace(source, group=self.kept_of(source.group)) for source in layer.sources)
 
     def _read_by(self, layer: StaircaseLayer, reader: int) -> list[tuple[Segments, int]]:
         """(group, task) of the segments that segment ``reader`` of ``layer`` reads."""
         tasks = range(reader + 1) if layer.forward_transfer[reader] else (reader,)
-        groups = [source.group for source in layer.sources if isinstance(source.group, Segments)]
+        groups = [source.group.units for source in layer.sources if isinstance(source.group, Segments)]
         return [(group, t) for group in groups for t in _nonempty(group, tasks)]
 
     def _need(self, needed: dict[Segments, set[int]], found: Iterable[tuple[Segments, int]]) -> None:
@@ -66,11 +83,17 @@ class Prefix:
             needed[segments].add(task)
             for layer in self._producers[segments]:
                 found += self._read_by(layer, task)
-            for parts in self._norms:
-                if any(part.segments is segments for part in parts):
+            for parts in self._backs:
+                if any(part.segments.units is segments for part in parts):
                     nested = all(part.forward_transfer[task] for part in parts)
                     seen = range(task + 1) if nested else (task,)
-                    found += [(part.segments, t) for part in parts for t in _nonempty(part.segments, seen)]
+                    found += [(part.segments.units, t) for part in parts for t in _nonempty(part.segments, seen)]
+
+
+def _looks_back(module: nn.Module) -> bool:
+    """Whether ``module`` takes a statistic over units of earlier segments, too, where its segment reads nested."""
+    in_grains = isinstance(module, EideticGroupNorm) and module.together_in > 0
+    return isinstance(module, _Back) and not in_grains
 
 
 def _emptied(segments: Segments, tasks: set[int]) -> Segments:

@@ -35,10 +35,11 @@ def by_segment(
     Frozen heads are computed in memory of their own, without gradient unless ``full_input_grad``.
     """
     parts = []
+    units = segments.present(task) // max(q.shape[-3], 1)  # of each head
     for segment in range((segments.tasks if task is None else task) + 1):
-        size, live = segments.size(segment) // q.shape[-1], segment == segments.tasks
+        size, live = segments.size(segment) // max(units, 1), segment == segments.tasks
         if size:
-            first = segments.start(segment) // q.shape[-1]
+            first = segments.start(segment) // units
             heads = [x.narrow(-3, first, size) for x in (q, k, v)]
             if not live:
                 heads = [_apart(x if full_input_grad else x.detach()) for x in heads]

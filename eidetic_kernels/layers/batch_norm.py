@@ -199,3 +199,9 @@ class EideticBatchNorm2d(EideticBatchNorm):
     """Drop-in for :class:`torch.nn.BatchNorm2d` over [N, C, H, W]; arguments as :class:`EideticBatchNorm1d`."""
 
     dims = (4,)
+
+
+class EideticBatchNorm3d(EideticBatchNorm):
+    """Drop-in for :class:`torch.nn.BatchNorm3d` over [N, C, D, H, W]; arguments as :class:`EideticBatchNorm1d`."""
+
+    dims = (5,)

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import ops
-from ..checking import nearest, one_of, pair, shown, whole_number
+from ..checking import nearest, one_of, pair, shown, sizes, whole_number
 from ..errors import InputError
 from ..memory import memory_format
 from ..ops.conv2d import output_shape
@@ -118,17 +118,18 @@ def window(kernel, stride, padding, dilation, padding_mode: str) -> tuple[ops.Ge
     one_of("padding_mode", padding_mode, tuple(PADDING_MODES))
     before_after = _before_after(padding, kernel, stride, dilation)
     if padding_mode == "zeros" and all(before == after for before, after in before_after):
-        return ops.Geometry(stride, (before_after[0][0], before_after[1][0]), dilation), None
+        return ops.Geometry(stride, tuple(before for before, _ in before_after), dilation), None
     # F.pad counts from the last dimension backwards.
-    return ops.Geometry(stride, (0, 0), dilation), [side for pair in reversed(before_after) for side in pair]
+    sides = [side for pair in reversed(before_after) for side in pair]
+    return ops.Geometry(stride, (0,) * len(kernel), dilation), sides
 
 
 def _before_after(padding, kernel, stride, dilation) -> list[tuple[int, int]]:
-    """Pixels added (before, after) in the vertical and the horizontal."""
+    """Pixels added (before, after) in each dimension."""
     if isinstance(padding, str) and padding == "valid":
-        return [(0, 0), (0, 0)]
+        return [(0, 0)] * len(kernel)
     if isinstance(padding, str) and padding == "same":
-        if stride != (1, 1):
+        if set(stride) != {1}:
             raise InputError(f"padding='same' needs stride 1, got stride {stride}.")
         totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return [(total // 2, total - total // 2) for total in totals]
@@ -137,4 +138,4 @@ def _before_after(padding, kernel, stride, dilation) -> list[tuple[int, int]]:
             f"padding must be a whole number, a pair, 'same' or 'valid'; got {shown(padding)}"
             f"{nearest(padding, ('same', 'valid'))}."
         )
-    return [(side, side) for side in pair("padding", padding)]
+    return [(side, side) for side in sizes("padding", padding, len(kernel))]

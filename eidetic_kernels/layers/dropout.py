@@ -136,6 +136,8 @@ def aware_of_segments(module: nn.Module) -> nn.Module:
         aware = EideticStochasticDepth(module.p, module.mode)
     elif isinstance(module, _DropPath):
         aware = EideticStochasticDepth(module.drop_prob, "row", module.scale_by_keep)
+    elif hasattr(module, "drop_prob"):  # Hugging Face's
+        aware = EideticStochasticDepth(float(cast("float | None", module.drop_prob) or 0.0))
     else:
         aware = EideticDropout(cast("_Dropout", module).p, channels=not isinstance(module, nn.Dropout))
     aware.train(module.training)

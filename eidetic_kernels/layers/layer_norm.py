@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..checking import flag, placed, real_number, whole_number
 from ..errors import InputError
-from ..layout import Source, Span, reads
+from ..layout import Segments, Source, Span, reads
 from ..memory import canonical
 from ..ops.staircase import positions, read
 from .inputs import check_dtype, check_tensor
@@ -92,6 +92,10 @@ class EideticLayerNorm(SegmentedLayer):
     def forward(self, x: Tensor) -> Tensor:
         return _normalised(x, [self])
 
+    def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        """``x`` [*, K] normalised over all K."""
+        return F.layer_norm(x, x.shape[-1:], weight, bias, self.eps)
+
     def affine_of(self, segment: int) -> tuple[Tensor | None, Tensor | None]:
         """Scale and shift of a segment's units."""
         if segment == self.segments.tasks:
@@ -103,20 +107,16 @@ class EideticLayerNorm(SegmentedLayer):
     def part(self, units: Tensor) -> EideticLayerNorm:
         """A fresh layer for some of this fresh layer's units, with their parameters."""
         like = self.weight if self.weight is not None else torch.empty(0)
-        part = EideticLayerNorm(
-            len(units),
-            self.eps,
-            self.elementwise_affine,
-            self.bias is not None,
-            like.device,
-            like.dtype,
-            channels_first=self.channels_first,
-        )
+        part = self._like(len(units), like)
         part.unit_dim = self.unit_dim
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 getattr(part, name).copy_(parameter[units]).requires_grad_(parameter.requires_grad)
         return part
+
+    def _like(self, units: int, like: Tensor) -> EideticLayerNorm:
+        affine, bias, factory = self.elementwise_affine, self.bias is not None, (like.device, like.dtype)
+        return EideticLayerNorm(units, self.eps, affine, bias, *factory, channels_first=self.channels_first)
 
     def cut_live(self, keep: Tensor) -> None:
         for name, parameter in list(self.named_parameters()):
@@ -139,6 +139,33 @@ class EideticLayerNorm(SegmentedLayer):
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"
+
+
+class EideticRMSNorm(EideticLayerNorm):
+    """Drop-in for :class:`torch.nn.RMSNorm` over the units of the last dimension: :class:`EideticLayerNorm` without the
+    mean and the shift.
+
+    Args:
+        normalized_shape, eps, elementwise_affine, device, dtype: as in torch.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device=None,
+        dtype=None,
+    ):
+        super().__init__(normalized_shape, 0.0 if eps is None else eps, elementwise_affine, False, device, dtype)
+        self._own_eps = eps is not None
+
+    def normalise(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        return F.rms_norm(x, x.shape[-1:], weight, self.eps if self._own_eps else None)
+
+    def _like(self, units: int, like: Tensor) -> EideticLayerNorm:
+        eps = self.eps if self._own_eps else None
+        return EideticRMSNorm(units, eps, self.elementwise_affine, like.device, like.dtype)
 
 
 class LayerNormParts(Parts):
@@ -176,7 +203,7 @@ def _normalised(x: Tensor, parts: Sequence[EideticLayerNorm]) -> Tensor:
         seen = reads(sources, segment, all(part.forward_transfer[segment] for part in parts), task)
         scales, shifts = zip(*(part.affine_of(segment) for part in parts))
         values = _seen(x, seen, own, segment == tasks, full_input_grad)
-        y = _segment(values, positions(seen, own), _joined(scales), _joined(shifts), first.eps)
+        y = _segment(values, positions(seen, own), _joined(scales), _joined(shifts), first)
         for piece, of_part in zip(pieces, y.split(sizes, -1)):
             piece.append(of_part)
 
@@ -184,6 +211,19 @@ def _normalised(x: Tensor, parts: Sequence[EideticLayerNorm]) -> Tensor:
     columns = [values for piece in pieces for values in piece]
     y = torch.cat(columns, -1) if len(columns) > 1 else columns[0] if columns else x.narrow(-1, 0, 0)
     return y.movedim(-1, first.unit_dim)
+
+
+def seen_by_segment(
+    x: Tensor, span: tuple[Span, ...], segments: Segments, segment: int, live: bool, full_input_grad: bool
+) -> Tensor:
+    """The units of ``x`` [*, C] in ``span``, which ``segment`` of ``segments`` sees; see :func:`_seen`."""
+    own = (Span(segments.start(segment), segments.stop(segment)),)
+    return _seen(x, span, own, live, full_input_grad)
+
+
+def seen_by_spans(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], full_input_grad: bool) -> Tensor:
+    """The columns ``seen`` of ``x`` [*, C] as a live segment sees them: with gradient for those in ``own``."""
+    return _seen(x, seen, own, True, full_input_grad)
 
 
 def _own(parts: Sequence[EideticLayerNorm], widths: Sequence[int], segment: int) -> tuple[Span, ...]:
@@ -210,7 +250,9 @@ def _seen(x: Tensor, seen: tuple[Span, ...], own: tuple[Span, ...], live: bool, 
         for a, b, learning in _cut_by(start, stop, own):
             part = x.narrow(-1, a, b - a)
             parts.append(part if learning else part.detach())
-    return torch.cat(parts, -1)
+    if len(parts) == 1:  # as it lies: bits of a product depend on that
+        return parts[0]
+    return torch.cat(parts, -1) if parts else x.narrow(-1, 0, 0)
 
 
 def _cut_by(start: int, stop: int, own: tuple[Span, ...]) -> Iterator[tuple[int, int, bool]]:
@@ -225,12 +267,13 @@ def _cut_by(start: int, stop: int, own: tuple[Span, ...]) -> Iterator[tuple[int,
         yield start, stop, False
 
 
-def _segment(x: Tensor, own: tuple[Span, ...], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _segment(
+    x: Tensor, own: tuple[Span, ...], weight: Tensor | None, bias: Tensor | None, layer: EideticLayerNorm
+) -> Tensor:
     """The columns ``own`` of ``x`` [*, K], normalised over all K."""
-    columns = x.shape[-1:]
-    if sum(stop - start for start, stop in own) == columns[0]:
-        return F.layer_norm(x, columns, weight, bias, eps)
-    y = read(F.layer_norm(x, columns, None, None, eps), own, -1)
+    if sum(stop - start for start, stop in own) == x.shape[-1]:
+        return layer.normalise(x, weight, bias)
+    y = read(layer.normalise(x, None, None), own, -1)
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 

@@ -67,7 +67,7 @@ class EideticLinear(StaircaseLayer):
         flat, weights, full_input_grad = self._arguments(flat)
         self.check_input(flat, stairs.columns, dims=2)
         if self.order is not None and self.untouched:
-            y = self.whole(x, self.weight, self.bias)
+            y = self.whole(x, self.live_weight(), self.bias)
             return y if self.norm is None else self.norm.normalise(y, None, full_input_grad)
 
         if self.norm is not None:
@@ -88,7 +88,7 @@ class EideticLinear(StaircaseLayer):
         """Whether units lie one after the other in memory: hidden ones, on a CPU, once a task is finished."""
         if torch.compiler.is_compiling() or x.device.type != "cpu":  # a layout that changes would be compiled again
             return False
-        hidden = self.owned and not self.answers and x.dim() == 2
+        hidden = self.owned and not self.answers and x.dim() == 2 and self.unit_dim == 1
         return hidden and self.segments.tasks > 0 and len(x) >= UNIT_MAJOR_FROM
 
     def _dense(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

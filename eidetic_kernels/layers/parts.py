@@ -37,7 +37,7 @@ class Parts(nn.ModuleList):
         self.train(layer.training)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        sizes = [part.segments.present(part.scope.task) for part in self]
+        sizes = [part.columns_read(part.scope.task) for part in self]
         if self._are_one() and x.dim() in self[0].dims and x.shape[1] == sum(sizes) > 0:
             if residual is None or residual.shape == x.shape:
                 return self._at_once(x, residual, sizes)
@@ -115,7 +115,10 @@ class Shared(nn.ModuleList):
         if not all(part.untouched for part in self):
             return torch.cat([part(x) for part in self], dim)
         # A product's bits depend on its number of rows: until something changes, all parts together are the layer.
-        bias = None if self[0].bias is None else torch.cat([part.bias for part in self])
-        y = self[0].whole(x, joined([part.weight for part in self]), bias)
+        bias = None
+        if any(part.bias is not None for part in self):  # a query and a value may have one, and the key none
+            rows = [part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias for part in self]
+            bias = torch.cat(rows)
+        y = self[0].whole(x, joined([part.live_weight() for part in self]), bias)
         pieces = y.split([part.segments.live for part in self], dim)
         return torch.cat([part(x, computed=piece) for part, piece in zip(self, pieces)], dim)

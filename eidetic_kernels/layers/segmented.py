@@ -70,6 +70,11 @@ class SegmentedLayer(nn.Module):
             )
         self.segments, self.scope, self.owned = segments, scope, True
 
+    def kept(self, keep: Tensor) -> Tensor:
+        """The layer's live rows that go with the live units ``keep`` of its group."""
+        per = self.segments.per
+        return keep if per == 1 else (keep.view(-1, 1) * per + torch.arange(per)).flatten()
+
     def attach(self, part: SegmentedLayer) -> None:
         """Let ``part``, a fresh layer inside this one, have the same units: it is pruned and frozen with them."""
         part.segments, part.scope, part.attached = self.segments, self.scope, True
@@ -93,6 +98,10 @@ class SegmentedLayer(nn.Module):
 
     def derive(self, task: int | None) -> Any:
         """What forward needs to know of the units, in training (None) or in the recall of a finished task."""
+        return self.segments.present(task)
+
+    def columns_read(self, task: int | None) -> int:
+        """How many columns the layer reads: as many as it has units, for one that follows them."""
         return self.segments.present(task)
 
     def version(self) -> int:

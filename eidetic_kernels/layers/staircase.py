@@ -17,13 +17,13 @@ from ..layout import Fixed, Segments, Source, Stair, Staircase, staircase
 from ..ops.registration import encoded
 from ..ops.staircase import frozen_blocks
 from .batch_norm import EideticBatchNorm
+from .computed_weight import ComputedWeight
 from .inputs import check_dtype
 from .scope import Scope
-from .segmented import SegmentedLayer
 from .succession import cut, empty_like, fresh, replace
 
 
-class StaircaseLayer(SegmentedLayer):
+class StaircaseLayer(ComputedWeight):
     """Abstract. ``weight`` [L, K_l, *kernel] and ``bias`` [L] are the live rows over the columns they read.
 
     ``frozen_weight`` holds the frozen segments' blocks [rows, columns, *kernel] end to end, ``frozen_bias`` [F]
@@ -158,7 +158,7 @@ class StaircaseLayer(SegmentedLayer):
 
     def dense_weight(self, task: int | None = None) -> Tensor:
         """The weight as one dense tensor [rows, columns, *kernel], zero where the mask is false."""
-        return ops.dense_weight(self.weight.detach(), self.frozen_weight, self.staircase(task))
+        return ops.dense_weight(self.live_weight().detach(), self.frozen_weight, self.staircase(task))
 
     def frozen_rows_of(self, task: int) -> tuple[Tensor, Tensor | None]:
         """Weight [rows, columns, *kernel] and bias [rows] of finished task ``task``'s segment. Raises TaskError."""
@@ -181,6 +181,7 @@ class StaircaseLayer(SegmentedLayer):
         self.weight = cut(self.weight, keep)
         if self.bias is not None:
             self.bias = cut(self.bias, keep)
+        self.cut_extras(keep)
 
     def cut_columns(self, keep: dict[Segments, Tensor]) -> None:
         """Drop the columns of live units that their groups are about to lose; ``keep`` names those that stay."""
@@ -188,7 +189,7 @@ class StaircaseLayer(SegmentedLayer):
             self.weight = cut(self.weight, None, self._columns_kept(keep))
 
     def freeze_live(self) -> None:
-        self.frozen_weight = torch.cat([self.frozen_weight, self.weight.detach().flatten()])
+        self.frozen_weight = torch.cat([self.frozen_weight, self.live_weight().detach().flatten()])
         if self.bias is not None:
             self.frozen_bias = torch.cat([self.frozen_bias, self.bias.detach()])
         self.forward_transfer = (*self.forward_transfer, True)
@@ -206,6 +207,7 @@ class StaircaseLayer(SegmentedLayer):
         self.weight = replace(self.weight, empty_like(self.weight, live.rows, live.columns, *self.weight.shape[2:]))
         if self.bias is not None:
             self.bias = replace(self.bias, empty_like(self.bias, live.rows))
+        self.renew_extras(live.rows)
         self.reset_parameters()
 
     def close_live(self) -> None:
@@ -213,6 +215,7 @@ class StaircaseLayer(SegmentedLayer):
         self.weight = replace(self.weight, empty_like(self.weight, 0, 0, *self.weight.shape[2:]))
         if self.bias is not None:
             self.bias = replace(self.bias, empty_like(self.bias, 0))
+        self.renew_extras(0)
 
     def check_input(self, x: Tensor, columns: int, dims: int) -> None:
         if x.dim() != dims or x.shape[1] != columns:
@@ -240,11 +243,12 @@ class StaircaseLayer(SegmentedLayer):
         full_input_grad = self.scope.full_input_grad or (
             x.requires_grad and any(isinstance(source.group, Fixed) for source in self.sources)
         )
-        weights = ops.Weights(self.weight, self.bias, self.frozen_weight, self.frozen_bias)
+        weight = self.live_weight()
+        weights = ops.Weights(weight, self.bias, self.frozen_weight, self.frozen_bias)
         if torch.is_autocast_enabled(x.device.type) and x.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(x.device.type)
             bias, frozen_bias = (None if t is None else t.to(dtype) for t in (self.bias, self.frozen_bias))
-            weights = ops.Weights(self.weight.to(dtype), bias, self.frozen_weight.to(dtype), frozen_bias)
+            weights = ops.Weights(weight.to(dtype), bias, self.frozen_weight.to(dtype), frozen_bias)
             x = x.to(dtype)
         return x, weights, full_input_grad
 
@@ -262,7 +266,8 @@ class StaircaseLayer(SegmentedLayer):
             columns = torch.arange(offset, offset + present)
             if source.group in keep:
                 first = source.trainable().start
-                blocks = keep[source.group].view(-1, 1) * source.block + torch.arange(source.block)
+                units = keep[source.group][:: source.shared] // source.shared
+                blocks = units.view(-1, 1) * source.block + torch.arange(source.block)
                 columns = torch.cat([columns[:first], offset + first + blocks.flatten()])
             kept.append(columns)
             offset += present

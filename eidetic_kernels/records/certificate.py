@@ -319,7 +319,7 @@ def _structure_problems(network: BaseNetwork, records: list[TaskRecord]) -> list
     for group in network.groups:
         for path, norm in group.norms.items():
             for name, tensor in frozen_of(norm):
-                if len(tensor) * norm.shared != group.segments.frozen_total:
+                if len(tensor) * norm.shared != norm.segments.frozen_total:
                     what = name.replace("_", " ") + "s"
-                    problems.append(f"- {path}: {len(tensor)} {what} for {group.segments.frozen_total} frozen units.")
+                    problems.append(f"- {path}: {len(tensor)} {what} for {norm.segments.frozen_total} frozen units.")
     return problems

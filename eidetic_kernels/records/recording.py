@@ -61,11 +61,11 @@ def check_numbers(network: BaseNetwork, to_do: str) -> None:
 def frozen_tensors(network: BaseNetwork, task: int) -> Iterator[tuple[str, list[Tensor]]]:
     """(layer's path, its tensors that belong to ``task``), for every layer and the task's head."""
     for group in network.groups:
-        rows = slice(group.segments.start(task), group.segments.stop(task))
         for path, layer in group.producers.items():
             yield path, [tensor for tensor in layer.frozen_rows_of(task) if tensor is not None]
         for path, norm in group.norms.items():
-            slices = slice(rows.start // norm.shared, rows.stop // norm.shared)
+            start, stop = norm.segments.start(task), norm.segments.stop(task)
+            slices = slice(start // norm.shared, stop // norm.shared)
             yield path, [tensor[slices] for _, tensor in frozen_of(norm)]
     yield f"heads.{task}", [tensor for tensor in head_of(network, task).frozen_rows_of(task) if tensor is not None]
 

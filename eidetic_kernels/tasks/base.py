@@ -72,6 +72,7 @@ class BaseNetwork(nn.Module):
         self._scope = Scope()
         self._one_thread = OneThread()
         self._wiring: Wiring | None = None
+        self.takes_integers = False  # whether the input is whole numbers: indices of an embedding
         self._foreign = Foreign()
         self._declared_unchecked = False
 
@@ -318,7 +319,7 @@ class BaseNetwork(nn.Module):
         if len(keep) == group.segments.live:
             return
         for layer in group.layers:
-            layer.cut_live(keep)
+            layer.cut_live(layer.kept(keep))
         named = self.segmented_layers()
         readers = [cast(StaircaseLayer, layer) for path, layer in named if path in self.wiring.sources]
         if self.current_task is not None and len(self.heads) > self.current_task:
@@ -368,7 +369,9 @@ class BaseNetwork(nn.Module):
             raise InputError(f"the input must be a tensor [N, ...]; got {shown(x)}.")
         if x.dim() == 0 or not len(x):
             raise InputError(f"the input must hold at least one sample, [N, ...]; got shape {list(x.shape)}.")
-        if not x.is_floating_point():
+        if x.is_floating_point() == self.takes_integers:
+            if self.takes_integers:
+                raise InputError(f"the network takes whole numbers (indices of an embedding); got {x.dtype}.")
             raise InputError(
                 f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
             )
@@ -405,7 +408,7 @@ class BaseNetwork(nn.Module):
     def _takes(self, x: Tensor) -> bool:
         """Whether ``x`` is like inputs that went through, in all but its numbers."""
         like = next(layer for _, layer in self.segmented_layers() if isinstance(layer, StaircaseLayer)).weight
-        alike = (x.dtype, x.device, x.layout) == (like.dtype, like.device, torch.strided)
+        alike = (x.device, x.layout) == (like.device, torch.strided) and (self.takes_integers or x.dtype == like.dtype)
         return alike and self.input_shape == tuple(x.shape[1:])
 
     def _taken(self) -> str:

@@ -18,8 +18,41 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..errors import ConversionError
+from ..checking import shown
+from ..errors import ConversionError, InputError
 from ..layers import SegmentedLayer
+from ..modes import FROZEN_MARK, is_frozen
+
+
+def frozen(module: nn.Module) -> nn.Module:
+    """Freeze ``module`` for good, and return it: a pre-trained backbone in front of layers that learn.
+
+    Its parameters need no gradient any more, and inside a network it stays in evaluation mode for ever, statistics and
+    dropout included. Its numbers belong to no task, so layers that follow read them like the network's input. Wiring
+    says nothing about it, :func:`.convert` keeps it as it is, and certificates fingerprint it.
+
+    Raises InputError for what is no plain module: layers of this package are frozen by ``net.finish_task``.
+    """
+    given = cast(object, module)
+    if not isinstance(given, nn.Module) or any(isinstance(each, SegmentedLayer) for each in module.modules()):
+        raise InputError(
+            f"frozen takes a plain torch.nn.Module; got {shown(module)}. Layers of this package are frozen when a task "
+            "is finished (net.finish_task)."
+        )
+    module.requires_grad_(False)
+    module.eval()
+    setattr(module, FROZEN_MARK, True)
+    return module
+
+
+def frozen_inside(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """(path, module) of what below ``module`` was frozen for good, what lies inside of these included."""
+    found: list[tuple[str, nn.Module]] = []
+    for path, each in cast("Iterator[tuple[str, nn.Module]]", module.named_modules()):
+        if is_frozen(each):
+            inside = cast("Iterator[tuple[str, nn.Module]]", each.named_modules())
+            found += [(f"{path}.{name}".strip("."), inner) for name, inner in inside]
+    return found
 
 
 @dataclass(frozen=True)
@@ -77,7 +110,7 @@ def freeze_foreign(network: nn.Module, skipped: frozenset[str]) -> Foreign:
         warnings.warn(
             f"{paths}: {sum(p.numel() for _, p in trainable)} parameters belong to no task and are frozen from now on, "
             "since training them would change finished tasks. Use this package's layers for what is to learn; for a "
-            "frozen backbone call requires_grad_(False) on it, and this warning does not come.",
+            "frozen backbone say so, ek.frozen(module), and this warning does not come.",
             stacklevel=2,
         )
     return foreign

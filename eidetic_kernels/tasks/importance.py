@@ -64,7 +64,12 @@ def scores_of(
 
 def weight_scores(group: Group, norm: int) -> Tensor:
     """Norm [live] of each live unit's weights, over all layers that produce the unit (paper, section 4)."""
-    rows = [layer.weight.detach().flatten(1).abs().pow(norm).sum(1) for layer in group.producers.values()]
+    rows = [
+        layer.live_weight().detach().abs().pow(norm).reshape(group.segments.live, -1).sum(1)
+        if layer.weight.numel()
+        else layer.weight.new_zeros(group.segments.live)
+        for layer in group.producers.values()
+    ]
     total = rows[0]
     for row in rows[1:]:
         total = total + row
@@ -88,7 +93,7 @@ def taylor_scores(network: nn.Module, groups: Sequence[Group], data: Batches, lo
 
     def hook(group: Group) -> Callable[[StaircaseLayer, tuple[Tensor, ...], Tensor], Tensor | None]:
         def forward(layer: StaircaseLayer, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            dim, first = layer.unit_dim, group.segments.frozen_total
+            dim, first = layer.unit_dim, layer.segments.frozen_total
             frozen, live = torch.split(output, [first, output.shape[dim] - first], dim)
             if not live.requires_grad or not live.shape[dim]:
                 return None
@@ -107,7 +112,8 @@ def taylor_scores(network: nn.Module, groups: Sequence[Group], data: Batches, lo
         # The loss is a mean over the batch. Undo that, so that batches of any size count sample by sample. A layer's
         # first dimension need not be the batch: it may hold windows of images, or tokens.
         products = products.movedim(dim, 0).flatten(1)
-        scores[group.name] += (products.mean(1) * batch * batch).cpu()
+        by_unit = products.mean(1).view(group.segments.live, -1).sum(1)
+        scores[group.name] += (by_unit * batch * batch).cpu()
 
     handles = [layer.register_forward_hook(hook(group)) for group in groups for layer in group.producers.values()]
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]

@@ -44,9 +44,9 @@ def join_layers(network: nn.Module, wiring: Wiring, scope: Scope) -> None:
 
     for group in wiring.groups:
         for path, layer in group.producers.items():
-            layer.wire(group.segments, wiring.sources[path], scope)
+            layer.wire(group.rows(layer), wiring.sources[path], scope)
         for layer in group.norms.values():
-            layer.join(group.segments, scope)
+            layer.join(group.rows(layer), scope)
     for path, order in wiring.orders.items():
         cast(StaircaseLayer, network.get_submodule(path)).reorder(order)
 

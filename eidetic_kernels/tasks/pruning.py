@@ -173,7 +173,9 @@ def make_plan(
     """
     least_kept = 0 if amount.fraction == 1 else 1
     floors = [_floor(amount.keep_at_least, group.segments.width, least_kept) for group in groups]
-    ladders = [group.segments.ladder(floor) for group, floor in zip(groups, floors)]
+    ladders = [
+        [group.segments.live] if group.spared else group.segments.ladder(floor) for group, floor in zip(groups, floors)
+    ]
     grains = [grain_scores(scores[group.name], group.segments.grain, importance) for group in groups]
     uniform = [_rung(amount.counted(group.segments), ladder) for group, ladder in zip(groups, ladders)]
     lowest = [len(ladder) - 1 for ladder in ladders]

@@ -135,7 +135,7 @@ class State:
                     self.gradients.append((parameter, parameter.grad))
 
         layers = [module for module in network.modules() if isinstance(module, SegmentedLayer)]
-        self.segments = list({id(layer.segments): layer.segments for layer in layers}.values())
+        self.segments = list({id(layer.segments.units): layer.segments.units for layer in layers}.values())
         for segments in self.segments:
             self._note(segments)
         if optimizer is not None:

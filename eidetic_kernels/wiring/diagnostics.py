@@ -31,14 +31,20 @@ class Place:
 
 def at_node(node: fx.Node) -> Place:
     """The place of a traced graph's node, with the innermost line of the user's that made it (or else of torch's)."""
+    if node.op == "placeholder" and node.users:  # a tensor of the network: where it is read
+        node = next(iter(node.users))
     frames = re.findall(r'(File "([^"]+)".*\n.*)', node.stack_trace or "")
     frames = [(frame, file) for frame, file in frames if not file.startswith(_HERE)]
     own = [frame for frame, file in frames if f"{os.sep}torch{os.sep}" not in file]
     line = own[-1] if own else frames[-1][0] if frames else ""
 
     place = f" ({' '.join(line.split())})" if line else ""
+    if str(node.target).startswith("eidetic_kernels.mark"):  # a module that is kept whole
+        return Place(f"module {node.args[1]!r}{place}", WAYS_OUT)
     target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-    return Place(f"node {node.name!r} [{node.op} {target}]{place}", WAYS_OUT)
+    stack = node.meta.get("nn_module_stack") or {}
+    module = f" of {list(stack.values())[-1][0]!r}" if stack and list(stack.values())[-1][0] else ""
+    return Place(f"node {node.name!r} [{node.op} {target}]{module}{place}", WAYS_OUT)
 
 
 # The package's own folder.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ..layers import Parts, SegmentedLayer, Shared, StaircaseLayer
-from ..layout import Segments, Source
+from ..layout import Rows, Segments, Source
 
 
 @dataclass
@@ -17,18 +17,25 @@ class Group:
         built_width: the group's width when the network was constructed.
         producers: the layers that make the units.
         norms: the layers that follow them, unit by unit.
+        spared: no unit is ever pruned: they are the classes of a network that ends in no single linear layer.
     """
 
     segments: Segments
     built_width: int
     producers: dict[str, StaircaseLayer] = field(default_factory=dict)
     norms: dict[str, SegmentedLayer] = field(default_factory=dict)
+    spared: bool = False
 
     @property
     def name(self) -> str:
         """The first producer's path, and how many others are tied to it."""
         first, others = next(iter(self.producers)), len(self.producers) - 1
         return f"{first} (+{others} tied)" if others else first
+
+    def rows(self, layer: SegmentedLayer) -> Segments:
+        """The group's units as ``layer``, which has not joined it yet, makes rows for them."""
+        per = layer.segments.width // self.built_width
+        return self.segments if per == 1 else Rows(self.segments, per)
 
     @property
     def layers(self) -> list[SegmentedLayer]:

@@ -28,6 +28,7 @@ from ..layers import (
     Shared,
     StaircaseLayer,
 )
+from ..modes import is_frozen
 from . import rules
 from .builder import Builder, wired
 from .diagnostics import Place, at_node
@@ -201,7 +202,7 @@ class _Tracer(OwnThread):
         self.in_place = in_place
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        ours = isinstance(module, (Parts, Shared)) or rules.leaves(module)
+        ours = isinstance(module, (Parts, Shared)) or rules.leaves(module) or is_frozen(module)
         return ours or super().is_leaf_module(module, path) or _differs_in_construction(type(module))
 
     def proxy(self, node: fx.Node) -> fx.Proxy:

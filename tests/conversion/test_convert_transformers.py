@@ -218,117 +218,129 @@ def _mha(**options):
     return nn.MultiheadAttention(8, 2, batch_first=True, **options)
 
 
-REFUSED = {
-    "BatchNorm over tokens": (lambda s, x: s.n(x), {"n": nn.BatchNorm1d(6)}, "node 'n'.*normalises dimension 1"),
-    "LayerNorm over positions": (
-        lambda s, x: s.n(x.transpose(1, 2)).transpose(1, 2),
-        {"n": nn.LayerNorm(6)},
-        "normalises over positions",
-    ),
-    "LayerNorm over positions and units": (lambda s, x: s.n(x), {"n": nn.LayerNorm((6, 8))}, "mixes units and pos"),
-    "LayerNorm of the input": (lambda s, x: s.n(x), {"n": nn.LayerNorm(8), "embed": nn.Identity()}, "normalises the"),
-    "softmax over units": (lambda s, x: x.softmax(-1), {}, "keep units apart"),
-    "a part of the units": (lambda s, x: torch.cat([x[..., :4], x[..., 4:]], -1), {}, "picks some units"),
-    "one unit": (lambda s, x: x[:, :, 0:1] * x, {}, "picks some units"),
-    "units in the middle": (
-        lambda s, x: x.view(-1, 2, 3, 8).permute(0, 1, 3, 2).mean(3),
-        {},
-        "come to lie in dimension 2 of 4",
-    ),
-    "units folded with tokens": (
-        lambda s, x: x.reshape(x.size(0), 3, 16),
-        {"head": nn.Linear(16, 3)},
-        "node 'reshape'.*reshapes of positions",
-    ),
-    "tokens folded into units": (
-        lambda s, x: s.b(x.flatten(1)).unsqueeze(1),
-        {"b": nn.Linear(48, 8)},
-        "flattening dimensions 1",
-    ),
-    "units rolled": (lambda s, x: torch.roll(x, 1, -1), {}, "move units"),
-    "a mean of units": (lambda s, x: x - x.mean(-1, keepdim=True), {}, "mixes units"),
-    "pooling over units": (lambda s, x: F.max_pool2d(x, 2), {"head": nn.Linear(4, 3)}, "mix neighbouring units"),
-    "a tensor without units": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(6, 1))}, "What all units share"),
-    "one number": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(1))}, "What all units share"),
-    "units and tokens combined": (
-        lambda s, x: (lambda y: y + y.transpose(1, 2))(torch.cat([x, x[:, :2]], 1)),
-        {},
-        "node 'add'.*the same form",
-    ),
-    "units averaged as pixels": (
-        lambda s, x: x.transpose(1, 2).mean((-1, -2)).unsqueeze(1).unsqueeze(1),
-        {"head": nn.Linear(1, 3)},
-        "node 'mean'.*mixes units",
-    ),
-    "units pooled as pixels": (
-        lambda s, x: F.max_pool2d(x.transpose(1, 2), 2).transpose(1, 2),
-        {"head": nn.Linear(4, 3)},
-        "node 'max_pool2d'.*mix neighbouring units",
-    ),
-    "samples side by side as units": (
-        lambda s, x: torch.cat([x.transpose(1, 2)] * 2, -3).transpose(1, 2),
-        {},
-        "concatenation in dimension -3",
-    ),
-    "a sequence and an image": (
-        lambda s, x: (x.transpose(1, 2).reshape(1, 8, 1, 6) + x.transpose(1, 2)).mean(3).transpose(1, 2),
-        {},
-        "node 'add'.*an image and a sequence",
-    ),
-    "a tensor reshaped": (lambda s, x: x + s.p.view(8), {"p": nn.Parameter(torch.ones(2, 4))}, "node 'view'.*as it is"),
-    "a tensor averaged": (lambda s, x: x + s.p.mean(0), {"p": nn.Parameter(torch.ones(2, 8))}, "node 'mean'.*as it is"),
+FOLLOWED = {
+    "units rolled": (lambda s, x: torch.roll(x, 1, -1), {}),
+    "BatchNorm over tokens": (lambda s, x: s.n(x), {"n": nn.BatchNorm1d(6)}),
+    "LayerNorm over positions": (lambda s, x: s.n(x.transpose(1, 2)).transpose(1, 2), {"n": nn.LayerNorm(6)}),
+    "a part of the units": (lambda s, x: torch.cat([x[..., :4], x[..., 4:]], -1), {}),
+    "one unit": (lambda s, x: x[:, :, 0:1] * x, {}),
+    "units in the middle": (lambda s, x: x.view(-1, 2, 3, 8).permute(0, 1, 3, 2).mean(3), {}),
+    "units folded with tokens": (lambda s, x: x.reshape(x.size(0), 3, 16), {"head": nn.Linear(16, 3)}),
+    "tokens folded into units": (lambda s, x: s.b(x.flatten(1)).unsqueeze(1), {"b": nn.Linear(48, 8)}),
+    "a mean of units": (lambda s, x: x - x.mean(-1, keepdim=True), {}),
+    "one number": (lambda s, x: x * s.p, {"p": nn.Parameter(torch.ones(1))}),
+    "a tensor averaged": (lambda s, x: x + s.p.mean(0), {"p": nn.Parameter(torch.ones(2, 8))}),
     "a scale of sizes": (
         lambda s, x: (
-            F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3, scale=1.0 / x.size(-1))
+            F.scaled_dot_product_attention(*[x.view(x.size(0), 6, 4, 2).transpose(1, 2)] * 3, scale=1.0 / x.size(-1))
             .transpose(1, 2)
             .flatten(2)
         ),
         {},
-        "a scale made of sizes",
     ),
-    "positions in another order": (
-        lambda s, x: x + s.p[[5, 4, 3, 2, 1, 0]],
-        {"p": nn.Parameter(torch.zeros(6, 8))},
-        "by a list",
-    ),
-    "one position for all": (lambda s, x: x + s.p[[0] * 6], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"),
-    "true positions": (lambda s, x: x + s.p[[True] * 6], {"p": nn.Parameter(torch.zeros(6, 8))}, "by a list"),
-    "a tensor picks": (lambda s, x: x[:, s.p.long()], {"p": nn.Parameter(torch.ones(2))}, "."),
-    "a tensor used twice": (
-        lambda s, x: s.b(x + s.p) + s.p,
-        {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)},
-        "called twice",
-    ),
-    "a mask": (lambda s, x: s.a(x, x, x, attn_mask=torch.zeros(6, 6))[0], {"a": _mha()}, "units have no owner"),
-    "attention weights": (lambda s, x: s.a(x, x, x)[1] @ x, {"a": _mha()}, "not its weights"),
-    "biases for keys": (lambda s, x: s.a(x, x, x)[0], {"a": _mha(add_bias_kv=True)}, "add_bias_kv"),
-    "heads mixed": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2).softmax(1)] * 3)[:, 0],
-        {"head": nn.Linear(2, 3)},
-        "node 'softmax'.*attention heads",
-    ),
+    "positions in another order": (lambda s, x: x + s.p[[5, 4, 3, 2, 1, 0]], {"p": nn.Parameter(torch.zeros(6, 8))}),
+    "a tensor used twice": (lambda s, x: s.b(x + s.p) + s.p, {"p": nn.Parameter(torch.ones(8)), "b": nn.Linear(8, 8)}),
+    "a mask": (lambda s, x: s.a(x, x, x, attn_mask=torch.zeros(6, 6))[0], {"a": _mha()}),
+    "biases for keys": (lambda s, x: s.a(x, x, x)[0], {"a": _mha(add_bias_kv=True)}),
     "heads over positions": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2)] * 3).flatten(2),
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(x.size(0), 6, 4, 2)] * 3).flatten(2),
         {},
-        "must be heads",
+    ),
+    "attention without heads": (lambda s, x: F.scaled_dot_product_attention(x, x, x), {}),
+    "a mask for heads": (
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(x.size(0), 4, 6, 2)] * 3, torch.zeros(6, 6)).view(
+            x.size(0), 6, 8
+        ),
+        {},
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:no layer has a free unit")
+@pytest.mark.parametrize("case", FOLLOWED)
+def test_what_only_the_capture_can_follow(case):
+    """What all units share (a number, a norm over positions) is frozen, so a training step is not the module's."""
+    run, layers = FOLLOWED[case]
+    module = Tokens(run, **layers)
+    shares = case in ("LayerNorm over positions", "one number", "a mask")
+    take_through(module, torch.randn(8, 6, 5), double=not shares)
+
+
+REFUSED = {
+    "LayerNorm over positions and units": (
+        lambda s, x: s.n(x),
+        {"n": nn.LayerNorm((6, 8))},
+        "a LayerNorm over several dimensions",
+    ),
+    "LayerNorm of the input": (
+        lambda s, x: s.n(x),
+        {"n": nn.LayerNorm(8), "embed": nn.Identity()},
+        "no layer before the head makes units",
+    ),
+    "softmax over units": (lambda s, x: x.softmax(-1), {}, "mixes all units"),
+    "pooling over units": (lambda s, x: F.max_pool2d(x, 2), {"head": nn.Linear(4, 3)}, "pools units"),
+    "a tensor without units": (
+        lambda s, x: x * s.p,
+        {"p": nn.Parameter(torch.ones(6, 1))},
+        "after pruning it would combine",
+    ),
+    "units and tokens combined": (
+        lambda s, x: (lambda y: y + y.transpose(1, 2))(torch.cat([x, x[:, :2]], 1)),
+        {},
+        "mixes all units",
+    ),
+    "units averaged as pixels": (
+        lambda s, x: x.transpose(1, 2).mean((-1, -2)).unsqueeze(1).unsqueeze(1),
+        {"head": nn.Linear(1, 3)},
+        "mixes all units",
+    ),
+    "units pooled as pixels": (
+        lambda s, x: F.max_pool2d(x.transpose(1, 2), 2).transpose(1, 2),
+        {"head": nn.Linear(4, 3)},
+        "pools units",
+    ),
+    "samples side by side as units": (
+        lambda s, x: torch.cat([x.transpose(1, 2)] * 2, -3).transpose(1, 2),
+        {},
+        "no row for each sample",
+    ),
+    "a tensor reshaped": (
+        lambda s, x: x + s.p.view(8),
+        {"p": nn.Parameter(torch.ones(2, 4))},
+        "units cannot go one by one",
+    ),
+    "one position for all": (
+        lambda s, x: x + s.p[[0] * 6],
+        {"p": nn.Parameter(torch.zeros(6, 8))},
+        "has no slice for each unit",
+    ),
+    "true positions": (
+        lambda s, x: x + s.p[[True] * 6],
+        {"p": nn.Parameter(torch.zeros(6, 8))},
+        "a size depends on values",
+    ),
+    "a tensor picks": (lambda s, x: x[:, s.p.long()], {"p": nn.Parameter(torch.ones(2))}, "an index that is computed"),
+    "attention weights": (lambda s, x: s.a(x, x, x)[1] @ x, {"a": _mha()}, "mixes all units"),
+    "heads mixed": (
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(x.size(0), 6, 4, 2).transpose(1, 2).softmax(1)] * 3)[:, 0],
+        {"head": nn.Linear(2, 3)},
+        "mixes all units",
     ),
     "one head": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3)[:, 0].repeat(1, 1, 4),
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(x.size(0), 6, 4, 2).transpose(1, 2)] * 3)[:, 0].repeat(
+            1, 1, 4
+        ),
         {},
-        "node 'getitem'.*attention heads",
+        "picks a unit",
     ),
     "heads folded with tokens": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 6, 4, 2).transpose(1, 2)] * 3).reshape(2, 6, 8),
+        lambda s, x: F.scaled_dot_product_attention(*[x.view(x.size(0), 6, 4, 2).transpose(1, 2)] * 3).reshape(
+            x.size(0), 6, 8
+        ),
         {},
-        "node 'reshape'.*attention heads",
+        "mixes all units",
     ),
-    "attention without heads": (lambda s, x: F.scaled_dot_product_attention(x, x, x), {}, "must be heads"),
-    "a mask for heads": (
-        lambda s, x: F.scaled_dot_product_attention(*[x.view(2, 4, 6, 2)] * 3, torch.zeros(6, 6)).view(2, 6, 8),
-        {},
-        "attention with a mask",
-    ),
-    "values of another size": (lambda s, x: s.a(x, x, F.pad(x, (0, 1)))[0], {"a": _mha(vdim=9)}, "kdim"),
+    "values of another size": (lambda s, x: s.a(x, x, F.pad(x, (0, 1)))[0], {"a": _mha(vdim=9)}, "side by side"),
 }
 
 
@@ -337,12 +349,12 @@ def test_refused(case):
     run, layers, text = REFUSED[case]
     module = Tokens(run, **layers)
     before = copy.deepcopy(module.state_dict())
-    samples = 1 if case == "a sequence and an image" else 2  # shapes that can be added
-    example = torch.randn(samples, 6, 8 if isinstance(module.embed, nn.Identity) else 5)
+    example = torch.randn(2, 6, 8 if isinstance(module.embed, nn.Identity) else 5)
     with pytest.raises(ek.ConversionError) as raised:
         ek.convert(module, example)
     message = str(raised.value)
-    assert_teaches(message)
+    if message.startswith("node"):
+        assert_teaches(message)
     for line in Path(__file__).read_text().splitlines():  # it quotes the case's own line, which may hold ``text``
         if "lambda" in line:
             message = message.replace(" ".join(line.split()), "")
@@ -377,11 +389,11 @@ def test_positions_that_follow_the_input(dims):
 TAKEN = {
     "tokens rolled": lambda s, x: x + torch.roll(x, 2, 1),
     "positions folded": lambda s, x: x.reshape(x.size(0), 2, 3, 8).mean(1),
-    "a reshape that names the units": lambda s, x: x.view(2, 3, 2, 8).transpose(1, 2).reshape(2, 6, 8),
+    "a reshape that names the units": lambda s, x: x.view(x.size(0), 3, 2, 8).transpose(1, 2).reshape(x.size(0), 6, 8),
     "tokens picked": lambda s, x: x[:, 1:4] + x[..., 3:, :],
-    "images of tokens": lambda s, x: x.transpose(1, 2).reshape(2, 8, 2, 3).flatten(2).permute(0, 2, 1),
+    "images of tokens": lambda s, x: x.transpose(1, 2).reshape(x.size(0), 8, 2, 3).flatten(2).permute(0, 2, 1),
     "pooled as an image": (
-        lambda s, x: F.avg_pool2d(x.transpose(1, 2).reshape(2, 8, 2, 3), 2).flatten(2).transpose(1, 2)
+        lambda s, x: F.avg_pool2d(x.transpose(1, 2).reshape(x.size(0), 8, 2, 3), 2).flatten(2).transpose(1, 2)
     ),
     "tokens side by side": lambda s, x: torch.cat([x, F.relu(x)], 1),
 }

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import eidetic_kernels as ek
 from eidetic_kernels import backends
 from eidetic_kernels.layers.linear import UNIT_MAJOR_FROM
+from eidetic_kernels.wiring.rules import registry
 
 
 def learned(net, how="nested", tasks=3, **options):
@@ -198,8 +199,8 @@ class Resized(nn.Module):
 
     def forward(self, x):
         a = self.slopes(self.a(x))
-        b = F.avg_pool2d(F.pad(self.b(F.pad(self.pool(a), (1, 1, 1, 1))), (1, 1, 1, 1)), 2)
-        b = F.interpolate(b, size=a.shape[2:], mode="bilinear")
+        b = F.avg_pool2d(F.pad(self.b(F.pad(self.pool(a), (1, 1, 1, 1))), (1, 1, 1, 1)), 3, 1)
+        b = F.interpolate(b, scale_factor=2, mode="bilinear")
         both = self.norm(self.c(torch.cat([b, a * a.mean((2, 3), keepdim=True).sigmoid()], 1)))
         return self.head(F.adaptive_avg_pool2d(both.relu(), 1).flatten(1))
 
@@ -277,7 +278,8 @@ class Squash(nn.Module):
 
 
 def test_ones_own_modules_and_functions_are_copied(monkeypatch):
-    monkeypatch.setitem(ek.rules.MODULES, Squash, ek.rules.passes)
+    for rules in (registry.MODULES, registry.REGISTERED):
+        monkeypatch.setitem(rules, Squash, ek.rules.passes)
     net = ek.convert(nn.Sequential(nn.Linear(6, 8), Squash(), nn.Dropout(), nn.Linear(8, 3)), torch.randn(1, 6))
     net.example = (6,)
     net.finish_task()

@@ -111,15 +111,6 @@ def test_it_can_be_trained(name):
     assert not unused
 
 
-def test_an_attention_without_a_plain_version_is_named(monkeypatch):
-    net = learned("encoder", tasks=1)
-    for module in list(net.modules()):
-        if isinstance(module, ek.EideticMultiheadAttention):
-            module.__class__ = type("OfMyOwn", (type(module).__mro__[1],), {"forward": type(module).forward})
-    with pytest.raises(ek.ConversionError, match="OfMyOwn has no plain version yet"):
-        net.extract(0)
-
-
 class Untraced(ek.EideticNetwork):
     """Wired by hand, with a module of ours before its layer that only a traced network is rid of."""
 

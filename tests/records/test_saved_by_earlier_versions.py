@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels.conversion.convert import ConvertedNetwork
+from eidetic_kernels.conversion.network import ConvertedNetwork
 from eidetic_kernels.published.networks import PublishedMLP, PublishedResNet
 from eidetic_training import models
 from eidetic_training.models.convnet import ConvNet

@@ -253,7 +253,7 @@ def _layer_doors():
         ),
         "EideticGroupedConv2d": made(
             ek.EideticGroupedConv2d,
-            {"channels": whole(), "groups": whole(1), **window, **biased},
+            {"channels": whole(), "groups": whole(1), **window, **biased, "out_channels": optional(whole())},
             channels=6,
             groups=3,
             kernel_size=3,
@@ -457,6 +457,7 @@ def _function_doors(folder):
                 "input_shape": optional(sequence_of(whole(1))),
             },
         ),
+        "frozen": Door(lambda: (ek.frozen, {"module": nn.Linear(6, 4)}, None), {"module": kind(nn.Module)}),
         "register_rule": Door(registered, {"target": either(callable, text), "rule": callable}),
         "rules.refuses": Door(lambda: (ek.rules.refuses, {"reason": "why"}, None), {"reason": text}),
         "EideticNetwork.connections": Door(_declared, {"returned": anything}),

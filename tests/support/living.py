@@ -44,7 +44,7 @@ class Living:
 
     def moderate(self):
         """Whether no number of the network magnifies rounding."""
-        tensors = self.net.state_dict().values()
+        tensors = [each for each in self.net.state_dict().values() if each.is_floating_point()]
         return all(not each.numel() or (each.isfinite() & (each.abs() < LARGEST)).all() for each in tensors)
 
     def steps(self, count, seed=0, samples=36, how="", optimizer=None):

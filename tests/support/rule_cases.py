@@ -129,7 +129,7 @@ def _split(s, x, y):
     return torch.cat([torch.relu(a), b], 1)
 
 
-RANDOM = "random in training"
+RANDOM = "in training forward does something else|not known to keep units apart|in evaluation too"
 FOUR = (nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d, nn.ZeroPad2d)
 
 MODULES = {
@@ -149,7 +149,7 @@ MODULES = {
     ),
     layers.EideticMultiheadAttention: Case(
         lambda s, x, y: s.m(x, x, x)[0], TOKENS, {"m": lambda: nn.MultiheadAttention(8, 2, batch_first=True)},
-        makes=ek.EideticMultiheadAttention,
+        makes=ek.EideticLinear,
     ),
     layers.EideticScaledDotProduct: Case(_attention, TOKENS, makes=layers.EideticScaledDotProduct),
     layers.EideticDropout: Case(
@@ -157,7 +157,7 @@ MODULES = {
     ),
     layers.Split: Case(_split, makes=layers.Split),
     layers.Shuffle: Case(
-        lambda s, x, y: s.s(_split(s, x, y)), layers={"s": lambda: nn.ChannelShuffle(2)}, makes=layers.Shuffle
+        lambda s, x, y: s.s(_split(s, x, y)), layers={"s": lambda: nn.ChannelShuffle(2)}, makes=layers.Split
     ),
     nn.Flatten: Case(lambda s, x, y: s.f(x).unsqueeze(3), layers={"f": lambda: nn.Flatten(2)}),
     nn.Dropout1d: _module(form=TOKENS)(nn.Dropout1d),
@@ -201,7 +201,7 @@ FUNCTIONS = {
     **{each: Case(lambda s, x, y, each=each: each(x, p=0.0)) for each in
        (F.dropout, F.dropout2d, F.dropout3d)},
     F.dropout1d: Case(lambda s, x, y: F.dropout1d(x, p=0.0), TOKENS),
-    **{each: _refused(lambda s, x, y, each=each: each(x), RANDOM) for each in
+    **{each: _refused(lambda s, x, y, each=each: each(x, training=True), RANDOM) for each in
        (F.alpha_dropout, F.feature_alpha_dropout, F.rrelu)},
     **{each: Case(lambda s, x, y, each=each: s.r(each([x, y], 1)), layers={"r": lambda: nn.Conv2d(16, 8, 1)})
        for each in (torch.cat, torch.concat, torch.concatenate)},
@@ -224,8 +224,8 @@ METHODS = {
     "amax": Case(lambda s, x, y: x - x.amax(-1, keepdim=True)),
     "amin": Case(lambda s, x, y: x - x.amin((-1, -2), True)),
     "size": Case(lambda s, x, y: x / x.size(2)), "dim": Case(lambda s, x, y: x / x.dim()),
-    "numel": Case(lambda s, x, y: x / x.numel(), refused="the number of units of 'a' is computed with"),
-    "nelement": Case(lambda s, x, y: x / x.nelement(), refused="the number of units of 'a' is computed with"),
+    "numel": Case(lambda s, x, y: x / x.numel(), refused="the number of samples is computed with"),
+    "nelement": Case(lambda s, x, y: x / x.nelement(), refused="the number of samples is computed with"),
     "chunk": Case(lambda s, x, y: _halves(x.chunk(2, 1))), "split": Case(lambda s, x, y: _halves(x.split([3, 5], 1))),
     "tensor_split": Case(lambda s, x, y: _halves(x.tensor_split((3,), 1))),
     "clone": Case(lambda s, x, y: x.clone()), "contiguous": Case(lambda s, x, y: x.transpose(2, 3).contiguous()),

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ...layers import HeadedAttention, SegmentedLayer
+from ...modes import is_frozen
 from ..in_place import IN_PLACE
 from ..values import INPUT, Constant, Count, Heads, Input, Sizes, Units, Unowned, Value
 from .attention import on_heads
@@ -163,6 +164,10 @@ def _refuse_untaken(step: Step, value: Value) -> None:
 
 def _call_module(step: Step) -> Value:
     module = step.module
+    if is_frozen(module):
+        if isinstance(step.first(), Input):
+            return INPUT
+        step.refuse("a frozen module (ek.frozen) must stand before all layers that learn; this one reads their units.")
     rule = module_rule(module)
     ours = isinstance(module, (SegmentedLayer, HeadedAttention))
     if rule is not None and (ours or not _has_parameters(module)):

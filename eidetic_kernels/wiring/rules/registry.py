@@ -16,6 +16,8 @@ from .step import Rule, Step
 MODULES: dict[type[nn.Module] | str, Rule] = {}
 FUNCTIONS: dict[Callable[..., Any] | str, Rule] = {}
 METHODS: dict[str, Rule] = {}
+REGISTERED: dict[type[nn.Module] | str, Rule] = {}  # those of modules that users registered
+OPERATIONS: dict[str, Rule] = {}  # those of operations that users registered, by torch's name
 
 
 def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule) -> None:
@@ -32,6 +34,10 @@ def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule
             unit), ``ek.rules.flattens``, ``ek.rules.concatenates``, ``ek.rules.refuses("why")``; or a function of a
             :class:`Step` that returns the node's value.
 
+    :func:`.convert` looks into every module but those with a rule of their own class: these are kept whole, with
+    ``passes``, ``drops`` or ``refuses``. Of operations it asks for the rule of torch's name ("special_bessel_j0"),
+    with ``passes``, ``ties``, ``flattens`` or ``refuses``.
+
     A rule is a promise: if the operation mixes units after all, tasks mix. A tensor that the rule does not ask for
     (``step.first()``, ``step.of(argument)``) is refused. A module with parameters of its own is refused whatever its
     rule, since every task would train them.
@@ -40,11 +46,17 @@ def register_rule(target: type[nn.Module] | Callable[..., Any] | str, rule: Rule
     """
     function("rule", rule, "a function of a step, such as ek.rules.passes")
     if isinstance(target, type) and issubclass(target, nn.Module):
-        MODULES[target] = rule
+        MODULES[target] = REGISTERED[target] = rule
     elif isinstance(target, str):
         (MODULES if "." in target else METHODS)[target] = rule
+        if "." in target:
+            REGISTERED[target] = rule
+        else:
+            OPERATIONS[target] = rule
     elif callable(target) and not isinstance(target, type):
         FUNCTIONS[target] = rule
+        if (getattr(target, "__module__", None) or "torch").partition(".")[0] in ("torch", "_operator"):
+            OPERATIONS[target.__name__] = rule
     else:
         raise InputError(f"target must be a module class, a function, or a tensor method's name; got {shown(target)}.")
 

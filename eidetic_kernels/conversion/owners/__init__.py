@@ -1,0 +1,1 @@
+"""Follows whose each number is through a captured graph, and sorts units into groups."""
