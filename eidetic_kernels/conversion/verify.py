@@ -39,22 +39,28 @@ def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) ->
     So a module that keeps something from one batch to the next gives itself away. The batch is ``example`` and one
     more sample, of random numbers. The output is that of the layer ``head``, if this is a path.
 
-    Raises InputError when ``original`` cannot take the batch.
+    Raises InputError when ``original`` cannot take ``example``, ConversionError when it cannot take the batch.
     """
     module = copy.deepcopy(original).eval()
     captured: list[Tensor] = []
     if isinstance(head, str) and head in dict(module.named_modules()):
         module.get_submodule(head).register_forward_hook(lambda _, inputs, output: captured.append(output.clone()))
     with torch.inference_mode(False), torch.no_grad(), seeded(0, example.device):
-        batch = torch.cat([example, _another(example)])
         try:
             module(example.clone())
-            returned = module(batch.clone())
         except Exception as error:
             raise InputError(
                 f"{type(original).__name__} cannot take example_input of shape {list(example.shape)} and "
-                f"{example.dtype}, and one sample more ({type(error).__name__}: {first_line(error)}). Give an input "
-                "that its forward takes, in any number of samples."
+                f"{example.dtype} ({type(error).__name__}: {first_line(error)}). Give an input that its forward takes."
+            ) from error
+        batch = torch.cat([example, _another(example)])
+        try:
+            returned = module(batch.clone())
+        except Exception as error:
+            raise ConversionError(
+                f"{type(original).__name__} takes example_input, but not a batch of one sample more, "
+                f"{list(batch.shape)} ({type(error).__name__}: {first_line(error)}). Write x.shape[0] where its forward "
+                "has a batch's size as a number."
             ) from error
     return batch, captured[-1] if captured else _only_tensor(returned)
 

@@ -258,7 +258,7 @@ def test_outputs_are_compared_on_a_batch_of_another_size_too():
         verify(Sized(), answers)
     with pytest.raises(ek.ConversionError, match=r"cannot take a batch of shape \[3, 6\].*two samples"):
         verify(Never(), answers)
-    with pytest.raises(ek.InputError, match="and one sample more .*two samples"):
+    with pytest.raises(ek.ConversionError, match="not a batch of one sample more.*two samples"):
         answers_of(Never(), x, None)
 
 
