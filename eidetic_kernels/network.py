@@ -18,6 +18,7 @@ from .records.signature import Key
 from .tasks import checks, lifecycle, optimizer_state, prediction, pruning, snapshots
 from .tasks.base import BaseNetwork
 from .tasks.capacity import Capacity, capacity_of
+from .tasks.inputs import Inputs
 from .tasks.pruning import PruningPlan
 from .tasks.routing import Prediction
 from .tasks.snapshots import Snapshot
@@ -135,13 +136,13 @@ class EideticNetwork(BaseNetwork):
 
     # ---- answers without a task id
 
-    def predict(self, x: Tensor, rule: str = "learned") -> Prediction:
+    def predict(self, x: Inputs, rule: str = "learned") -> Prediction:
         """Route each sample to a task and answer with that task's head: one pass of the body (paper, section 1).
 
         No task id is needed. Runs in evaluation mode and leaves the mode as it was.
 
         Args:
-            x: the input [N, ...].
+            x: the input [N, ...], or several, as ``net`` takes them.
             rule: how the task is chosen, one of ``eidetic_kernels.tasks.routing.RULES``. "learned" asks the router;
                 "joint" the router and the heads' own certainty; "entropy", "energy" and "max_logit" ask the heads
                 alone and need no router.
@@ -160,11 +161,11 @@ class EideticNetwork(BaseNetwork):
         """
         return self.predictions(x, (rule,))[rule]
 
-    def predictions(self, x: Tensor, rules: Iterable[str]) -> dict[str, Prediction]:
+    def predictions(self, x: Inputs, rules: Iterable[str]) -> dict[str, Prediction]:
         """As :meth:`predict`, by several rules in one pass of the body: a prediction for each rule's name."""
         return prediction.predictions(self, x, rules)
 
-    def routing_features(self, x: Tensor, layers: bool = False, inputs: bool = False) -> tuple[Tensor, Tensor]:
+    def routing_features(self, x: Inputs, layers: bool = False, inputs: bool = False) -> tuple[Tensor, Tensor]:
         """The features [N, units] of all finished tasks, and what a router reads [N, columns].
 
         A router reads the features, then with ``layers`` what every other unit group computes, and with ``inputs`` the

@@ -22,6 +22,7 @@ from .emission.emitter import Emitter
 from .emission.prove import prove
 from .emission.reading import columns_of, order_of, sources_of
 from .emission.run import emit_graph
+from .example import Given, given_to
 from .graphs.capture import SAMPLES, Captured, capture
 from .graphs.compare import in_training
 from .graphs.folding import fold
@@ -42,7 +43,9 @@ from .verify import answers_of, verify
 
 
 @outside_inference()
-def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = None) -> ConvertedNetwork:
+def convert(
+    module: nn.Module, *example_input: Any, head: str | bool | None = None, **example_inputs: Any
+) -> ConvertedNetwork:
     """An EideticNetwork that computes what ``module`` computes; its weights belong to task 0, which is in training.
 
     ``module`` is copied and captured by :func:`torch.export.export`, in evaluation and in training mode; it is not
@@ -61,11 +64,14 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     forward hook runs while forward is captured: what it does to numbers is kept, what it notes elsewhere is not.
 
     Args:
-        module: takes one tensor [N, ...] and returns one tensor, the logits [N, classes]. Outputs that it has in
-            training mode only (auxiliary classifiers) are left out.
-        example_input: a batch that ``module`` accepts, in both modes; one sample will do. Images keep its height and
-            width; sequences may have any length where ``module`` allows it. The network's outputs for it and one
-            more sample, of random numbers, are compared with those of a copy of ``module`` in evaluation mode.
+        module: takes a tensor [N, ...] or several, and returns one tensor, the logits [N, classes]. Outputs that it has
+            in training mode only (auxiliary classifiers) are left out.
+        example_input, example_inputs: a batch that ``module`` accepts, in both modes, as its forward is called, by
+            place or by name; one sample will do. The network takes one tensor as it is, and several in a tuple or by
+            name: ``net({"input_ids": ids, "attention_mask": mask})``. Numbers, texts and None stay what they are.
+            Images keep their height and width; sequences may have any length where ``module`` allows it. The network's
+            outputs for the example and one more sample, of random numbers, are compared with those of a copy of
+            ``module`` in evaluation mode.
         head: the linear layer that becomes task 0's head.
 
             - None: the layer whose output ``module`` returns, or a convolution by kernels of one pixel whose output is
@@ -81,14 +87,15 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
 
     Raises:
         ConversionError: an operation has no rule or would mix units; the message names it and the ways out.
-        InputError: ``module`` or ``example_input`` is of the wrong kind.
+        InputError: ``module`` or an input is of the wrong kind.
     """
-    _check(module, example_input)
+    _check(module)
+    given = given_to(module, example_input, example_inputs)
     plain = _copy(module)
     modes = {path: each.training for path, each in plain.named_modules()}
-    answers = answers_of(module, example_input, head)
+    answers = answers_of(module, given, head)
 
-    captured, trained, fixed = _captures(plain, example_input)
+    captured, trained, fixed = _captures(plain, given)
     found = find_head(plain, captured, head)
     pairs = in_training(captured, found.end, trained, ends_of(plain, trained, head))
     refuse_ties(captured, found.end, found.layer)
@@ -110,7 +117,7 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     if order is not None and head is False:
         raise at_node(found.features).refused("features are returned in another order than that of the units.")
     network = _network(module, emitter, _wiring(emitter, reads, found.features), modes)
-    network.takes_integers = not example_input.is_floating_point()
+    network.inputs = {name: tensor.is_floating_point() for name, tensor in given.named.items()}
     if found.classifier is None and head is not False:
         network.spare_features()
     if head is not False:
@@ -122,12 +129,9 @@ def convert(module: nn.Module, example_input: Tensor, head: str | bool | None = 
     return network
 
 
-def _check(module: nn.Module, example: Tensor) -> None:
+def _check(module: nn.Module) -> None:
     if not isinstance(module, nn.Module) or isinstance(module, EideticNetwork):
         raise InputError(f"convert takes a plain torch.nn.Module; got {shown(module)}.")
-    if not isinstance(example, Tensor) or example.dim() < 2:
-        given = shown(example)
-        raise InputError(f"example_input must be a batch that the module accepts, a tensor [N, ...]; got {given}.")
     refuse_lazy(module)
     refuse_gradient_hooks(module)
     refuse_forward_hooks(module, _kept_whole)
@@ -145,15 +149,15 @@ def _copy(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def _captures(plain: nn.Module, example: Tensor) -> tuple[Captured, Captured, dict[fx.Node, Any]]:
+def _captures(plain: nn.Module, given: Given) -> tuple[Captured, Captured, dict[fx.Node, Any]]:
     """``plain`` in evaluation and in training mode, and the values of what in evaluation is made of fixed tensors."""
     asleep = {each for _, each in frozen_inside(plain)}
     with marked(plain, lambda each: each not in asleep and _kept_whole(each)), _steady(plain):
         plain.train()
         for _, each in frozen_inside(plain):
             each.eval()
-        trained = _captured_in(plain, example)
-        captured = _captured_in(plain.eval(), example)
+        trained = _captured_in(plain, given)
+        captured = _captured_in(plain.eval(), given)
     for each in (captured, trained):
         rewrite_products(each, plain)
         cut_parameters(each, plain)
@@ -168,11 +172,11 @@ def _captures(plain: nn.Module, example: Tensor) -> tuple[Captured, Captured, di
     return _refreshed(captured), _refreshed(trained), fixed
 
 
-def _captured_in(plain: nn.Module, example: Tensor) -> Captured:
+def _captured_in(plain: nn.Module, given: Given) -> Captured:
     """The captured forward of ``plain`` in its mode. Raises ConversionError where it changes the module itself."""
     try:
         with watched(plain) as changed:
-            captured = capture(plain, (example,), {})
+            captured = capture(plain, given)
     except ConversionError:
         raise
     except Exception as error:

@@ -31,8 +31,8 @@ class ConvertedNetwork(EideticNetwork):
         for node in body.graph.nodes:
             node.meta.clear()
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        return self.body(*args, **kwargs)
 
     def traced(self) -> tuple[fx.Graph, nn.Module]:
         return self.body.graph, self.body

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 from ..checking import first_line
 from ..errors import ConversionError, InputError
 from ..modes import evaluating, seeded
+from .example import Given
 
-Answers = tuple[Tensor, Any]
+Answers = tuple[Given, Any]
 
 # How far the network's outputs may be from the original's, relative to the largest output. On a CPU they had the same
 # bits wherever this was tried. On a GPU the library may choose another algorithm for memory that lies elsewhere. The
@@ -33,34 +34,34 @@ _WAYS_OUT = (
 )
 
 
-def answers_of(original: nn.Module, example: Tensor, head: str | bool | None) -> Answers:
-    """(batch, output) of a copy of ``original`` in evaluation mode, which was run with ``example`` before.
+def answers_of(original: nn.Module, given: Given, head: str | bool | None) -> Answers:
+    """(batch, output) of a copy of ``original`` in evaluation mode, which was run with ``given`` before.
 
-    So a module that keeps something from one batch to the next gives itself away. The batch is ``example`` and one
-    more sample, of random numbers. The output is that of the layer ``head``, if this is a path.
+    So a module that keeps something from one batch to the next gives itself away. The batch is ``given`` and one more
+    sample, of random numbers. The output is that of the layer ``head``, if this is a path.
 
-    Raises InputError when ``original`` cannot take ``example``, ConversionError when it cannot take the batch.
+    Raises InputError when ``original`` cannot take ``given``, ConversionError when it cannot take the batch.
     """
     module = copy.deepcopy(original).eval()
     captured: list[Tensor] = []
     if isinstance(head, str) and head in dict(module.named_modules()):
         module.get_submodule(head).register_forward_hook(lambda _, inputs, output: captured.append(output.clone()))
-    with torch.inference_mode(False), torch.no_grad(), seeded(0, example.device):
+    with torch.inference_mode(False), torch.no_grad(), seeded(0, given.device):
         try:
-            module(example.clone())
+            given.call(module)
         except Exception as error:
             raise InputError(
-                f"{type(original).__name__} cannot take example_input of shape {list(example.shape)} and "
-                f"{example.dtype} ({type(error).__name__}: {first_line(error)}). Give an input that its forward takes."
+                f"{type(original).__name__} cannot take example_input of {given} ({type(error).__name__}: "
+                f"{first_line(error)}). Give an input that its forward takes."
             ) from error
-        batch = torch.cat([example, _another(example)])
+        batch = given.changed(lambda tensor: torch.cat([tensor, _another(tensor)]))
         try:
-            returned = module(batch.clone())
+            returned = batch.call(module)
         except Exception as error:
             raise ConversionError(
-                f"{type(original).__name__} takes example_input, but not a batch of one sample more, "
-                f"{list(batch.shape)} ({type(error).__name__}: {first_line(error)}). Write x.shape[0] where its forward "
-                "has a batch's size as a number."
+                f"{type(original).__name__} takes example_input, but not a batch of one sample more, of {batch} "
+                f"({type(error).__name__}: {first_line(error)}). Write x.shape[0] where its forward has a batch's size "
+                "as a number."
             ) from error
     return batch, captured[-1] if captured else _only_tensor(returned)
 
@@ -82,11 +83,11 @@ def verify(network: nn.Module, answers: Answers, mixing: bool = False) -> None:
     ``mixing``: whether samples may be mixed where no graph shows it, so that one is asked alone, too.
     """
     batch, expected = answers
-    what = f"a batch of shape {list(batch.shape)}"
+    what = f"a batch of {batch}"
     with torch.inference_mode(False), torch.no_grad(), evaluating(network):
         try:
             with seeded(1, batch.device):  # other random numbers than the original had: none may matter
-                given = network(batch.clone())
+                given = network(batch.tensors)
         except Exception as error:
             raise ConversionError(
                 f"the converted network cannot take {what}, which the module takes: {error}\nIs a size of "
@@ -113,13 +114,14 @@ def verify(network: nn.Module, answers: Answers, mixing: bool = False) -> None:
         )
 
 
-def _check_alone(network: nn.Module, batch: Tensor, answers: Tensor) -> None:
+def _check_alone(network: nn.Module, batch: Given, answers: Tensor) -> None:
     """Raise ConversionError where the answer for a sample depends on the others in its batch (P8)."""
+    last = batch.changed(lambda tensor: tensor[-1:])
     with torch.inference_mode(False), torch.no_grad(), evaluating(network):
-        alone = network(batch[-1:].clone())
+        alone = network(last.tensors)
     if not _close(alone, answers[-1:], TOLERANCE_ALONE.get(alone.dtype, TOLERANCE_OF_HALF)):
         raise ConversionError(
-            f"the answer for a sample of a batch of shape {list(batch.shape)} is another when it is asked alone: "
+            f"the answer for a sample of a batch of {batch} is another when it is asked alone: "
             "forward mixes samples (a mean, softmax or roll over dimension 0), so what a finished task answers would "
             f"depend on the test batch. Normalise the data instead. {_WAYS_OUT}"
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -32,6 +33,7 @@ from ..layers.fixed import FixedTensor
 from ..layers.no_channels import NO_CHANNEL_REFUSALS
 from ..modes import evaluating, outside_inference
 from ..tasks.base import BaseNetwork, head_of
+from ..tasks.inputs import Inputs, each_of, tensors_of
 from ..wiring import rules
 from .layers import NO_PLAIN_VERSION, plain_layer
 from .memory import Reading, emit_copy, ends_moves, moves, reading
@@ -72,25 +74,34 @@ def extract(network: BaseNetwork, task: int) -> nn.Module:
     return plain
 
 
-def _samples(network: BaseNetwork, task: int) -> Tensor | None:
+def _samples(network: BaseNetwork, task: int) -> Inputs | None:
     """Inputs [N, ...] of ``task``, made up if need be; None where their shape is not known."""
     like, samples = head_of(network, task).get_buffer("frozen_weight"), network.probes.of(task)
-    dtype = torch.long if network.takes_integers else like.dtype
     if samples is not None:
-        return samples.to(dtype)
-    return None if network.input_shape is None else like.new_zeros(2, *network.input_shape, dtype=dtype)
+        return each_of(samples, lambda tensor: tensor.to(like.dtype) if tensor.is_floating_point() else tensor)
+    if network.input_shape is None or len(network.inputs) > 1:
+        return None
+    dtype = like.dtype if all(network.inputs.values()) else torch.long
+    return like.new_zeros(2, *network.input_shape, dtype=dtype)
 
 
-def _let_run(plain: fx.GraphModule, samples: Tensor) -> None:
+def _let_run(plain: fx.GraphModule, samples: Inputs) -> None:
     """Let ``plain`` run where the task has units of some layers only. Raises ConversionError where it cannot."""
     try:
-        lend_channels(plain, samples)
+        lend_channels(plain, _in_order(plain, samples))
     except NO_CHANNEL_REFUSALS as error:
         raise ConversionError(
             "the task took no unit of some layer, and forward calls a function that refuses images without channels "
             f"({first_line(error)}). Recall goes on answering (net(x, task=k)). Where torch.fx can trace forward, such "
             "a task can be extracted."
         ) from error
+
+
+def _in_order(plain: fx.GraphModule, samples: Inputs) -> tuple[Tensor, ...]:
+    """The tensors of ``samples`` in the order of the placeholders of ``plain``."""
+    if isinstance(samples, Mapping):
+        return tuple(samples[str(node.target)] for node in plain.graph.nodes if node.op == "placeholder")
+    return tensors_of(samples)
 
 
 class _PlainGraph:

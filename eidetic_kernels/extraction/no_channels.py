@@ -20,10 +20,10 @@ from .graph import emit_read, emit_slice
 
 
 @torch.no_grad()
-def lend_channels(plain: fx.GraphModule, x: Tensor) -> None:
-    """Rewrite ``plain`` where a node refuses an image without channels, which it makes of ``x`` [N, ...]."""
+def lend_channels(plain: fx.GraphModule, inputs: tuple[Tensor, ...]) -> None:
+    """Rewrite ``plain`` where a node refuses an image without channels, which it makes of ``inputs`` [N, ...]."""
     run = _Lending(plain)
-    run.run(x)
+    run.run(*inputs)
     for refusal in run.refusals:
         _lend(plain.graph, refusal)
     for refusal in run.refusals:

@@ -150,8 +150,8 @@ def _records_of(
 
 def _with_probe(network: BaseNetwork, entry: TaskRecord) -> TaskRecord:
     """``entry`` with the fingerprint of its probe inputs, which earlier versions did not record."""
-    samples = network.probes.of(entry.task)
-    return entry if entry.probe is not None or samples is None else replace(entry, probe=digest(samples))
+    samples = network.probes.tensors_of(entry.task)
+    return entry if entry.probe is not None or not samples else replace(entry, probe=digest(*samples))
 
 
 def _note_compiled(network: BaseNetwork, notes: list[str]) -> None:
@@ -193,9 +193,9 @@ def _logit_problems(network: BaseNetwork, entry: TaskRecord, here: Environment, 
             f"- task {entry.task}: the network had seen no input when it was finished; no logits were recorded."
         )
         return
-    samples = network.probes.of(entry.task)
+    samples = network.probes.tensors_of(entry.task)
     same_dtype = entry.environment.get("dtype") == here["dtype"]
-    if samples is not None and same_dtype and entry.probe is not None and entry.probe != digest(samples):
+    if samples and same_dtype and entry.probe is not None and entry.probe != digest(*samples):
         yield f"- task {entry.task}: its probe inputs are not the ones that were recorded, so its logits say nothing."
         return
     try:

@@ -160,9 +160,8 @@ def _build(network: BaseNetwork, header: dict[str, Any], tensors: dict[str, torc
         of_router = {name.removeprefix("router."): t for name, t in tensors.items() if name.startswith("router.")}
         network.router = Router.from_header(header, of_router)
         network.router_fingerprint = header.get("router_fingerprint")
-    for name, tensor in tensors.items():
-        if name.startswith("probes."):
-            network.probes.put(int(name.removeprefix("probes.")), torch.empty_like(tensor))
+    probes = {name.removeprefix("probes."): t for name, t in tensors.items() if name.startswith("probes.")}
+    network.probes.hold({name: torch.empty_like(tensor) for name, tensor in probes.items()})
     network.records = [recording.from_json(entry) for entry in header["records"]]
 
 

@@ -17,13 +17,14 @@ from ..layers import SegmentedLayer
 from ..modes import evaluating, uncompiled
 from ..tasks.base import OWN_MODULES, BaseNetwork, head_of
 from ..tasks.foreign import shared_tensors
+from ..tasks.inputs import each_of
 from ..tasks.record import Environment, TaskRecord, digest
 from .environment import environment
 
 
 def record(network: BaseNetwork, task: int) -> TaskRecord:
     """The record of ``task``, which was just finished."""
-    logits, samples = probe_logits(network, task), network.probes.of(task)
+    logits, samples = probe_logits(network, task), network.probes.tensors_of(task)
     return TaskRecord(
         task,
         {group.name: group.segments.size(task) for group in network.groups},
@@ -32,7 +33,7 @@ def record(network: BaseNetwork, task: int) -> TaskRecord:
         environment_of(network),
         shared_fingerprints(network),
         None if logits is None else encoded(logits),
-        None if samples is None else digest(samples),
+        digest(*samples) if samples else None,
     )
 
 
@@ -97,10 +98,14 @@ def probe_logits(network: BaseNetwork, task: int) -> Tensor | None:
         return None
     head = head_of(network, task)
     # net.to(memory_format=...) changes the samples' strides. With one channel, contiguous() would not undo that.
-    samples = samples.clone(memory_format=torch.contiguous_format)
-    if samples.is_floating_point():
-        samples = samples.to(head.frozen_weight.dtype)
-    with evaluating(network), uncompiled(network), torch.autocast(samples.device.type, enabled=False):
+    dtype = head.frozen_weight.dtype
+
+    def plain(tensor: Tensor) -> Tensor:
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+    samples = each_of(samples, plain)
+    with evaluating(network), uncompiled(network), torch.autocast(head.frozen_weight.device.type, enabled=False):
         return network(samples, task=task)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, cast
 
@@ -24,6 +24,7 @@ from ..wiring.declared import SAMPLES, check_declared
 from ..wiring.groups import Group, Wiring
 from .checks import an_optimizer
 from .foreign import Foreign, freeze_foreign
+from .inputs import Inputs, arguments_of, each_of, tensors_of
 from .joining import check_joining, join_layers
 from .probes import Probes
 from .record import TaskRecord
@@ -46,7 +47,9 @@ class BaseNetwork(nn.Module):
         probes: samples of each task, by which certificates compare its answers.
         records: one for each finished task, see :meth:`~eidetic_kernels.EideticNetwork.certify`.
         current_task: the task in training; None between tasks.
-        input_shape: the shape of one sample that the network was given last; None before the first.
+        inputs: of a converted network, whether each input is floating point, by name; empty: one tensor, which is.
+        input_shape: the shape of one sample that the network was given last; None before the first. With several inputs
+            that of the first one.
     """
 
     # Why a saved network of this class cannot be built from its arguments, and what to do; None: it can.
@@ -72,7 +75,8 @@ class BaseNetwork(nn.Module):
         self._scope = Scope()
         self._one_thread = OneThread()
         self._wiring: Wiring | None = None
-        self.takes_integers = False  # whether the input is whole numbers: indices of an embedding
+        self.inputs: dict[str, bool] = {}
+        self._shapes: tuple[torch.Size, ...] | None = None  # of what went through last
         self._foreign = Foreign()
         self._declared_unchecked = False
 
@@ -184,14 +188,15 @@ class BaseNetwork(nn.Module):
     # torch.compile compiles forward. Checks and the choice of what runs stay in Python. The decorator is
     # torch.compiler.disable, but it imports the compiler (900 modules, as long as torch itself) at the first call only.
     @_disable_dynamo(recursive=False)
-    def __call__(self, x: Tensor, task: int | None = None) -> Tensor:
+    def __call__(self, x: Inputs, task: int | None = None) -> Tensor:
         """Logits [N, classes] of the task in training or, in evaluation mode, of any task.
 
         Recalling finished task k runs only the units that k may read, with the same shapes for ever. The same batch
         therefore gives the same bits on the same device, whatever was learned since (P1).
 
         Args:
-            x: the input [N, ...], floating point.
+            x: the input [N, ...]; floating point, if it is no converted network's that takes whole numbers. Where
+                forward takes several, a tuple of them, or a mapping from its parameters' names.
             task: whose head answers; None is the task in training.
 
         Raises:
@@ -205,12 +210,12 @@ class BaseNetwork(nn.Module):
             if self.training:
                 self._one_thread.begin_training()
             features = self.compute_features(x, scope)
-            with self._scope.running(scope, features.requires_grad and x.requires_grad):
+            with self._scope.running(scope, features.requires_grad and _requires_grad(x)):
                 head = self.heads[task]
                 return head(features) if self._may_be_compiled(scope) else _as_python(head, features)
 
     @_disable_dynamo(recursive=False)
-    def compute_features(self, x: Tensor, task: int | None = None, compiled: bool = True) -> Tensor:
+    def compute_features(self, x: Inputs, task: int | None = None, compiled: bool = True) -> Tensor:
         """What ``forward`` returns, from all units present (``task`` None) or from the prefix of finished ``task``.
 
         ``compiled=False``: as Python, also where the network was compiled (``net.compile()``). A finished task always
@@ -220,12 +225,12 @@ class BaseNetwork(nn.Module):
         Returns features [N, columns]. Raises TaskError for a task that is not finished, InputError for an input that
         the network cannot take.
         """
-        self._check_input(x)
+        tensors = self._check_input(x)
         wiring = self.wiring
         live_only = self._scope.live_only and type(task) is int and task == LIVE
         if task is not None and not live_only and (type(task) is not int or not 0 <= task < self.finished_tasks):
             raise TaskError(f"task {shown(task)} is not one of the {self.finished_tasks} finished tasks.")
-        if live_only and x.requires_grad:
+        if live_only and _requires_grad(x):
             raise InputError(
                 "the input requires grad, but cached frozen features have none. Turn the cache off or detach the input."
             )
@@ -233,9 +238,11 @@ class BaseNetwork(nn.Module):
         if self._declared_unchecked and task is None:
             self._check_declared(x)
         self._derive(task)
-        with self._scope.running(task, x.requires_grad), self._refusals_explained(x):
+        with self._scope.running(task, _requires_grad(x)), self._refusals_explained(tensors):
             compiled = compiled and self._may_be_compiled(task)
-            features = cast(Tensor, super().__call__(x)) if compiled else _as_python(self, x)  # pyright: ignore[reportUnknownMemberType]
+            args, kwargs = arguments_of(x)
+            run = super().__call__ if compiled else functools.partial(_as_python, self)  # pyright: ignore[reportUnknownMemberType]
+            features = cast(Tensor, run(*args, **kwargs))
         columns = sum(source.columns(task) for source in wiring.features)
         if not isinstance(features, Tensor) or features.dim() != 2 or features.shape[1] != columns:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InputError(
@@ -243,7 +250,7 @@ class BaseNetwork(nn.Module):
                 "Does the input have the size the network was built for?"
             )
 
-        self.input_shape = tuple(x.shape[1:])
+        self.input_shape, self._shapes = tuple(tensors[0].shape[1:]), _sample_shapes(tensors)
         if self.current_task is not None and task in (None, LIVE):
             self.probes.note(self.current_task, x, self.training)
         return features
@@ -255,12 +262,13 @@ class BaseNetwork(nn.Module):
         empty = (group for group in self.groups if not group.segments.present(task))
         return not any(isinstance(layer, CONVOLUTIONS) for group in empty for layer in group.producers.values())
 
-    def _check_declared(self, x: Tensor) -> None:
+    def _check_declared(self, x: Inputs) -> None:
         """Hold the wiring that ``connections()`` declares against what forward does with a few samples, once."""
         self._declared_unchecked = False
         try:
             with outside_inference(), evaluating(self), torch.enable_grad():
-                layers, samples = dict(self.segmented_layers()), x[:SAMPLES].detach().clone()
+                layers = dict(self.segmented_layers())
+                samples = each_of(x, lambda tensor: tensor[:SAMPLES].detach().clone())
                 check_declared(layers, self.wiring, lambda: self.compute_features(samples, compiled=False))
         except BaseException:
             self._declared_unchecked = True
@@ -364,17 +372,25 @@ class BaseNetwork(nn.Module):
             raise TaskError(f"task {task} is finished; recalling it needs evaluation mode: call net.eval() first.")
         return task, task
 
-    def _check_input(self, x: Tensor) -> None:
-        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InputError(f"the input must be a tensor [N, ...]; got {shown(x)}.")
-        if x.dim() == 0 or not len(x):
-            raise InputError(f"the input must hold at least one sample, [N, ...]; got shape {list(x.shape)}.")
-        if x.is_floating_point() == self.takes_integers:
-            if self.takes_integers:
-                raise InputError(f"the network takes whole numbers (indices of an embedding); got {x.dtype}.")
+    def _check_input(self, x: Inputs) -> tuple[Tensor, ...]:
+        """The tensors of ``x``. Raises InputError for what is none, and for other inputs than the network takes."""
+        tensors = tensors_of(x)
+        takes = self.inputs or dict.fromkeys(x if isinstance(x, Mapping) else map(str, range(len(tensors))), True)
+        if (set(x) != set(takes)) if isinstance(x, Mapping) else (len(tensors) != len(takes)):
+            given = ", ".join(map(repr, x)) if isinstance(x, Mapping) else f"{len(tensors)} without names"
             raise InputError(
-                f"the input must be floating point, got {x.dtype}: convert it, x.float() (and / 255 for pixels)."
+                f"the network takes {', '.join(map(repr, takes))}; got {given}. Give net a tuple of all of them, or a "
+                "mapping from these names."
             )
+        for name, tensor in zip(x if isinstance(x, Mapping) else takes, tensors, strict=True):
+            what = f"the input {name!r}" if len(takes) > 1 else "the input"
+            if tensor.is_floating_point() and not takes[name]:
+                raise InputError(f"{what} must be whole numbers (indices of an embedding, a mask); got {tensor.dtype}.")
+            if takes[name] and not tensor.is_floating_point():
+                raise InputError(
+                    f"{what} must be floating point, got {tensor.dtype}: convert it, x.float() (and / 255 for pixels)."
+                )
+        return tensors
 
     @_disable_dynamo
     def _derive(self, task: int | None) -> None:
@@ -384,13 +400,13 @@ class BaseNetwork(nn.Module):
                 layer.derived(task)
 
     @contextmanager
-    def _refusals_explained(self, x: Tensor) -> Generator[None, None, None]:
+    def _refusals_explained(self, tensors: tuple[Tensor, ...]) -> Generator[None, None, None]:
         """If the pass refuses the input: put running statistics back, and say in words of the input what torch says.
 
         The layers before the one that refuses it have already moved theirs. Only an input unlike the last one that went
         through can be refused, so only then is a copy taken.
         """
-        known = self.input_shape == tuple(x.shape[1:]) and len(x) > 1
+        known = self._shapes == _sample_shapes(tensors) and len(tensors[0]) > 1
         norms = [] if known or not self.training else [norm for group in self.groups for norm in group.norms.values()]
         copies = [(buffer, buffer.clone()) for norm in norms for _, buffer in norm.named_buffers(recurse=False)]
         try:
@@ -398,18 +414,20 @@ class BaseNetwork(nn.Module):
         except Exception as error:
             for buffer, copy in copies:
                 buffer.copy_(copy)
-            if type(error) in REFUSALS and not self._takes(x):
+            if type(error) in REFUSALS and not self._takes(tensors):
+                given = ", ".join(f"{shown(tensor)} on {tensor.device}" for tensor in tensors)
                 raise InputError(
-                    f"forward cannot compute on {shown(x)} on {x.device} ({type(error).__name__}: "
-                    f"{first_line(error)}). {self._taken()}"
+                    f"forward cannot compute on {given} ({type(error).__name__}: {first_line(error)}). {self._taken()}"
                 ) from error
             raise
 
-    def _takes(self, x: Tensor) -> bool:
-        """Whether ``x`` is like inputs that went through, in all but its numbers."""
+    def _takes(self, tensors: tuple[Tensor, ...]) -> bool:
+        """Whether an input's ``tensors`` are like those that went through, in all but their numbers."""
         like = next(layer for _, layer in self.segmented_layers() if isinstance(layer, StaircaseLayer)).weight
-        alike = (x.device, x.layout) == (like.device, torch.strided) and (self.takes_integers or x.dtype == like.dtype)
-        return alike and self.input_shape == tuple(x.shape[1:])
+        placed = all((x.device, x.layout) == (like.device, torch.strided) for x in tensors)
+        typed = all(x.dtype == like.dtype for x in tensors if x.is_floating_point())
+        known = self._shapes or (None if self.input_shape is None else (torch.Size(self.input_shape),))
+        return placed and typed and known == _sample_shapes(tensors)
 
     def _taken(self) -> str:
         """What is known of the inputs that the network takes, as a sentence."""
@@ -419,9 +437,17 @@ class BaseNetwork(nn.Module):
 
 
 @_disable_dynamo
-def _as_python(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``, not compiled, also where it was compiled or is called inside of what was."""
-    return cast(Tensor, module._call_impl(x))  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+def _as_python(module: nn.Module, *args: Tensor, **kwargs: Tensor) -> Tensor:
+    """``module(*args, **kwargs)``, not compiled, also where it was compiled or is called inside of what was."""
+    return cast(Tensor, module._call_impl(*args, **kwargs))  # pyright: ignore[reportPrivateUsage, reportUnknownMemberType]
+
+
+def _requires_grad(x: Inputs) -> bool:
+    return any(tensor.requires_grad for tensor in tensors_of(x))
+
+
+def _sample_shapes(tensors: tuple[Tensor, ...]) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape[1:] for tensor in tensors)
 
 
 def device_of(network: BaseNetwork) -> torch.device:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from ..checking import explained, flag, instance, known_names, require, share, s
 from ..errors import CapacityError, InputError, TaskError
 from ..layers import SegmentedLayer
 from ..wiring.groups import Group
+from .inputs import Inputs, parts_of
 
 # What can be iterated over, and never gives batches.
 _NO_BATCHES: tuple[type, ...] = (str, bytes, Mapping, Tensor, np.ndarray, np.generic)
@@ -96,23 +97,41 @@ def gradients(call: str) -> None:
 
 def pairs(name: str, loader: object) -> Iterable[tuple[Tensor, Tensor]]:
     """The batches of ``loader``, one pass of it, as they come. Raises InputError for what is no pair of tensors."""
+    return cast("Iterable[tuple[Tensor, Tensor]]", _pairs(name, _walkable(name, loader), _is_tensor))
+
+
+def pairs_of_inputs(name: str, loader: object) -> Iterable[tuple[Inputs, Tensor]]:
+    """As :func:`pairs`, where x may be several tensors."""
+    return cast("Iterable[tuple[Inputs, Tensor]]", _pairs(name, _walkable(name, loader), _is_input))
+
+
+def _walkable(name: str, loader: object) -> Iterable[object]:
     walked = hasattr(type(loader), "__iter__") or hasattr(type(loader), "__getitem__")
     fits = walked and not isinstance(loader, _NO_BATCHES)
     require(fits, f"{name} must be an iterable of (x, y) batches, such as a DataLoader", loader)
-    return _pairs(name, cast("Iterable[object]", loader))
+    return cast("Iterable[object]", loader)
 
 
-def _pairs(name: str, loader: Iterable[object]) -> Iterator[tuple[Tensor, Tensor]]:
+def _is_tensor(x: object) -> bool:
+    return isinstance(x, Tensor)
+
+
+def _is_input(x: object) -> bool:
+    """A tensor, or what :data:`.Inputs` has of several."""
+    parts = parts_of(x)
+    return bool(parts) and all(isinstance(each, Tensor) for each in parts)
+
+
+def _pairs(name: str, loader: Iterable[object], is_x: Callable[[object], bool]) -> Iterator[tuple[Any, Tensor]]:
     for batch in loader:
         given = tuple(cast("Sequence[object]", batch)) if isinstance(batch, (tuple, list)) else (batch,)
-        if len(given) != 2 or not all(isinstance(each, Tensor) for each in given):
+        if len(given) != 2 or not is_x(given[0]) or not isinstance(given[1], Tensor):
             found = ", ".join(map(shown, given))
             raise InputError(
                 f"{name} must give pairs (x, y) of tensors; it gave {found}. Numbers and arrays become tensors by "
                 "torch.as_tensor."
             )
-        x, y = cast("Sequence[Tensor]", given)
-        yield x, y
+        yield given[0], given[1]
 
 
 def mean_loss(loss: Callable[[Tensor, Tensor], Tensor], logits: Tensor, y: Tensor) -> Tensor:

@@ -20,11 +20,12 @@ from ..modes import evaluating, outside_inference
 from ..wiring.groups import Group
 from .base import BaseNetwork
 from .checks import mean_loss
+from .inputs import Inputs, each_of, samples_of
 
 IMPORTANCES = ("l1", "l2", "taylor", "random", "hybrid")
 NORMS = {1: "l1", 2: "l2", "1": "l1", "2": "l2"}  # norms may be given by number
 
-Batches = Iterable[tuple[Tensor, Tensor]]
+Batches = Iterable[tuple[Inputs, Tensor]]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -123,8 +124,8 @@ def taylor_scores(network: nn.Module, groups: Sequence[Group], data: Batches, lo
     try:
         with evaluating(network), torch.enable_grad():
             for x, y in data:
-                batch = len(x)
-                value = mean_loss(loss, network(x.to(device)), y.to(device))
+                batch = samples_of(x)
+                value = mean_loss(loss, network(each_of(x, lambda tensor: tensor.to(device))), y.to(device))
                 torch.autograd.grad(value, parameters, allow_unused=True)
                 samples += batch
     finally:

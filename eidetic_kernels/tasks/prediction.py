@@ -14,17 +14,18 @@ from ..modes import evaluating
 from ..ops.staircase import read
 from . import routing
 from .base import BaseNetwork
+from .inputs import Inputs, samples_of, tensors_of
 from .routing import RULES, Prediction, Router
 
 
 @torch.no_grad()
-def predictions(network: BaseNetwork, x: Tensor, rules: Iterable[str]) -> dict[str, Prediction]:
+def predictions(network: BaseNetwork, x: Inputs, rules: Iterable[str]) -> dict[str, Prediction]:
     """See :meth:`EideticNetwork.predictions`."""
     with network.recalling():
         return _predictions(network, x, _known_rules(rules))
 
 
-def _predictions(network: BaseNetwork, x: Tensor, rules: tuple[str, ...]) -> dict[str, Prediction]:
+def _predictions(network: BaseNetwork, x: Inputs, rules: tuple[str, ...]) -> dict[str, Prediction]:
     tasks = network.finished_tasks
     if tasks == 0:
         raise RouterError("no task is finished, so there is nothing to route to: train a task first.")
@@ -39,17 +40,18 @@ def _predictions(network: BaseNetwork, x: Tensor, rules: tuple[str, ...]) -> dic
                 spans = prefix(network.wiring.features, task, tasks - 1)
                 logits.append(network.heads[task](read(features, spans)))
         # With one finished task there is nothing to choose, whatever the rule.
-        learned = features.new_zeros(len(features), tasks) if router is None else router(read_by_router, x)
+        image = x if isinstance(x, Tensor) else None
+        learned = features.new_zeros(len(features), tasks) if router is None else router(read_by_router, image)
         return {rule: routing.route(routing.task_scores(rule, logits, learned), logits) for rule in rules}
 
 
 def routing_features(
-    network: BaseNetwork, x: Tensor, layers: bool = False, inputs: bool = False
+    network: BaseNetwork, x: Inputs, layers: bool = False, inputs: bool = False
 ) -> tuple[Tensor, Tensor]:
     """See :meth:`EideticNetwork.routing_features`."""
     features, captured = _features_and_layers(network, x, flag("layers", layers))
     if flag("inputs", inputs):
-        captured.append(x.flatten(1).to(features.dtype))
+        captured += [tensor.flatten(1).to(features.dtype) for tensor in tensors_of(x)]
     return features, torch.cat([features, *captured], 1) if captured else features
 
 
@@ -74,7 +76,7 @@ def _router(network: BaseNetwork, rules: tuple[str, ...]) -> Router | None:
     return router
 
 
-def _features_and_layers(network: BaseNetwork, x: Tensor, layers: bool) -> tuple[Tensor, list[Tensor]]:
+def _features_and_layers(network: BaseNetwork, x: Inputs, layers: bool) -> tuple[Tensor, list[Tensor]]:
     """The features [N, units] of all finished tasks and, with ``layers``, what every other group computes."""
     last = network.finished_tasks - 1
     if not layers:
@@ -84,7 +86,7 @@ def _features_and_layers(network: BaseNetwork, x: Tensor, layers: bool) -> tuple
     others = [group for group in network.groups if group.segments not in in_features]
     with routing.capturing(others) as captured:
         features = network.compute_features(x, last, compiled=False)  # compiled code calls no hooks
-    if any(len(each) != len(x) for each in captured):
+    if any(len(each) != samples_of(x) for each in captured):
         raise RouterError(
             "a router cannot read every layer of this network: some compute on parts of a sample (windows). Train it "
             "on the features alone, train_router(layers=False)."

@@ -19,7 +19,7 @@ from ..errors import InputError, TaskError
 from ..layout import Segments
 from ..wiring.groups import Group
 from .base import BaseNetwork
-from .checks import count_or_share, pairs
+from .checks import count_or_share, pairs_of_inputs
 from .importance import Batches, Loss, grain_scores, scores_of
 from .optimizer_state import adopt, check_current
 
@@ -102,7 +102,7 @@ def plan(
     one_of("across_layers", across_layers, (None, True, False))
     function("loss", loss, "a function of logits and labels")
     if data is not None:
-        data = pairs("data", data)
+        data = pairs_of_inputs("data", data)
     if generator is not None:
         instance("generator", generator, torch.Generator, "a torch.Generator")
 

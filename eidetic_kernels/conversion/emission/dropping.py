@@ -83,7 +83,7 @@ def _dropping(emitter: Emitter, node: fx.Node, path: str, layer: Any, given: fx.
     if dim or not bool((x.samples.flatten() == torch.arange(SAMPLES).repeat_interleave(len(columns))).all()):
         raise at_node(node).refused("dropout of samples and units that lie in one dimension.")
     whole = emitter.argument(given)
-    batch = emitter.size(emitter.analysis.captured.inputs[0], 0)
+    batch = emitter.size(next(iter(emitter.analysis.captured.inputs.values())), 0)
     rest = [emitter.free(emitter.size(given, d)) for d in range(1, rank)]
     apart = emitter.free(emitter.graph.call_function(torch.ops.aten.reshape.default, (whole, [batch, -1, *rest])))
     dropped = emitter.free(emitter.graph.call_module(path, (apart,)))

@@ -23,6 +23,8 @@ def concrete_of(value: Any) -> Any:
         return concrete(value.meta["val"])
     if isinstance(value, (list, tuple)):
         return [concrete_of(each) for each in value]
+    if isinstance(value, dict):
+        return {name: concrete_of(each) for name, each in value.items()}
     return value
 
 

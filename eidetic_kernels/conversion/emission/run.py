@@ -18,6 +18,7 @@ from ..owners.maps import Owners
 from .dropping import attention, drop_after, dropout, mark
 from .emitter import Emitter
 from .layers import layer_call
+from .masks import BROADCASTING, broadcast_arguments
 from .resizing import RESIZING
 from .shuffles import follow_shuffle, note_layout
 
@@ -25,14 +26,13 @@ from .shuffles import follow_shuffle, note_layout
 def emit_graph(emitter: Emitter, features: fx.Node) -> None:
     captured = emitter.analysis.captured
     needed = _needed(features, emitter.by_node)
+    for name, place in captured.inputs.items():
+        emitter.nodes[place] = emitter.graph.placeholder(name)
     for node in captured.graph.nodes:
-        if node.op == "output" or node not in needed:
+        if node.op in ("output", "placeholder") or node not in needed:  # tensors are read where they are used
             continue
-        if node.op != "placeholder":
-            _enter(emitter, node.meta.get(AUTOCAST))
-        if node.op == "placeholder":
-            _placeholder(emitter, node)
-        elif node not in emitter.fixed and follow_shuffle(emitter, node):
+        _enter(emitter, node.meta.get(AUTOCAST))
+        if node not in emitter.fixed and follow_shuffle(emitter, node):
             continue
         else:
             if any(each in emitter.apart for each in node.all_input_nodes):
@@ -65,13 +65,6 @@ def _enter(emitter: Emitter, settings: Any) -> None:
         emitter.entered = emitter.free(emitter.graph.call_function(torch.amp.autocast_mode._enter_autocast, settings))
 
 
-def _placeholder(emitter: Emitter, node: fx.Node) -> None:
-    path = emitter.analysis.captured.held.get(node.name)
-    if path is None:
-        emitter.nodes[node] = emitter.graph.placeholder(node.name)
-    # tensors of the network are read where they are used
-
-
 def _emit(emitter: Emitter, node: fx.Node) -> Any:
     name = operation(node)
     if node in emitter.by_node:
@@ -95,7 +88,8 @@ def _emit(emitter: Emitter, node: fx.Node) -> Any:
     args, kwargs = list(node.args), dict(node.kwargs)
     if name.rstrip("_") in RESIZING and any(left is not None for left in _all_elastic(emitter, node)):
         return RESIZING[name.rstrip("_")](emitter, node)
-    return emitter.copy(node, emitter.argument(args), {k: emitter.argument(v) for k, v in kwargs.items()})
+    made = broadcast_arguments(emitter, node) if name in BROADCASTING else emitter.argument(args)
+    return emitter.copy(node, made, {k: emitter.argument(v) for k, v in kwargs.items()})
 
 
 def _fixed(emitter: Emitter, node: fx.Node, value: Tensor) -> fx.Node:

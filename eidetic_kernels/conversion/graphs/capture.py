@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
+from ..example import Given
 from .regions import inline_regions
 
 SAMPLES = 3  # of the batch that is captured
@@ -24,7 +25,7 @@ class Captured:
         held: what each placeholder of the graph is that is no input: the path of a parameter, buffer or constant.
         constants: the tensors that forward makes itself, by the paths in ``held``.
         parameters: the paths in ``held`` that are parameters.
-        inputs: the placeholders of the inputs, in order.
+        inputs: the placeholders of the inputs that are tensors, by name, in order.
         outputs: the nodes that are returned.
     """
 
@@ -32,35 +33,20 @@ class Captured:
     held: dict[str, str]
     constants: dict[str, Tensor]
     parameters: set[str]
-    inputs: tuple[fx.Node, ...]
+    inputs: dict[str, fx.Node]
     outputs: Any
 
 
-def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Captured:
-    """``module.forward(*args, **kwargs)``, in the mode that the module is in.
+def capture(module: nn.Module, given: Given) -> Captured:
+    """``module.forward`` of what it is ``given``, in the mode that the module is in.
 
-    The first dimension of every tensor that is as long as the first tensor's is the batch, a symbol.
+    The first dimension of every tensor is the batch, a symbol.
     """
-    samples = next(len(each) for each in (*args, *kwargs.values()) if isinstance(each, Tensor))
-
-    def batch(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.dim() or len(x) != samples:
-            return x
-        return x[torch.arange(SAMPLES, device=x.device) % samples]
-
-    def dynamic(x: Any) -> Any:
-        if not isinstance(x, Tensor) or not x.dim() or len(x) != samples:
-            return None
-        tokens = x.dim() in (2, 3) and (x.dim() == 3 or not x.is_floating_point()) and x.shape[1] > 1
-        return {0: Dim.DYNAMIC, 1: Dim.AUTO} if tokens else {0: Dim.DYNAMIC}
-
+    batch = given.changed(lambda x: x[torch.arange(SAMPLES, device=x.device) % len(x)])
+    sizes = tuple(_dynamic(each) for each in batch.values)
     with torch.enable_grad():
         exported = torch.export.export(
-            module,
-            tuple(batch(x) for x in args),
-            {name: batch(x) for name, x in kwargs.items()},
-            dynamic_shapes=(*(dynamic(x) for x in args), *(dynamic(x) for x in kwargs.values())) or None,
-            strict=False,
+            module, batch.args, dict(batch.kwargs), dynamic_shapes=_as_called(module, batch, sizes), strict=False
         )
     signature = exported.graph_signature
     trained = {
@@ -72,7 +58,9 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         **signature.inputs_to_buffers,
         **signature.inputs_to_lifted_tensor_constants,
     }
-    inputs = tuple(node for node in exported.graph.nodes if node.op == "placeholder" and node.name not in held)
+    places = [node for node in exported.graph.nodes if node.op == "placeholder" and node.name not in held]
+    inputs = dict(zip(batch.names, places, strict=True))
+    inputs = {name: inputs[name] for name in batch.named}
     output = next(reversed(exported.graph.nodes))
     return Captured(
         exported.graph,
@@ -82,3 +70,28 @@ def capture(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -
         inputs,
         output.args[0],
     )
+
+
+def _dynamic(x: Any) -> dict[int, Any] | None:
+    """Which sizes of an input may change: the batch's, and a sequence's length where forward allows it."""
+    if not isinstance(x, Tensor):
+        return None
+    tokens = x.dim() in (2, 3) and (x.dim() == 3 or not x.is_floating_point()) and x.shape[1] > 1
+    return {0: Dim.DYNAMIC, 1: Dim.AUTO} if tokens else {0: Dim.DYNAMIC}
+
+
+def _as_called(module: nn.Module, given: Given, sizes: tuple[Any, ...]) -> Any:
+    """``sizes`` of the arguments, in the form in which torch.export takes them: by forward's parameters."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    by_place, by_name = list(sizes[: len(given.args)]), dict(zip(given.kwargs, sizes[len(given.args) :], strict=True))
+    found: dict[str, Any] = {}
+    for each in parameters:
+        if each.kind is inspect.Parameter.VAR_POSITIONAL:
+            found[each.name], by_place = tuple(by_place), []
+        elif each.kind is inspect.Parameter.VAR_KEYWORD:
+            found[each.name] = by_name
+        elif by_place:
+            found[each.name] = by_place.pop(0)
+        elif each.name in by_name:
+            found[each.name] = by_name.pop(each.name)
+    return found

@@ -31,7 +31,7 @@ class Analysis:
         self._elements: dict[str, Owners] = {}
         self.notes: list[str] = []
         self.mixed: list = []
-        self.batch = frozenset().union(*(symbols_of(node, 0) for node in captured.inputs if is_tensor(node)))
+        self.batch = frozenset().union(*(symbols_of(node, 0) for node in captured.inputs.values()))
         self.asleep = tuple(path for path, _ in frozen_inside(module))
         self.across: list = []
 
