@@ -607,6 +607,12 @@ def test_what_only_the_capture_can_follow(name):
 
 
 REFUSED = {
+    "gates made of neighbouring channels": (
+        lambda: between(
+            lambda s, x: x * s.c(x.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(-1),
+            c=nn.Conv1d(1, 1, 3, padding=1),
+        ), IMAGE, "convolves along the units of a layer",
+    ),
     "softmax over channels": (lambda: between(lambda s, x: x.softmax(1)), IMAGE, "mixes all units of a layer"),
     "depthwise convolution of the input": (
         lambda: nn.Sequential(nn.Conv2d(3, 3, 3, groups=3), nn.Flatten(), nn.Linear(108, 4)), IMAGE,

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 import eidetic_kernels as ek
+from eidetic_kernels.conversion.example import given_to
 from eidetic_kernels.conversion.verify import answers_of, verify
 
 FLAT = (6,)
@@ -251,15 +252,15 @@ def test_outputs_are_compared_on_a_batch_of_another_size_too():
             return x
 
     plain, x = nn.Identity(), torch.randn(2, 6)
-    answers = answers_of(plain, x, None)
-    assert torch.equal(answers[0][:2], x) and len(answers[0]) == 3
+    answers = answers_of(plain, given_to(plain, (x,), {}), None)
+    assert torch.equal(answers[0].tensors[:2], x) and len(answers[0].tensors) == 3
     verify(plain, answers)
-    with pytest.raises(ek.ConversionError, match=r"shape \[3, 6\] are not the module's"):
+    with pytest.raises(ek.ConversionError, match=r"shape \[3, 6\] and torch.float32 are not the module's"):
         verify(Sized(), answers)
     with pytest.raises(ek.ConversionError, match=r"cannot take a batch of shape \[3, 6\].*two samples"):
         verify(Never(), answers)
     with pytest.raises(ek.ConversionError, match="not a batch of one sample more.*two samples"):
-        answers_of(Never(), x, None)
+        answers_of(Never(), given_to(plain, (x,), {}), None)
 
 
 def test_not_a_number_hides_no_difference():
@@ -269,7 +270,7 @@ def test_not_a_number_hides_no_difference():
 
     plain, other = Shifted(), Shifted()
     plain.shift, other.shift = 0.0, 0.1
-    answers = answers_of(plain, -torch.ones(1, 6), None)
+    answers = answers_of(plain, given_to(plain, (-torch.ones(1, 6),), {}), None)
     assert answers[1].isnan().any()
     verify(plain, answers)
     with pytest.raises(ek.ConversionError, match="are not the module's"):

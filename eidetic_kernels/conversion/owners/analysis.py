@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ...checking import first_line
+from ...errors import ConversionError
 from ...tasks.foreign import frozen_inside
 from ...wiring import rules as known_rules
 from ...wiring.diagnostics import at_node
@@ -86,6 +87,10 @@ class Analysis:
             step.refuse(f"the operation {name} is not known to keep units apart.")
         try:
             value = rule(step)
+        except ConversionError as error:
+            if str(error).startswith(("node ", "module ")):
+                raise
+            raise at_node(node).refused(str(error)) from error
         except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError) as error:
             raise at_node(node).refused(f"what it does to units cannot be followed ({first_line(error)}).") from error
         if isinstance(value, Owners) and value.shape != shape_of(node):

@@ -121,7 +121,10 @@ def convolves(step: Step) -> Owners:
         if x.samples.shape[d] > 1:
             step.refuse("mixes samples")
         if x.units.shape[d] > 1:
-            step.refuse("a convolution over units")
+            step.refuse(
+                "it convolves along the units of a layer (as ECA's gates do), so what a unit gives would depend on its "
+                "neighbours, which other tasks may own."
+            )
     if isinstance(step.args[1], Tensor) and not x.owned:  # of a frozen backbone
         return over_channels(step, x, "convolution", 1)
     groups = step.arg(6, "groups", 1)
