@@ -99,4 +99,12 @@ def given_to(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
 def _names(module: nn.Module) -> list[str]:
     """The names of forward's parameters."""
     several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [each.name for each in inspect.signature(module.forward).parameters.values() if each.kind not in several]
+    return [each.name for each in parameters_of(module) if each.kind not in several]
+
+
+def parameters_of(module: nn.Module) -> list[inspect.Parameter]:
+    """Forward's parameters; none where its code cannot be looked at."""
+    try:
+        return list(inspect.signature(module.forward).parameters.values())
+    except (TypeError, ValueError):
+        return []

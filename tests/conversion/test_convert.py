@@ -648,6 +648,13 @@ def test_refused(name):
     assert all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", [torch.jit.script, lambda module: torch.jit.trace(module, torch.randn(2, 6))])
+def test_a_module_in_another_form_is_refused(form):
+    with pytest.raises(ek.ConversionError):
+        ek.convert(form(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4))), torch.randn(2, 6))
+
+
 def test_an_unknown_head_is_named_with_the_ones_there_are():
     with pytest.raises(ek.ConversionError, match="Linear layers: 0, 4, 6"):
         ek.convert(mlp(), torch.randn(2, 6), head="7")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim
 
-from ..example import Given
+from ..example import Given, parameters_of
 from .regions import inline_regions
 
 SAMPLES = 3  # of the batch that is captured
@@ -82,10 +82,9 @@ def _dynamic(x: Any) -> dict[int, Any] | None:
 
 def _as_called(module: nn.Module, given: Given, sizes: tuple[Any, ...]) -> Any:
     """``sizes`` of the arguments, in the form in which torch.export takes them: by forward's parameters."""
-    parameters = inspect.signature(module.forward).parameters.values()
     by_place, by_name = list(sizes[: len(given.args)]), dict(zip(given.kwargs, sizes[len(given.args) :], strict=True))
     found: dict[str, Any] = {}
-    for each in parameters:
+    for each in parameters_of(module):
         if each.kind is inspect.Parameter.VAR_POSITIONAL:
             found[each.name], by_place = tuple(by_place), []
         elif each.kind is inspect.Parameter.VAR_KEYWORD:
