@@ -241,7 +241,7 @@ def _wiring(emitter: Emitter, reads: Tensor, features: fx.Node) -> Wiring:
     sources = sources_of(emitter, columns_of(emitter, features, reads, -1), "the head")
     groups = tuple(group for group in emitter.groups if group.producers)
     return Wiring(
-        groups, emitter.sources, emitter.dropouts, sources, emitter.split, emitter.orders, emitter.pieces, (),
+        groups, emitter.sources, emitter.dropouts, sources, emitter.split, emitter.orders, emitter.pieces,
         frozenset(emitter.last),
     )  # fmt: skip
 

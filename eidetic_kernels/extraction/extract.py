@@ -26,7 +26,6 @@ from ..layers import (
     EideticParameter,
     EideticScaledDotProduct,
     SegmentedLayer,
-    Shuffle,
 )
 from ..layers.attention import PROJECTIONS
 from ..layers.fixed import FixedTensor
@@ -142,8 +141,7 @@ class _PlainGraph:
     def _rewritten(self, node: fx.Node, module: nn.Module | None) -> fx.Node:
         """The node of the plain graph that stands for ``node``, which calls ``module`` if it calls one."""
         target = cast(str, node.target)
-        shuffled = isinstance(module, Shuffle) and module.wired  # its readers' columns are in the input's order
-        if shuffled or (module is not None and rules.module_rule(module) is rules.drops):
+        if module is not None and rules.module_rule(module) is rules.drops:
             return self.values[node.all_input_nodes[0]]
         if isinstance(module, FixedTensor):
             self.modules[target] = module().clone()

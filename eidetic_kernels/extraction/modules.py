@@ -22,7 +22,6 @@ from ..layers import (
     Parts,
     SegmentedLayer,
     Shared,
-    Shuffle,
     Split,
 )
 from ..layers.attention import PROJECTIONS
@@ -49,8 +48,6 @@ def plain_module(module: nn.Module, prefix: Prefix, **residual: float | None) ->
         return _attention(module, prefix)
     if isinstance(module, Split):
         return _split(module, prefix)
-    if isinstance(module, Shuffle):
-        return nn.ChannelShuffle(module.groups)
     return copy.deepcopy(module).eval()
 
 

@@ -28,7 +28,7 @@ from .parameter import EideticParameter
 from .parts import Parts, Shared
 from .position_network import EideticPositionNetwork
 from .prelu import EideticPReLU
-from .rearrange import Shuffle, Split
+from .rearrange import Split
 from .relative_attention import EideticRelativeAttention
 from .scope import Scope
 from .segmented import SegmentedLayer
@@ -74,7 +74,6 @@ __all__ = [
     "Scope",
     "SegmentedLayer",
     "Shared",
-    "Shuffle",
     "Split",
     "StaircaseLayer",
     "aware_of_segments",

@@ -1,4 +1,4 @@
-"""Splits and shuffles of units, for networks whose units are pruned and recycled."""
+"""Splits of units, for networks whose units are pruned and recycled."""
 
 from __future__ import annotations
 
@@ -40,25 +40,3 @@ class Split(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.sizes}"
-
-
-class Shuffle(nn.Module):
-    """Stands for :class:`torch.nn.ChannelShuffle`.
-
-    Once wired, it leaves its input alone: groups stay side by side, and the layers that read them know in which order
-    the plain module would have put their units (see :meth:`.StaircaseLayer.reorder`).
-    """
-
-    def __init__(self, groups: int):
-        super().__init__()
-        self.groups, self.wired = groups, False
-
-    def wire(self) -> None:
-        """From now on, leave the input alone."""
-        self.wired = True
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x if self.wired else x.unflatten(1, (self.groups, -1)).transpose(1, 2).flatten(1, 2)
-
-    def extra_repr(self) -> str:
-        return f"{self.groups}"

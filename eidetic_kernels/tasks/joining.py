@@ -8,7 +8,7 @@ from typing import Protocol, cast
 from torch import nn
 
 from ..errors import ConversionError, TaskError
-from ..layers import EideticDropout, Scope, SegmentedLayer, Shuffle, Split, StaircaseLayer, aware_of_segments
+from ..layers import EideticDropout, Scope, SegmentedLayer, Split, StaircaseLayer, aware_of_segments
 from ..wiring.groups import Wiring
 
 
@@ -52,8 +52,6 @@ def join_layers(network: nn.Module, wiring: Wiring, scope: Scope) -> None:
 
     for path, (sources, pieces) in wiring.pieces.items():
         cast(Split, network.get_submodule(path)).wire(sources, pieces, scope)
-    for path in wiring.shuffles:
-        cast(Shuffle, network.get_submodule(path)).wire()
     for path, sources in wiring.dropouts.items():
         aware = aware_of_segments(modules[path])
         if path in wiring.last:

@@ -246,12 +246,6 @@ class Builder:
             self.found.last.add(path)
         return [piece for piece, _ in taken]
 
-    def shuffle(self, path: str, value: Units, groups: int) -> Units:
-        """``value`` after a channel shuffle: its positions are filled from ``groups`` equal runs of them in turn."""
-        self.found.shuffled.append(path)
-        run = value.width // groups
-        return value.ordered(value.places[group * run + i] for i in range(run) for group in range(groups))
-
     def finish(self, output: Value, where: Place) -> Wiring:
         """The wiring of the network whose forward returns ``output``, which comes from ``where``."""
         return self.found.wiring(output, where)

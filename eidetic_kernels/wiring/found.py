@@ -55,7 +55,6 @@ class Found:
         dropped: what each dropout (or another module that must know which units are frozen) is given, and where.
         split: layers over several groups, each of which gets one part for each group.
         divided: what each split cuts apart, and the numbers of the groups in each piece.
-        shuffled: paths of the channel shuffles.
         last: paths of modules whose units lie in the last dimension.
     """
 
@@ -64,7 +63,6 @@ class Found:
     dropped: dict[str, tuple[Units, Place]] = field(default_factory=dict)
     split: dict[str, Parts | Shared] = field(default_factory=dict)
     divided: dict[str, tuple[Units, tuple[tuple[int, ...], ...]]] = field(default_factory=dict)
-    shuffled: list[str] = field(default_factory=list)
     last: set[str] = field(default_factory=set)
 
     def has(self, path: str) -> bool:
@@ -96,7 +94,6 @@ class Found:
                 if isinstance(reading.value, Units) and reading.value.order is not None
             },
             pieces={path: (sources_of(value, 1), numbers) for path, (value, numbers) in self.divided.items()},
-            shuffles=tuple(self.shuffled),
             last=frozenset(self.last),
         )
 

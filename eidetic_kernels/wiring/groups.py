@@ -54,7 +54,6 @@ class Wiring:
         split: layers over several groups, each to be replaced by its parts, one for each group.
         orders: for layers that read shuffled units, where each column lies.
         pieces: for each split, what it reads, and the numbers of the groups that make each piece.
-        shuffles: paths of the channel shuffles.
         last: paths of layers and other modules whose units lie in the last dimension.
     """
 
@@ -65,5 +64,4 @@ class Wiring:
     split: dict[str, Parts | Shared]
     orders: dict[str, tuple[int, ...]]
     pieces: dict[str, tuple[tuple[Source, ...], tuple[tuple[int, ...], ...]]]
-    shuffles: tuple[str, ...]
     last: frozenset[str]

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import eidetic_kernels as ek
-from eidetic_kernels.layers import Shuffle
+from eidetic_kernels.layers import Split
 
 
 @pytest.mark.parametrize(
@@ -118,10 +118,10 @@ class Untraced(ek.EideticNetwork):
 
     def __init__(self):
         super().__init__()
-        self.layer, self.shuffle = ek.EideticLinear(6, 8), Shuffle(2)
+        self.layer, self.split = ek.EideticLinear(6, 8), Split([2, 4])
 
     def forward(self, x):
-        return F.relu(self.layer(self.shuffle(x if x.sum() > 0 else -x)))
+        return F.relu(self.layer(torch.cat(self.split(x if x.sum() > 0 else -x), 1)))
 
     def connections(self):
         return {"layer": "input", "output": "layer"}
@@ -130,5 +130,5 @@ class Untraced(ek.EideticNetwork):
 def test_a_module_of_ours_that_would_be_left_is_named():
     net = Untraced()
     learn(net, 0, fraction=0)
-    with pytest.raises(ek.ConversionError, match="'body.shuffle': Shuffle has no plain version yet"):
+    with pytest.raises(ek.ConversionError, match="'body.split': Split has no plain version yet"):
         net.extract(0)

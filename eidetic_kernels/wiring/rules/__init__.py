@@ -10,7 +10,7 @@ The rules are in one file for each kind; :mod:`.known` is the table that says wh
 
 from .attention import attends, attends_in_parts, attends_in_windows
 from .elementwise import casts, passes, refuses, ties, unknown
-from .joins import concatenates, divides, merges_patches, separates, shuffles
+from .joins import concatenates, divides, merges_patches, separates
 from .known import DROP_PATH, DROPOUTS, IMAGE_MODULES, LAYER_NORMS_2D, RELATIVE_ATTENTION, WINDOW_ATTENTION
 from .layers import drops, filters, follows, holds, normalises, produces, slopes
 from .nodes import value_of
@@ -64,7 +64,6 @@ __all__ = [
     "reshapes",
     "rolls",
     "separates",
-    "shuffles",
     "slopes",
     "squeezes",
     "ties",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ...layers import Shuffle, Split
+from ...layers import Split
 from ..values import INPUT, Constant, Input, Units, Value
 from .elementwise import unknown
 from .step import Step
@@ -74,12 +74,6 @@ def separates(step: Step) -> Value:
     if isinstance(value, Units) and value.spatial and value.last != (split.unit_dim == -1):
         step.refuse("it cuts positions apart, not units; only x[...] of positions is understood.")
     return step.builder.divide(step.path, value, split.sizes, step.where())
-
-
-def shuffles(step: Step) -> Value:
-    """A channel shuffle that leaves groups side by side."""
-    value, shuffle = step.first(), step.module_as(Shuffle)
-    return step.builder.shuffle(step.path, value, shuffle.groups) if isinstance(value, Units) else unknown(step)
 
 
 def merges_patches(step: Step) -> Value:

@@ -25,13 +25,12 @@ from ...layers import (
     EideticScaledDotProduct,
     EideticStochasticDepth,
     EideticWindowAttention,
-    Shuffle,
     Split,
     StaircaseLayer,
 )
 from .attention import attends, attends_in_parts, attends_in_windows
 from .elementwise import casts, drops_by_function, passes, refuses, ties
-from .joins import concatenates, divides, merges_patches, separates, shuffles
+from .joins import concatenates, divides, merges_patches, separates
 from .layers import drops, filters, follows, holds, normalises, produces, slopes
 from .numbers import measures
 from .positions import averages, indexes_or_attribute, pads, passes_images, rolls
@@ -109,9 +108,8 @@ MODULES.update({
     EideticGroupedConv2d: filters,
     EideticPReLU: slopes,
     EideticParameter: holds,
-    # Splits and shuffles.
+    # Splits.
     Split: separates,
-    Shuffle: shuffles,
     # Dropout and stochastic depth; and what is random in other ways.
     EideticDropout: drops,
     EideticStochasticDepth: drops,
