@@ -156,9 +156,6 @@ MODULES = {
         lambda s, x, y: s.d(x), layers={"d": lambda: nn.Dropout(0.5)}, makes=layers.EideticDropout
     ),
     layers.Split: Case(_split, makes=layers.Split),
-    layers.Shuffle: Case(
-        lambda s, x, y: s.s(_split(s, x, y)), layers={"s": lambda: nn.ChannelShuffle(2)}, makes=layers.Split
-    ),
     nn.Flatten: Case(lambda s, x, y: s.f(x).unsqueeze(3), layers={"f": lambda: nn.Flatten(2)}),
     nn.Dropout1d: _module(form=TOKENS)(nn.Dropout1d),
     nn.AlphaDropout: _refused(lambda s, x, y: s.d(x), RANDOM, d=nn.AlphaDropout),
