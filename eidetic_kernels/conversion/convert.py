@@ -223,7 +223,7 @@ def _steady(module: nn.Module) -> Iterator[None]:
 
 def _refreshed(captured: Captured) -> Captured:
     """``captured`` with the outputs that its graph has now."""
-    return replace(captured, outputs=next(reversed(captured.graph.nodes)).args[0])
+    return replace(captured, outputs=captured.graph.output_node().args[0])
 
 
 def _units_of_features(analysis: Analysis, node: fx.Node) -> Tensor:

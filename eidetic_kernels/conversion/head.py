@@ -246,7 +246,7 @@ def _linear(weight: Tensor | None, bias: Tensor | None) -> nn.Linear | None:
 def cut_at(captured: Captured, features: fx.Node) -> Captured:
     """``captured`` with ``features`` as its output, and without what these do not need."""
     graph = captured.graph
-    graph.erase_node(next(reversed(graph.nodes)))
+    graph.erase_node(graph.output_node())
     graph.output(features)
     for node in reversed(list(graph.nodes)):
         if node.op not in ("output", "placeholder") and not node.users:

@@ -94,7 +94,7 @@ def wire(network: nn.Module, graph: fx.Graph, prefix: str = "", editable: bool =
         values: dict[fx.Node, Value] = {}
         for node in list(graph.nodes):
             values[node] = rules.value_of(rules.Step(builder, node, values, prefix, editable))
-        output = next(reversed(graph.nodes))
+        output = graph.output_node()
         returned = output.args[0] if isinstance(output.args[0], fx.Node) else output
         return builder.finish(values[output], at_node(returned))
 

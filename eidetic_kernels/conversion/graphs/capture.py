@@ -61,7 +61,7 @@ def capture(module: nn.Module, given: Given) -> Captured:
     places = [node for node in exported.graph.nodes if node.op == "placeholder" and node.name not in held]
     inputs = dict(zip(batch.names, places, strict=True))
     inputs = {name: inputs[name] for name in batch.named}
-    output = next(reversed(exported.graph.nodes))
+    output = exported.graph.output_node()
     return Captured(
         exported.graph,
         held,
