@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from conversions import assert_teaches, lived_in, load_torchvision, take_through
+from conversions import assert_teaches, lived_in, load_torchvision, recall, take_through, train
 from plain_modules import Plain, conv, pooled
 from torch import nn
 
@@ -238,6 +238,32 @@ def test_learned_queries_are_shared_by_all_tasks():
     module.latent = nn.Parameter(torch.randn(1, 1, 8), requires_grad=False)
     net = take_through(module, torch.randn(8, 5, 6))
     assert net.shared == ("latent",) and not net.body.latent.requires_grad
+
+
+def test_a_bias_of_which_a_part_is_set_to_zero_in_place():
+    """Swin V2's keys have none; those of queries and values are trained and cut."""
+
+    def attend(s, x):
+        bias = s.qkv.bias.clone()
+        bias[8:16].zero_()
+        q, k, v = F.linear(x, s.qkv.weight, bias).view(x.shape[0], -1, 3, 2, 4).permute(2, 0, 3, 1, 4)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return s.b(s.proj(x).mean(1))
+
+    module = lived_in(Plain(attend, qkv=nn.Linear(6, 24), proj=nn.Linear(8, 6), b=nn.Linear(6, 4)))
+    x, y = torch.randn(8, 5, 6), torch.arange(8) % 4
+    net = ek.convert(module, x[:1])
+    assert torch.equal(net.eval()(x), module.eval()(x))
+    assert sum(isinstance(part, ek.EideticLinear) and part.bias is None for part in net.body.modules()) == 1
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-2)
+    train(net, optimizer, x, y)
+    net.prune(0.5, optimizer=optimizer)
+    net.finish_task()
+    answer = recall(net, x, 0)
+    net.prepare_for_task(1, 4, optimizer=optimizer)
+    train(net, optimizer, x, y)
+    assert recall(net, x, 0) == answer
+    torch.testing.assert_close(net.extract(0)(x), net(x, task=0))
 
 
 def test_positions_of_images_and_a_class_token_before_channels_that_multiply():

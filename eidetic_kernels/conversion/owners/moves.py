@@ -23,8 +23,9 @@ MOVES = (
 
 @rule("slice_scatter", "select_scatter")
 def writes(step: Step) -> Any:
-    x, dim = step.owners(step.args[0]), step.arg(2, "dim", 0)
-    if x.units.shape[dim % len(x.shape)] > 1:
+    x, written, dim = step.owners(step.args[0]), step.owners(step.args[1]), step.arg(2, "dim", 0)
+    fixed = not x.sampled and not written.owned and not written.sampled  # a bias, of which a part is set to zero
+    if x.units.shape[dim % len(x.shape)] > 1 and not fixed:
         step.refuse("it changes some units in place, and leaves others as they are. Put them together with torch.cat")
     return moves(step)
 
