@@ -240,6 +240,18 @@ def test_learned_queries_are_shared_by_all_tasks():
     assert net.shared == ("latent",) and not net.body.latent.requires_grad
 
 
+@pytest.mark.parametrize(("layer", "shape", "dim"), [
+    (nn.Linear(6, 1), (6,), 1), (nn.Linear(6, 1), (7, 6), -1), (nn.Conv2d(3, 1, 3), (3, 5, 5), 1)
+])  # fmt: skip
+def test_dropout_of_a_single_unit(layer, shape, dim):
+    """Nothing varies with units there; more may come."""
+    module = Plain(lambda s, x: s.b(s.d(s.a(x)).flatten(1)), a=layer, d=nn.Dropout(), b=nn.LazyLinear(4))
+    x = torch.randn(4, *shape)
+    module(x)
+    net = ek.convert(module, x)
+    assert net.body.d.unit_dim == dim and torch.equal(net.eval()(x), module.eval()(x))
+
+
 def test_a_bias_of_which_a_part_is_set_to_zero_in_place():
     """Swin V2's keys have none; those of queries and values are trained and cut."""
 

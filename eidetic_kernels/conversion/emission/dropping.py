@@ -64,6 +64,8 @@ def _dropping(emitter: Emitter, node: fx.Node, path: str, layer: Any, given: fx.
     numbers = small(emitter.numbers(x.units))
     loose = [d for d, left in enumerate(emitter.elastic(given)) if left is not None]
     loose = loose or [d for d, size in enumerate(numbers.shape) if size > 1]
+    if not loose:  # a single unit: where units usually lie
+        loose = [d for d in (1, rank - 1) if x.shape[d] == 1][:1]
     if not x.owned or len(loose) != 1:
         raise at_node(node).refused("dropout of what is no task's.")
     (dim,) = loose
