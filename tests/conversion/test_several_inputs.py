@@ -117,7 +117,7 @@ WRONG = {
     "another dtype": (lambda i: (i["ids"].float(), i["extra"]), "the input 'ids' must be whole numbers"),
     "integers": (lambda i: (i["ids"], i["extra"].long()), "the input 'extra' must be floating point"),
     "other samples": (lambda i: (i["ids"], i["extra"][:2]), "as many samples each"),
-    "no tensor": (lambda i: (i["ids"], 3), "or a mapping from names to tensors; got"),
+    "no tensor": (lambda i: (i["ids"], 3), "must be a tensor.*Several are given in a tuple"),
 }
 
 
