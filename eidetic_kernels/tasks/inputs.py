@@ -27,8 +27,8 @@ def tensors_of(x: Inputs) -> tuple[Tensor, ...]:
     for each in found:
         if not isinstance(each, Tensor):
             raise InputError(
-                f"the input must be a tensor [N, ...]; got {shown(x)}. Several are given in a tuple of tensors, or in a "
-                "mapping from names to tensors."
+                f"the input must be a tensor [N, ...]; got {shown(x)}. Several are given in a tuple of tensors, or in "
+                "a mapping from names to tensors."
             )
     found = cast("tuple[Tensor, ...]", found)
     if not found:
