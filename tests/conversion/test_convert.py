@@ -644,7 +644,20 @@ def test_what_only_the_capture_can_follow(name):
     take_through(make(), torch.randn(8, *shape))
 
 
+def partly_zeroed(s, x):
+    scale = s.scale.clone()
+    scale[2:4].zero_()
+    return s.b(s.a(x) * scale)
+
+
+class Scaled(Plain):
+    def __init__(self):
+        super().__init__(partly_zeroed, a=nn.Linear(6, 8), b=nn.Linear(8, 4))
+        self.scale = nn.Parameter(torch.randn(8))
+
+
 REFUSED = {
+    "a scale of which a part is set to zero": (Scaled, FLAT, "it changes some units in place"),
     "gates made of neighbouring channels": (
         lambda: between(
             lambda s, x: x * s.c(x.mean((2, 3)).unsqueeze(1)).sigmoid().transpose(1, 2).unsqueeze(-1),

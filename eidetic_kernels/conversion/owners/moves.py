@@ -10,7 +10,7 @@ from torch import Tensor
 from ..graphs.nodes import leaves, operation
 from .maps import NOBODY, Owners, small
 from .merging import settled
-from .step import Held, Step, rule
+from .step import TAKE_WEIGHTS, Held, Step, rule
 
 MOVES = (
     "view reshape _unsafe_view permute transpose t expand expand_as unsqueeze squeeze flatten unflatten select slice "
@@ -24,8 +24,10 @@ MOVES = (
 @rule("slice_scatter", "select_scatter")
 def writes(step: Step) -> Any:
     x, written, dim = step.owners(step.args[0]), step.owners(step.args[1]), step.arg(2, "dim", 0)
-    fixed = not x.sampled and not written.owned and not written.sampled  # a bias, of which a part is set to zero
-    if x.units.shape[dim % len(x.shape)] > 1 and not fixed:
+    # A bias, of which a part is set to zero, is computed once. Elsewhere the place would move when units go.
+    fixed = not x.sampled and not written.owned and not written.sampled
+    bias = all(operation(user) in TAKE_WEIGHTS and step.node in user.args[2:3] for user in step.node.users)
+    if x.units.shape[dim % len(x.shape)] > 1 and not (fixed and bias):
         step.refuse("it changes some units in place, and leaves others as they are. Put them together with torch.cat")
     return moves(step)
 
