@@ -10,13 +10,13 @@ from ..checking import flag, placed, real_number, whole_number
 from ..errors import InputError
 from ..layout import Segments, Source, reads
 from ..memory import canonical
+from .affine import AffineNorm
 from .inputs import check_dtype, check_tensor
 from .layer_norm import seen_by_segment
-from .segmented import SegmentedLayer
-from .succession import cut, empty_like, fresh, replace
+from .succession import fresh
 
 
-class EideticGroupNorm(SegmentedLayer):
+class EideticGroupNorm(AffineNorm):
     """Drop-in for :class:`torch.nn.GroupNorm` over the channels of [N, C, *].
 
     With several groups, the channels of one are a grain: they belong to one task, are pruned and frozen together, and
@@ -128,25 +128,6 @@ class EideticGroupNorm(SegmentedLayer):
             for name, parameter in self.named_parameters():
                 getattr(part, name).copy_(parameter[units]).requires_grad_(parameter.requires_grad)
         return part
-
-    def cut_live(self, keep: Tensor) -> None:
-        for name, parameter in list(self.named_parameters()):
-            setattr(self, name, cut(parameter, keep))
-
-    def freeze_live(self) -> None:
-        for name, parameter in self.named_parameters():
-            setattr(self, f"frozen_{name}", torch.cat([getattr(self, f"frozen_{name}"), parameter.detach()]))
-        self.forward_transfer = (*self.forward_transfer, True)
-
-    def allocate_frozen(self) -> None:
-        for name, parameter in self.named_parameters():
-            setattr(self, f"frozen_{name}", empty_like(parameter, self.segments.frozen_total))
-
-    def renew_live(self, forward_transfer: bool = True) -> None:
-        self.forward_transfer = (*self.forward_transfer[:-1], forward_transfer)
-        for name, parameter in list(self.named_parameters()):
-            setattr(self, name, replace(parameter, empty_like(parameter, self.segments.live)))
-        self.reset_parameters()
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {self.num_channels}, eps={self.eps}, affine={self.affine}"

@@ -14,13 +14,13 @@ from ..errors import InputError
 from ..layout import Segments, Source, Span, reads
 from ..memory import canonical
 from ..ops.staircase import positions, read
+from .affine import AffineNorm
 from .inputs import check_dtype, check_tensor
 from .parts import Parts
-from .segmented import SegmentedLayer
-from .succession import cut, empty_like, fresh, replace
+from .succession import fresh
 
 
-class EideticLayerNorm(SegmentedLayer):
+class EideticLayerNorm(AffineNorm):
     """Drop-in for :class:`torch.nn.LayerNorm` over the units of the last dimension.
 
     *Prefix LayerNorm*: a unit of segment s is normalised with the mean and variance over the units that segment s may
@@ -117,25 +117,6 @@ class EideticLayerNorm(SegmentedLayer):
     def _like(self, units: int, like: Tensor) -> EideticLayerNorm:
         affine, bias, factory = self.elementwise_affine, self.bias is not None, (like.device, like.dtype)
         return EideticLayerNorm(units, self.eps, affine, bias, *factory, channels_first=self.channels_first)
-
-    def cut_live(self, keep: Tensor) -> None:
-        for name, parameter in list(self.named_parameters()):
-            setattr(self, name, cut(parameter, keep))
-
-    def freeze_live(self) -> None:
-        for name, parameter in self.named_parameters():
-            setattr(self, f"frozen_{name}", torch.cat([getattr(self, f"frozen_{name}"), parameter.detach()]))
-        self.forward_transfer = (*self.forward_transfer, True)
-
-    def allocate_frozen(self) -> None:
-        for name, parameter in self.named_parameters():
-            setattr(self, f"frozen_{name}", empty_like(parameter, self.segments.frozen_total))
-
-    def renew_live(self, forward_transfer: bool = True) -> None:
-        self.forward_transfer = (*self.forward_transfer[:-1], forward_transfer)
-        for name, parameter in list(self.named_parameters()):
-            setattr(self, name, replace(parameter, empty_like(parameter, self.segments.live)))
-        self.reset_parameters()
 
     def extra_repr(self) -> str:
         return f"{self.normalized_shape}, eps={self.eps}, elementwise_affine={self.elementwise_affine}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +14,6 @@ from .attention import Biases, HeadedAttention, heads_divide
 from .inputs import check_dtype, check_tensor
 from .parameter import EideticParameter
 from .window_attention import relative_positions
-
-
-class RelativePositionalMultiHeadAttention(Protocol):
-    """torchvision's module, by its attributes: torchvision need not be installed."""
-
-    to_qkv: nn.Linear
-    merge: nn.Linear
-    relative_position_bias_table: nn.Parameter
-    head_dim: int
-    max_seq_len: int
 
 
 class EideticRelativeAttention(HeadedAttention):
@@ -67,11 +56,6 @@ class EideticRelativeAttention(HeadedAttention):
             return torch.einsum("nghij,nghjd->nghid", weights.softmax(-1), v)
 
         return self.out_proj(self.attended(q, k, v, attend))
-
-    def adopt_relative(self, old: RelativePositionalMultiHeadAttention) -> None:
-        """Take over the parameters of torchvision's module."""
-        self.adopt(old.to_qkv.weight, old.to_qkv.bias, old.merge)
-        self.position_bias = EideticParameter(old.relative_position_bias_table, 1, self.head_dim)
 
     def extra_repr(self) -> str:
         return f"{self.feat_dim}, head_dim={self.head_dim}, max_seq_len={self.max_seq_len}"

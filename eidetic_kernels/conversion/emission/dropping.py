@@ -39,10 +39,8 @@ def drop_after(emitter: Emitter, node: fx.Node, dropout: fx.Node) -> None:
     if not isinstance(p, (int, float)):
         raise at_node(node).refused("dropout with a rate that is computed.")
     if on and p:
-        made = emitter.nodes[node]
         emitter.nodes[node] = _dropping(emitter, node, f"dropped_{node.name}", EideticDropout(p), node)
         emitter.nodes[node].meta["source"] = node
-        assert made is not emitter.nodes[node]
 
 
 def mark(emitter: Emitter, node: fx.Node) -> Any:

@@ -218,9 +218,7 @@ class _Laid:
         self.values, self.captured, self.module, self.fixed = values, analysis.captured, analysis.module, analysis.fixed
         self.constraints = _Ignored(analysis.constraints)
         self.layers: list[Any] = []
-        self.notes: list[str] = []
         self.mixed: list[Any] = []
-        self.across: list[Any] = []
         self.asleep = analysis.asleep
         self._elements = analysis._elements
         self.elements = analysis.elements

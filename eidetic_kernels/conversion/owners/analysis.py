@@ -30,11 +30,9 @@ class Analysis:
         self.layers: list[Layer] = []
         self.values: dict[fx.Node, Any] = {}
         self._elements: dict[str, Owners] = {}
-        self.notes: list[str] = []
         self.mixed: list = []
         self.batch = frozenset().union(*(symbols_of(node, 0) for node in captured.inputs.values()))
         self.asleep = tuple(path for path, _ in frozen_inside(module))
-        self.across: list = []
 
     def run(self) -> Any:
         for node in self.captured.graph.nodes:

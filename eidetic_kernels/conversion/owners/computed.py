@@ -69,9 +69,7 @@ class _Maps:
         self.values: dict[fx.Node, Any] = {}
         self.constraints = _NoConstraints()
         self.layers: list[Any] = []
-        self.notes: list[str] = []
         self.mixed: list[Any] = []
-        self.across: list[Any] = []
         self.asleep: tuple[str, ...] = ()
 
     def value(self, argument: Any, deferred: bool = False) -> Any:

@@ -25,7 +25,6 @@ def read_along(step: Step, x: Owners, dim: int) -> Tensor:
         if d != dim and units.shape[d] > 1:
             first = columns.narrow(d, 0, 1)
             (step.constraints.together if x.coarse else step.constraints.same)(first, columns)
-            step.analysis.across.append((step.node, columns, d))
             columns = first
     return columns.flatten().expand(x.shape[dim]) if columns.numel() == 1 else columns.flatten()
 
@@ -190,7 +189,6 @@ def layer_norms(step: Step) -> Owners:
         return x  # over positions: what is learned there, all tasks share
     if any(s > 1 for s in x.units.shape[:-1]):
         # heads: inside a grain, or positions that will be tied
-        step.analysis.notes.append(f"norm over the last of several unit dims at {step.node.name}")
         return x
     reads = read_along(step, x, -1)
     weight = step.arg(2, "weight")

@@ -67,9 +67,7 @@ def combined(step: Step, *given: Owners) -> Owners:
         for each in (whole, other):
             if not each.owned:
                 bad = [d for d in unit_dims if len(each.shape) >= -d and each.shape[d] > 1]
-                if bad and not each.sampled and not bool((units < 0).any()):
-                    step.analysis.notes.append(f"fixed [{list(each.shape)}] along units at {step.node.name}")
-                elif bad:
+                if bad and (each.sampled or bool((units < 0).any())):
                     step.refuse("units are combined with what belongs to no task (the input)")
         whole = Owners(tuple(torch.broadcast_shapes(whole.shape, other.shape)), units, samples, coarse)
     rank = len(shape)
